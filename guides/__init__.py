@@ -1,0 +1,5 @@
+"""Amortised guides, one file a family."""
+
+from pyro_nbvae.guides.negative_binomial import NegativeBinomialGuide
+
+__all__ = ["NegativeBinomialGuide"]

@@ -1,0 +1,41 @@
+"""Amortised negative binomial posterior (DESIGN 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_nbvae.distributions import RelaxedNegativeBinomial
+from pyro_nbvae.models.negative_binomial import NegativeBinomialModel
+from pyro_nbvae.vae import AmortizedGuide
+
+
+class NegativeBinomialGuide(AmortizedGuide):
+    """q(z | x) = NB(r * dr(x), l + dl(x)), relaxed; at encoder outputs of 0 it is the prior.
+
+    Args:
+        model: a :class:`~pyro_nbvae.models.NegativeBinomialModel`.
+        shared_dispersion: leave the dispersion at the prior's (dr = 1, the DS variants); the encoder then has one
+            head, not two.
+        **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+    """
+
+    def __init__(self, model: NegativeBinomialModel, *, shared_dispersion: bool = False, **options: Any) -> None:
+        self.heads = 1 if shared_dispersion else 2
+        super().__init__(model, **options)
+
+    def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
+        """q(z | x), batch shape (B, K), at the guide's present temperature."""
+        *log_ratio, shift = self.encode(x)
+        r = self.prior.total_count
+        if log_ratio:
+            r = r * log_ratio[0].exp()
+        return RelaxedNegativeBinomial(r, self.prior.logits + shift, temperature=self.temperature, **self.relaxation)
+
+    @torch.no_grad()
+    def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The paper's modulation ratios (dr, dp) of images (B, C, H, W): r_q / r and sigma(-l_q) / sigma(-l), (B, K)."""
+        q = self.posterior(x)
+        return q.total_count / self.prior.total_count, torch.sigmoid(-q.logits) / torch.sigmoid(-self.prior.logits)

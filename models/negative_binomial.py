@@ -1,0 +1,41 @@
+"""Negative binomial prior over the latents (DESIGN 3.2)."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_nbvae.distributions import RelaxedNegativeBinomial
+from pyro_nbvae.vae import ImageModel
+
+
+class NegativeBinomialPrior(nn.Module):
+    """Learned dispersion r and logits l, one per latent; both log r and l start at 0 (mean 1, Fano factor 2)."""
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        self.log_total_count = nn.Parameter(torch.zeros(latents))
+        self.logits = nn.Parameter(torch.zeros(latents))
+
+    @property
+    def total_count(self) -> Tensor:
+        """r, (K,). Like Pyro's own constrained parameters it remembers what it is made from, so that the KL can tell
+        where model and guide share it."""
+        r: Any = self.log_total_count.exp()
+        r.unconstrained = weakref.ref(self.log_total_count)
+        return r
+
+
+class NegativeBinomialModel(ImageModel):
+    """z ~ NB(r, l), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
+
+    def __init__(self, image_shape: tuple[int, int, int], latents: int = 256, **options: Any) -> None:
+        super().__init__(image_shape, latents, **options)
+        self.prior = NegativeBinomialPrior(latents)
+
+    def prior_distribution(self) -> RelaxedNegativeBinomial:
+        """NB(r, l), batch shape (K,): samples are integers, the support takes relaxed counts too."""
+        return RelaxedNegativeBinomial(self.prior.total_count, self.prior.logits, temperature=0.0)

@@ -1,0 +1,178 @@
+"""The command ``nbvae``: parses, calls, prints.
+
+Heavy imports wait until a command runs, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.extras import subcommand_cli_from_dict
+
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.errors import InputError
+
+# The columns of the table that `nbvae evaluate` prints: metric, heading, decimals.
+COLUMNS = (
+    ("mse", "MSE", 4),
+    ("ssim", "SSIM", 3),
+    ("elbo", "ELBO", 1),
+    ("bits_per_dim", "bits/dim", 3),
+    ("importance_weighted_bound", "IW bound", 1),
+    ("squared_error", "SSE", 2),
+    ("kl", "KL", 2),
+    ("objective", "SSE+βKL", 2),
+    ("dead_units", "dead", 0),
+    ("fano", "Fano", 2),
+    ("overdispersion", "var/mean", 2),
+)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Metrics of several runs as a table, one run a line."""
+    import pandas as pd
+
+    shown = []
+    for row in rows:
+        line = {"variant": row["variant"], "data": row["data"], "epochs": str(row["epochs"])}
+        line |= {heading: f"{row[name]:.{digits}f}" for name, heading, digits in COLUMNS}
+        shown.append(line)
+    return pd.DataFrame(shown).to_string(index=False)
+
+
+def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
+    """Train a variant and leave a run folder.
+
+    Args:
+        out: the run folder: new or empty, or with --resume the run's.
+        resume: continue the run in --out from its last whole epoch.
+    """
+    from pyro_nbvae.training import train
+
+    print(train(config, out, resume=resume).folder)
+
+
+def evaluate(
+    runs: Positional[tuple[str, ...]],
+    importance_samples: int = 10,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> None:
+    """Measure runs on their held-out images with integer counts; print a table, write metrics.json, dispersion.png.
+
+    Args:
+        runs: run folders that nbvae train wrote.
+        importance_samples: latents per image of the importance-weighted bound.
+        seed: of the latents that are drawn.
+        device: auto (CUDA where it is), or a device of torch's.
+        data_root: where the data are, if not where the run found them.
+    """
+    if not runs:
+        raise InputError("no run named: give one or more folders that nbvae train wrote")
+    from pyro_nbvae.evaluation import evaluate
+    from pyro_nbvae.runs import Run
+
+    found = [Run(folder) for folder in runs]
+    options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root)
+    print(table([evaluate(run, importance_samples=importance_samples, **options) for run in found]))
+    for run in found:
+        print(run.folder / "metrics.json", run.folder / "dispersion.png")
+
+
+def generate(run: Positional[str], count: int = 100, seed: int = 0, device: str = "auto") -> None:
+    """Draw images from the prior, integer counts; write samples.png.
+
+    Args:
+        run: a run folder that nbvae train wrote.
+        count: how many images.
+        seed: of the latents that are drawn.
+        device: auto (CUDA where it is), or a device of torch's.
+    """
+    from pyro_nbvae.generation import generate
+    from pyro_nbvae.runs import Run
+
+    print(generate(Run(run), count=count, seed=seed, device=device))
+
+
+def reconstruct(
+    run: Positional[str],
+    images: str | None = None,
+    count: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> None:
+    """Encode and decode images, integer counts between; write reconstructions.png.
+
+    Args:
+        run: a run folder that nbvae train wrote.
+        images: a .npy file of your own, (N, C, H, W), floats in [0, 1] or uint8. Default: held-out images.
+        count: how many images.
+        seed: of the latents that are drawn.
+        device: auto (CUDA where it is), or a device of torch's.
+        data_root: where the data are, if not where the run found them.
+    """
+    from pyro_nbvae.generation import reconstruct
+    from pyro_nbvae.runs import Run
+
+    print(reconstruct(Run(run), images=images, count=count, seed=seed, device=device, data_root=data_root))
+
+
+COMMANDS = {"train": train, "evaluate": evaluate, "generate": generate, "reconstruct": reconstruct}
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"nbvae: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _unboxed(text: str) -> str:
+    """The message of an error that the parser drew in a box: its lines down to the first rule."""
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    body = [line for line in lines if not line.startswith(("╭", "╰"))]
+    rule = next((i for i, line in enumerate(body) if line.startswith("─")), len(body))
+    return " ".join(body[:rule]) or text
+
+
+def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The command as something that only takes its arguments, so that parsing is over before the work begins."""
+
+    @functools.wraps(command)
+    def take(*arguments: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *arguments, **options)
+
+    return take
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command. Exits with 2 and one line on bad input, with 130 when interrupted."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call = subcommand_cli_from_dict(
+                {name: _deferred(command) for name, command in COMMANDS.items()},
+                prog="nbvae",
+                description="Variational autoencoders with negative binomial latents.",
+                args=arguments,
+                config=(FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _fail(f"{_unboxed(complaint.getvalue()).rstrip('.')}; see nbvae --help")
+        raise
+    try:
+        call()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("nbvae: interrupted; nbvae train --resume continues", file=sys.stderr)
+        raise SystemExit(130) from None

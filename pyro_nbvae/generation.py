@@ -1,0 +1,78 @@
+"""Images from a trained run: samples of the prior, and reconstructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.evaluation import evaluating, run_title
+from pyro_nbvae.plotting import plot_grid, plot_pairs
+from pyro_nbvae.runs import Run
+from pyro_nbvae.vae import check_images
+
+
+def generate(run: Run, *, count: int = 100, seed: int = 0, device: str = "auto") -> Path:
+    """Decodes ``count`` samples of the prior (integer counts) and writes them as the picture ``samples.png``."""
+    if count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
+    config, model, guide = run.load(device)
+    with evaluating(model, guide, seed):
+        _, images = model.generate(count)
+    path = run.folder / "samples.png"
+    plot_grid(images, path, title=f"{run_title(config)}: prior samples")
+    return path
+
+
+def read_images(path: str | Path) -> Tensor:
+    """Images from a .npy file: (N, C, H, W), floats in [0, 1] or uint8.
+
+    Raises:
+        InputError: for a file that is no such array.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a .npy array: {error}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fu":
+        raise InputError(f"{path} holds no image array: expected (N, C, H, W), floats in [0, 1] or uint8")
+    tensor = torch.from_numpy(array)
+    return to_unit_interval(tensor) if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def reconstruct(
+    run: Run,
+    *,
+    images: str | Path | None = None,
+    count: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> Path:
+    """Writes ``reconstructions.png``: originals above their reconstructions from one exact sample each.
+
+    Args:
+        images: a .npy file (see :func:`read_images`); by default the first held-out images of the run's data.
+        count: how many of them.
+
+    Raises:
+        InputError: for images of another shape or range than the run's.
+    """
+    if count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
+    config, model, guide = run.load(device)
+    if images is None:
+        x = to_unit_interval(load(config.data, data_root or config.data_root).test[:count])
+    else:
+        x = read_images(images)[:count]
+        check_images(x, model.image_shape)  # type: ignore[arg-type]
+    x = x.to(next(model.parameters()).device)
+    with evaluating(model, guide, seed):
+        again = model.decode(guide.posterior(x).sample())
+    path = run.folder / "reconstructions.png"
+    plot_pairs(x, again, path, title=f"{run_title(config)}: originals and reconstructions")
+    return path

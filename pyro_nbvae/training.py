@@ -1,0 +1,172 @@
+"""Training: Adam on -beta * ELBO per image, with KL warm-up and an annealed temperature."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.data import batches, load
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.evaluation import held_out
+from pyro_nbvae.runs import Run, build, choose_device, resolve, validate
+from pyro_nbvae.vae import AmortizedGuide
+
+# A resumed run may differ in these from the one it continues.
+_MAY_CHANGE = {"epochs", "device", "data_root"}
+
+
+def kl_weight(config: TrainConfig, epoch: float) -> float:
+    """The KL's weight after so many epochs (a fraction counts): rises linearly from 0 to 1."""
+    return min(1.0, epoch / config.kl_warmup) if config.kl_warmup else 1.0
+
+
+def temperature(config: TrainConfig, epoch: float) -> float:
+    """The relaxation's temperature after so many epochs: goes linearly from ``temperature_start`` to ``temperature``."""
+    assert config.temperature is not None and config.temperature_start is not None and config.anneal_epochs
+    done = min(1.0, epoch / config.anneal_epochs)
+    return config.temperature_start + (config.temperature - config.temperature_start) * done
+
+
+def _prepare(run: Run, config: TrainConfig, image_shape: tuple[int, int, int], resume: bool) -> None:
+    """Makes the run folder, or checks that it is this configuration's."""
+    if not run.config_path.exists():
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            raise InputError(f"{run.folder} exists and holds no run: name a new or empty folder with --out")
+        run.folder.mkdir(parents=True, exist_ok=True)
+    elif not resume:
+        raise InputError(f"{run.folder} already holds a run: continue it with --resume, or name another --out")
+    else:
+        before = dataclasses.asdict(run.config()[0])
+        now = dataclasses.asdict(config)
+        changed = [k for k in now if k not in _MAY_CHANGE and now[k] != before[k]]
+        if changed:
+            what = ", ".join(f"{k} {before[k]} there, {now[k]} here" for k in changed)
+            raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or name another --out")
+    run.write_config(config, image_shape)
+
+
+@torch.no_grad()
+def _mean_fano(guide: AmortizedGuide, x: Tensor) -> float:
+    q = guide.posterior(x)
+    return float((q.variance / q.mean).mean())
+
+
+def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
+    """Trains a variant and leaves a run folder.
+
+    The loss is -beta * ELBO per image without its constant, in units of squared error: squared error + beta *
+    kl_weight * KL. After each epoch the held-out images are evaluated with exact latents (integer counts), and the
+    checkpoint and the log are written. On one machine the same configuration gives the same numbers, whether or not
+    the run was interrupted and resumed.
+
+    Args:
+        config: what to train.
+        out: the run folder, new, empty or (with ``resume``) of the same configuration.
+        resume: continue from the last whole epoch; a run that is complete stays as it is.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        InputError: for data, a device or a folder that cannot be used, and for a loss that is not finite.
+    """
+    validate(config)
+    data = load(config.data, config.data_root)
+    config = resolve(config, data.image_shape)
+    assert config.epochs is not None and config.beta is not None and config.clip is not None
+    device = choose_device(config.device)
+    run = Run(out)
+    _prepare(run, config, data.image_shape, resume)
+
+    torch.manual_seed(config.seed)
+    model, guide, elbo = build(config, data.image_shape)
+    state = run.read_checkpoint() if resume and run.checkpoint_path.exists() else None
+    if state is not None:
+        run.restore(model, guide, state)
+    loss_of = elbo(model, guide).to(device)
+    parameters = list(loss_of.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    rows: list[dict[str, float]] = []
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        rows = state["log"]
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda" and state["cuda_rng"]:
+            torch.cuda.set_rng_state(state["cuda_rng"], device)
+
+    images, test = data.train.to(device), data.test.to(device)
+    steps = math.ceil(len(images) / config.batch_size)
+    show_every = max(1, steps // 50)
+    pixels = math.prod(data.image_shape)
+    # log p(x | z) = -squared error / beta + this, per image
+    constant = -pixels / 2 * math.log(math.pi * config.beta)
+    bar = tqdm(
+        total=config.epochs * steps,
+        initial=len(rows) * steps,
+        desc=f"{config.variant} {config.data}",
+        unit="step",
+        disable=not progress,
+        smoothing=0.05,
+    )
+    # A parameter store of this run's own: parameters of another model of the same names stay out of it.
+    with bar, pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        for epoch in range(len(rows), config.epochs):
+            began = time.perf_counter()
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
+            totals = torch.zeros(3, device=device)
+            loss_of.train()
+            for step, x in enumerate(batches(images, config.batch_size, order.to(device))):
+                at = epoch + step / steps
+                elbo.kl_weight = kl_weight(config, at)
+                guide.temperature = temperature(config, at)
+                optimizer.zero_grad(set_to_none=True)
+                loss = loss_of(x) * (config.beta / len(x))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+                optimizer.step()
+                likelihood, kl = elbo.terms
+                error = (constant * len(x) - likelihood) * config.beta
+                totals += torch.stack([loss.detach() * len(x) + config.beta * constant * len(x), error, kl])
+                bar.update()
+                if step % show_every == 0:
+                    seen = min((step + 1) * config.batch_size, len(images))
+                    mean = (totals / seen).tolist()
+                    shown = dict(zip(("loss", "error", "KL"), (f"{v:.2f}" for v in mean), strict=True))
+                    bar.set_postfix(**shown, Fano=f"{_mean_fano(guide, x[:64]):.2f}", refresh=False)
+            seconds = time.perf_counter() - began
+            mean = (totals / len(images)).tolist()
+            if not math.isfinite(mean[0]):
+                raise InputError(
+                    f"the loss of epoch {epoch + 1} is not finite: lower --lr (now {config.lr}); {run.folder} keeps the "
+                    "epochs before"
+                )
+            rows.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": mean[0],
+                    "squared_error": mean[1],
+                    "kl": mean[2],
+                    "kl_weight": elbo.kl_weight,
+                    "temperature": guide.temperature,
+                    "seconds": seconds,
+                    **{f"test_{k}": v for k, v in held_out(model, guide, test, seed=config.seed).items()},
+                }
+            )
+            run.write_checkpoint(
+                {
+                    "model": model.state_dict(),
+                    "guide": guide.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "log": rows,
+                    "rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                }
+            )
+            run.write_log(rows)
+    return run

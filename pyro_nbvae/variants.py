@@ -1,0 +1,50 @@
+"""The registry of variants: a name to the model, the guide and the ELBO estimator that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyro.infer import ELBO
+
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.vae import AmortizedGuide, ImageModel
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What builds a variant. ``options`` go to the guide."""
+
+    model: Callable[..., ImageModel]
+    guide: Callable[..., AmortizedGuide]
+    estimator: Callable[..., ELBO]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _nb(estimator: Callable[..., ELBO], relaxation: str, **options: Any) -> Variant:
+    return Variant(NegativeBinomialModel, NegativeBinomialGuide, estimator, {"relaxation": relaxation, **options})
+
+
+VARIANTS: dict[str, Variant] = {
+    "MC-G": _nb(MonteCarloKL_ELBO, "gumbel"),
+    "MC-C": _nb(MonteCarloKL_ELBO, "arrival"),
+    "DS-G": _nb(AnalyticKL_ELBO, "gumbel", shared_dispersion=True),
+    "DS-C": _nb(AnalyticKL_ELBO, "arrival", shared_dispersion=True),
+    "EX-G": _nb(AnalyticKL_ELBO, "gumbel"),
+    "EX-C": _nb(AnalyticKL_ELBO, "arrival"),
+}
+
+
+def variant(name: str) -> Variant:
+    """The variant of that name.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    if name not in VARIANTS:
+        raise InputError(f"unknown variant {name!r}: choose from {', '.join(VARIANTS)}")
+    return VARIANTS[name]

@@ -10,9 +10,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "default": dict(epochs=20, kl_warmup=2.0, temperature_start=1.0, temperature=0.05, anneal_epochs=None, clip=25.0),
     # The released code's: epochs out of 250, of which 200 are run; its clip of 1.0 is in units of its own loss.
-    "paper": dict(
-        epochs=200, kl_warmup=50.0, temperature_start=1.0, temperature=0.05, anneal_epochs=250.0, clip=None
-    ),
+    "paper": dict(epochs=200, kl_warmup=50.0, temperature_start=1.0, temperature=0.05, anneal_epochs=250.0, clip=None),
 }
 
 

@@ -33,6 +33,7 @@ from pyro_nbvae.networks import DECODERS, ENCODERS
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 from pyro_nbvae.variants import variant
 
+
 def _member(name: str, value: str, table: Any) -> None:
     if value not in table:
         raise InputError(f"unknown {name} {value!r}: choose from {', '.join(table)}")
@@ -179,11 +180,11 @@ class Run:
         try:
             return torch.load(io.BytesIO(self.checkpoint_path.read_bytes()), map_location="cpu", weights_only=True)
         except FileNotFoundError:
-            raise InputError(
-                f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch"
-            ) from None
+            raise InputError(f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch") from None
         except Exception as error:
-            raise InputError(f"{self.checkpoint_path} cannot be read ({type(error).__name__}): train it anew") from error
+            raise InputError(
+                f"{self.checkpoint_path} cannot be read ({type(error).__name__}): train it anew"
+            ) from error
 
     def restore(self, model: ImageModel, guide: AmortizedGuide, state: dict[str, Any]) -> None:
         """Loads parameters from a checkpoint.

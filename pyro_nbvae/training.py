@@ -118,7 +118,9 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     with bar, pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for epoch in range(len(rows), config.epochs):
             began = time.perf_counter()
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                len(images), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            )
             totals = torch.zeros(3, device=device)
             loss_of.train()
             for step, x in enumerate(batches(images, config.batch_size, order.to(device))):

@@ -13,7 +13,9 @@ ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "mlp": MLPEncoder, 
 DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder, "linear": LinearDecoder}
 
 
-def _pick(kind: str, table: dict[str, type[nn.Module]], name: str, image_shape: tuple[int, int, int]) -> type[nn.Module]:
+def _pick(
+    kind: str, table: dict[str, type[nn.Module]], name: str, image_shape: tuple[int, int, int]
+) -> type[nn.Module]:
     if name not in table:
         raise InputError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
     channels, height, width = image_shape

@@ -28,7 +28,9 @@ class ConvEncoder(nn.Module):
         ).to(memory_format=torch.channels_last)
         with torch.no_grad():
             width = self.features(torch.zeros(1, *image_shape)).shape[1]
-        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(width, latents), nn.LayerNorm(latents)) for _ in range(heads))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, latents), nn.LayerNorm(latents)) for _ in range(heads)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.features(x.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,13 @@
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Every test starts from one seed and an empty parameter store, and leaves torch's defaults as they were."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()

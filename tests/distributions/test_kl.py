@@ -1,0 +1,209 @@
+"""KL divergences against direct summation, finite differences, the chain rule and mpmath."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Gamma, kl_divergence
+
+from pyro_nbvae.distributions import (
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    RelaxedPoisson,
+    kl_form,
+    negative_binomial_kl,
+    poisson_kl,
+)
+from pyro_nbvae.models import NegativeBinomialModel
+
+
+def parameters(number, dtype, shared=False, seed=4):
+    """r from 0.05 to 300, dispersion ratio up to e^2 either way, means from 1e-3 to 50: (r_q, l_q, r_p, l_p)."""
+    rng = np.random.default_rng(seed)
+    r_q = np.exp(rng.uniform(np.log(0.05), np.log(300), number))
+    r_p = r_q if shared else np.clip(r_q * np.exp(rng.uniform(-2, 2, number)), 0.05, 300)
+    mean_q, mean_p = np.exp(rng.uniform(np.log(1e-3), np.log(50), (2, number)))
+    return tuple(torch.tensor(a, dtype=dtype) for a in (r_q, np.log(mean_q / r_q), r_p, np.log(mean_p / r_p)))
+
+
+def summed(r_q, l_q, r_p, l_p):
+    """sum_z q(z) (log q(z) - log p(z)) in float64, to the point where q has no mass left."""
+    arguments = [a.double() for a in (r_q, l_q, r_p, l_p)]
+    mean, odds = arguments[0] * arguments[1].exp(), arguments[1].exp()
+    # beyond the mean the tail falls about as fast as sigma(l)^z
+    top, order = (mean + 12 * torch.sqrt(mean * (1 + odds)) + 40 * (1 + odds)).sort()
+    total = torch.empty_like(mean)
+    for where, last in zip(order.split(20), top.split(20), strict=True):
+        rq, lq, rp, lp = (a[where] for a in arguments)
+        z = torch.arange(math.ceil(float(last[-1])), dtype=torch.float64)[:, None]
+        log_q = NegativeBinomial(rq, logits=lq).log_prob(z)
+        total[where] = (log_q.exp() * (log_q - NegativeBinomial(rp, logits=lp).log_prob(z))).sum(0)
+    return total
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_kl_equals_direct_summation(shared):
+    arguments = parameters(1000, torch.float64, shared)
+    expected = summed(*arguments)
+    got = negative_binomial_kl(*arguments, exact=not shared)
+    assert ((got - expected).abs() <= 1e-5 * expected.clamp(min=1)).all()
+    # and, as documented, much closer
+    assert ((got - expected).abs() <= 1e-8 * expected.clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_kl_in_single_precision(shared):
+    """1e-3 of max(KL, 0.05), which DESIGN 3.4 takes for "relative"; 2e-5 of max(KL, 1), as documented."""
+    arguments = parameters(1000, torch.float32, shared)
+    expected = summed(*arguments)
+    got = negative_binomial_kl(*arguments, exact=not shared).double()
+    assert ((got - expected).abs() <= 1e-3 * expected.clamp(min=0.05)).all()
+    assert ((got - expected).abs() <= 2e-5 * expected.clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exact", [True, False])
+def test_kl_is_zero_where_q_is_p_and_not_negative_elsewhere(dtype, exact):
+    r, logits, *_ = parameters(3000, dtype)
+    assert (negative_binomial_kl(r, logits, r.clone(), logits.clone(), exact=exact) == 0).all()
+    r_q, l_q, r_p, _ = parameters(3000, dtype, shared=not exact)
+    close = l_q + 1e-3 * torch.randn_like(l_q)
+    kl = negative_binomial_kl(r_q, l_q, r_q * (1 + 1e-3 * torch.randn_like(r_q)) if exact else r_p, close, exact=exact)
+    # rounding, and in the exact form the quadrature
+    assert kl.min() > (-2e-5 if dtype is torch.float32 else -1e-9)
+
+
+def test_gradients_equal_finite_differences():
+    arguments = [a.requires_grad_() for a in parameters(60, torch.float64, seed=8)]
+    assert torch.autograd.gradcheck(negative_binomial_kl, arguments, eps=1e-6, atol=1e-6, rtol=1e-5)
+    r, l_q, _, l_p = arguments
+    assert torch.autograd.gradcheck(
+        lambda r, l_q, l_p: negative_binomial_kl(r, l_q, r, l_p, exact=False),
+        (r, l_q, l_p),
+        eps=1e-6,
+        atol=1e-6,
+        rtol=1e-5,
+    )
+
+
+def test_gradient_vanishes_where_q_is_p():
+    """The KL is least there, and in r_q only the integral's derivative makes it so: it is not 0 by itself."""
+    r, logits, *_ = parameters(500, torch.float64)
+    q = [r.clone().requires_grad_(), logits.clone().requires_grad_()]
+    for_r, for_logits = torch.autograd.grad(negative_binomial_kl(*q, r, logits).sum(), q)
+    assert (for_r * r).abs().max() < 1e-7 and for_logits.abs().max() < 1e-7
+
+
+def test_the_form_is_shared_only_where_the_dispersion_is_one_quantity():
+    r, logits = torch.ones(3, requires_grad=True), torch.zeros(3)
+    # the same tensor, the same tensor expanded
+    assert kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(r, logits=logits + 1)) == "shared"
+    wide = NegativeBinomial(r.expand(5, 3), logits=logits)
+    assert kl_form(wide, NegativeBinomial(r, logits=logits).expand(torch.Size([5, 3]))) == "shared"
+    # equal by value alone, while one of them can move
+    assert kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(torch.ones(3), logits=logits)) == "exact"
+    assert kl_form(NegativeBinomial(r * 1.0, logits=logits), NegativeBinomial(r, logits=logits)) == "exact"
+    # another layout of the same storage
+    square = torch.rand(3, 3) + 1
+    square.requires_grad_()
+    assert kl_form(NegativeBinomial(square, logits=0.0), NegativeBinomial(square.T, logits=0.0)) == "exact"
+    # equal by value where nothing can move
+    with torch.no_grad():
+        assert kl_form(NegativeBinomial(r * 1.0, logits=logits), NegativeBinomial(r, logits=logits)) == "shared"
+    assert (
+        kl_form(NegativeBinomial(torch.ones(3) * 2, logits=logits), NegativeBinomial(torch.ones(3), logits=logits))
+        == "exact"
+    )
+    # made twice from one parameter, as Pyro marks it
+    prior = NegativeBinomialModel((1, 8, 8), 3, decoder="linear").prior
+    one, two = prior.total_count, prior.total_count
+    assert one is not two and kl_form(NegativeBinomial(one, logits=0.0), NegativeBinomial(two, logits=1.0)) == "shared"
+
+
+def test_where_values_agree_by_chance_the_gradient_is_still_exact():
+    """The trap in choosing the form by value: at r_q = r_p the shared form's derivative in r_q is another one."""
+    r_q = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    r_p, l_q, l_p = (torch.tensor(v, dtype=torch.float64) for v in (1.3, 0.8, 0.0))
+    kl = kl_divergence(NegativeBinomial(r_q, logits=l_q), NegativeBinomial(r_p, logits=l_p))
+    (gradient,) = torch.autograd.grad(kl, r_q)
+    step = 1e-4
+    up, down = (summed(*(t[None] for t in (r_p + s, l_q, r_p, l_p))) for s in (step, -step))
+    assert float(gradient) == pytest.approx(float((up - down) / (2 * step)), abs=1e-6)
+
+
+def test_registered_kl_is_elementwise_and_serves_relaxed_and_exact():
+    r_q, l_q, r_p, l_p = parameters(12, torch.float64)
+    expected = negative_binomial_kl(r_q, l_q, r_p, l_p)
+    relaxed = RelaxedNegativeBinomial(r_q, l_q, temperature=0.3), RelaxedNegativeBinomial(r_p, l_p, temperature=0.0)
+    exact = NegativeBinomial(r_q, logits=l_q), NegativeBinomial(r_p, torch.sigmoid(l_p))
+    for q in (relaxed[0], exact[0]):
+        for p in (relaxed[1], exact[1]):
+            torch.testing.assert_close(kl_divergence(q, p), expected)
+    torch.testing.assert_close(kl_divergence(relaxed[0].to_event(1), relaxed[1].to_event(1)), expected.sum())
+
+
+def test_chain_rule():
+    """KL(NB) = KL(Gamma) - E_q KL(posterior Gamma of q given z || that of p given z), from integer samples."""
+    r_q, l_q, r_p, l_p = (torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.9, 2.2, -0.4))
+    z = NegativeBinomial(r_q, logits=l_q).sample(torch.Size([100_000]))
+    joint = kl_divergence(Gamma(r_q, torch.exp(-l_q)), Gamma(r_p, torch.exp(-l_p)))
+    given = kl_divergence(Gamma(z + r_q, torch.exp(-l_q) + 1), Gamma(z + r_p, torch.exp(-l_p) + 1))
+    estimate = joint - given
+    error = float(estimate.std()) / math.sqrt(len(z))
+    assert abs(float(estimate.mean() - negative_binomial_kl(r_q, l_q, r_p, l_p))) < 4 * error
+
+
+def test_infinite_dispersion_is_poisson():
+    m_q, m_p = torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64), torch.tensor([0.3, 1.0, 40.0], dtype=torch.float64)
+    expected = kl_divergence(RelaxedPoisson(m_q, temperature=0.0), RelaxedPoisson(m_p, temperature=0.0))
+    torch.testing.assert_close(expected, m_q * (m_q / m_p).log() - m_q + m_p)
+    for r in (1e4, 1e6, 1e8):
+        for ratio in (1.0, 3.0):
+            r_q, r_p = torch.tensor(r, dtype=torch.float64), torch.tensor(r * ratio, dtype=torch.float64)
+            got = negative_binomial_kl(r_q, (m_q / r_q).log(), r_p, (m_p / r_p).log())
+            assert ((got - expected).abs() <= 1e3 * (1 + m_p) / r + 1e-9).all()
+    assert (poisson_kl(m_q, m_q) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finite_far_outside_the_measured_range(dtype):
+    r, logits = torch.logspace(-6, 8, 15, dtype=dtype), torch.linspace(-50, 50, 11, dtype=dtype)
+    arguments = [a.reshape(-1).requires_grad_() for a in torch.meshgrid(r, logits, r, logits, indexing="ij")]
+    kl = negative_binomial_kl(*arguments)
+    assert kl.isfinite().all()
+    for gradient in torch.autograd.grad(kl.sum(), arguments):
+        assert gradient.isfinite().all()
+
+
+def test_error_bound_outside_the_measured_range():
+    """1e-7 and 1e-4 of max(1, m_q, m_p), against mpmath's own integration of DESIGN 3.4's integral."""
+    mpmath.mp.dps = 30
+    rng = np.random.default_rng(11)
+    r_q = np.exp(rng.uniform(np.log(1e-3), np.log(1e4), 30))
+    r_p = np.clip(r_q * np.exp(rng.uniform(-5, 5, 30)), 1e-3, 1e4)
+    m_q, m_p = np.exp(rng.uniform(np.log(1e-4), np.log(1e4), (2, 30)))
+    double = tuple(torch.tensor(a) for a in (r_q, np.log(m_q / r_q), r_p, np.log(m_p / r_p)))
+    scale = torch.tensor(np.maximum(1, np.maximum(m_q, m_p)))
+    single = negative_binomial_kl(*(a.float() for a in double)).double()
+    assert ((single - negative_binomial_kl(*double)).abs() <= 1e-4 * scale).all()
+    for rq, rp, mq, mp in zip(*(a.tolist() for a in (r_q, r_p, m_q, m_p)), strict=True):
+        got = float(
+            negative_binomial_kl(
+                *(torch.tensor(v, dtype=torch.float64) for v in (rq, math.log(mq / rq), rp, math.log(mp / rp)))
+            )
+        )
+        odds = mpmath.mpf(mq) / rq
+
+        def integrand(u, rq=rq, rp=rp, odds=odds, mq=mq):
+            t = mpmath.exp(u)
+            gone = -mpmath.expm1(-t)
+            bracket = mq + mpmath.expm1(-rq * mpmath.log1p(odds * gone)) / gone
+            return bracket * (mpmath.exp(-rq * t) - mpmath.exp(-rp * t))
+
+        end = mpmath.log(60 / min(rq, rp))
+        integral = mpmath.quad(integrand, mpmath.linspace(-45, end, 24))
+        soft_q, soft_p = mpmath.log1p(odds), mpmath.log1p(mpmath.mpf(mp) / rp)
+        expected = rp * soft_p - rq * soft_q + mq * (mpmath.log(mpmath.mpf(mq) / mp) - soft_q + soft_p) + integral
+        assert abs(got - expected) <= 1e-7 * max(1, mq, mp), (rq, rp, mq, mp, got, expected)

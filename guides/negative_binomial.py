@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
-from pyro_nbvae.models.negative_binomial import NegativeBinomialModel
+from pyro_nbvae.models.negative_binomial import NegativeBinomialModel, NegativeBinomialPrior
 from pyro_nbvae.vae import AmortizedGuide
 
 
@@ -21,6 +21,8 @@ class NegativeBinomialGuide(AmortizedGuide):
             head, not two.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
     """
+
+    prior: NegativeBinomialPrior
 
     def __init__(self, model: NegativeBinomialModel, *, shared_dispersion: bool = False, **options: Any) -> None:
         self.heads = 1 if shared_dispersion else 2
@@ -36,6 +38,6 @@ class NegativeBinomialGuide(AmortizedGuide):
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The paper's modulation ratios (dr, dp) of images (B, C, H, W): r_q / r and sigma(-l_q) / sigma(-l), (B, K)."""
+        """The paper's modulation ratios (dr, dp) = (r_q / r, sigma(-l_q) / sigma(-l)) of images, (B, K) each."""
         q = self.posterior(x)
         return q.total_count / self.prior.total_count, torch.sigmoid(-q.logits) / torch.sigmoid(-self.prior.logits)

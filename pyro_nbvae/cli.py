@@ -125,7 +125,12 @@ def reconstruct(
     print(reconstruct(Run(run), images=images, count=count, seed=seed, device=device, data_root=data_root))
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "generate": generate, "reconstruct": reconstruct}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "reconstruct": reconstruct,
+}
 
 
 def _fail(message: str) -> NoReturn:

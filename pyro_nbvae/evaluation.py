@@ -43,7 +43,7 @@ def evaluating(model: ImageModel, guide: AmortizedGuide, seed: int) -> Iterator[
 
 
 def _unit_kl(model: ImageModel, q: Any) -> Tensor:
-    return kl_divergence(q, model.prior_distribution().expand(q.batch_shape))  # type: ignore[attr-defined]
+    return kl_divergence(q, model.prior_distribution().expand(q.batch_shape))
 
 
 def _log_likelihood(model: ImageModel, error: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def evaluate(
         "data": config.data,
         "epochs": len(run.read_checkpoint()["log"]),
         "mse": figures["mse"],
-        "ssim": float(ssim.compute()),
+        "ssim": float(torch.as_tensor(ssim.compute())),
         "elbo": figures["elbo"],
         "bits_per_dim": -figures["elbo"] / (math.prod(model.image_shape) * math.log(2)),
         "importance_weighted_bound": float(bound.mean()),

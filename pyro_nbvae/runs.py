@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 import torch
-from pyro.infer import ELBO
 
 from pyro_nbvae.config import PRESETS, TrainConfig
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.distributions.samplers import INDICATORS
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import MonteCarloKL_ELBO
+from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.networks import DECODERS, ENCODERS
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 from pyro_nbvae.variants import variant
@@ -69,8 +69,7 @@ def resolve(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainConf
     """
     validate(config)
     preset = dict(PRESETS[config.preset])
-    if config.preset == "paper" and variant(config.variant).options.get("relaxation") == "gumbel":
-        preset["temperature"] = preset["temperature_start"]
+    preset["temperature"] = preset["temperature"][variant(config.variant).options.get("relaxation", "arrival")]
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and
     # averages the KL over latents (DESIGN 3.6); its units are this many squared errors per image.
     units = float(image_shape[0] * image_shape[1]) if config.decoder == "conv" else 1.0
@@ -80,7 +79,7 @@ def resolve(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainConf
     return dataclasses.replace(config, **{k: v for k, v in preset.items() if getattr(config, k) is None})
 
 
-def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[ImageModel, AmortizedGuide, ELBO]:
+def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[ImageModel, AmortizedGuide, SiteKL_ELBO]:
     """The model, guide and estimator of a resolved configuration."""
     parts = variant(config.variant)
     model = parts.model(image_shape, config.latents, decoder=config.decoder, beta=config.beta)

@@ -29,7 +29,7 @@ def kl_weight(config: TrainConfig, epoch: float) -> float:
 
 
 def temperature(config: TrainConfig, epoch: float) -> float:
-    """The relaxation's temperature after so many epochs: goes linearly from ``temperature_start`` to ``temperature``."""
+    """The relaxation's temperature after so many epochs: linear from ``temperature_start`` to ``temperature``."""
     assert config.temperature is not None and config.temperature_start is not None and config.anneal_epochs
     done = min(1.0, epoch / config.anneal_epochs)
     return config.temperature_start + (config.temperature - config.temperature_start) * done
@@ -77,11 +77,14 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
         InputError: for data, a device or a folder that cannot be used, and for a loss that is not finite.
     """
     validate(config)
+    run = Run(out)
+    if resume and run.config_path.exists():  # what is left open is as the run has it, not as a preset would now
+        before = dataclasses.asdict(run.config()[0])
+        config = dataclasses.replace(config, **{k: v for k, v in before.items() if getattr(config, k) is None})
     data = load(config.data, config.data_root)
     config = resolve(config, data.image_shape)
     assert config.epochs is not None and config.beta is not None and config.clip is not None
     device = choose_device(config.device)
-    run = Run(out)
     _prepare(run, config, data.image_shape, resume)
 
     torch.manual_seed(config.seed)
@@ -123,7 +126,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
             )
             totals = torch.zeros(3, device=device)
             loss_of.train()
-            for step, x in enumerate(batches(images, config.batch_size, order.to(device))):
+            for step, x in enumerate(batches(images, config.batch_size, order)):
                 at = epoch + step / steps
                 elbo.kl_weight = kl_weight(config, at)
                 guide.temperature = temperature(config, at)
@@ -139,14 +142,14 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                 if step % show_every == 0:
                     seen = min((step + 1) * config.batch_size, len(images))
                     mean = (totals / seen).tolist()
-                    shown = dict(zip(("loss", "error", "KL"), (f"{v:.2f}" for v in mean), strict=True))
-                    bar.set_postfix(**shown, Fano=f"{_mean_fano(guide, x[:64]):.2f}", refresh=False)
+                    shown = dict(zip(("loss", "error", "KL"), mean, strict=True)) | {"Fano": _mean_fano(guide, x[:64])}
+                    bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()}, refresh=False)
             seconds = time.perf_counter() - began
             mean = (totals / len(images)).tolist()
             if not math.isfinite(mean[0]):
                 raise InputError(
-                    f"the loss of epoch {epoch + 1} is not finite: lower --lr (now {config.lr}); {run.folder} keeps the "
-                    "epochs before"
+                    f"the loss of epoch {epoch + 1} is not finite: lower --lr (now {config.lr}); {run.folder} keeps "
+                    "the epochs before"
                 )
             rows.append(
                 {

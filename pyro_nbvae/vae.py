@@ -14,8 +14,9 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.samplers import Indicator, Relaxation
@@ -31,7 +32,7 @@ def bounded(h: Tensor) -> Tensor:
 
 
 def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
-    """Raises InputError, a ValueError, unless ``x`` is (B, C, H, W) of the given shape and, with validation on, within [0, 1]."""
+    """Raises InputError, a ValueError, unless ``x`` is (B, C, H, W) of that shape, with validation on in [0, 1]."""
     if x.dim() != 4 or tuple(x.shape[1:]) != tuple(image_shape):
         want = ", ".join(map(str, image_shape))
         raise InputError(f"images have shape {tuple(x.shape)}: expected (batch, {want})")
@@ -64,7 +65,7 @@ class ImageModel(PyroModule):
         ValueError: for sizes, a decoder or a beta that cannot be.
     """
 
-    prior: nn.Module
+    prior: Any  # the family's parameters of p(z), an nn.Module
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class ImageModel(PyroModule):
         self.data_size = data_size
         self.decoder = build_decoder(decoder, image_shape, latents)
 
-    def prior_distribution(self) -> Distribution:
+    def prior_distribution(self) -> TorchDistribution:
         """p(z), batch shape (K,)."""
         raise NotImplementedError
 
@@ -94,7 +95,7 @@ class ImageModel(PyroModule):
         """Latents (..., K) to the means of the images (..., C, H, W)."""
         return self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.image_shape)
 
-    def observation(self, z: Tensor) -> Distribution:
+    def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z) for latents (..., K): event shape (C, H, W)."""
         return dist.Normal(self.decode(z), math.sqrt(self.beta / 2)).to_event(3)
 
@@ -102,7 +103,7 @@ class ImageModel(PyroModule):
         """The generative program on images ``x`` (B, C, H, W) in [0, 1]; returns ``z``."""
         check_images(x, self.image_shape)  # type: ignore[arg-type]
         with batch_plate(x, self.data_size):
-            z = pyro.sample("z", self.prior_distribution().to_event(1))  # type: ignore[attr-defined]
+            z = pyro.sample("z", self.prior_distribution().to_event(1))
             pyro.sample("x", self.observation(z), obs=x)
         return z
 
@@ -125,6 +126,7 @@ class AmortizedGuide(PyroModule):
     """
 
     heads = 1
+    prior: Any
 
     def __init__(
         self,
@@ -162,11 +164,11 @@ class AmortizedGuide(PyroModule):
         check_images(x, self.image_shape)  # type: ignore[arg-type]
         return bounded(self.encoder(x)).unbind(1)
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x), batch shape (B, K), at the guide's present temperature."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """The guide on images ``x`` (B, C, H, W) in [0, 1]; returns ``z``."""
         with batch_plate(x, self.data_size):
-            return pyro.sample("z", self.posterior(x).to_event(1))  # type: ignore[attr-defined]
+            return pyro.sample("z", self.posterior(x).to_event(1))

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro.infer import ELBO
-
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 
@@ -21,11 +20,11 @@ class Variant:
 
     model: Callable[..., ImageModel]
     guide: Callable[..., AmortizedGuide]
-    estimator: Callable[..., ELBO]
+    estimator: Callable[..., SiteKL_ELBO]
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _nb(estimator: Callable[..., ELBO], relaxation: str, **options: Any) -> Variant:
+def _nb(estimator: Callable[..., SiteKL_ELBO], relaxation: str, **options: Any) -> Variant:
     return Variant(NegativeBinomialModel, NegativeBinomialGuide, estimator, {"relaxation": relaxation, **options})
 
 

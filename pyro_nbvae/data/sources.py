@@ -74,7 +74,7 @@ def _mnist(root: Path) -> ImageData:
                 # torchvision prints every mirror it tries
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     found = MNIST(str(root), train=train, download=True)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise InputError(
                 f"no usable MNIST in {root / 'MNIST' / 'raw'} and it could not be downloaded ({_first_line(error)}): "
                 "put the four *-ubyte files there, or name the folder that holds MNIST/raw with --data-root or the "

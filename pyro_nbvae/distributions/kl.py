@@ -93,7 +93,7 @@ class _NegativeBinomialKL(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(grad * d for d in ctx.saved_tensors), None  # type: ignore[attr-defined]
 
 

@@ -11,7 +11,7 @@ from torch.distributions import register_kl
 from torch.distributions.utils import broadcast_all, lazy_property, logits_to_probs, probs_to_logits
 
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl
-from pyro_nbvae.distributions.relaxed import RelaxedCount
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape
 from pyro_nbvae.distributions.samplers import Indicator, Relaxation, log_standard_gamma
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
 
@@ -44,7 +44,7 @@ class NegativeBinomial(TorchDistribution):
         "probs": constraints.half_open_interval(0.0, 1.0),
         "logits": constraints.real,
     }
-    support = constraints.nonnegative_integer
+    support: Any = constraints.nonnegative_integer
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class NegativeBinomial(TorchDistribution):
         if logits is not None:
             self.total_count, self.logits = broadcast_all(total_count, logits)
         else:
+            assert probs is not None
             self.total_count, self.probs = broadcast_all(total_count, probs)
         super().__init__(self.total_count.shape, validate_args=validate_args)
 
@@ -78,7 +79,7 @@ class NegativeBinomial(TorchDistribution):
     def variance(self) -> Tensor:
         return self.mean * (1 + self.logits.exp())
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> NegativeBinomial:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
         batch_shape = torch.Size(batch_shape)
         new.total_count = self.total_count.expand(batch_shape)
@@ -93,7 +94,7 @@ class NegativeBinomial(TorchDistribution):
         """Logarithm of the Gamma step, shape r and scale e^l."""
         return log_standard_gamma(self.total_count.expand(shape)) + self.logits
 
-    def sample(self, sample_shape: Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         with torch.no_grad():
             return torch.poisson(self._log_rate(self._extended_shape(sample_shape)).exp())
 
@@ -120,7 +121,7 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):
         ValueError: as :class:`NegativeBinomial`, and for a temperature or relaxation that does not exist.
     """
 
-    support = constraints.nonnegative
+    support: Any = constraints.nonnegative
 
     def __init__(
         self,
@@ -140,10 +141,10 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):
             total_count, _ = broadcast_all(total_count, temperature)
         super().__init__(total_count, probs=probs, logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> RelaxedNegativeBinomial:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedNegativeBinomial:
         new = self._get_checked_instance(RelaxedNegativeBinomial, _instance)
         new._copy_relaxation(self)
-        return super().expand(batch_shape, _instance=new)  # type: ignore[return-value]
+        return super().expand(batch_shape, _instance=new)
 
 
 @register_kl(NegativeBinomial, NegativeBinomial)

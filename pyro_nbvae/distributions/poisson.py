@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import register_kl
 
 from pyro_nbvae.distributions.kl import poisson_kl
-from pyro_nbvae.distributions.relaxed import RelaxedCount
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape
 from pyro_nbvae.distributions.samplers import Indicator, Relaxation
 from pyro_nbvae.distributions.special import poisson_log_prob
 
@@ -31,7 +31,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):
     """
 
     arg_constraints = {"rate": constraints.positive}
-    support = constraints.nonnegative
+    support: Any = constraints.nonnegative
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):
             rate, _ = torch.broadcast_tensors(rate, temperature)
         super().__init__(rate, validate_args=validate_args)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> RelaxedPoisson:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedPoisson:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
         new._copy_relaxation(self)
         return super().expand(batch_shape, _instance=new)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import constraints
-from torch import Size, Tensor
+from torch import Tensor
 
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS, Indicator, Relaxation, relaxed_poisson
+
+
+Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 
 class RelaxedCount:
@@ -27,7 +30,8 @@ class RelaxedCount:
         straight_through: integer samples with the gradient of the relaxed ones.
     """
 
-    support = constraints.nonnegative
+    support: Any = constraints.nonnegative
+    has_rsample: bool
     temperature: float | Tensor
     _RELAXATION_ARGUMENTS = ("relaxation", "indicator", "max_count", "straight_through")
 
@@ -56,17 +60,13 @@ class RelaxedCount:
         self.indicator = indicator
         self.max_count = max_count
         self.straight_through = straight_through
-        self._exact = highest == 0
+        self.has_rsample = highest > 0
 
     def _copy_relaxation(self, other: RelaxedCount) -> None:
-        for name in ("temperature", "_exact", *self._RELAXATION_ARGUMENTS):
+        for name in ("temperature", "has_rsample", *self._RELAXATION_ARGUMENTS):
             setattr(self, name, getattr(other, name))
 
-    @property
-    def has_rsample(self) -> bool:
-        return not self._exact
-
-    def rsample(self: Any, sample_shape: Size = torch.Size()) -> Tensor:
+    def rsample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Relaxed counts of shape sample_shape + batch_shape, differentiable in the parameters.
 
         Raises:
@@ -78,7 +78,7 @@ class RelaxedCount:
         arguments = {name: getattr(self, name) for name in self._RELAXATION_ARGUMENTS}
         return relaxed_poisson(log_rate, self.temperature, **arguments)
 
-    def sample(self: Any, sample_shape: Size = torch.Size()) -> Tensor:
+    def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Relaxed counts without a gradient; integers at temperature 0."""
         with torch.no_grad():
             if self.has_rsample:

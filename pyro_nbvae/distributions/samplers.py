@@ -60,8 +60,8 @@ def arrivals(rate: Tensor, until: float | Tensor) -> Iterator[tuple[Tensor, Tens
     total = int(ends[-1]) if len(ends) else 0
     if not 0 <= total <= MOST_EVENTS:
         raise ValueError(
-            f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate {float(rate.max()):.3g}): "
-            "a run that has diverged? Lower the learning rate or bound the rates"
+            f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate "
+            f"{float(rate.max()):.3g}): a run that has diverged? Lower the learning rate or bound the rates"
         )
     for start in range(0, total, PIECE):
         stop = min(start + PIECE, total)
@@ -248,7 +248,7 @@ class _RelaxedPoisson(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (dz,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * dz, None, None, None, None, None
 

@@ -74,7 +74,7 @@ class _NegativeBinomialLogProb(Function):
         return omega(n) - omega(r) - omega(z) - torch.log1p(z / r) - deviance
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Written with differentiable operations, so that second derivatives exist.
         z, r, logits = ctx.saved_tensors  # type: ignore[attr-defined]
         mean = r * logits.exp()
@@ -111,7 +111,7 @@ class _PoissonLogProb(Function):
         return over - torch.where(small, z * torch.log1p(relative), torch.xlogy(z, z / rate)) - omega(z)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, rate = ctx.saved_tensors  # type: ignore[attr-defined]
         for_z = for_rate = None
         if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]

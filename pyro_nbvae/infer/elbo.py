@@ -38,7 +38,7 @@ def _check_reparametrised(guide_trace: Any) -> None:
             )
 
 
-class _SiteKL_ELBO(Trace_ELBO):
+class SiteKL_ELBO(Trace_ELBO):
     """What the two estimators share; a subclass says what the KL of one latent site is.
 
     Args:
@@ -96,7 +96,8 @@ class _SiteKL_ELBO(Trace_ELBO):
             if differentiable:
                 _check_reparametrised(guide_trace)
             loss = loss + self._negative_elbo(model_trace, guide_trace) / self.num_particles
-        warn_if_nan(loss, "loss")
+        if is_validation_enabled():
+            warn_if_nan(loss, "loss")
         return loss
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
@@ -120,7 +121,7 @@ class _SiteKL_ELBO(Trace_ELBO):
         return torch_item(loss)
 
 
-class AnalyticKL_ELBO(_SiteKL_ELBO):
+class AnalyticKL_ELBO(SiteKL_ELBO):
     """ELBO with the KL that is registered for each pair of latent distributions (DESIGN 3.3 and 3.4).
 
     Unlike Pyro's TraceMeanField_ELBO it never falls back on sampling: what it reports is what it says.
@@ -140,7 +141,7 @@ class AnalyticKL_ELBO(_SiteKL_ELBO):
             ) from None
 
 
-class MonteCarloKL_ELBO(_SiteKL_ELBO):
+class MonteCarloKL_ELBO(SiteKL_ELBO):
     """ELBO with the KL estimated as the mean of log q(z) - log p(z) over several samples of z, the paper's MC form.
 
     The first sample is the one that is decoded. On integer counts (temperature 0) it is unbiased for the KL; relaxed

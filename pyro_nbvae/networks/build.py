@@ -13,9 +13,8 @@ ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "mlp": MLPEncoder, 
 DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder, "linear": LinearDecoder}
 
 
-def _pick(
-    kind: str, table: dict[str, type[nn.Module]], name: str, image_shape: tuple[int, int, int]
-) -> type[nn.Module]:
+def _pick(kind: str, name: str, image_shape: tuple[int, int, int]) -> type[nn.Module]:
+    table = {"encoder": ENCODERS, "decoder": DECODERS}[kind]
     if name not in table:
         raise InputError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
     channels, height, width = image_shape
@@ -30,7 +29,7 @@ def build_encoder(name: str, image_shape: tuple[int, int, int], latents: int, he
     Raises:
         ValueError: for a name or an image shape that is not supported.
     """
-    return _pick("encoder", ENCODERS, name, image_shape)(image_shape, latents, heads)
+    return _pick("encoder", name, image_shape)(image_shape, latents, heads)
 
 
 def build_decoder(name: str, image_shape: tuple[int, int, int], latents: int) -> nn.Module:
@@ -39,4 +38,4 @@ def build_decoder(name: str, image_shape: tuple[int, int, int], latents: int) ->
     Raises:
         ValueError: for a name or an image shape that is not supported.
     """
-    return _pick("decoder", DECODERS, name, image_shape)(image_shape, latents)
+    return _pick("decoder", name, image_shape)(image_shape, latents)

@@ -1,0 +1,173 @@
+"""The command, as a user meets it."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_nbvae.cli import main
+from pyro_nbvae.runs import Run
+
+TINY = [
+    "--data",
+    "digits",
+    "--latents",
+    "6",
+    "--encoder",
+    "linear",
+    "--decoder",
+    "linear",
+    "--batch-size",
+    "500",
+    "--epochs",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    main(["train", "--variant", "EX-C", *TINY, "--out", str(out)])
+    return out
+
+
+def refused(capsys, *arguments):
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("nbvae: ") and "Traceback" not in err
+    return err
+
+
+def test_the_four_commands(folder, capsys):
+    main(["evaluate", str(folder), str(folder), "--importance-samples", "2"])
+    out = capsys.readouterr().out
+    assert out.count("EX-C") == 2
+    for heading in ("MSE", "SSIM", "ELBO", "bits/dim", "IW bound", "KL", "dead", "Fano"):
+        assert heading in out.splitlines()[0]
+    main(["generate", str(folder), "--count", "4"])
+    main(["reconstruct", str(folder), "--count", "4"])
+    assert capsys.readouterr().out.split() == [str(folder / "samples.png"), str(folder / "reconstructions.png")]
+    names = {"checkpoint.pt", "config.json", "log.csv", "metrics.json"}
+    pictures = {"samples.png", "reconstructions.png", "dispersion.png"}
+    assert {p.name for p in folder.iterdir()} == names | pictures
+
+
+def test_the_bar_shows_the_run(tmp_path, capfd):
+    main(["train", *TINY, "--out", str(tmp_path / "run")])
+    out, err = capfd.readouterr()
+    assert out == f"{tmp_path / 'run'}\n"
+    for word in ("loss=", "error=", "KL=", "Fano="):
+        assert word in err
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    flags = "variant data latents encoder decoder beta kl-warmup temperature epochs batch-size lr kl-samples seed"
+    for flag in f"{flags} device resume preset out max-count indicator data-root".split():
+        assert f"--{flag} " in out
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        ("--variant NB", ["unknown variant 'NB'", "EX-C"]),
+        ("--data imagenet", ["unknown data 'imagenet'", "digits"]),
+        ("--epochs 0", ["epochs must be positive, got 0"]),
+        ("--epochs -3", ["epochs must be positive, got -3"]),
+        ("--temperature 0", ["temperature must be positive, got 0"]),
+        ("--temperature -1", ["temperature must be positive, got -1"]),
+        ("--beta 0", ["beta must be positive, got 0"]),
+        ("--beta nan", ["beta must be positive, got nan"]),
+        ("--latents 0", ["latents must be positive, got 0"]),
+        ("--latents -5", ["latents must be positive, got -5"]),
+        ("--encoder resnet", ["unknown encoder 'resnet'", "conv, mlp, linear"]),
+        ("--indicator step", ["unknown indicator 'step'", "sigmoid, smoothstep"]),
+        ("--preset nature", ["unknown preset 'nature'", "default, paper"]),
+        ("--kl-warmup -1", ["kl-warmup must not be negative, got -1"]),
+        ("--device abacus", ["device 'abacus' is not to be had"]),
+        ("--epochs many", ["--epochs", "'many'"]),
+        ("--colour red", ["--colour", "nbvae --help"]),
+    ],
+)
+def test_bad_flags(capsys, tmp_path, flags, parts):
+    message = refused(capsys, "train", "--out", tmp_path / "run", *flags.split())
+    assert all(part in message for part in parts), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_words(capsys):
+    assert "--out" in refused(capsys, "train")
+    assert "no run named" in refused(capsys, "evaluate")
+    assert "run folder" in refused(capsys, "generate")
+    assert "nbvae --help" in refused(capsys, "frobnicate")
+
+
+def test_missing_data_with_no_network(capsys, tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    message = refused(capsys, "train", "--data", "mnist", "--data-root", tmp_path, "--out", tmp_path / "run")
+    assert str(tmp_path / "MNIST" / "raw") in message and "NBVAE_DATA" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "reconstruct"])
+def test_a_folder_that_holds_no_run(capsys, tmp_path, command):
+    assert f"{tmp_path} holds no run" in refused(capsys, command, tmp_path)
+
+
+def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):
+    config, shape = Run(folder).config()
+    other = Run(tmp_path)
+    config.latents = 7
+    other.write_config(config, shape)
+    other.write_checkpoint(Run(folder).read_checkpoint())
+    assert "does not fit" in refused(capsys, "evaluate", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array, part",
+    [
+        (np.zeros((2, 1, 28, 28), np.float32), "expected (batch, 1, 16, 16)"),
+        (np.zeros((16, 16), np.float32), "expected (batch, 1, 16, 16)"),
+        (np.full((2, 1, 16, 16), 7.0), "expected values in [0, 1]"),
+        (np.zeros((2, 1, 16, 16), np.int64), "expected (N, C, H, W), floats in [0, 1] or uint8"),
+    ],
+)
+def test_images_of_the_wrong_shape_or_range(capsys, folder, tmp_path, array, part):
+    np.save(tmp_path / "images.npy", array)
+    assert part in refused(capsys, "reconstruct", folder, "--images", tmp_path / "images.npy")
+
+
+def test_images_that_are_no_array(capsys, folder, tmp_path):
+    (tmp_path / "images.npy").write_text("no")
+    assert "cannot be read as a .npy array" in refused(
+        capsys, "reconstruct", folder, "--images", tmp_path / "images.npy"
+    )
+    assert "cannot be read" in refused(capsys, "reconstruct", folder, "--images", tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize("command", ["generate", "reconstruct"])
+def test_no_images_asked_for(capsys, folder, command):
+    assert "count must be at least 1, got 0" in refused(capsys, command, folder, "--count", "0")
+
+
+def test_a_folder_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(capsys, "train", *TINY, "--out", tmp_path / "file" / "run")
+    assert str(tmp_path / "file") in message
+
+
+def test_interrupted(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *TINY, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""Evaluation against direct computation, and against a model small enough to sum."""
+
+import json
+import math
+
+import matplotlib.image
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.evaluation import evaluate, evaluating, held_out, importance_weighted_bound, latent_moments
+from pyro_nbvae.generation import generate, reconstruct
+from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.training import train
+from pyro_nbvae.variants import VARIANTS
+
+
+def pair(latents=3, name="EX-C", beta=0.5):
+    variant = VARIANTS[name]
+    model = variant.model((1, 8, 8), latents, decoder="linear", beta=beta)
+    return model, variant.guide(model, encoder="linear", **variant.options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = TrainConfig(
+        variant="DS-C", latents=8, encoder="linear", decoder="linear", epochs=3, lr=0.01, batch_size=300
+    )
+    return train(config, tmp_path_factory.mktemp("runs") / "run", progress=False)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_elbo_is_pyros_on_integer_counts(name):
+    """Averaged over noise, held_out's ELBO is the one that the estimator gives at temperature 0."""
+    model, guide = pair(name=name)
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    x = to_unit_interval(images)
+    ours = torch.tensor([held_out(model, guide, images, seed=s)["elbo"] for s in range(150)])
+    with guide.exact():
+        pyros = torch.tensor([-AnalyticKL_ELBO().loss(model, guide, x) / 40 for _ in range(150)])
+    error = math.hypot(float(ours.std()), float(pyros.std())) / math.sqrt(150)
+    assert abs(float(ours.mean() - pyros.mean())) < 4 * error
+
+
+def test_importance_weighted_bound_reaches_the_evidence():
+    """With one unit log p(x) is a sum over its counts; the bound lies between the ELBO and it, and closes in."""
+    model, guide = pair(latents=1, beta=2.0)
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    x = to_unit_interval(images)
+    counts = torch.arange(200.0)[:, None]
+    with torch.no_grad():
+        log_joint = model.observation(counts[:, None]).log_prob(x) + model.prior_distribution().log_prob(counts)
+        evidence = torch.logsumexp(log_joint, 0)
+        q = guide.posterior(x)
+        kl = kl_divergence(q, model.prior_distribution().expand(torch.Size([6, 1]))).sum(-1)
+        mass = q.log_prob(counts[:, None]).exp()[..., 0]
+        elbo = (mass * model.observation(counts[:, None]).log_prob(x)).sum(0) - kl
+    assert (elbo < evidence).all()
+    bounds = {
+        n: torch.stack([importance_weighted_bound(model, guide, images, n, seed=s) for s in range(60)])
+        for n in (1, 200)
+    }
+    error = {n: b.std(0) / math.sqrt(60) for n, b in bounds.items()}
+    assert ((bounds[1].mean(0) - elbo).abs() < 4 * error[1] + 1e-3).all()
+    assert (bounds[200].mean(0) <= evidence + 4 * error[200] + 1e-3).all()
+    assert (bounds[200].mean(0) > bounds[1].mean(0)).all()
+    assert (evidence - bounds[200].mean(0) < 0.1 * (evidence - elbo) + 4 * error[200] + 1e-3).all()
+
+
+def test_moments_of_units():
+    model, guide = pair(latents=4)
+    images = torch.randint(0, 256, (3000, 1, 8, 8), dtype=torch.uint8)
+    units = latent_moments(model, guide, images)
+    with torch.no_grad():
+        q = guide.posterior(to_unit_interval(images))
+        kl = kl_divergence(q, model.prior_distribution().expand(torch.Size([3000, 4]))).mean(0)
+        variance = q.variance.mean(0) + q.mean.var(0)  # the law of total variance
+    torch.testing.assert_close(units["kl"], kl, rtol=1e-4, atol=1e-5)
+    assert ((units["mean"] - q.mean.mean(0)).abs() < 4 * (variance / 3000).sqrt()).all()
+    torch.testing.assert_close(units["variance"], variance, rtol=0.25, atol=0.0)
+
+
+def test_a_unit_that_says_nothing_is_dead(run):
+    config, model, guide = run.load()
+    with torch.no_grad():
+        guide.encoder.layers[1].weight[2].zero_()
+        guide.encoder.layers[1].bias[2] = 0.0
+    state = run.read_checkpoint()
+    state["guide"] = guide.state_dict()
+    broken = type(run)(run.folder.parent / "dead")
+    broken.folder.mkdir()
+    broken.write_config(config, model.image_shape)
+    broken.write_checkpoint(state)
+    before, after = (evaluate(r, importance_samples=1, progress=False) for r in (run, broken))
+    assert after["kl_per_unit"][2] == pytest.approx(0, abs=1e-6)
+    assert after["dead_units"] >= 1 and after["dead_units"] >= before["dead_units"]
+
+
+def test_evaluation_leaves_everything_as_it_was():
+    model, guide = pair()
+    model.train()
+    guide.eval()
+    torch.manual_seed(4)
+    expected = torch.rand(1)
+    torch.manual_seed(4)
+    with evaluating(model, guide, seed=0):
+        assert not model.training and guide.temperature == 0 and not torch.is_grad_enabled()
+        torch.rand(10)
+    assert model.training and not guide.training and guide.temperature == 1.0
+    assert torch.rand(1) == expected
+
+
+def test_metrics_are_consistent_and_repeatable(run):
+    metrics = evaluate(run, importance_samples=4, progress=False)
+    assert evaluate(run, importance_samples=4, progress=False) == metrics
+    assert json.loads((run.folder / "metrics.json").read_text()) == metrics
+    assert metrics["mse"] == pytest.approx(metrics["squared_error"] / 256)
+    constant = 256 / 2 * math.log(math.pi * metrics["beta"])
+    assert metrics["elbo"] == pytest.approx(-metrics["squared_error"] / metrics["beta"] - constant - metrics["kl"])
+    assert metrics["bits_per_dim"] == pytest.approx(-metrics["elbo"] / 256 / math.log(2))
+    assert metrics["importance_weighted_bound"] > metrics["elbo"]
+    assert sum(metrics["kl_per_unit"]) == pytest.approx(metrics["kl"], rel=1e-4)
+    assert -1 <= metrics["ssim"] <= 1
+    assert evaluate(run, importance_samples=4, seed=1, progress=False)["mse"] != metrics["mse"]
+
+
+def test_pictures_are_written_and_show_what_they_say(run):
+    paths = [generate(run, count=10), reconstruct(run, count=20), run.folder / "dispersion.png"]
+    evaluate(run, importance_samples=1, progress=False)
+    for path in paths:
+        picture = matplotlib.image.imread(path)
+        assert picture.shape[0] > 100 and picture.shape[1] > 100 and picture[..., :3].std() > 0.05
+    first = paths[0].read_bytes()
+    assert generate(run, count=10).read_bytes() == first
+    assert generate(run, count=10, seed=1).read_bytes() != first
+
+
+def test_ones_own_images(run, tmp_path):
+    import numpy as np
+
+    images = load("digits").test[:5]
+    np.save(tmp_path / "bytes.npy", images.numpy())
+    np.save(tmp_path / "floats.npy", to_unit_interval(images).numpy())
+    pictures = [reconstruct(run, images=tmp_path / name).read_bytes() for name in ("bytes.npy", "floats.npy")]
+    assert pictures[0] == pictures[1]

@@ -1,0 +1,193 @@
+"""Training: reproducible, resumable, and on the schedules it says."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pyro
+import pytest
+import torch
+
+from pyro_nbvae import training
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.runs import Run, resolve, write_atomically
+from pyro_nbvae.training import kl_weight, temperature, train
+from pyro_nbvae.variants import VARIANTS
+
+TINY = TrainConfig(
+    data="digits", latents=8, encoder="linear", decoder="linear", batch_size=300, epochs=4, lr=0.01, device="cpu"
+)
+
+
+def numbers(run):
+    return pd.read_csv(run.folder / "log.csv").drop(columns="seconds")
+
+
+def same_parameters(a, b):
+    first, second = (run.read_checkpoint() for run in (a, b))
+    return all(torch.equal(first[part][k], second[part][k]) for part in ("model", "guide") for k in first[part])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains(name, tmp_path):
+    run = train(replace(TINY, variant=name, epochs=2), tmp_path / name, progress=False)
+    log = numbers(run)
+    assert list(log["epoch"]) == [1, 2] and log.notna().all().all()
+    assert log["loss"][1] < log["loss"][0]
+    assert sorted(p.name for p in run.folder.iterdir()) == ["checkpoint.pt", "config.json", "log.csv"]
+
+
+def test_same_seed_same_numbers_other_seed_others(tmp_path):
+    runs = [train(replace(TINY, seed=s), tmp_path / str(k), progress=False) for k, s in enumerate((5, 5, 6))]
+    pd.testing.assert_frame_equal(numbers(runs[0]), numbers(runs[1]))
+    assert same_parameters(runs[0], runs[1]) and not same_parameters(runs[0], runs[2])
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):
+    whole = train(TINY, tmp_path / "whole", progress=False)
+    evaluate, calls = training.held_out, []
+
+    def killed_in_the_third_epoch(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "held_out", killed_in_the_third_epoch)
+        train(TINY, tmp_path / "killed", progress=False)
+    killed = Run(tmp_path / "killed")
+    assert len(numbers(killed)) == 2
+    torch.manual_seed(999)  # whatever happened in between
+    train(TINY, killed.folder, resume=True, progress=False)
+    pd.testing.assert_frame_equal(numbers(killed), numbers(whole))
+    assert same_parameters(killed, whole)
+    stamp = killed.checkpoint_path.stat().st_mtime_ns
+    train(TINY, killed.folder, resume=True, progress=False)  # finished: nothing to do
+    assert killed.checkpoint_path.stat().st_mtime_ns == stamp
+
+
+def test_a_finished_run_can_be_given_more_epochs(tmp_path):
+    run = train(replace(TINY, epochs=2), tmp_path, progress=False)
+    assert run.config()[0].anneal_epochs == 1
+    train(replace(TINY, epochs=3), tmp_path, resume=True, progress=False)
+    assert len(numbers(run)) == 3 and run.config()[0].anneal_epochs == 1
+
+
+def test_the_log_is_the_loss_it_says(tmp_path):
+    """loss = squared error + beta * kl_weight * KL, per image."""
+    run = train(replace(TINY, kl_warmup=0.0, epochs=2), tmp_path, progress=False)
+    log = numbers(run)
+    beta = run.config()[0].beta
+    pd.testing.assert_series_equal(log["loss"], log["squared_error"] + beta * log["kl"], rtol=1e-4, check_names=False)
+
+
+def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch):
+    plain = train(TINY, tmp_path / "a", progress=False)
+    monkeypatch.setattr(training, "held_out", lambda *_, **__: {"elbo": 0.0})
+    silent = train(TINY, tmp_path / "b", progress=False)
+    assert same_parameters(plain, silent)
+
+
+def test_two_runs_in_one_process_do_not_share_parameters(tmp_path):
+    pyro.get_param_store().setdefault("prior$$$logits", torch.full((8,), 3.0))
+    alone = train(TINY, tmp_path / "a", progress=False)
+    train(replace(TINY, variant="DS-G"), tmp_path / "b", progress=False)
+    again = train(TINY, tmp_path / "c", progress=False)
+    assert same_parameters(alone, again)
+    assert list(pyro.get_param_store().keys()) == ["prior$$$logits"]
+
+
+def test_schedules():
+    config = resolve(replace(TINY, epochs=20), (1, 16, 16))
+    assert [kl_weight(config, e) for e in (0, 1, 2, 10)] == [0, 0.5, 1, 1]
+    assert [temperature(config, e) for e in (0, 5, 10, 15)] == pytest.approx([1, 0.525, 0.05, 0.05])
+    assert kl_weight(replace(config, kl_warmup=0.0), 0) == 1
+
+
+def test_the_papers_preset():
+    """DESIGN 3.6: KL weight min(1, 5 e / 250), temperature max(1 - 0.95 e / 250, 0.05), beta 28 / 256 and so on."""
+    config = resolve(TrainConfig(variant="DS-C", data="mnist", preset="paper"), (1, 28, 28))
+    assert (config.epochs, config.batch_size, config.lr, config.latents, config.kl_samples) == (200, 512, 1e-3, 256, 5)
+    for epoch in (0, 3, 60, 199):
+        assert kl_weight(config, epoch) == pytest.approx(min(1, 5 * epoch / 250))
+        assert temperature(config, epoch) == pytest.approx(max(1 - 0.95 * epoch / 250, 0.05))
+    assert config.beta == 28 / 256 and config.clip == 28
+    for shape, decoder, beta in (((3, 16, 16), "conv", 48), ((3, 64, 64), "conv", 192), ((3, 64, 64), "mlp", 1)):
+        assert resolve(TrainConfig(decoder=decoder, preset="paper"), shape).beta == beta / 256
+    gumbel = resolve(TrainConfig(variant="MC-G", preset="paper"), (1, 28, 28))
+    assert temperature(gumbel, 199) == 1
+    assert resolve(TrainConfig(preset="paper", epochs=3, beta=2.0), (1, 28, 28)).beta == 2.0
+
+
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and holds no run"):
+        train(TINY, tmp_path, progress=False)
+    run = train(replace(TINY, epochs=1), tmp_path / "run", progress=False)
+    before = run.checkpoint_path.read_bytes()
+    with pytest.raises(InputError, match="already holds a run: continue it with --resume"):
+        train(replace(TINY, epochs=1), run.folder, progress=False)
+    with pytest.raises(InputError, match="latents 8 there, 9 here"):
+        train(replace(TINY, latents=9), run.folder, resume=True, progress=False)
+    assert run.checkpoint_path.read_bytes() == before
+
+
+def test_a_run_that_diverges_ends_with_one_line_and_keeps_what_was(tmp_path):
+    run = train(replace(TINY, epochs=1), tmp_path, progress=False)
+    state = run.read_checkpoint()
+    state["model"]["decoder.layers.0.weight"].fill_(float("nan"))
+    run.write_checkpoint(state)
+    with pytest.raises(InputError, match="loss of epoch 2 is not finite"):
+        train(replace(TINY, epochs=2), tmp_path, resume=True, progress=False)
+    assert len(numbers(run)) == 1
+
+
+def test_atomic_writing_leaves_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fails(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_atomically(path, fails)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_checkpoints_are_loaded_on_another_device(tmp_path):
+    """What is stored loads on the CPU, with torch's safe loader."""
+    run = train(replace(TINY, epochs=1), tmp_path, progress=False)
+    state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
+    assert all(t.device.type == "cpu" for t in state["model"].values())
+
+
+def test_broken_run_folders(tmp_path):
+    run = train(replace(TINY, epochs=1), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="holds no run"):
+        Run(tmp_path / "nothing").load()
+    state = run.read_checkpoint()
+    state["model"]["prior.logits"] = torch.zeros(9)
+    run.write_checkpoint(state)
+    with pytest.raises(InputError, match=r"does not fit .*size mismatch for prior.logits"):
+        run.load()
+    run.checkpoint_path.write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="cannot be read"):
+        run.load()
+    run.checkpoint_path.unlink()
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        run.load()
+    stored = json.loads(run.config_path.read_text())
+    run.config_path.write_text(json.dumps({**stored, "variant": "X"}))
+    with pytest.raises(InputError, match="unknown variant 'X'"):
+        run.load()
+    run.config_path.write_text("{")
+    with pytest.raises(InputError, match="no configuration of a run"):
+        run.load()
+
+
+def test_unknown_device(tmp_path):
+    with pytest.raises(InputError, match="device 'abacus' is not to be had"):
+        train(replace(TINY, device="abacus"), tmp_path / "run", progress=False)

@@ -1,0 +1,131 @@
+"""Model and guide as Pyro programs."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.models import NegativeBinomialModel
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def model():
+    return NegativeBinomialModel(SHAPE, 5, decoder="linear", beta=0.5)
+
+
+def test_sites_plates_and_shapes(model):
+    guide = NegativeBinomialGuide(model, encoder="linear")
+    x = torch.rand(7, *SHAPE)
+    guide_trace = poutine.trace(guide).get_trace(x)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    model_trace.compute_log_prob()
+    assert model_trace.nodes["z"]["value"] is guide_trace.nodes["z"]["value"]
+    assert model_trace.nodes["z"]["value"].shape == (7, 5)
+    assert model_trace.nodes["z"]["log_prob"].shape == model_trace.nodes["x"]["log_prob"].shape == (7,)
+    for trace in (guide_trace, model_trace):
+        assert [frame.name for frame in trace.nodes["z"]["cond_indep_stack"]] == ["batch"]
+
+
+def test_beta_is_the_decoders_noise(model):
+    """log p(x | z) = -squared error / beta - D / 2 log(pi beta)."""
+    z, x = torch.ones(3, 5), torch.rand(3, *SHAPE)
+    error = (x - model.decode(z)).square().sum((1, 2, 3))
+    expected = -error / 0.5 - 64 / 2 * math.log(math.pi * 0.5)
+    torch.testing.assert_close(model.observation(z).log_prob(x), expected)
+
+
+def test_at_encoder_outputs_of_zero_the_posterior_is_the_prior(model):
+    guide = NegativeBinomialGuide(model, encoder="linear")
+    with torch.no_grad():
+        for p in guide.encoder.parameters():
+            p.zero_()
+        model.prior.logits.normal_()
+        model.prior.log_total_count.normal_()
+    x = torch.rand(2, *SHAPE)
+    q, p = guide.posterior(x), model.prior_distribution()
+    assert torch.equal(q.total_count, p.total_count.expand(2, 5)) and torch.equal(q.logits, p.logits.expand(2, 5))
+    ratio_r, ratio_p = guide.modulation(x)
+    assert (ratio_r == 1).all() and (ratio_p == 1).all()
+
+
+def test_modulation_is_the_papers(model):
+    guide = NegativeBinomialGuide(model, encoder="linear")
+    x = torch.rand(4, *SHAPE)
+    ratio_r, ratio_p = guide.modulation(x)
+    q, p = guide.posterior(x), model.prior_distribution()
+    torch.testing.assert_close(ratio_r * p.total_count, q.total_count)
+    torch.testing.assert_close(ratio_p * (1 - p.probs), 1 - q.probs)
+    assert ratio_r.shape == ratio_p.shape == (4, 5)
+    shared = NegativeBinomialGuide(model, encoder="linear", shared_dispersion=True)
+    assert (shared.modulation(x)[0] == 1).all()
+    assert shared.encoder.layers[1].out_features == 5 and guide.encoder.layers[1].out_features == 10
+
+
+def test_encoder_outputs_are_bounded_at_five(model):
+    guide = NegativeBinomialGuide(model, encoder="linear")
+    with torch.no_grad():
+        guide.encoder.layers[1].bias.fill_(1e4)
+    ratio, shift = guide.encode(torch.rand(1, *SHAPE))
+    torch.testing.assert_close(ratio, torch.full((1, 5), 5.0))
+    torch.testing.assert_close(shift, torch.full((1, 5), 5.0))
+
+
+def test_prior_starts_at_mean_one_and_fano_two(model):
+    prior = model.prior_distribution()
+    torch.testing.assert_close(prior.mean, torch.ones(5))
+    torch.testing.assert_close(prior.variance / prior.mean, torch.full((5,), 2.0))
+
+
+def test_generation_draws_integers_from_the_prior(model):
+    z, images = model.generate(9)
+    assert z.shape == (9, 5) and (z == z.round()).all()
+    assert images.shape == (9, *SHAPE)
+
+
+def test_exact_context_puts_the_temperature_back(model):
+    guide = NegativeBinomialGuide(model, encoder="linear", temperature=0.4)
+    x = torch.rand(3, *SHAPE)
+    with pytest.raises(KeyError), guide.exact():
+        z = guide(x)
+        raise KeyError
+    assert (z == z.round()).all() and guide.temperature == 0.4
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.rand(2, 1, 8, 9), r"shape \(2, 1, 8, 9\): expected \(batch, 1, 8, 8\)"),
+        (torch.rand(1, 8, 8), r"shape \(1, 8, 8\)"),
+        (torch.rand(2, 1, 8, 8) * 255, r"expected values in \[0, 1\]"),
+        (torch.rand(2, 1, 8, 8) - 0.5, r"expected values in \[0, 1\]"),
+        (torch.full((2, 1, 8, 8), math.nan), r"expected values in \[0, 1\]"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "dtype torch.uint8"),
+    ],
+)
+def test_wrong_images_are_refused_by_both_programs(model, x, message):
+    guide = NegativeBinomialGuide(model, encoder="linear")
+    for program in (model, guide):
+        with pytest.raises(ValueError, match=message):
+            program(x)
+
+
+@pytest.mark.parametrize("options", [{"latents": 0}, {"beta": 0.0}, {"beta": -1.0}, {"beta": math.inf}])
+def test_impossible_sizes(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        NegativeBinomialModel(SHAPE, decoder="linear", **options)
+
+
+def test_works_with_module_local_parameters():
+    """Pyro's own advice for ELBO modules."""
+    with pyro.settings.context(module_local_params=True):
+        model = NegativeBinomialModel(SHAPE, 4, decoder="linear")
+        guide = NegativeBinomialGuide(model, encoder="linear")
+        loss_of = pyro.infer.TraceMeanField_ELBO()(model, guide)
+        loss_of(torch.rand(3, *SHAPE)).backward()
+        assert all(p.grad is not None for p in loss_of.parameters())
+        assert len(pyro.get_param_store()) == 0

@@ -29,9 +29,9 @@ def plot_grid(images: Tensor, path: Path, *, title: str) -> None:
     from torchvision.utils import make_grid
 
     columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(8, 8 * rows / columns + 0.5), layout="constrained")
-    _show(figure, make_grid(images, nrow=columns, padding=1, pad_value=0.5), title)
+    grid = make_grid(images, nrow=columns, padding=1, pad_value=0.5)
+    figure = Figure(figsize=(8, 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
+    _show(figure, grid, title)
     _save(figure, path)
 
 
@@ -46,8 +46,9 @@ def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title:
         for half in (originals[start : start + columns], reconstructions[start : start + columns])
     ]
     padded = [torch.cat([s, s.new_ones(columns - len(s), *s.shape[1:])]) if len(s) < columns else s for s in strips]
-    figure = Figure(figsize=(8, 8 * len(strips) / columns + 0.5), layout="constrained")
-    _show(figure, make_grid(torch.cat(padded), nrow=columns, padding=1, pad_value=0.5), title)
+    grid = make_grid(torch.cat(padded), nrow=columns, padding=1, pad_value=0.5)
+    figure = Figure(figsize=(8, 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
+    _show(figure, grid, title)
     _save(figure, path)
 
 

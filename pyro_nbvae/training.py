@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.config import TrainConfig
 from pyro_nbvae.data import batches, load
+from pyro_nbvae.distributions.samplers import DivergedError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.evaluation import held_out
 from pyro_nbvae.runs import Run, build, choose_device, resolve, validate
@@ -51,6 +52,13 @@ def _prepare(run: Run, config: TrainConfig, image_shape: tuple[int, int, int], r
             what = ", ".join(f"{k} {before[k]} there, {now[k]} here" for k in changed)
             raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or name another --out")
     run.write_config(config, image_shape)
+
+
+def _diverged(run: Run, config: TrainConfig, epoch: int, what: str) -> InputError:
+    return InputError(
+        f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {config.lr}); {run.folder} keeps the epochs "
+        "before"
+    )
 
 
 @torch.no_grad()
@@ -131,7 +139,10 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                 elbo.kl_weight = kl_weight(config, at)
                 guide.temperature = temperature(config, at)
                 optimizer.zero_grad(set_to_none=True)
-                loss = loss_of(x) * (config.beta / len(x))
+                try:
+                    loss = loss_of(x) * (config.beta / len(x))
+                except DivergedError as trouble:
+                    raise _diverged(run, config, epoch, str(trouble)) from trouble
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip)
                 optimizer.step()
@@ -147,10 +158,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
             seconds = time.perf_counter() - began
             mean = (totals / len(images)).tolist()
             if not math.isfinite(mean[0]):
-                raise InputError(
-                    f"the loss of epoch {epoch + 1} is not finite: lower --lr (now {config.lr}); {run.folder} keeps "
-                    "the epochs before"
-                )
+                raise _diverged(run, config, epoch, "the loss is not finite")
             rows.append(
                 {
                     "epoch": epoch + 1,

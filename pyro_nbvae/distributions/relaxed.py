@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS, Indicator, Relaxation, relaxed_poisson
 
-
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 

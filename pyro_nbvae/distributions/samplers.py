@@ -35,6 +35,10 @@ GUMBEL_CUT = 20.0
 GUMBEL_WARN = 7.0
 
 
+class DivergedError(ValueError):
+    """Rates that are not finite, or so large that their arrivals cannot be drawn."""
+
+
 # --- arrival times -------------------------------------------------------------------------------------------------
 
 
@@ -54,14 +58,20 @@ def arrivals(rate: Tensor, until: float | Tensor) -> Iterator[tuple[Tensor, Tens
 
     Yields:
         ``(index, time)``, both of one length of at most ``PIECE``: arrival ``time`` belongs to latent ``index``.
+
+    Raises:
+        DivergedError: for rates that are not finite, and for more than ``MOST_EVENTS`` arrivals.
     """
-    counts = torch.poisson(rate * until).long()
+    try:
+        counts = torch.poisson(rate * until).long()
+    except RuntimeError as error:  # torch's own check: a rate that is not a number
+        raise DivergedError("a Poisson rate is not finite") from error
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     if not 0 <= total <= MOST_EVENTS:
-        raise ValueError(
+        raise DivergedError(
             f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate "
-            f"{float(rate.max()):.3g}): a run that has diverged? Lower the learning rate or bound the rates"
+            f"{float(rate.max()):.3g})"
         )
     for start in range(0, total, PIECE):
         stop = min(start + PIECE, total)

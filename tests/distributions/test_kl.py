@@ -6,6 +6,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.distributions import Gamma, kl_divergence
 
 from pyro_nbvae.distributions import (
@@ -207,3 +209,24 @@ def test_error_bound_outside_the_measured_range():
         soft_q, soft_p = mpmath.log1p(odds), mpmath.log1p(mpmath.mpf(mp) / rp)
         expected = rp * soft_p - rq * soft_q + mq * (mpmath.log(mpmath.mpf(mq) / mp) - soft_q + soft_p) + integral
         assert abs(got - expected) <= 1e-7 * max(1, mq, mp), (rq, rp, mq, mp, got, expected)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.floats(math.log(0.05), math.log(300)),
+    st.floats(-5, 5),
+    st.floats(math.log(1e-3), math.log(50)),
+    st.floats(math.log(1e-3), math.log(50)),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_kl_lies_between_zero_and_the_kl_of_the_gammas(log_r, log_ratio, log_mean_q, log_mean_p, dtype):
+    """Counting the spikes of a rate loses information (data processing): 0 <= KL(NB) <= KL of the Gamma rates."""
+    r_q, r_p = math.exp(log_r), math.exp(min(max(log_r + log_ratio, math.log(0.05)), math.log(300)))
+    odds_q, odds_p = math.exp(log_mean_q) / r_q, math.exp(log_mean_p) / r_p
+    values = (r_q, math.log(odds_q), r_p, math.log(odds_p))
+    kl = float(negative_binomial_kl(*(torch.tensor(v, dtype=dtype) for v in values)))
+    rates = kl_divergence(
+        *(Gamma(torch.tensor(r).double(), torch.tensor(1 / o).double()) for r, o in ((r_q, odds_q), (r_p, odds_p)))
+    )
+    slack = (1e-4 if dtype is torch.float32 else 1e-7) * max(1.0, math.exp(log_mean_q), math.exp(log_mean_p))
+    assert -slack <= kl <= float(rates) * (1 + 1e-5) + slack

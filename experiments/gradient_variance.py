@@ -1,0 +1,92 @@
+"""The noise of each estimator's gradient at one checkpoint, as a table.
+
+python -m experiments.gradient_variance RUN    RUN: a run folder of variant EX-C, MC-C, EX-G or MC-G
+
+At the run's own parameters and on one batch of its held-out images the gradient of the loss in the guide's parameters
+is taken many times. The table gives the trace of its covariance over the squared norm of its mean under the exact-KL
+estimator with the same relaxation and temperature: noise to signal, so that estimators compare across columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import pyro
+import torch
+import tyro
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+from pyro_nbvae.runs import Run
+
+ESTIMATORS: dict[str, ELBO] = {
+    "AnalyticKL_ELBO": AnalyticKL_ELBO(),
+    "MonteCarloKL_ELBO, 25 samples": MonteCarloKL_ELBO(25),
+    "MonteCarloKL_ELBO, 5 samples": MonteCarloKL_ELBO(5),
+    "MonteCarloKL_ELBO, 1 sample": MonteCarloKL_ELBO(1),
+    "Pyro's Trace_ELBO": Trace_ELBO(),
+}
+RELAXATIONS = {
+    "arrival, sigmoid": {"relaxation": "arrival", "indicator": "sigmoid"},
+    "arrival, smoothstep": {"relaxation": "arrival", "indicator": "smoothstep"},
+    "gumbel": {"relaxation": "gumbel"},
+}
+TEMPERATURES = (0.05, 0.25)
+
+
+@dataclass
+class Arguments:
+    """The noise of each estimator's gradient at one checkpoint.
+
+    Args:
+        run: a run folder that nbvae train wrote, of a variant with both parameters free.
+        images: held-out images in the batch.
+        repeats: gradients per cell.
+        seed: of the latents.
+        device: auto, or a device of torch's.
+    """
+
+    run: tyro.conf.Positional[str]
+    images: int = 64
+    repeats: int = 100
+    seed: int = 0
+    device: str = "auto"
+
+
+def gradients(elbo: ELBO, model: torch.nn.Module, guide: torch.nn.Module, x: Tensor, repeats: int) -> Tensor:
+    """Gradients of the loss per image in the guide's parameters, (repeats, parameters)."""
+    parameters = [p for p in guide.parameters() if p.requires_grad]
+    rows = []
+    for _ in range(repeats):
+        loss = elbo.differentiable_loss(model, guide, x) / len(x)  # type: ignore[attr-defined]
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    return torch.stack(rows)
+
+
+def table(arguments: Arguments) -> pd.DataFrame:
+    """Noise to signal of every estimator (rows) under every relaxation and temperature (columns)."""
+    config, model, guide = Run(arguments.run).load(arguments.device)
+    device = next(model.parameters()).device
+    x = to_unit_interval(load(config.data, config.data_root).test[: arguments.images].to(device))
+    columns = {}
+    cells = [(name, t) for name in RELAXATIONS for t in TEMPERATURES]
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        for name, temperature in tqdm(cells, desc="relaxations"):
+            guide.relaxation.update(RELAXATIONS[name])
+            guide.temperature = temperature
+            torch.manual_seed(arguments.seed)
+            column, signal = {}, None
+            for label, elbo in ESTIMATORS.items():
+                g = gradients(elbo, model, guide, x, arguments.repeats)
+                signal = g.mean(0).square().sum() if signal is None else signal
+                column[label] = float(g.var(0).sum() / signal)
+            columns[f"{name}, {temperature}"] = column
+    return pd.DataFrame(columns)
+
+
+if __name__ == "__main__":
+    print(table(tyro.cli(Arguments)).round(2).to_string())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from pyro_nbvae.runs import write_atomically
@@ -64,6 +65,10 @@ def plot_dispersion(mean: Tensor, variance: Tensor, path: Path, *, title: str) -
         axes.plot(ends, ends, color="black", linewidth=1, label="Poisson: variance = mean")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.legend()
     axes.set_xlabel("mean count over held-out images")
     axes.set_ylabel("variance of the count")

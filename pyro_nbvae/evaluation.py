@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import batches, load
-from pyro_nbvae.runs import Run
+from pyro_nbvae.runs import Run, check_seed
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 
 BATCH = 500
@@ -29,6 +29,7 @@ DEAD_NATS = 0.01
 @contextmanager
 def evaluating(model: ImageModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
     """Evaluation mode, exact latents, no gradients, and a random stream of its own."""
+    check_seed(seed)
     modes = [(m, m.training) for m in (model, guide)]
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []

@@ -39,6 +39,12 @@ def _member(name: str, value: str, table: Any) -> None:
         raise InputError(f"unknown {name} {value!r}: choose from {', '.join(table)}")
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that a generator does not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
+
+
 def validate(config: TrainConfig) -> TrainConfig:
     """The configuration, if it can be.
 
@@ -56,6 +62,7 @@ def validate(config: TrainConfig) -> TrainConfig:
         value = getattr(config, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    check_seed(config.seed)
     if config.kl_warmup is not None and not config.kl_warmup >= 0:
         raise InputError(f"--kl-warmup must not be negative, got {config.kl_warmup}")
     return config

@@ -84,6 +84,7 @@ def test_help_names_every_flag(capsys):
         ("--temperature -1", ["temperature must be positive, got -1"]),
         ("--beta 0", ["beta must be positive, got 0"]),
         ("--beta nan", ["beta must be positive, got nan"]),
+        ("--seed -1", ["seed must be 0 to 4294967295, got -1"]),
         ("--latents 0", ["latents must be positive, got 0"]),
         ("--latents -5", ["latents must be positive, got -5"]),
         ("--encoder resnet", ["unknown encoder 'resnet'", "conv, mlp, linear"]),
@@ -155,6 +156,7 @@ def test_images_that_are_no_array(capsys, folder, tmp_path):
 @pytest.mark.parametrize("command", ["generate", "reconstruct"])
 def test_no_images_asked_for(capsys, folder, command):
     assert "count must be at least 1, got 0" in refused(capsys, command, folder, "--count", "0")
+    assert "seed must be 0 to" in refused(capsys, command, folder, "--seed", "-1")
 
 
 def test_a_folder_that_cannot_be_written(capsys, tmp_path):

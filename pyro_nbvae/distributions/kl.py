@@ -26,7 +26,7 @@ from pyro_nbvae.distributions.special import softplus_difference
 # point at which c + v - exp(-v) is one above c. (tail that is left out, nodes), by precision.
 _RIGHT = 1.2784645427610738
 _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
-# Elements in one block: 24 nodes of 4,096 single-precision numbers stay in a core's cache.
+# Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers stay in a core's cache.
 _BLOCK = 4096
 
 
@@ -84,7 +84,8 @@ class _NegativeBinomialKL(Function):
         d_lp = (r_p * l_p.exp() - mean) * torch.sigmoid(-l_p)
         if exact:
             parts = (value, d_rq, d_lq, d_rp)
-            blocks = zip(*(x.reshape(-1).split(_BLOCK) for x in (r_q, l_q, r_p, mean)), strict=True)
+            block = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
+            blocks = zip(*(x.reshape(-1).split(block) for x in (r_q, l_q, r_p, mean)), strict=True)
             added = zip(*(_dispersion_integral(*block) for block in blocks), strict=True)
             for total, pieces in zip(parts, added, strict=True):
                 total += torch.cat(pieces).reshape(total.shape)
@@ -110,8 +111,14 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, *, 
     of r up to e^2 either way and means from 1e-3 to 50. Up to the ratio that a guide can reach, e^5, with r from 1e-3
     to 1e4 and means from 1e-4 to 1e4 it is below 1e-7 and 1e-4 times max(1, m_q, m_p). Beyond, for r from 1e-6 to 1e8
     and |l| up to 50, value and gradient are finite and no more is promised.
+
+    Raises:
+        TypeError: for another precision.
     """
     arguments = torch.broadcast_tensors(r_q, l_q, r_p, l_p)
+    for argument in arguments:
+        if argument.dtype not in _RULES:
+            raise TypeError(f"negative_binomial_kl takes float32 or float64, got {argument.dtype}")
     return _NegativeBinomialKL.apply(*arguments, exact)
 
 
@@ -128,8 +135,7 @@ def same_quantity(a: Tensor, b: Tensor) -> bool:
     for and all values agree. Equal values alone are not enough: where the dispersions of q and p agree by chance, the
     KL's derivative in either of them does not vanish with their difference.
     """
-    if a.shape != b.shape:
-        return False
+    a, b = torch.broadcast_tensors(a, b)
     root_a, root_b = (x if x._base is None else x._base for x in (a, b))
     alike = a.stride() == b.stride() and a.storage_offset() == b.storage_offset()
     if root_a is root_b and alike:

@@ -104,6 +104,7 @@ def test_the_form_is_shared_only_where_the_dispersion_is_one_quantity():
     assert kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(r, logits=logits + 1)) == "shared"
     wide = NegativeBinomial(r.expand(5, 3), logits=logits)
     assert kl_form(wide, NegativeBinomial(r, logits=logits).expand(torch.Size([5, 3]))) == "shared"
+    assert kl_form(wide, NegativeBinomial(r, logits=logits)) == "shared"
     # equal by value alone, while one of them can move
     assert kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(torch.ones(3), logits=logits)) == "exact"
     assert kl_form(NegativeBinomial(r * 1.0, logits=logits), NegativeBinomial(r, logits=logits)) == "exact"
@@ -144,6 +145,12 @@ def test_registered_kl_is_elementwise_and_serves_relaxed_and_exact():
         for p in (relaxed[1], exact[1]):
             torch.testing.assert_close(kl_divergence(q, p), expected)
     torch.testing.assert_close(kl_divergence(relaxed[0].to_event(1), relaxed[1].to_event(1)), expected.sum())
+
+
+def test_other_precisions_are_refused():
+    one = torch.ones(2, dtype=torch.float16)
+    with pytest.raises(TypeError, match="takes float32 or float64"):
+        negative_binomial_kl(one, one, one, one)
 
 
 def test_chain_rule():

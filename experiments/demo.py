@@ -1,4 +1,4 @@
-"""EX-C beside DS-C on scikit-learn's digits: trains both, prints their metrics and where the pictures are.
+"""EX-C beside P-VAE on scikit-learn's digits: trains both, prints their metrics and where the pictures are.
 
 python -m experiments.demo [--out FOLDER]    about a minute on two cores
 """
@@ -25,7 +25,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
     Args:
         out: the folder of the runs; what is finished there is not trained again.
     """
-    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("EX-C", "DS-C")]
+    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("EX-C", "P-VAE")]
     print(table([evaluate(run, progress=False) for run in runs]))
     for run in runs:
         print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")

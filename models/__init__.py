@@ -1,5 +1,9 @@
 """Generative models, one file a family."""
 
+from pyro_nbvae.models.categorical import CategoricalModel
+from pyro_nbvae.models.gaussian import GaussianModel
+from pyro_nbvae.models.laplace import LaplaceModel
 from pyro_nbvae.models.negative_binomial import NegativeBinomialModel
+from pyro_nbvae.models.poisson import PoissonModel
 
-__all__ = ["NegativeBinomialModel"]
+__all__ = ["CategoricalModel", "GaussianModel", "LaplaceModel", "NegativeBinomialModel", "PoissonModel"]

@@ -41,7 +41,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     shown = []
     for row in rows:
         line = {"variant": row["variant"], "data": row["data"], "epochs": str(row["epochs"])}
-        line |= {heading: f"{row[name]:.{digits}f}" for name, heading, digits in COLUMNS}
+        for name, heading, digits in COLUMNS:
+            line[heading] = "-" if row[name] is None else f"{row[name]:.{digits}f}"
         shown.append(line)
     return pd.DataFrame(shown).to_string(index=False)
 
@@ -83,7 +84,7 @@ def evaluate(
     options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root)
     print(table([evaluate(run, importance_samples=importance_samples, **options) for run in found]))
     for run in found:
-        print(run.folder / "metrics.json", run.folder / "dispersion.png")
+        print(*sorted(run.folder.glob("metrics.json")), *sorted(run.folder.glob("dispersion.png")))
 
 
 def generate(run: Positional[str], count: int = 100, seed: int = 0, device: str = "auto") -> None:
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             call = subcommand_cli_from_dict(
                 {name: _deferred(command) for name, command in COMMANDS.items()},
                 prog="nbvae",
-                description="Variational autoencoders with negative binomial latents.",
+                description="Variational autoencoders with spike counts for latents.",
                 args=arguments,
                 config=(FlagCreatePairsOff,),
             )

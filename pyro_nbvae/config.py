@@ -34,7 +34,8 @@ class TrainConfig:
     """What a run is. Flags that are not given are decided by the preset.
 
     Args:
-        variant: which VAE: the KL form (MC, DS, EX) and the relaxation (C: arrival times, G: Gumbel-softmax).
+        variant: which VAE: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax) of the
+            negative binomial, as in EX-C; or a baseline, P-VAE, G-VAE, L-VAE or C-VAE.
         data: which images.
         latents: number of latent units.
         encoder: conv, mlp or linear.
@@ -45,6 +46,8 @@ class TrainConfig:
         temperature_start: temperature of the relaxation at the start.
         temperature: temperature of the relaxation at the end. Default: 0.05 for arrival times, 0.25 for Gumbel-softmax.
         anneal_epochs: epochs from the one to the other. Default: half of all.
+        relaxation: of P-VAE, arrival or gumbel; the other variants' is in their name.
+        categories: of each variable of C-VAE; latents / categories variables.
         indicator: of the arrival times, sigmoid or smoothstep.
         max_count: largest count of the Gumbel-softmax.
         straight_through: integer counts forward, relaxed gradients backward.
@@ -69,6 +72,8 @@ class TrainConfig:
     temperature_start: float | None = None
     temperature: float | None = None
     anneal_epochs: float | None = None
+    relaxation: str | None = None
+    categories: int = 8
     indicator: str = "sigmoid"
     max_count: int = 100
     straight_through: bool = False

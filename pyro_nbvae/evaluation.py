@@ -13,11 +13,13 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import batches, load
+from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.runs import Run, check_seed
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 
@@ -47,6 +49,13 @@ def _unit_kl(model: ImageModel, q: Any) -> Tensor:
     return kl_divergence(q, model.prior_distribution().expand(q.batch_shape))
 
 
+def fano_factor(q: TorchDistribution) -> Tensor | None:
+    """Variance over mean of a posterior over counts, averaged over units; None where the latents are not counts."""
+    if not isinstance(q, RelaxedCount):
+        return None
+    return (q.variance / q.mean).mean(-1)
+
+
 def _log_likelihood(model: ImageModel, error: Tensor) -> Tensor:
     """log p(x | z) in nats from the squared error per image."""
     return -error / model.beta - math.prod(model.image_shape) / 2 * math.log(math.pi * model.beta)
@@ -60,8 +69,8 @@ def held_out(model: ImageModel, guide: AmortizedGuide, images: Tensor, *, seed: 
     """Quick figures on uint8 images (N, C, H, W) from one exact sample each.
 
     Returns:
-        ``squared_error`` and ``kl`` (nats) per image, ``elbo`` (nats per image), ``mse`` per pixel and ``fano``, the
-        posterior's mean variance over mean.
+        ``squared_error`` and ``kl`` (nats) per image, ``elbo`` (nats per image), ``mse`` per pixel and, where the
+        latents are counts, ``fano``, the posterior's mean variance over mean.
     """
     totals = torch.zeros(3, device=images.device, dtype=torch.float64)
     with evaluating(model, guide, seed):
@@ -69,11 +78,13 @@ def held_out(model: ImageModel, guide: AmortizedGuide, images: Tensor, *, seed: 
             q = guide.posterior(x)
             error = _squared_error(x, model.decode(q.sample()))
             kl = _unit_kl(model, q).sum()
-            totals += torch.stack([error.sum(), kl, (q.variance / q.mean).mean(-1).sum()])
-    error, kl, fano = (totals / len(images)).tolist()
+            fano = fano_factor(q)
+            totals += torch.stack([error.sum(), kl, torch.zeros_like(kl) if fano is None else fano.sum()])
+    error, kl, mean_fano = (totals / len(images)).tolist()
     elbo = float(_log_likelihood(model, torch.tensor(error, dtype=torch.float64))) - kl
     mse = error / math.prod(model.image_shape)
-    return {"squared_error": error, "kl": kl, "elbo": elbo, "mse": mse, "fano": fano}
+    figures = {"squared_error": error, "kl": kl, "elbo": elbo, "mse": mse}
+    return figures if fano is None else figures | {"fano": mean_fano}
 
 
 def importance_weighted_bound(
@@ -106,15 +117,15 @@ def importance_weighted_bound(
 
 
 def latent_moments(model: ImageModel, guide: AmortizedGuide, images: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
-    """Per unit, over uint8 images: the mean and variance of its exact samples and its mean KL in nats, each (K,)."""
-    counts, kls = [], torch.zeros(model.latents, device=images.device)
+    """Over uint8 images: mean and variance of the exact samples, (*latent_shape), and mean KL in nats, a unit each."""
+    samples, kls = [], []
     with evaluating(model, guide, seed):
         for x in batches(images, BATCH):
             q = guide.posterior(x)
-            counts.append(q.sample())
-            kls += _unit_kl(model, q).sum(0)
-    z = torch.cat(counts)
-    return {"mean": z.mean(0), "variance": z.var(0), "kl": kls / len(images)}
+            samples.append(q.sample())
+            kls.append(_unit_kl(model, q))
+    z = torch.cat(samples)
+    return {"mean": z.mean(0), "variance": z.var(0), "kl": torch.cat(kls).mean(0)}
 
 
 def evaluate(
@@ -126,13 +137,14 @@ def evaluate(
     data_root: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measures a run on its held-out images, writes ``metrics.json`` and ``dispersion.png``, returns the metrics.
+    """Measures a run on its held-out images; writes ``metrics.json`` and, of counts, ``dispersion.png``.
 
     Everything is from exact latents (integer counts). ``mse`` (per pixel) and ``ssim`` are of reconstructions from one
     sample, on [0, 1]; ``elbo`` and ``importance_weighted_bound`` are nats per image, ``bits_per_dim`` is
     -elbo / (pixels * channels * ln 2) of densities on [0, 1] (add 8 for 8-bit pixels); ``kl`` is nats per image;
     ``dead_units`` have a mean KL below 0.01 nats; ``fano`` is the posterior's mean variance over mean;
-    ``overdispersion`` is the mean over units of the variance over the mean of their counts across images.
+    ``overdispersion`` is the mean over units of the variance over the mean of their counts across images (both None
+    where the latents are not counts).
     """
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
@@ -148,7 +160,6 @@ def evaluate(
         ):
             ssim.update(model.decode(guide.posterior(x).sample()), x)
     units = latent_moments(model, guide, images, seed=seed)
-    alive = units["mean"] > 0
     bound = importance_weighted_bound(model, guide, images, importance_samples, seed=seed, progress=progress)
     metrics = {
         "variant": config.variant,
@@ -165,15 +176,19 @@ def evaluate(
         "beta": model.beta,
         "objective": figures["squared_error"] + model.beta * figures["kl"],
         "dead_units": int((units["kl"] < DEAD_NATS).sum()),
-        "units": model.latents,
-        "fano": figures["fano"],
-        "overdispersion": float((units["variance"] / units["mean"])[alive].mean()) if bool(alive.any()) else math.nan,
+        "units": len(units["kl"]),
+        "fano": figures.get("fano"),
+        "overdispersion": None,
         "test_images": len(images),
         "seed": seed,
         "kl_per_unit": units["kl"].tolist(),
     }
+    if "fano" in figures:
+        fired = units["mean"] > 0
+        if bool(fired.any()):
+            metrics["overdispersion"] = float((units["variance"] / units["mean"])[fired].mean())
+        plot_dispersion(units["mean"], units["variance"], run.folder / "dispersion.png", title=run_title(config))
     run.write_json("metrics.json", metrics)
-    plot_dispersion(units["mean"], units["variance"], run.folder / "dispersion.png", title=run_title(config))
     return metrics
 
 

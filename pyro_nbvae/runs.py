@@ -25,7 +25,7 @@ import torch
 
 from pyro_nbvae.config import PRESETS, TrainConfig
 from pyro_nbvae.data import SOURCES
-from pyro_nbvae.distributions.samplers import INDICATORS
+from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
@@ -57,6 +57,10 @@ def validate(config: TrainConfig) -> TrainConfig:
     _member("decoder", config.decoder, DECODERS)
     _member("indicator", config.indicator, INDICATORS)
     _member("preset", config.preset, PRESETS)
+    if config.relaxation is not None:
+        _member("relaxation", config.relaxation, RELAXATIONS)
+        if config.variant != "P-VAE":
+            raise InputError(f"--relaxation is for P-VAE, {config.variant} has its own: leave it out")
     positive = "latents beta temperature_start temperature anneal_epochs max_count epochs batch_size lr clip kl_samples"
     for name in positive.split():
         value = getattr(config, name)
@@ -76,7 +80,8 @@ def resolve(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainConf
     """
     validate(config)
     preset = dict(PRESETS[config.preset])
-    preset["temperature"] = preset["temperature"][variant(config.variant).options.get("relaxation", "arrival")]
+    relaxation = variant(config.variant).options.get("relaxation", config.relaxation or "arrival")
+    preset["temperature"] = preset["temperature"][relaxation]
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and
     # averages the KL over latents (DESIGN 3.6); its units are this many squared errors per image.
     units = float(image_shape[0] * image_shape[1]) if config.decoder == "conv" else 1.0
@@ -89,7 +94,9 @@ def resolve(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainConf
 def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[ImageModel, AmortizedGuide, SiteKL_ELBO]:
     """The model, guide and estimator of a resolved configuration."""
     parts = variant(config.variant)
-    model = parts.model(image_shape, config.latents, decoder=config.decoder, beta=config.beta)
+    settings = {name: getattr(config, name) for name in parts.settings}
+    model = parts.model(image_shape, config.latents, decoder=config.decoder, beta=config.beta, **settings)
+    options = {"relaxation": config.relaxation or "arrival", **parts.options}
     guide = parts.guide(
         model,
         encoder=config.encoder,
@@ -97,7 +104,7 @@ def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[Image
         indicator=config.indicator,
         max_count=config.max_count,
         straight_through=config.straight_through,
-        **parts.options,
+        **options,
     )
     samples = {"num_samples": config.kl_samples} if parts.estimator is MonteCarloKL_ELBO else {}
     return model, guide, parts.estimator(**samples)

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pyro
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_nbvae.config import TrainConfig
 from pyro_nbvae.data import batches, load
 from pyro_nbvae.distributions.samplers import DivergedError
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.evaluation import held_out
+from pyro_nbvae.evaluation import fano_factor, held_out
 from pyro_nbvae.runs import Run, build, choose_device, resolve, validate
-from pyro_nbvae.vae import AmortizedGuide
 
 # A resumed run may differ in these from the one it continues.
 _MAY_CHANGE = {"epochs", "device", "data_root"}
@@ -59,12 +57,6 @@ def _diverged(run: Run, config: TrainConfig, epoch: int, what: str) -> InputErro
         f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {config.lr}); {run.folder} keeps the epochs "
         "before"
     )
-
-
-@torch.no_grad()
-def _mean_fano(guide: AmortizedGuide, x: Tensor) -> float:
-    q = guide.posterior(x)
-    return float((q.variance / q.mean).mean())
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
@@ -153,7 +145,11 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                 if step % show_every == 0:
                     seen = min((step + 1) * config.batch_size, len(images))
                     mean = (totals / seen).tolist()
-                    shown = dict(zip(("loss", "error", "KL"), mean, strict=True)) | {"Fano": _mean_fano(guide, x[:64])}
+                    shown = dict(zip(("loss", "error", "KL"), mean, strict=True))
+                    with torch.no_grad():
+                        fano = fano_factor(guide.posterior(x[:64]))
+                    if fano is not None:
+                        shown["Fano"] = float(fano.mean())
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()}, refresh=False)
             seconds = time.perf_counter() - began
             mean = (totals / len(images)).tolist()

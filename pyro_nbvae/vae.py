@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.samplers import Indicator, Relaxation
@@ -49,6 +49,16 @@ def batch_plate(x: Tensor, data_size: int | None) -> Any:
     return pyro.plate("batch", data_size or len(x), subsample=torch.arange(len(x), device=x.device), dim=-1)
 
 
+class StandardPrior(nn.Module):
+    """A prior with nothing to learn: ``zeros`` of the latents' shape, on the model's device."""
+
+    zeros: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(shape), persistent=False)
+
+
 class ImageModel(PyroModule):
     """p(z) p(x | z): latents from the family's prior, images Normal(decoder(z), sqrt(beta / 2)).
 
@@ -59,7 +69,8 @@ class ImageModel(PyroModule):
         beta: 2 sigma^2, so that -beta * ELBO is the squared error + beta * KL + a constant (DESIGN 3.6).
         data_size: number of images that a batch is a subsample of; None where a batch is all there is.
 
-    Sites: latent ``z`` (B, K), observation ``x`` (B, C, H, W), plate ``batch``.
+    Sites: latent ``z`` (B, K), observation ``x`` (B, C, H, W), plate ``batch``. A family whose latents are K numbers in
+    another shape sets ``latent_shape``.
 
     Raises:
         ValueError: for sizes, a decoder or a beta that cannot be.
@@ -83,6 +94,7 @@ class ImageModel(PyroModule):
             raise InputError(f"beta must be positive, got {beta}")
         self.image_shape = tuple(image_shape)
         self.latents = latents
+        self.latent_shape = torch.Size([latents])
         self.beta = float(beta)
         self.data_size = data_size
         self.decoder = build_decoder(decoder, image_shape, latents)
@@ -92,11 +104,12 @@ class ImageModel(PyroModule):
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (..., K) to the means of the images (..., C, H, W)."""
-        return self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.image_shape)
+        """Latents (..., *latent_shape) to the means of the images (..., C, H, W)."""
+        leading = z.shape[: z.dim() - len(self.latent_shape)]
+        return self.decoder(z.reshape(-1, self.latents)).reshape(*leading, *self.image_shape)
 
     def observation(self, z: Tensor) -> TorchDistribution:
-        """p(x | z) for latents (..., K): event shape (C, H, W)."""
+        """p(x | z) for latents (..., *latent_shape): event shape (C, H, W)."""
         return dist.Normal(self.decode(z), math.sqrt(self.beta / 2)).to_event(3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +154,7 @@ class AmortizedGuide(PyroModule):
     ) -> None:
         super().__init__()
         self.image_shape = model.image_shape
-        self.latents = model.latents
+        self.latent_shape = model.latent_shape
         self.data_size = model.data_size
         self.prior = model.prior
         self.temperature = temperature

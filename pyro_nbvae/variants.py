@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.guides import CategoricalGuide, GaussianGuide, LaplaceGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
-from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.models import CategoricalModel, GaussianModel, LaplaceModel, NegativeBinomialModel, PoissonModel
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What builds a variant. ``options`` go to the guide."""
+    """What builds a variant. ``options`` go to the guide; ``settings`` are configuration fields for the model."""
 
     model: Callable[..., ImageModel]
     guide: Callable[..., AmortizedGuide]
     estimator: Callable[..., SiteKL_ELBO]
     options: Mapping[str, Any] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
 
 
 def _nb(estimator: Callable[..., SiteKL_ELBO], relaxation: str, **options: Any) -> Variant:
@@ -35,6 +36,10 @@ VARIANTS: dict[str, Variant] = {
     "DS-C": _nb(AnalyticKL_ELBO, "arrival", shared_dispersion=True),
     "EX-G": _nb(AnalyticKL_ELBO, "gumbel"),
     "EX-C": _nb(AnalyticKL_ELBO, "arrival"),
+    "P-VAE": Variant(PoissonModel, PoissonGuide, AnalyticKL_ELBO),
+    "G-VAE": Variant(GaussianModel, GaussianGuide, AnalyticKL_ELBO),
+    "L-VAE": Variant(LaplaceModel, LaplaceGuide, AnalyticKL_ELBO),
+    "C-VAE": Variant(CategoricalModel, CategoricalGuide, AnalyticKL_ELBO, {"relaxation": "gumbel"}, ("categories",)),
 }
 
 

@@ -17,7 +17,7 @@ from pyro_nbvae.training import train
 from pyro_nbvae.variants import VARIANTS
 
 
-def pair(latents=3, name="EX-C", beta=0.5):
+def pair(latents=8, name="EX-C", beta=0.5):
     variant = VARIANTS[name]
     model = variant.model((1, 8, 8), latents, decoder="linear", beta=beta)
     return model, variant.guide(model, encoder="linear", **variant.options)

@@ -14,6 +14,20 @@ from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS, Indicator
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 
+def check_temperature(temperature: float | Tensor) -> bool:
+    """Whether samples at this temperature are relaxed (it is positive) rather than exact (it is 0).
+
+    Raises:
+        ValueError: where it is negative or not finite, or 0 in some places only.
+    """
+    lowest, highest = (float(t) for t in torch.as_tensor(temperature).detach().aminmax())
+    if not (lowest >= 0 and math.isfinite(highest)):
+        raise ValueError(f"temperature must be non-negative and finite, got {temperature}")
+    if lowest == 0 < highest:
+        raise ValueError(f"temperature must be positive everywhere or 0 everywhere, got {temperature}")
+    return highest > 0
+
+
 class RelaxedCount:
     """Mixin of a distribution over counts whose samples are relaxed Poisson counts of a log rate.
 
@@ -42,12 +56,7 @@ class RelaxedCount:
         max_count: int,
         straight_through: bool,
     ) -> None:
-        lowest = float(torch.as_tensor(temperature).detach().min())
-        highest = float(torch.as_tensor(temperature).detach().max())
-        if not (lowest >= 0 and math.isfinite(highest)):
-            raise ValueError(f"temperature must be non-negative and finite, got {temperature}")
-        if lowest == 0 < highest:
-            raise ValueError(f"temperature must be positive everywhere or 0 everywhere, got {temperature}")
+        self.has_rsample = check_temperature(temperature)
         if relaxation not in RELAXATIONS:
             raise ValueError(f"relaxation must be one of {', '.join(RELAXATIONS)}, got {relaxation!r}")
         if indicator not in INDICATORS:
@@ -59,7 +68,6 @@ class RelaxedCount:
         self.indicator = indicator
         self.max_count = max_count
         self.straight_through = straight_through
-        self.has_rsample = highest > 0
 
     def _copy_relaxation(self, other: RelaxedCount) -> None:
         for name in ("temperature", "has_rsample", *self._RELAXATION_ARGUMENTS):

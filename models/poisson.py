@@ -1,0 +1,38 @@
+"""Poisson prior over the latents (P-VAE, DESIGN 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_nbvae.distributions import RelaxedPoisson
+from pyro_nbvae.vae import ImageModel
+
+
+class PoissonPrior(nn.Module):
+    """Learned log rate, one per latent, 0 at the start (mean 1)."""
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.zeros(latents))
+
+    @property
+    def rate(self) -> Tensor:
+        """(K,)."""
+        return self.log_rate.exp()
+
+
+class PoissonModel(ImageModel):
+    """z ~ Poisson(rate), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
+
+    prior: PoissonPrior
+
+    def __init__(self, image_shape: tuple[int, int, int], latents: int = 256, **options: Any) -> None:
+        super().__init__(image_shape, latents, **options)
+        self.prior = PoissonPrior(latents)
+
+    def prior_distribution(self) -> RelaxedPoisson:
+        """Poisson(rate), batch shape (K,): samples are integers, the support takes relaxed counts too."""
+        return RelaxedPoisson(self.prior.rate, temperature=0.0)

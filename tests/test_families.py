@@ -1,0 +1,175 @@
+"""The baselines: their KLs, the Poisson as the limit of the negative binomial, and a sixth family."""
+
+import math
+from dataclasses import replace
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_nbvae import variants
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.distributions import RelaxedOneHotCategorical
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.evaluation import evaluate
+from pyro_nbvae.guides import NegativeBinomialGuide, PoissonGuide
+from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.models import CategoricalModel, NegativeBinomialModel, PoissonModel
+from pyro_nbvae.runs import resolve
+from pyro_nbvae.training import train
+from pyro_nbvae.vae import AmortizedGuide, ImageModel, StandardPrior
+
+SHAPE = (1, 8, 8)
+TINY = TrainConfig(data="digits", latents=8, encoder="linear", decoder="linear", batch_size=500, epochs=2, lr=0.01)
+
+
+def pair(name, latents=16, **options):
+    variant = variants.VARIANTS[name]
+    model = variant.model(SHAPE, latents, decoder="linear", beta=0.5)
+    return model, variant.guide(model, encoder="linear", **{**variant.options, **options})
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_kl_equals_sampling(name):
+    """Mean of log q(z) - log p(z) over exact samples, within 4 standard errors."""
+    model, guide = pair(name, temperature=0.0)
+    x = torch.rand(3, *SHAPE)
+    with torch.no_grad():
+        q = guide.posterior(x)
+        p = model.prior_distribution().expand(q.batch_shape)
+        z = q.sample(torch.Size([20_000]))
+        difference = (q.log_prob(z) - p.log_prob(z)).double()
+        kl = kl_divergence(q, p).double()
+    error = difference.std(0) / math.sqrt(len(z))
+    assert ((difference.mean(0) - kl).abs() < 4.5 * error + 1e-5).all()
+    assert (kl > 0).all()
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_at_encoder_outputs_of_zero_the_posterior_is_the_prior(name):
+    model, guide = pair(name)
+    with torch.no_grad():
+        for parameter in guide.encoder.parameters():
+            parameter.zero_()
+    q = guide.posterior(torch.rand(2, *SHAPE))
+    kl = kl_divergence(q, model.prior_distribution().expand(q.batch_shape))
+    torch.testing.assert_close(kl, torch.zeros_like(kl), atol=1e-6, rtol=0)
+
+
+def limit_pair(r):
+    """A P-VAE and an EX-C with dispersion r, the same networks and the same means."""
+    poisson = PoissonModel(SHAPE, 6, decoder="linear", beta=0.5)
+    poisson_guide = PoissonGuide(poisson, encoder="linear", temperature=0.0)
+    nb = NegativeBinomialModel(SHAPE, 6, decoder="linear", beta=0.5)
+    nb_guide = NegativeBinomialGuide(nb, encoder="linear", temperature=0.0)
+    with torch.no_grad():
+        poisson.prior.log_rate.normal_()
+        nb.decoder.load_state_dict(poisson.decoder.state_dict())
+        nb.prior.log_total_count.fill_(math.log(r))
+        nb.prior.logits.copy_(poisson.prior.log_rate - math.log(r))
+        ours, theirs = nb_guide.encoder.layers[1], poisson_guide.encoder.layers[1]
+        ours.weight.copy_(torch.cat([theirs.weight, torch.zeros_like(theirs.weight)]))
+        ours.bias.copy_(torch.cat([theirs.bias, torch.zeros_like(theirs.bias)]))
+    return (poisson, poisson_guide), (nb, nb_guide)
+
+
+def test_poisson_is_the_limit_of_the_negative_binomial():
+    """KL and its gradient in the encoder agree to 1e-3 at r = 1e7, and the whole loss within 4 standard errors."""
+    torch.manual_seed(1)
+    poisson, nb = limit_pair(1e7)
+    x = torch.rand(12, *SHAPE)
+    kls, gradients, losses, noisy = [], [], [], []
+    for model, guide in (poisson, nb):
+        q = guide.posterior(x)
+        kl = kl_divergence(q, model.prior_distribution().expand(q.batch_shape)).sum()
+        kls.append(kl.detach())
+        gradients.append(torch.autograd.grad(kl, guide.encoder.layers[1].weight)[0][:6])
+        elbo = AnalyticKL_ELBO()
+        losses.append(torch.tensor([elbo.loss(model, guide, x) for _ in range(300)]))
+        guide.temperature = 0.2
+        weight = guide.encoder.layers[1].weight
+        draws = [torch.autograd.grad(elbo.differentiable_loss(model, guide, x), weight)[0][:6] for _ in range(300)]
+        noisy.append(torch.stack(draws))
+    torch.testing.assert_close(kls[1], kls[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
+    error = math.hypot(*(float(v.std()) for v in losses)) / math.sqrt(300)
+    assert abs(float(losses[0].mean() - losses[1].mean())) < 4 * error
+    difference = noisy[0].mean(0) - noisy[1].mean(0)
+    error = (noisy[0].var(0) + noisy[1].var(0)).div(300).sqrt()
+    # 384 components: 5 standard errors
+    assert (difference.abs() < 5 * error + 1e-3 * noisy[0].mean(0).abs()).all()
+
+
+def test_poisson_takes_gumbel_on_request_and_the_others_keep_their_own():
+    config = resolve(replace(TINY, variant="P-VAE", relaxation="gumbel"), SHAPE)
+    assert config.temperature == 0.25
+    from pyro_nbvae.runs import build
+
+    assert build(config, SHAPE)[1].relaxation["relaxation"] == "gumbel"
+    assert build(resolve(replace(TINY, variant="P-VAE"), SHAPE), SHAPE)[1].relaxation["relaxation"] == "arrival"
+    with pytest.raises(InputError, match="--relaxation is for P-VAE, EX-C has its own"):
+        resolve(replace(TINY, variant="EX-C", relaxation="gumbel"), SHAPE)
+    with pytest.raises(InputError, match="unknown relaxation 'poisson'"):
+        resolve(replace(TINY, variant="P-VAE", relaxation="poisson"), SHAPE)
+
+
+def test_categories(tmp_path):
+    model = CategoricalModel(SHAPE, 256, decoder="linear")
+    assert model.prior_distribution().batch_shape == (32,) and model.prior_distribution().event_shape == (8,)
+    one = CategoricalModel(SHAPE, 256, categories=256, decoder="linear")
+    z, images = one.generate(5)
+    assert z.shape == (5, 1, 256) and (z.sum(-1) == 1).all() and images.shape == (5, *SHAPE)
+    for categories in (1, 0, 7):
+        with pytest.raises(InputError, match=f"divide latents .256., got {categories}"):
+            CategoricalModel(SHAPE, 256, categories=categories, decoder="linear")
+    run = train(replace(TINY, variant="C-VAE", categories=4), tmp_path / "run", progress=False)
+    assert evaluate(run, importance_samples=1, progress=False)["units"] == 2
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_relaxed_one_hot(straight_through):
+    logits = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.0]])
+    d = RelaxedOneHotCategorical(logits=logits, temperature=0.3, straight_through=straight_through)
+    exact = dist.OneHotCategorical(logits=logits)
+    z = d.rsample(torch.Size([20_000]))
+    torch.testing.assert_close(z.sum(-1), torch.ones(20_000, 2))
+    corners = (z == 0) | (z == 1)
+    assert bool(corners.all()) if straight_through else not bool(corners.any())
+    # the arg max is the exact category
+    frequency = nn.functional.one_hot(z.argmax(-1), 3).double().mean(0)
+    assert ((frequency - exact.probs).abs() < 4 * (exact.probs * (1 - exact.probs) / 20_000).sqrt()).all()
+    hard = exact.sample(torch.Size([50]))
+    torch.testing.assert_close(d.log_prob(hard), exact.log_prob(hard))
+    assert d.expand(torch.Size([4, 2])).rsample().shape == (4, 2, 3)
+    at_zero = RelaxedOneHotCategorical(logits=logits, temperature=0.0)
+    assert not at_zero.has_rsample and ((at_zero.sample() == 0) | (at_zero.sample() == 1)).all()
+    with pytest.raises(NotImplementedError):
+        at_zero.rsample()
+    with pytest.raises(ValueError, match="temperature must be non-negative"):
+        RelaxedOneHotCategorical(logits=logits, temperature=-1.0)
+
+
+def test_a_sixth_family_is_a_model_a_guide_and_a_line(tmp_path, monkeypatch):
+    """What CONTRIBUTING.md says it takes: log-normal latents, trained and evaluated like the others."""
+
+    class LogNormalModel(ImageModel):
+        def __init__(self, image_shape, latents=256, **options):
+            super().__init__(image_shape, latents, **options)
+            self.prior = StandardPrior(latents)
+
+        def prior_distribution(self):
+            return dist.LogNormal(self.prior.zeros, self.prior.zeros + 1)
+
+    class LogNormalGuide(AmortizedGuide):
+        heads = 2
+
+        def posterior(self, x):
+            location, log_scale = self.encode(x)
+            return dist.LogNormal(location, log_scale.exp())
+
+    monkeypatch.setitem(variants.VARIANTS, "N-VAE", variants.Variant(LogNormalModel, LogNormalGuide, AnalyticKL_ELBO))
+    run = train(replace(TINY, variant="N-VAE"), tmp_path / "run", progress=False)
+    metrics = evaluate(run, importance_samples=2, progress=False)
+    assert metrics["variant"] == "N-VAE" and math.isfinite(metrics["elbo"]) and metrics["fano"] is None

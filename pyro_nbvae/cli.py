@@ -10,7 +10,7 @@ import functools
 import io
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
@@ -126,11 +126,25 @@ def reconstruct(
     print(reconstruct(Run(run), images=images, count=count, seed=seed, device=device, data_root=data_root))
 
 
+def data(action: Positional[Literal["check"]], name: Positional[str], data_root: str | None = None) -> None:
+    """Say what a data set holds, or what is missing and how to get it. Downloads nothing.
+
+    Args:
+        action: check.
+        name: digits, mnist, fashion_mnist, cifar16 or celeba64.
+        data_root: where the data are. Default: the variable NBVAE_DATA, else the platform's user data folder.
+    """
+    from pyro_nbvae.data import describe, load
+
+    print(describe(load(name, data_root, download=False)))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
     "reconstruct": reconstruct,
+    "data": data,
 }
 
 

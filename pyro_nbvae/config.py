@@ -36,7 +36,7 @@ class TrainConfig:
     Args:
         variant: which VAE: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax) of the
             negative binomial, as in EX-C; or a baseline, P-VAE, G-VAE, L-VAE or C-VAE.
-        data: which images.
+        data: which images: digits, mnist, fashion_mnist, cifar16 or celeba64.
         latents: number of latent units.
         encoder: conv, mlp or linear.
         decoder: conv, mlp or linear.

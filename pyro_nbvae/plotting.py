@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from pyro_nbvae.runs import write_atomically
+from pyro_nbvae.files import write_atomically
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -15,10 +15,8 @@ import dataclasses
 import io
 import json
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,6 +25,7 @@ from pyro_nbvae.config import PRESETS, TrainConfig
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import write_atomically
 from pyro_nbvae.infer import MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.networks import DECODERS, ENCODERS
@@ -124,17 +123,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} is not to be had here: use auto, cpu or a GPU that torch sees") from error
     return device
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under a temporary name beside it and renames it, so that ``path`` is never half written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Run:

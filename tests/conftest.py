@@ -4,6 +4,12 @@ import torch
 
 
 @pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Tests neither read nor fill the user's cache of prepared data."""
+    monkeypatch.setenv("NBVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
 def fresh_state():
     """Every test starts from one seed and an empty parameter store, and leaves torch's defaults as they were."""
     pyro.clear_param_store()

@@ -113,7 +113,7 @@ def test_missing_data_with_no_network(capsys, tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     message = refused(capsys, "train", "--data", "mnist", "--data-root", tmp_path, "--out", tmp_path / "run")
-    assert str(tmp_path / "MNIST" / "raw") in message and "NBVAE_DATA" in message
+    assert f"no mnist in {tmp_path}" in message and "NBVAE_DATA" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -173,3 +173,12 @@ def test_interrupted(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", *TINY, "--out", str(tmp_path / "run")])
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+
+
+def test_data_check(capsys, tmp_path):
+    main(["data", "check", "digits"])
+    out = capsys.readouterr().out
+    assert "digits: 1 x 16 x 16" in out and "train: 1500 images, pixels 0 to 255" in out and "10 labels" in out
+    message = refused(capsys, "data", "check", "cifar16", "--data-root", tmp_path)
+    assert f"no cifar16 in {tmp_path}" in message and "cifar-10-batches-bin" in message
+    assert "unknown data" in refused(capsys, "data", "check", "imagenet")

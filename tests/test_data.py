@@ -1,11 +1,14 @@
+import os
+import pickle
 import struct
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pyro_nbvae.data import batches, load, to_unit_interval
-from pyro_nbvae.data.sources import data_root
+from pyro_nbvae.data.sources import cache_root, data_root
 from pyro_nbvae.errors import InputError
 
 
@@ -62,22 +65,108 @@ def test_data_root_argument_before_variable_before_platform(monkeypatch, tmp_pat
     assert data_root().name == "nbvae"
 
 
-def test_missing_data_with_no_network(tmp_path, offline):
-    with pytest.raises(InputError) as error:
-        load("mnist", tmp_path)
-    message = str(error.value)
-    assert str(tmp_path / "MNIST" / "raw") in message and "NBVAE_DATA" in message and "\n" not in message
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar16", "celeba64"])
+def test_missing_data_with_no_network(name, tmp_path, offline):
+    for download in (True, False):
+        with pytest.raises(InputError) as error:
+            load(name, tmp_path, download=download)
+        message = str(error.value)
+        assert f"no {name} in {tmp_path}" in message and "NBVAE_DATA" in message and "\n" not in message
 
 
-def test_damaged_data(mnist, offline):
+def test_damaged_data(mnist):
     path = mnist / "MNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="no usable MNIST"):
+    with pytest.raises(InputError, match=r"mnist in .* is damaged"):
         load("mnist", mnist)
 
 
+def cifar_records(number, seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (number, 3072), dtype=np.uint8), rng.integers(0, 10, number, dtype=np.uint8)
+
+
+def test_cifar_binary_and_pickled_are_the_same(tmp_path):
+    for k, part in enumerate(
+        ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+    ):
+        pixels, labels = cifar_records(4, k)
+        for folder, name, content in (
+            ("bin", f"{part}.bin", np.concatenate([labels[:, None], pixels], 1).tobytes()),
+            ("py", part, pickle.dumps({"data": pixels, "labels": labels.tolist()})),
+        ):
+            path = tmp_path / folder / f"cifar-10-batches-{folder}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    binary, pickled = load("cifar16", tmp_path / "bin"), load("cifar16", tmp_path / "py")
+    assert binary.train.shape == (20, 3, 16, 16) and binary.test.shape == (4, 3, 16, 16)
+    assert torch.equal(binary.train, pickled.train) and torch.equal(binary.test, pickled.test)
+    assert torch.equal(binary.train_labels, pickled.train_labels)
+    pixels, labels = cifar_records(4, 5)
+    assert torch.equal(binary.test_labels, torch.as_tensor(labels).long())
+    areas = pixels.reshape(4, 3, 16, 2, 16, 2).astype(float).mean((3, 5))
+    assert np.abs(binary.test.numpy() - areas).max() <= 0.5
+
+
+def write_faces(root, number, size):
+    """Faces that are one colour inside the paper's crop and another outside it."""
+    folder = root / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    width, height = size
+    for k in range(number):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        left, right = round(15 / 178 * width), round(163 / 178 * width)
+        upper, lower = round(40 / 218 * height), round(188 / 218 * height)
+        pixels[upper:lower, left:right] = (k * 10, 200, 100)
+        Image.fromarray(pixels).save(folder / f"{k + 1:06d}.jpg", quality=95)
+
+
+@pytest.mark.parametrize("size", [(178, 218), (89, 109)])
+def test_faces_are_cropped_as_the_paper_does(tmp_path, size):
+    write_faces(tmp_path, 20, size)
+    data = load("celeba64", tmp_path)
+    assert data.train.shape == (18, 3, 64, 64) and data.test.shape == (2, 3, 64, 64)
+    assert data.train_labels is None and data.test_labels is None
+    inside = torch.cat([data.train, data.test])[..., 3:-3, 3:-3].float()
+    expected = torch.tensor([[k * 10, 200, 100] for k in range(20)]).float()[..., None, None]
+    assert (inside - expected).abs().max() < 12  # JPEG
+
+
+def test_faces_of_the_right_size_and_the_official_partition(tmp_path):
+    write_faces(tmp_path, 6, (64, 64))
+    lines = "\n".join(f"{k:06d}.jpg {part}" for k, part in enumerate("001222", 1))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(lines)
+    data = load("celeba64", tmp_path)
+    assert len(data.train) == 2 and len(data.test) == 3
+    with Image.open(tmp_path / "celeba/img_align_celeba/000001.jpg") as image:
+        assert torch.equal(data.train[0], torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def test_the_cache_is_keyed_by_the_files_and_mended_where_it_is_damaged(mnist):
+    first = load("mnist", mnist)
+    (cached,) = cache_root().iterdir()
+    stamp = cached.stat().st_mtime_ns
+    assert torch.equal(load("mnist", mnist).train, first.train) and cached.stat().st_mtime_ns == stamp
+    cached.write_bytes(b"damaged")
+    assert torch.equal(load("mnist", mnist).train, first.train)
+    assert cached.stat().st_size > 1000
+    path = mnist / "MNIST/raw/train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    os.utime(path, ns=(1, 1))
+    assert int(load("mnist", mnist).train.flatten()[-1]) == 7
+    assert len(list(cache_root().iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(mnist, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NBVAE_CACHE", str(tmp_path / "file" / "cache"))
+    assert load("mnist", mnist).train.shape == (30, 1, 28, 28)
+
+
 def test_unknown_data():
-    with pytest.raises(InputError, match="unknown data 'imagenet': choose from digits, mnist"):
+    with pytest.raises(
+        InputError, match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, celeba64"
+    ):
         load("imagenet")
 
 

@@ -11,6 +11,7 @@ from torch.distributions import kl_divergence
 
 from pyro_nbvae import variants
 from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.data import SOURCES
 from pyro_nbvae.distributions import RelaxedOneHotCategorical
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.evaluation import evaluate
@@ -149,6 +150,26 @@ def test_relaxed_one_hot(straight_through):
         at_zero.rsample()
     with pytest.raises(ValueError, match="temperature must be non-negative"):
         RelaxedOneHotCategorical(logits=logits, temperature=-1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 16, 16), (3, 32, 32), (3, 64, 64)], ids=str)
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_every_variant_on_every_shape(name, shape, tmp_path, monkeypatch):
+    """Two steps with the convolutional networks on random images, and an evaluation."""
+
+    def read(root):
+        images = torch.randint(0, 256, (12, *shape), dtype=torch.uint8)
+        return images[:8], images[8:], None, None
+
+    (tmp_path / "file").write_text("")
+    random = replace(SOURCES["mnist"], files=lambda root: [root / "file"], read=read)
+    monkeypatch.setitem(SOURCES, "random", random)
+    config = TrainConfig(variant=name, data="random", latents=16, batch_size=4, epochs=1, data_root=str(tmp_path))
+    run = train(config, tmp_path / "run", progress=False)
+    metrics = evaluate(run, importance_samples=1, progress=False)
+    numbers = [metrics[key] for key in ("mse", "ssim", "elbo", "importance_weighted_bound", "kl", "bits_per_dim")]
+    assert all(math.isfinite(v) for v in numbers)
+    assert (metrics["fano"] is None) == (name in ("G-VAE", "L-VAE", "C-VAE"))
 
 
 def test_a_sixth_family_is_a_model_a_guide_and_a_line(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ import torch
 from pyro_nbvae import training
 from pyro_nbvae.config import TrainConfig
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.runs import Run, resolve, write_atomically
+from pyro_nbvae.files import write_atomically
+from pyro_nbvae.runs import Run, resolve
 from pyro_nbvae.training import kl_weight, temperature, train
 from pyro_nbvae.variants import VARIANTS
 

@@ -1,34 +1,65 @@
-"""Sources of images. Each is a function from the data root to uint8 tensors, entered in ``SOURCES``."""
+"""Sources of images. Each says which files it is made from and reads them to uint8 tensors; ``SOURCES`` names them.
+
+The prepared tensors are kept in a cache outside the data root, keyed by the source and its files, so that a set is
+decoded and resized once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import write_atomically
+
+# Changed where the same files are prepared differently, so that older cached tensors are not taken.
+RECIPE = 1
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images (N, C, H, W) as uint8 and labels (N,) as int64, for training and held out."""
+    """Images (N, C, H, W) as uint8 and labels (N,) as int64 (None where there are none), for training and held out."""
 
     name: str
     train: Tensor
     test: Tensor
-    train_labels: Tensor
-    test_labels: Tensor
+    train_labels: Tensor | None
+    test_labels: Tensor | None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         channels, height, width = self.train.shape[1:]
         return channels, height, width
+
+
+Split = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a set is found, read and downloaded.
+
+    Args:
+        files: the files in a data root that it is made from; an empty list where they are not all there.
+        read: from the data root to (train, test, train labels, test labels).
+        download: brings the files into the data root.
+        layout: what belongs where in the data root, for the message where it is missing.
+    """
+
+    files: Callable[[Path], list[Path]]
+    read: Callable[[Path], Split]
+    download: Callable[[Path], object]
+    layout: str
 
 
 def to_unit_interval(images: Tensor) -> Tensor:
@@ -50,7 +81,21 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("NBVAE_DATA") or platformdirs.user_data_dir("nbvae")).expanduser()
 
 
-def _digits(root: Path) -> ImageData:
+def cache_root() -> Path:
+    """Where prepared tensors are kept: the variable NBVAE_CACHE, else the platform's user cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("NBVAE_CACHE") or platformdirs.user_cache_dir("nbvae")).expanduser()
+
+
+def _all_or_none(paths: list[Path]) -> list[Path]:
+    return paths if all(p.is_file() for p in paths) else []
+
+
+# --- digits --------------------------------------------------------------------------------------------------------
+
+
+def _read_digits(root: Path) -> Split:
     """scikit-learn's 1,797 real 8x8 digits, enlarged to 16x16; the last 297 are held out. Needs no files."""
     from sklearn.datasets import load_digits
 
@@ -59,50 +104,221 @@ def _digits(root: Path) -> ImageData:
     large = torch.nn.functional.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
     images = (large * 255).round().to(torch.uint8)
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)
-    return ImageData("digits", images[:1500], images[1500:], labels[:1500], labels[1500:])
+    return images[:1500], images[1500:], labels[:1500], labels[1500:]
 
 
-def _mnist(root: Path) -> ImageData:
-    """MNIST in torchvision's layout, ``MNIST/raw/*-ubyte``; downloaded where it is missing."""
-    from torchvision.datasets import MNIST
+# --- MNIST and Fashion-MNIST -----------------------------------------------------------------------------------------
 
-    def part(train: bool) -> tuple[Tensor, Tensor]:
-        try:
-            try:
-                found = MNIST(str(root), train=train)
-            except RuntimeError:  # not there
-                # torchvision prints every mirror it tries
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                    found = MNIST(str(root), train=train, download=True)
-        except (OSError, RuntimeError, ValueError, AssertionError) as error:
-            raise InputError(
-                f"no usable MNIST in {root / 'MNIST' / 'raw'} and it could not be downloaded ({_first_line(error)}): "
-                "put the four *-ubyte files there, or name the folder that holds MNIST/raw with --data-root or the "
-                "variable NBVAE_DATA"
-            ) from error
-        return found.data[:, None], found.targets
 
-    (train, train_labels), (test, test_labels) = part(True), part(False)
-    return ImageData("mnist", train, test, train_labels, test_labels)
+def _idx(folder: str, class_name: str) -> Source:
+    """A set in MNIST's format: torchvision reads and downloads it."""
+
+    def dataset(root: Path, train: bool, download: bool = False):
+        import torchvision.datasets
+
+        return getattr(torchvision.datasets, class_name)(str(root), train=train, download=download)
+
+    def files(root: Path) -> list[Path]:
+        names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+        return _all_or_none([root / folder / "raw" / name for name in names])
+
+    def read(root: Path) -> Split:
+        train, test = dataset(root, True), dataset(root, False)
+        return train.data[:, None], test.data[:, None], train.targets, test.targets
+
+    return Source(
+        files, read, lambda root: dataset(root, True, download=True), f"the four *-ubyte files in {folder}/raw"
+    )
+
+
+# --- CIFAR-10 at 16x16 -----------------------------------------------------------------------------------------------
+
+_CIFAR_PARTS = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+
+
+def _cifar_files(root: Path) -> list[Path]:
+    """The binary version, or the pickled one that torchvision downloads."""
+    binary = [root / "cifar-10-batches-bin" / f"{part}.bin" for part in _CIFAR_PARTS]
+    return _all_or_none(binary) or _all_or_none([root / "cifar-10-batches-py" / part for part in _CIFAR_PARTS])
+
+
+def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 3072) and labels (N,) of one file, both uint8."""
+    if path.suffix == ".bin":
+        records = np.fromfile(path, np.uint8).reshape(-1, 3073)
+        return records[:, 1:], records[:, 0]
+    with path.open("rb") as file:
+        content = pickle.load(file, encoding="latin1")
+    return np.asarray(content["data"], np.uint8), np.asarray(content["labels"], np.uint8)
+
+
+def _read_cifar16(root: Path) -> Split:
+    """CIFAR-10 averaged over areas of 2x2 pixels."""
+
+    def prepared(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+        pixels, labels = (torch.from_numpy(np.concatenate(a)) for a in zip(*parts, strict=True))
+        means = torch.nn.functional.avg_pool2d(pixels.reshape(-1, 3, 32, 32).float(), 2)
+        return means.round().to(torch.uint8), labels.long()
+
+    *train, test = (_cifar_part(path) for path in _cifar_files(root))
+    (images, labels), (test_images, test_labels) = prepared(train), prepared([test])
+    return images, test_images, labels, test_labels
+
+
+def _download_cifar(root: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
+    CIFAR10(str(root), download=True)
+
+
+# --- CelebA at 64x64 -------------------------------------------------------------------------------------------------
+
+# The paper's crop of the official 178x218 images, as fractions: left, upper, right, lower.
+_CELEBA_CROP = (15 / 178, 40 / 218, 163 / 178, 188 / 218)
+
+
+def _celeba_files(root: Path) -> list[Path]:
+    images = sorted((root / "celeba" / "img_align_celeba").glob("*.jpg"))
+    partition = root / "celeba" / "list_eval_partition.txt"
+    return images + [partition] * partition.is_file() if images else []
+
+
+def _read_celeba64(root: Path) -> Split:
+    """Faces, cropped as the paper does and resized; held out is the official test part, or the last tenth."""
+    from PIL import Image
+    from tqdm.auto import tqdm
+
+    def face(path: Path) -> np.ndarray:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        if image.size == (64, 64):
+            return np.asarray(image)
+        width, height = image.size
+        left, upper, right, lower = _CELEBA_CROP
+        box = (left * width, upper * height, right * width, lower * height)
+        return np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR, box=box))
+
+    files = [p for p in _celeba_files(root) if p.suffix == ".jpg"]
+    partition = root / "celeba" / "list_eval_partition.txt"
+    if partition.is_file():
+        part = dict(line.split() for line in partition.read_text().splitlines() if line.strip())
+        train, test = ([p for p in files if part.get(p.name) == which] for which in ("0", "2"))
+    else:
+        held_out = max(1, len(files) // 10)
+        train, test = files[:-held_out], files[-held_out:]
+
+    def stacked(paths: list[Path]) -> Tensor:
+        pixels = np.stack([face(p) for p in tqdm(paths, desc="CelebA", leave=False)])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    return stacked(train), stacked(test), None, None
+
+
+def _download_celeba(root: Path) -> None:
+    from torchvision.datasets import CelebA
+
+    CelebA(str(root), split="all", download=True)
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(lambda root: [], _read_digits, lambda root: None, "nothing: it ships with scikit-learn"),
+    "mnist": _idx("MNIST", "MNIST"),
+    "fashion_mnist": _idx("FashionMNIST", "FashionMNIST"),
+    "cifar16": Source(
+        _cifar_files, _read_cifar16, _download_cifar, "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
+    ),
+    "celeba64": Source(
+        _celeba_files, _read_celeba64, _download_celeba, "the aligned images in celeba/img_align_celeba/*.jpg"
+    ),
+}
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].strip().rstrip(":.") if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0].strip().rstrip(":.") if text else type(error).__name__
 
 
-SOURCES: dict[str, Callable[[Path], ImageData]] = {"digits": _digits, "mnist": _mnist}
+def _missing(name: str, root: Path, reason: str) -> InputError:
+    return InputError(
+        f"no {name} in {root} ({reason}): put {SOURCES[name].layout} there, or name the folder that holds it with "
+        "--data-root or the variable NBVAE_DATA"
+    )
 
 
-def load(name: str, root: str | Path | None = None) -> ImageData:
-    """The data of that name.
+def _find(name: str, root: Path, download: bool) -> list[Path]:
+    source = SOURCES[name]
+    found = source.files(root)
+    if found:
+        return found
+    if not download:
+        raise _missing(name, root, "not downloaded; nbvae train does, where there is a network")
+    try:
+        # torchvision prints every mirror that it tries
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            source.download(root)
+    except Exception as error:
+        raise _missing(name, root, f"and it could not be downloaded: {_first_line(error)}") from error
+    return source.files(root)
+
+
+def _cached(path: Path) -> ImageData | None:
+    try:
+        return ImageData(**torch.load(path, weights_only=True))
+    except Exception:  # not there, or damaged: it is made again
+        return None
+
+
+def load(name: str, root: str | Path | None = None, *, download: bool = True) -> ImageData:
+    """The data of that name, from the cache where it has been prepared before.
 
     Args:
         name: a key of ``SOURCES``.
         root: where its files are; see :func:`data_root`.
+        download: bring missing files into the data root.
 
     Raises:
-        InputError: for an unknown name, and for files that are neither there nor to be had.
+        InputError: for an unknown name, and for files that are missing, not to be had or damaged.
     """
     if name not in SOURCES:
         raise InputError(f"unknown data {name!r}: choose from {', '.join(SOURCES)}")
-    return SOURCES[name](data_root(root))
+    if name == "digits":  # embedded: nothing to find, nothing to keep
+        return ImageData(name, *_read_digits(Path()))
+    where = data_root(root)
+    files = _find(name, where, download)
+    made_from = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
+    path = cache_root() / f"{name}-{key}.pt"
+    prepared = _cached(path)
+    if prepared is None:
+        try:
+            prepared = ImageData(name, *SOURCES[name].read(where))
+        except Exception as error:
+            raise InputError(
+                f"{name} in {where} is damaged ({_first_line(error)}): bring {SOURCES[name].layout} anew"
+            ) from error
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not data
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = vars(prepared)
+            write_atomically(path, lambda file: torch.save(content, file))
+    return prepared
+
+
+def describe(data: ImageData) -> str:
+    """Shapes, counts, ranges and labels of a set, a line each."""
+    lines = [f"{data.name}: {' x '.join(map(str, data.image_shape))} (channels, height, width)"]
+    for part, images, labels in (
+        ("train", data.train, data.train_labels),
+        ("held out", data.test, data.test_labels),
+    ):
+        numbers = to_unit_interval(images)
+        text = f"{part}: {len(images)} images, pixels {int(images.min())} to {int(images.max())}"
+        text += f", mean {float(numbers.mean()):.4f}, deviation {float(numbers.std()):.4f}"
+        if labels is None:
+            text += ", no labels"
+        else:
+            counts = torch.bincount(labels).tolist()
+            text += f", {len(counts)} labels with {min(counts)} to {max(counts)} images each"
+        lines.append(text)
+    return "\n".join(lines)

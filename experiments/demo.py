@@ -1,4 +1,4 @@
-"""EX-C beside P-VAE on scikit-learn's digits: trains both, prints their metrics and where the pictures are.
+"""EX-C beside DS-C and P-VAE on scikit-learn's digits: trains them, prints their metrics and where the pictures are.
 
 python -m experiments.demo [--out FOLDER]    about a minute on two cores
 """
@@ -16,7 +16,7 @@ from pyro_nbvae.evaluation import evaluate
 from pyro_nbvae.generation import generate, reconstruct
 from pyro_nbvae.training import train
 
-CONFIG = TrainConfig(data="digits", latents=64, batch_size=100, lr=3e-3, epochs=60)
+CONFIG = TrainConfig(data="digits", latents=64, batch_size=100, lr=3e-3, epochs=45)
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -25,7 +25,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
     Args:
         out: the folder of the runs; what is finished there is not trained again.
     """
-    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("EX-C", "P-VAE")]
+    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("EX-C", "DS-C", "P-VAE")]
     print(table([evaluate(run, progress=False) for run in runs]))
     for run in runs:
         print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")

@@ -7,7 +7,7 @@ variant, however it was trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,12 @@ def evaluating(model: ImageModel, guide: AmortizedGuide, seed: int) -> Iterator[
     finally:
         for module, mode in modes:
             module.train(mode)
+
+
+def _shown(images: Tensor, what: str, progress: bool) -> Iterable[Tensor]:
+    """Batches of uint8 images as floats, under a progress bar."""
+    count = -(-len(images) // BATCH)
+    return tqdm(batches(images, BATCH), total=count, desc=what, disable=not progress, leave=False)
 
 
 def _unit_kl(model: ImageModel, q: Any) -> Tensor:
@@ -101,10 +107,7 @@ def importance_weighted_bound(
     """
     bounds = []
     with evaluating(model, guide, seed):
-        chunks = tqdm(
-            batches(images, BATCH), total=-(-len(images) // BATCH), desc="bound", disable=not progress, leave=False
-        )
-        for x in chunks:
+        for x in _shown(images, "bound", progress):
             q = guide.posterior(x)
             p = model.prior_distribution()
             log_weights = []
@@ -155,9 +158,7 @@ def evaluate(
     figures = held_out(model, guide, images, seed=seed)
     ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(images.device)
     with evaluating(model, guide, seed):
-        for x in tqdm(
-            batches(images, BATCH), total=-(-len(images) // BATCH), desc="SSIM", disable=not progress, leave=False
-        ):
+        for x in _shown(images, "SSIM", progress):
             ssim.update(model.decode(guide.posterior(x).sample()), x)
     units = latent_moments(model, guide, images, seed=seed)
     bound = importance_weighted_bound(model, guide, images, importance_samples, seed=seed, progress=progress)

@@ -99,6 +99,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         rows = state["log"]
+        run.write_log(rows)  # a kill may have come between the checkpoint and the log
         torch.set_rng_state(state["rng"])
         if device.type == "cuda" and state["cuda_rng"]:
             torch.cuda.set_rng_state(state["cuda_rng"], device)
@@ -121,9 +122,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     with bar, pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for epoch in range(len(rows), config.epochs):
             began = time.perf_counter()
-            order = torch.randperm(
-                len(images), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            )
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(images), generator=generator).to(device)
             totals = torch.zeros(3, device=device)
             loss_of.train()
             for step, x in enumerate(batches(images, config.batch_size, order)):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from pyro_nbvae.distributions import RelaxedOneHotCategorical
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.vae import ImageModel, StandardPrior
@@ -32,9 +30,7 @@ class CategoricalModel(ImageModel):
     ) -> None:
         if categories < 2 or latents % categories:
             raise InputError(f"categories must be at least 2 and divide latents ({latents}), got {categories}")
-        super().__init__(image_shape, latents, **options)
-        self.latent_shape = torch.Size([latents // categories, categories])
-        self.prior = StandardPrior(*self.latent_shape)
+        super().__init__(image_shape, latents, latent_shape=(latents // categories, categories), **options)
 
     def prior_distribution(self) -> RelaxedOneHotCategorical:
         """Uniform over the categories, batch shape (variables,): samples are one-hot, the support is the simplex."""

@@ -32,11 +32,8 @@ class NegativeBinomialPrior(nn.Module):
 class NegativeBinomialModel(ImageModel):
     """z ~ NB(r, l), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
 
+    prior_class = NegativeBinomialPrior
     prior: NegativeBinomialPrior
-
-    def __init__(self, image_shape: tuple[int, int, int], latents: int = 256, **options: Any) -> None:
-        super().__init__(image_shape, latents, **options)
-        self.prior = NegativeBinomialPrior(latents)
 
     def prior_distribution(self) -> RelaxedNegativeBinomial:
         """NB(r, l), batch shape (K,): samples are integers, the support takes relaxed counts too."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +25,8 @@ class PoissonPrior(nn.Module):
 class PoissonModel(ImageModel):
     """z ~ Poisson(rate), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
 
+    prior_class = PoissonPrior
     prior: PoissonPrior
-
-    def __init__(self, image_shape: tuple[int, int, int], latents: int = 256, **options: Any) -> None:
-        super().__init__(image_shape, latents, **options)
-        self.prior = PoissonPrior(latents)
 
     def prior_distribution(self) -> RelaxedPoisson:
         """Poisson(rate), batch shape (K,): samples are integers, the support takes relaxed counts too."""

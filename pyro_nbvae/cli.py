@@ -84,7 +84,8 @@ def evaluate(
     options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root)
     print(table([evaluate(run, importance_samples=importance_samples, **options) for run in found]))
     for run in found:
-        print(*sorted(run.folder.glob("metrics.json")), *sorted(run.folder.glob("dispersion.png")))
+        written = [run.folder / name for name in ("metrics.json", "dispersion.png")]
+        print(*(path for path in written if path.exists()))
 
 
 def generate(run: Positional[str], count: int = 100, seed: int = 0, device: str = "auto") -> None:

@@ -30,7 +30,7 @@ from pyro_nbvae.infer import MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.networks import DECODERS, ENCODERS
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
-from pyro_nbvae.variants import variant
+from pyro_nbvae.variants import VARIANTS, variant
 
 
 def _member(name: str, value: str, table: Any) -> None:
@@ -58,8 +58,9 @@ def validate(config: TrainConfig) -> TrainConfig:
     _member("preset", config.preset, PRESETS)
     if config.relaxation is not None:
         _member("relaxation", config.relaxation, RELAXATIONS)
-        if config.variant != "P-VAE":
-            raise InputError(f"--relaxation is for P-VAE, {config.variant} has its own: leave it out")
+        if not variant(config.variant).any_relaxation:
+            takers = ", ".join(name for name, parts in VARIANTS.items() if parts.any_relaxation)
+            raise InputError(f"--relaxation is for {takers}, {config.variant} has its own: leave it out")
     positive = "latents beta temperature_start temperature anneal_epochs max_count epochs batch_size lr clip kl_samples"
     for name in positive.split():
         value = getattr(config, name)
@@ -71,6 +72,10 @@ def validate(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def _relaxation(config: TrainConfig) -> str:
+    return config.relaxation or variant(config.variant).options.get("relaxation", "arrival")
+
+
 def resolve(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainConfig:
     """The configuration with every value that was left open decided, by the preset and the image shape.
 
@@ -79,8 +84,7 @@ def resolve(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainConf
     """
     validate(config)
     preset = dict(PRESETS[config.preset])
-    relaxation = variant(config.variant).options.get("relaxation", config.relaxation or "arrival")
-    preset["temperature"] = preset["temperature"][relaxation]
+    preset["temperature"] = preset["temperature"][_relaxation(config)]
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and
     # averages the KL over latents (DESIGN 3.6); its units are this many squared errors per image.
     units = float(image_shape[0] * image_shape[1]) if config.decoder == "conv" else 1.0
@@ -95,7 +99,7 @@ def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[Image
     parts = variant(config.variant)
     settings = {name: getattr(config, name) for name in parts.settings}
     model = parts.model(image_shape, config.latents, decoder=config.decoder, beta=config.beta, **settings)
-    options = {"relaxation": config.relaxation or "arrival", **parts.options}
+    options = {**parts.options, "relaxation": _relaxation(config)}
     guide = parts.guide(
         model,
         encoder=config.encoder,

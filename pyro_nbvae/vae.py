@@ -7,7 +7,7 @@ A family's model file defines a prior and :meth:`ImageModel.prior_distribution`;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,14 +69,17 @@ class ImageModel(PyroModule):
         beta: 2 sigma^2, so that -beta * ELBO is the squared error + beta * KL + a constant (DESIGN 3.6).
         data_size: number of images that a batch is a subsample of; None where a batch is all there is.
 
-    Sites: latent ``z`` (B, K), observation ``x`` (B, C, H, W), plate ``batch``. A family whose latents are K numbers in
-    another shape sets ``latent_shape``.
+        latent_shape: of z, (latents,) unless a family arranges its K numbers otherwise.
+
+    Sites: latent ``z`` (B, K), observation ``x`` (B, C, H, W), plate ``batch``. A family's ``prior_class`` is the
+    module that holds the parameters of p(z); it is made from the latent shape.
 
     Raises:
         ValueError: for sizes, a decoder or a beta that cannot be.
     """
 
-    prior: Any  # the family's parameters of p(z), an nn.Module
+    prior_class: Callable[..., nn.Module] = StandardPrior
+    prior: Any
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class ImageModel(PyroModule):
         decoder: str = "conv",
         beta: float = 1.0,
         data_size: int | None = None,
+        latent_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         if latents < 1:
@@ -94,10 +98,11 @@ class ImageModel(PyroModule):
             raise InputError(f"beta must be positive, got {beta}")
         self.image_shape = tuple(image_shape)
         self.latents = latents
-        self.latent_shape = torch.Size([latents])
+        self.latent_shape = torch.Size(latent_shape or (latents,))
         self.beta = float(beta)
         self.data_size = data_size
         self.decoder = build_decoder(decoder, image_shape, latents)
+        self.prior = self.prior_class(*self.latent_shape)
 
     def prior_distribution(self) -> TorchDistribution:
         """p(z), batch shape (K,)."""

@@ -16,13 +16,17 @@ from pyro_nbvae.vae import AmortizedGuide, ImageModel
 
 @dataclass(frozen=True)
 class Variant:
-    """What builds a variant. ``options`` go to the guide; ``settings`` are configuration fields for the model."""
+    """What builds a variant. ``options`` go to the guide; ``settings`` are configuration fields for the model.
+
+    ``any_relaxation``: the configuration may choose another relaxation than ``options`` say.
+    """
 
     model: Callable[..., ImageModel]
     guide: Callable[..., AmortizedGuide]
     estimator: Callable[..., SiteKL_ELBO]
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    any_relaxation: bool = False
 
 
 def _nb(estimator: Callable[..., SiteKL_ELBO], relaxation: str, **options: Any) -> Variant:
@@ -36,7 +40,7 @@ VARIANTS: dict[str, Variant] = {
     "DS-C": _nb(AnalyticKL_ELBO, "arrival", shared_dispersion=True),
     "EX-G": _nb(AnalyticKL_ELBO, "gumbel"),
     "EX-C": _nb(AnalyticKL_ELBO, "arrival"),
-    "P-VAE": Variant(PoissonModel, PoissonGuide, AnalyticKL_ELBO),
+    "P-VAE": Variant(PoissonModel, PoissonGuide, AnalyticKL_ELBO, any_relaxation=True),
     "G-VAE": Variant(GaussianModel, GaussianGuide, AnalyticKL_ELBO),
     "L-VAE": Variant(LaplaceModel, LaplaceGuide, AnalyticKL_ELBO),
     "C-VAE": Variant(CategoricalModel, CategoricalGuide, AnalyticKL_ELBO, {"relaxation": "gumbel"}, ("categories",)),

@@ -50,16 +50,17 @@ class Source:
     """How a set is found, read and downloaded.
 
     Args:
-        files: the files in a data root that it is made from; an empty list where they are not all there.
         read: from the data root to (train, test, train labels, test labels).
+        files: the files in a data root that it is made from; an empty list where they are not all there. None where it
+            is embedded and needs no files: then nothing is looked for, downloaded or cached.
         download: brings the files into the data root.
         layout: what belongs where in the data root, for the message where it is missing.
     """
 
-    files: Callable[[Path], list[Path]]
     read: Callable[[Path], Split]
-    download: Callable[[Path], object]
-    layout: str
+    files: Callable[[Path], list[Path]] | None = None
+    download: Callable[[Path], object] | None = None
+    layout: str = ""
 
 
 def to_unit_interval(images: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def _idx(folder: str, class_name: str) -> Source:
         return train.data[:, None], test.data[:, None], train.targets, test.targets
 
     return Source(
-        files, read, lambda root: dataset(root, True, download=True), f"the four *-ubyte files in {folder}/raw"
+        read, files, lambda root: dataset(root, True, download=True), f"the four *-ubyte files in {folder}/raw"
     )
 
 
@@ -223,14 +224,14 @@ def _download_celeba(root: Path) -> None:
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(lambda root: [], _read_digits, lambda root: None, "nothing: it ships with scikit-learn"),
+    "digits": Source(_read_digits),
     "mnist": _idx("MNIST", "MNIST"),
     "fashion_mnist": _idx("FashionMNIST", "FashionMNIST"),
     "cifar16": Source(
-        _cifar_files, _read_cifar16, _download_cifar, "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
+        _read_cifar16, _cifar_files, _download_cifar, "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
     ),
     "celeba64": Source(
-        _celeba_files, _read_celeba64, _download_celeba, "the aligned images in celeba/img_align_celeba/*.jpg"
+        _read_celeba64, _celeba_files, _download_celeba, "the aligned images in celeba/img_align_celeba/*.jpg"
     ),
 }
 
@@ -247,20 +248,20 @@ def _missing(name: str, root: Path, reason: str) -> InputError:
     )
 
 
-def _find(name: str, root: Path, download: bool) -> list[Path]:
-    source = SOURCES[name]
-    found = source.files(root)
+def _find(name: str, files: Callable[[Path], list[Path]], root: Path, download: bool) -> list[Path]:
+    found = files(root)
     if found:
         return found
-    if not download:
+    bring = SOURCES[name].download
+    if bring is None or not download:
         raise _missing(name, root, "not downloaded; nbvae train does, where there is a network")
     try:
         # torchvision prints every mirror that it tries
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            source.download(root)
+            bring(root)
     except Exception as error:
         raise _missing(name, root, f"and it could not be downloaded: {_first_line(error)}") from error
-    return source.files(root)
+    return files(root)
 
 
 def _cached(path: Path) -> ImageData | None:
@@ -283,20 +284,20 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     """
     if name not in SOURCES:
         raise InputError(f"unknown data {name!r}: choose from {', '.join(SOURCES)}")
-    if name == "digits":  # embedded: nothing to find, nothing to keep
-        return ImageData(name, *_read_digits(Path()))
-    where = data_root(root)
-    files = _find(name, where, download)
+    source, where = SOURCES[name], data_root(root)
+    if source.files is None:
+        return ImageData(name, *source.read(where))
+    files = _find(name, source.files, where, download)
     made_from = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
     path = cache_root() / f"{name}-{key}.pt"
     prepared = _cached(path)
     if prepared is None:
         try:
-            prepared = ImageData(name, *SOURCES[name].read(where))
+            prepared = ImageData(name, *source.read(where))
         except Exception as error:
             raise InputError(
-                f"{name} in {where} is damaged ({_first_line(error)}): bring {SOURCES[name].layout} anew"
+                f"{name} in {where} is damaged ({_first_line(error)}): bring {source.layout} anew"
             ) from error
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not data
             path.parent.mkdir(parents=True, exist_ok=True)

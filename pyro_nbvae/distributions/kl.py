@@ -84,8 +84,8 @@ class _NegativeBinomialKL(Function):
         d_lp = (r_p * l_p.exp() - mean) * torch.sigmoid(-l_p)
         if exact:
             parts = (value, d_rq, d_lq, d_rp)
-            block = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
-            blocks = zip(*(x.reshape(-1).split(block) for x in (r_q, l_q, r_p, mean)), strict=True)
+            size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
+            blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
             added = zip(*(_dispersion_integral(*block) for block in blocks), strict=True)
             for total, pieces in zip(parts, added, strict=True):
                 total += torch.cat(pieces).reshape(total.shape)

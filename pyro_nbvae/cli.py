@@ -15,36 +15,8 @@ from typing import Any, Literal, NoReturn
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
-from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.config import TABLES, Reproduction, TrainConfig
 from pyro_nbvae.errors import InputError
-
-# The columns of the table that `nbvae evaluate` prints: metric, heading, decimals.
-COLUMNS = (
-    ("mse", "MSE", 4),
-    ("ssim", "SSIM", 3),
-    ("elbo", "ELBO", 1),
-    ("bits_per_dim", "bits/dim", 3),
-    ("importance_weighted_bound", "IW bound", 1),
-    ("squared_error", "SSE", 2),
-    ("kl", "KL", 2),
-    ("objective", "SSE+βKL", 2),
-    ("dead_units", "dead", 0),
-    ("fano", "Fano", 2),
-    ("overdispersion", "var/mean", 2),
-)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Metrics of several runs as a table, one run a line."""
-    import pandas as pd
-
-    shown = []
-    for row in rows:
-        line = {"variant": row["variant"], "data": row["data"], "epochs": str(row["epochs"])}
-        for name, heading, digits in COLUMNS:
-            line[heading] = "-" if row[name] is None else f"{row[name]:.{digits}f}"
-        shown.append(line)
-    return pd.DataFrame(shown).to_string(index=False)
 
 
 def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
@@ -61,6 +33,9 @@ def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) 
 
 def evaluate(
     runs: Positional[tuple[str, ...]],
+    features: tuple[Literal["classifier", "inception"], ...] = ("classifier",),
+    inception_weights: str | None = None,
+    samples: int = 10_000,
     importance_samples: int = 10,
     seed: int = 0,
     device: str = "auto",
@@ -70,6 +45,9 @@ def evaluate(
 
     Args:
         runs: run folders that nbvae train wrote.
+        features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
+        inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
+        samples: images to generate for FID and KID.
         importance_samples: latents per image of the importance-weighted bound.
         seed: of the latents that are drawn.
         device: auto (CUDA where it is), or a device of torch's.
@@ -79,10 +57,19 @@ def evaluate(
         raise InputError("no run named: give one or more folders that nbvae train wrote")
     from pyro_nbvae.evaluation import evaluate
     from pyro_nbvae.runs import Run
+    from pyro_nbvae.tables import plain
 
     found = [Run(folder) for folder in runs]
-    options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root)
-    print(table([evaluate(run, importance_samples=importance_samples, **options) for run in found]))
+    options: dict[str, Any] = dict(
+        features=features,
+        inception_weights=inception_weights,
+        samples=samples,
+        importance_samples=importance_samples,
+        seed=seed,
+        device=device,
+        data_root=data_root,
+    )
+    print(plain([evaluate(run, **options) for run in found]))
     for run in found:
         written = [run.folder / name for name in ("metrics.json", "dispersion.png")]
         print(*(path for path in written if path.exists()))
@@ -132,12 +119,27 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
 
     Args:
         action: check.
-        name: digits, mnist, fashion_mnist, cifar16 or celeba64.
+        name: digits, mnist, fashion_mnist, cifar16, cifar32 or celeba64.
         data_root: where the data are. Default: the variable NBVAE_DATA, else the platform's user data folder.
     """
     from pyro_nbvae.data import describe, load
 
     print(describe(load(name, data_root, download=False)))
+
+
+def reproduce(table: Positional[str], options: OmitArgPrefixes[Reproduction]) -> None:
+    """Run what is missing of a table of the experiments, and print and write the table.
+
+    Args:
+        table: main.
+    """
+    import importlib
+
+    if table not in TABLES:
+        raise InputError(f"unknown table {table!r}: choose from {', '.join(TABLES)}")
+    from pyro_nbvae.reproduction import reproduce
+
+    print(reproduce(importlib.import_module(f"pyro_nbvae.experiments.{table}").TABLE, options))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -146,6 +148,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "reconstruct": reconstruct,
     "data": data,
+    "reproduce": reproduce,
 }
 
 

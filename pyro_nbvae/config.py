@@ -36,7 +36,7 @@ class TrainConfig:
     Args:
         variant: which VAE: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax) of the
             negative binomial, as in EX-C; or a baseline, P-VAE, G-VAE, L-VAE or C-VAE.
-        data: which images: digits, mnist, fashion_mnist, cifar16 or celeba64.
+        data: which images: digits, mnist, fashion_mnist, cifar16, cifar32 or celeba64.
         latents: number of latent units.
         encoder: conv, mlp or linear.
         decoder: conv, mlp or linear.
@@ -86,3 +86,54 @@ class TrainConfig:
     device: str = "auto"
     data_root: str | None = None
     preset: str = "default"
+
+    @property
+    def title(self) -> str:
+        """What a picture of the run is headed by."""
+        return f"{self.variant} on {self.data}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of a table is run: fields of every run's configuration, and how many seeds."""
+
+    config: dict[str, Any]
+    seeds: int
+
+
+SCALES = {
+    "smoke": Scale({"epochs": 1}, seeds=1),
+    "paper": Scale({"preset": "paper"}, seeds=5),
+}
+
+# The scripts in experiments/ that state a table.
+TABLES = ("main",)
+
+
+@dataclass
+class Reproduction:
+    """How a table is reproduced.
+
+    Args:
+        scale: smoke (one epoch, one seed) or paper (200 epochs, five seeds).
+        variants: only these. Default: the table's.
+        data: only these. Default: the table's.
+        seeds: only these. Default: the scale's, 0 and up.
+        out: the folder of all run folders and tables; what is finished there is not done again.
+        features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
+        inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
+        samples: images to generate for FID and KID.
+        device: auto (CUDA where it is), or a device of torch's.
+        data_root: where the data are. Default: the variable NBVAE_DATA, else the platform's user data folder.
+    """
+
+    scale: str = "smoke"
+    variants: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    out: str = "runs/reproduce"
+    features: tuple[str, ...] = ("classifier",)
+    inception_weights: str | None = None
+    samples: int = 10_000
+    device: str = "auto"
+    data_root: str | None = None

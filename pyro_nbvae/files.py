@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -17,3 +18,35 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text, never half of it."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def cache_root() -> Path:
+    """Where what can be made again is kept: the variable NBVAE_CACHE, else the platform's user cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("NBVAE_CACHE") or platformdirs.user_cache_dir("nbvae")).expanduser()
+
+
+def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` returns, from the cache where it was made before; made again where its file is damaged.
+
+    Args:
+        name: of the file; holds a digest of everything that the content depends on.
+        make: returns a dictionary that ``torch.save`` takes.
+    """
+    import torch
+
+    path = cache_root() / name
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception:  # not there, or damaged
+        content = make()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not data
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(content, file))
+    return content

@@ -7,24 +7,37 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.data import BATCH, load, to_bytes, to_unit_interval
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.evaluation import evaluating, run_title
 from pyro_nbvae.plotting import plot_grid, plot_pairs
 from pyro_nbvae.runs import Run
-from pyro_nbvae.vae import check_images
+from pyro_nbvae.vae import AmortizedGuide, ImageModel, check_images, evaluating
+
+
+def prior_samples(
+    model: ImageModel, guide: AmortizedGuide, count: int, *, seed: int = 0, progress: bool = False
+) -> Tensor:
+    """``count`` images as uint8 (count, C, H, W): means of the decoder at exact samples of the prior (integer counts).
+
+    Raises:
+        InputError: for a count below 1.
+    """
+    if count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
+    sizes = [min(BATCH, count - done) for done in range(0, count, BATCH)]
+    with evaluating(model, guide, seed):
+        drawn = [model.generate(n)[1] for n in tqdm(sizes, desc="samples", disable=not progress, leave=False)]
+    return to_bytes(torch.cat(drawn))
 
 
 def generate(run: Run, *, count: int = 100, seed: int = 0, device: str = "auto") -> Path:
     """Decodes ``count`` samples of the prior (integer counts) and writes them as the picture ``samples.png``."""
-    if count < 1:
-        raise InputError(f"count must be at least 1, got {count}")
     config, model, guide = run.load(device)
-    with evaluating(model, guide, seed):
-        _, images = model.generate(count)
+    images = to_unit_interval(prior_samples(model, guide, count, seed=seed))
     path = run.folder / "samples.png"
-    plot_grid(images, path, title=f"{run_title(config)}: prior samples")
+    plot_grid(images, path, title=f"{config.title}: prior samples")
     return path
 
 
@@ -74,5 +87,5 @@ def reconstruct(
     with evaluating(model, guide, seed):
         again = model.decode(guide.posterior(x).sample())
     path = run.folder / "reconstructions.png"
-    plot_pairs(x, again, path, title=f"{run_title(config)}: originals and reconstructions")
+    plot_pairs(x, again, path, title=f"{config.title}: originals and reconstructions")
     return path

@@ -24,8 +24,8 @@ import torch
 from pyro_nbvae.config import PRESETS, TrainConfig
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS
-from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import write_atomically
+from pyro_nbvae.errors import InputError, check_seed
+from pyro_nbvae.files import write_atomically, write_text
 from pyro_nbvae.infer import MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.networks import DECODERS, ENCODERS
@@ -36,12 +36,6 @@ from pyro_nbvae.variants import VARIANTS, variant
 def _member(name: str, value: str, table: Any) -> None:
     if value not in table:
         raise InputError(f"unknown {name} {value!r}: choose from {', '.join(table)}")
-
-
-def check_seed(seed: int) -> None:
-    """Raises InputError for a seed that a generator does not take."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
 
 
 def validate(config: TrainConfig) -> TrainConfig:
@@ -165,13 +159,11 @@ class Run:
         self.write_json("config.json", stored)
 
     def write_json(self, name: str, content: Any) -> Path:
-        text = json.dumps(content, indent=2) + "\n"
-        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
         return self.folder / name
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
-        text = pd.DataFrame(rows).to_csv(index=False)
-        write_atomically(self.folder / "log.csv", lambda file: file.write(text.encode()))
+        write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         write_atomically(self.checkpoint_path, lambda file: torch.save(state, file))

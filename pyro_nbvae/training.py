@@ -15,7 +15,7 @@ from pyro_nbvae.config import TrainConfig
 from pyro_nbvae.data import batches, load
 from pyro_nbvae.distributions.samplers import DivergedError
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.evaluation import fano_factor, held_out
+from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.runs import Run, build, choose_device, resolve, validate
 
 # A resumed run may differ in these from the one it continues.
@@ -116,6 +116,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
         desc=f"{config.variant} {config.data}",
         unit="step",
         disable=not progress,
+        leave=None,
         smoothing=0.05,
     )
     # A parameter store of this run's own: parameters of another model of the same names stay out of it.
@@ -155,6 +156,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
             mean = (totals / len(images)).tolist()
             if not math.isfinite(mean[0]):
                 raise _diverged(run, config, epoch, "the loss is not finite")
+            tested = held_out(model, guide, test, seed=config.seed)
+            figures = {name: getattr(tested, name) for name in ("squared_error", "kl", "elbo", "mse", "ssim", "fano")}
             rows.append(
                 {
                     "epoch": epoch + 1,
@@ -164,7 +167,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                     "kl_weight": elbo.kl_weight,
                     "temperature": guide.temperature,
                     "seconds": seconds,
-                    **{f"test_{k}": v for k, v in held_out(model, guide, test, seed=config.seed).items()},
+                    **{f"test_{name}": value for name, value in figures.items() if value is not None},
                 }
             )
             run.write_checkpoint(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.samplers import Indicator, Relaxation
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.networks import build_decoder, build_encoder
 
 BOUND = 5.0
@@ -190,3 +190,20 @@ class AmortizedGuide(PyroModule):
         """The guide on images ``x`` (B, C, H, W) in [0, 1]; returns ``z``."""
         with batch_plate(x, self.data_size):
             return pyro.sample("z", self.posterior(x).to_event(1))
+
+
+@contextmanager
+def evaluating(model: ImageModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
+    """Evaluation mode, exact latents, no gradients, and a random stream of its own."""
+    check_seed(seed)
+    modes = [(m, m.training) for m in (model, guide)]
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    model.eval(), guide.eval()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad(), guide.exact(), pyro.validation_enabled(False):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module, mode in modes:
+            module.train(mode)

@@ -42,10 +42,10 @@ def refused(capsys, *arguments):
 
 
 def test_the_four_commands(folder, capsys):
-    main(["evaluate", str(folder), str(folder), "--importance-samples", "2"])
+    main(["evaluate", str(folder), str(folder), "--importance-samples", "2", "--samples", "40"])
     out = capsys.readouterr().out
     assert out.count("EX-C") == 2
-    for heading in ("MSE", "SSIM", "ELBO", "bits/dim", "IW bound", "KL", "dead", "Fano"):
+    for heading in ("MSE", "SSIM", "FID-c", "KID-c", "ELBO", "bits/dim", "IW bound", "KL", "dead", "Fano"):
         assert heading in out.splitlines()[0]
     main(["generate", str(folder), "--count", "4"])
     main(["reconstruct", str(folder), "--count", "4"])
@@ -53,6 +53,16 @@ def test_the_four_commands(folder, capsys):
     names = {"checkpoint.pt", "config.json", "log.csv", "metrics.json"}
     pictures = {"samples.png", "reconstructions.png", "dispersion.png"}
     assert {p.name for p in folder.iterdir()} == names | pictures
+
+
+def test_a_table_is_one_command(tmp_path, capsys):
+    out = tmp_path / "tables"
+    grid = ["--data", "digits", "--variants", "G-VAE", "L-VAE", "--samples", "30", "--out", str(out)]
+    main(["reproduce", "main", "--scale", "smoke", *grid])
+    printed = capsys.readouterr().out
+    assert printed.strip() == (out / "smoke/main.md").read_text().strip()
+    assert "| G-VAE " in printed and "| L-VAE " in printed and "FID-c" in printed
+    assert "unknown table 'all': choose from main" in refused(capsys, "reproduce", "all")
 
 
 def test_the_bar_shows_the_run(tmp_path, capfd):

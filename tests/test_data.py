@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from pyro_nbvae.data import batches, load, to_unit_interval
-from pyro_nbvae.data.sources import cache_root, data_root
+from pyro_nbvae.data.sources import data_root
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import cache_root
 
 
 def write_idx(path, array):
@@ -26,12 +27,6 @@ def mnist(tmp_path):
         write_idx(tmp_path / "MNIST/raw" / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (number, 28, 28)))
         write_idx(tmp_path / "MNIST/raw" / f"{part}-labels-idx1-ubyte", rng.integers(0, 10, number))
     return tmp_path
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 def test_digits_are_scikit_learns():
@@ -65,7 +60,7 @@ def test_data_root_argument_before_variable_before_platform(monkeypatch, tmp_pat
     assert data_root().name == "nbvae"
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar16", "celeba64"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar16", "cifar32", "celeba64"])
 def test_missing_data_with_no_network(name, tmp_path, offline):
     for download in (True, False):
         with pytest.raises(InputError) as error:
@@ -165,7 +160,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(mnist, monkeypatc
 
 def test_unknown_data():
     with pytest.raises(
-        InputError, match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, celeba64"
+        InputError, match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, cifar32, celeba64"
     ):
         load("imagenet")
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
+from pyro_nbvae.cli import main
 from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.data import load, to_unit_interval
-from pyro_nbvae.evaluation import evaluate, evaluating, held_out, importance_weighted_bound, latent_moments
+from pyro_nbvae.data import SOURCES, load, to_unit_interval
+from pyro_nbvae.data.sources import Source
+from pyro_nbvae.evaluation import evaluate
 from pyro_nbvae.generation import generate, reconstruct
 from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.training import train
+from pyro_nbvae.vae import evaluating
 from pyro_nbvae.variants import VARIANTS
 
 
@@ -37,7 +41,7 @@ def test_the_elbo_is_pyros_on_integer_counts(name):
     model, guide = pair(name=name)
     images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
     x = to_unit_interval(images)
-    ours = torch.tensor([held_out(model, guide, images, seed=s)["elbo"] for s in range(150)])
+    ours = torch.tensor([held_out(model, guide, images, seed=s).elbo for s in range(150)])
     with guide.exact():
         pyros = torch.tensor([-AnalyticKL_ELBO().loss(model, guide, x) / 40 for _ in range(150)])
     error = math.hypot(float(ours.std()), float(pyros.std())) / math.sqrt(150)
@@ -72,14 +76,16 @@ def test_importance_weighted_bound_reaches_the_evidence():
 def test_moments_of_units():
     model, guide = pair(latents=4)
     images = torch.randint(0, 256, (3000, 1, 8, 8), dtype=torch.uint8)
-    units = latent_moments(model, guide, images)
+    units = held_out(model, guide, images)
     with torch.no_grad():
         q = guide.posterior(to_unit_interval(images))
         kl = kl_divergence(q, model.prior_distribution().expand(torch.Size([3000, 4]))).mean(0)
         variance = q.variance.mean(0) + q.mean.var(0)  # the law of total variance
-    torch.testing.assert_close(units["kl"], kl, rtol=1e-4, atol=1e-5)
-    assert ((units["mean"] - q.mean.mean(0)).abs() < 4 * (variance / 3000).sqrt()).all()
-    torch.testing.assert_close(units["variance"], variance, rtol=0.25, atol=0.0)
+    torch.testing.assert_close(units.unit_kl, kl, rtol=1e-4, atol=1e-5, check_dtype=False)
+    assert ((units.unit_mean - q.mean.mean(0)).abs() < 4 * (variance / 3000).sqrt()).all()
+    torch.testing.assert_close(units.unit_variance, variance, rtol=0.25, atol=0.0, check_dtype=False)
+    fano = (q.variance / q.mean).mean()
+    torch.testing.assert_close(torch.tensor(units.fano), fano, rtol=1e-4, atol=0.0)
 
 
 def test_a_unit_that_says_nothing_is_dead(run):
@@ -93,7 +99,7 @@ def test_a_unit_that_says_nothing_is_dead(run):
     broken.folder.mkdir()
     broken.write_config(config, model.image_shape)
     broken.write_checkpoint(state)
-    before, after = (evaluate(r, importance_samples=1, progress=False) for r in (run, broken))
+    before, after = (evaluate(r, importance_samples=1, samples=40, progress=False) for r in (run, broken))
     assert after["kl_per_unit"][2] == pytest.approx(0, abs=1e-6)
     assert after["dead_units"] >= 1 and after["dead_units"] >= before["dead_units"]
 
@@ -113,8 +119,8 @@ def test_evaluation_leaves_everything_as_it_was():
 
 
 def test_metrics_are_consistent_and_repeatable(run):
-    metrics = evaluate(run, importance_samples=4, progress=False)
-    assert evaluate(run, importance_samples=4, progress=False) == metrics
+    metrics = evaluate(run, importance_samples=4, samples=40, progress=False)
+    assert evaluate(run, importance_samples=4, samples=40, progress=False) == metrics
     assert json.loads((run.folder / "metrics.json").read_text()) == metrics
     assert metrics["mse"] == pytest.approx(metrics["squared_error"] / 256)
     constant = 256 / 2 * math.log(math.pi * metrics["beta"])
@@ -123,12 +129,34 @@ def test_metrics_are_consistent_and_repeatable(run):
     assert metrics["importance_weighted_bound"] > metrics["elbo"]
     assert sum(metrics["kl_per_unit"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert -1 <= metrics["ssim"] <= 1
-    assert evaluate(run, importance_samples=4, seed=1, progress=False)["mse"] != metrics["mse"]
+    assert evaluate(run, importance_samples=4, samples=40, seed=1, progress=False)["mse"] != metrics["mse"]
+
+
+def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, inception_weights, capsys):
+    """Both feature sets in one evaluation by the command; neither is taken for the other."""
+
+    def read(root):
+        images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
+        return images[:6], images[6:], None, None
+
+    monkeypatch.setitem(SOURCES, "random", Source(read))
+    config = TrainConfig(data="random", latents=2, encoder="linear", decoder="linear", epochs=1)
+    folder = str(train(config, tmp_path / "run", progress=False).folder)
+    both = ["--features", "classifier", "inception", "--inception-weights", str(inception_weights)]
+    main(["evaluate", folder, *both, "--samples", "5"])
+    heading = capsys.readouterr().out.splitlines()[0].split()
+    assert {"FID-c", "KID-c", "FID", "KID"} <= set(heading)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["feature_networks"] == ["cifar32", "inception-2015-12-05"]
+    assert all(math.isfinite(metrics[k]) for k in ("fid", "kid", "kid_std", "fid_c", "kid_c", "kid_std_c"))
+    assert metrics["fid"] != metrics["fid_c"]
+    main(["evaluate", folder, "--samples", "5"])
+    assert "FID" not in capsys.readouterr().out.splitlines()[0].split()
 
 
 def test_pictures_are_written_and_show_what_they_say(run):
     paths = [generate(run, count=10), reconstruct(run, count=20), run.folder / "dispersion.png"]
-    evaluate(run, importance_samples=1, progress=False)
+    evaluate(run, importance_samples=1, samples=40, progress=False)
     for path in paths:
         picture = matplotlib.image.imread(path)
         assert picture.shape[0] > 100 and picture.shape[1] > 100 and picture[..., :3].std() > 0.05

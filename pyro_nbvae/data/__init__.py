@@ -1,5 +1,25 @@
 """Image data: sources by name, and batches of them."""
 
-from pyro_nbvae.data.sources import SOURCES, ImageData, batches, describe, load, to_unit_interval
+from pyro_nbvae.data.sources import (
+    BATCH,
+    SOURCES,
+    ImageData,
+    batches,
+    data_root,
+    describe,
+    load,
+    to_bytes,
+    to_unit_interval,
+)
 
-__all__ = ["SOURCES", "ImageData", "batches", "describe", "load", "to_unit_interval"]
+__all__ = [
+    "BATCH",
+    "SOURCES",
+    "ImageData",
+    "batches",
+    "data_root",
+    "describe",
+    "load",
+    "to_bytes",
+    "to_unit_interval",
+]

@@ -14,16 +14,19 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import write_atomically
+from pyro_nbvae.files import cached
 
 # Changed where the same files are prepared differently, so that older cached tensors are not taken.
 RECIPE = 1
+# Images at a time where they are only looked at.
+BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Source:
             is embedded and needs no files: then nothing is looked for, downloaded or cached.
         download: brings the files into the data root.
         layout: what belongs where in the data root, for the message where it is missing.
+        classifier: whose features its FID-c and KID-c are taken in, a name in ``pyro_nbvae/metrics/weights``.
     """
 
     read: Callable[[Path], Split]
     files: Callable[[Path], list[Path]] | None = None
     download: Callable[[Path], object] | None = None
     layout: str = ""
+    classifier: str = "cifar32"
 
 
 def to_unit_interval(images: Tensor) -> Tensor:
@@ -68,9 +73,14 @@ def to_unit_interval(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] as uint8, rounded to the nearest."""
+    return (images * 255).round().to(torch.uint8)
+
+
 def batches(images: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
     """Batches of uint8 images (N, C, H, W) as floats in [0, 1], in the given order; the last may be smaller."""
-    for start in range(0, len(images), size):
+    for start in range(0, len(images if order is None else order), size):
         chosen = slice(start, start + size) if order is None else order[start : start + size]
         yield to_unit_interval(images[chosen])
 
@@ -80,13 +90,6 @@ def data_root(root: str | Path | None = None) -> Path:
     import platformdirs
 
     return Path(root or os.environ.get("NBVAE_DATA") or platformdirs.user_data_dir("nbvae")).expanduser()
-
-
-def cache_root() -> Path:
-    """Where prepared tensors are kept: the variable NBVAE_CACHE, else the platform's user cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("NBVAE_CACHE") or platformdirs.user_cache_dir("nbvae")).expanduser()
 
 
 def _all_or_none(paths: list[Path]) -> list[Path]:
@@ -111,7 +114,7 @@ def _read_digits(root: Path) -> Split:
 # --- MNIST and Fashion-MNIST -----------------------------------------------------------------------------------------
 
 
-def _idx(folder: str, class_name: str) -> Source:
+def _idx(folder: str, class_name: str, classifier: str) -> Source:
     """A set in MNIST's format: torchvision reads and downloads it."""
 
     def dataset(root: Path, train: bool, download: bool = False):
@@ -127,12 +130,13 @@ def _idx(folder: str, class_name: str) -> Source:
         train, test = dataset(root, True), dataset(root, False)
         return train.data[:, None], test.data[:, None], train.targets, test.targets
 
-    return Source(
-        read, files, lambda root: dataset(root, True, download=True), f"the four *-ubyte files in {folder}/raw"
-    )
+    def download(root: Path) -> None:
+        dataset(root, True, download=True)
+
+    return Source(read, files, download, f"the four *-ubyte files in {folder}/raw", classifier)
 
 
-# --- CIFAR-10 at 16x16 -----------------------------------------------------------------------------------------------
+# --- CIFAR-10 at 16x16 and 32x32 --------------------------------------------------------------------------------------
 
 _CIFAR_PARTS = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
 
@@ -153,17 +157,21 @@ def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(content["data"], np.uint8), np.asarray(content["labels"], np.uint8)
 
 
-def _read_cifar16(root: Path) -> Split:
-    """CIFAR-10 averaged over areas of 2x2 pixels."""
+def _cifar(area: int, classifier: str) -> Source:
+    """CIFAR-10 averaged over areas of that many pixels each way."""
 
     def prepared(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
         pixels, labels = (torch.from_numpy(np.concatenate(a)) for a in zip(*parts, strict=True))
-        means = torch.nn.functional.avg_pool2d(pixels.reshape(-1, 3, 32, 32).float(), 2)
+        means = torch.nn.functional.avg_pool2d(pixels.reshape(-1, 3, 32, 32).float(), area)
         return means.round().to(torch.uint8), labels.long()
 
-    *train, test = (_cifar_part(path) for path in _cifar_files(root))
-    (images, labels), (test_images, test_labels) = prepared(train), prepared([test])
-    return images, test_images, labels, test_labels
+    def read(root: Path) -> Split:
+        *train, test = (_cifar_part(path) for path in _cifar_files(root))
+        (images, labels), (test_images, test_labels) = prepared(train), prepared([test])
+        return images, test_images, labels, test_labels
+
+    layout = "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
+    return Source(read, _cifar_files, _download_cifar, layout, classifier)
 
 
 def _download_cifar(root: Path) -> None:
@@ -224,12 +232,11 @@ def _download_celeba(root: Path) -> None:
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(_read_digits),
-    "mnist": _idx("MNIST", "MNIST"),
-    "fashion_mnist": _idx("FashionMNIST", "FashionMNIST"),
-    "cifar16": Source(
-        _read_cifar16, _cifar_files, _download_cifar, "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
-    ),
+    "digits": Source(_read_digits, classifier="digits"),
+    "mnist": _idx("MNIST", "MNIST", "mnist"),
+    "fashion_mnist": _idx("FashionMNIST", "FashionMNIST", "fashion_mnist"),
+    "cifar16": _cifar(2, "cifar16"),
+    "cifar32": _cifar(1, "cifar32"),
     "celeba64": Source(
         _read_celeba64, _celeba_files, _download_celeba, "the aligned images in celeba/img_align_celeba/*.jpg"
     ),
@@ -264,13 +271,6 @@ def _find(name: str, files: Callable[[Path], list[Path]], root: Path, download: 
     return files(root)
 
 
-def _cached(path: Path) -> ImageData | None:
-    try:
-        return ImageData(**torch.load(path, weights_only=True))
-    except Exception:  # not there, or damaged: it is made again
-        return None
-
-
 def load(name: str, root: str | Path | None = None, *, download: bool = True) -> ImageData:
     """The data of that name, from the cache where it has been prepared before.
 
@@ -290,20 +290,16 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     files = _find(name, source.files, where, download)
     made_from = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
-    path = cache_root() / f"{name}-{key}.pt"
-    prepared = _cached(path)
-    if prepared is None:
+
+    def prepare() -> dict[str, Any]:
         try:
-            prepared = ImageData(name, *source.read(where))
+            return vars(ImageData(name, *source.read(where)))
         except Exception as error:
             raise InputError(
                 f"{name} in {where} is damaged ({_first_line(error)}): bring {source.layout} anew"
             ) from error
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not data
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = vars(prepared)
-            write_atomically(path, lambda file: torch.save(content, file))
-    return prepared
+
+    return ImageData(**cached(f"{name}-{key}.pt", prepare))
 
 
 def describe(data: ImageData) -> str:

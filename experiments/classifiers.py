@@ -1,0 +1,126 @@
+"""The classifiers whose features FID-c and KID-c are taken in: trains them and writes their weights into the package.
+
+python -m experiments.classifiers    about half an hour on two cores
+
+Each weights file records the accuracy on the official test images, of the weights as they are in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyro_nbvae.data import ImageData, batches, load
+from pyro_nbvae.files import write_atomically
+from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
+from pyro_nbvae.runs import choose_device
+
+
+class Recipe(NamedTuple):
+    """How one is trained: passes over the images, and whether a mirror image keeps its label."""
+
+    epochs: int
+    mirror: bool
+
+
+RECIPES = {
+    "digits": Recipe(40, False),
+    "mnist": Recipe(6, False),
+    "fashion_mnist": Recipe(8, True),
+    "cifar16": Recipe(20, True),
+    "cifar32": Recipe(16, True),
+}
+
+
+@dataclass
+class Arguments:
+    """Train the classifiers of FID-c and KID-c.
+
+    Args:
+        names: which ones.
+        out: the folder for the weights.
+        data_root: where the data are.
+        device: auto, or a device of torch's.
+        seed: of everything random.
+    """
+
+    names: tuple[str, ...] = tuple(RECIPES)
+    out: Path = WEIGHTS
+    data_root: str | None = None
+    device: str = "auto"
+    seed: int = 0
+
+
+def augmented(x: Tensor, mirror: bool, shift: int = 2) -> Tensor:
+    """Every image moved by up to ``shift`` pixels each way, edges repeated, and half of them mirrored."""
+    count, _, height, width = x.shape
+    padded = nn.functional.pad(x, (shift,) * 4, mode="replicate")
+    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), device=x.device)
+    rows = top + torch.arange(height, device=x.device)
+    columns = left + torch.arange(width, device=x.device)
+    if mirror:
+        columns = torch.where(torch.rand(count, 1, device=x.device) < 0.5, columns, columns.flip(1))
+    image = torch.arange(count, device=x.device)[:, None, None]
+    # indices around a slice put the indexed axes first
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def fit(data: ImageData, recipe: Recipe, device: torch.device, batch_size: int = 256) -> ImageClassifier:
+    """A classifier of the training images: SGD with one cycle of the learning rate, smoothed labels."""
+    assert data.train_labels is not None
+    images, labels = data.train.to(device), data.train_labels.to(device)
+    classifier = ImageClassifier(data.image_shape, int(labels.max()) + 1).to(device)
+    steps = len(images) // batch_size
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=recipe.epochs * steps, pct_start=0.2)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
+    with tqdm(total=recipe.epochs * steps, desc=data.name, unit="step") as bar:
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(images), device=device)[: steps * batch_size]
+            for x, y in zip(batches(images, batch_size, order), labels[order].split(batch_size), strict=True):
+                with torch.autocast(device.type, torch.bfloat16):
+                    loss = loss_of(classifier(augmented(x, recipe.mirror)), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            bar.set_postfix(loss=f"{float(loss):.3f}")
+    return classifier
+
+
+@torch.no_grad()
+def accuracy(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> float:
+    """The share of uint8 images that get their label."""
+    found = torch.cat([classifier(x).argmax(-1) for x in batches(images, 500)])
+    return float((found == labels).double().mean())
+
+
+def make(name: str, arguments: Arguments) -> str:
+    """Trains one, writes its weights file and says how good it is."""
+    torch.manual_seed(arguments.seed)
+    data = load(name, arguments.data_root)
+    assert data.test_labels is not None
+    # as the file has it: in half precision
+    trained = fit(data, RECIPES[name], choose_device(arguments.device)).cpu().eval().half().float()
+    share = accuracy(trained, data.test, data.test_labels)
+    facts = {"data": name, "epochs": RECIPES[name].epochs, "seed": arguments.seed, "test_accuracy": f"{share:.4f}"}
+    path = arguments.out / f"{name}.safetensors"
+    write_atomically(path, lambda file: trained.save(file, {k: str(v) for k, v in facts.items()}))
+    return f"{path}: {share:.4f} of the {len(data.test)} test images, {path.stat().st_size} bytes"
+
+
+def main(arguments: Arguments) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.names:
+        print(make(name, arguments))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

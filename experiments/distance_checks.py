@@ -1,0 +1,62 @@
+"""Do FID-c and KID-c rank what they should? Held-out images, spoilt more and more, and an untrained model's samples.
+
+python -m experiments.distance_checks --data mnist fashion_mnist cifar16 celeba64    a few minutes on two cores
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+import tyro
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.data import ImageData, load, to_bytes, to_unit_interval
+from pyro_nbvae.generation import prior_samples
+from pyro_nbvae.metrics import build_features, distances
+from pyro_nbvae.runs import build, resolve
+
+
+def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """uint8 images as they are, blurred (sigma in pixels) and noised (deviation on [0, 1])."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    yield "as they are", images
+    for sigma in (0.5, 1.0, 2.0):
+        yield f"blurred by {sigma} pixels", gaussian_blur(images, [13, 13], [sigma, sigma])
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    for deviation in (0.05, 0.1, 0.2):
+        yield f"noise of {deviation}", to_bytes((to_unit_interval(images) + deviation * noise).clamp(0, 1))
+
+
+def untrained(data: ImageData) -> Tensor:
+    """As many prior samples of an EX-C that was never trained as there are held-out images."""
+    torch.manual_seed(0)
+    model, guide, _ = build(resolve(TrainConfig(data=data.name), data.image_shape), data.image_shape)
+    return prior_samples(model, guide, len(data.test))
+
+
+def main(data: tuple[str, ...] = ("digits",), features: str = "classifier") -> None:
+    """FID and KID between the training images and others.
+
+    Args:
+        data: which sets.
+        features: classifier or inception.
+    """
+    columns = {}
+    for name in data:
+        images = load(name)
+        network = build_features(features, name)
+        others = [*spoilt(images.test), ("an untrained model's samples", untrained(images))]
+        found = {what: distances(network, images.train, x) for what, x in tqdm(others, desc=name)}
+        for metric in ("fid", "kid"):
+            column = {what: figures[metric + network.suffix] for what, figures in found.items()}
+            columns[f"{name} {metric.upper()}{network.suffix.replace('_', '-')}"] = column
+    print(pd.DataFrame(columns).to_markdown(floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,148 @@
+"""FID and KID against their formulas, and what they are for: worse images are further away."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import nn
+
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.data import load
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import cache_root
+from pyro_nbvae.generation import prior_samples
+from pyro_nbvae.metrics import Features, build_features, distances
+from pyro_nbvae.runs import build, resolve
+from pyro_nbvae.training import train
+
+
+class Projections(Features):
+    """A few fixed combinations of the pixels."""
+
+    num_features, suffix, network = 6, "", "projections"
+
+    def __init__(self, pixels, seed=0):
+        super().__init__()
+        table = torch.randn(pixels, 6, generator=torch.Generator().manual_seed(seed)) / pixels**0.5
+        self.table = nn.Parameter(table, requires_grad=False)
+        self.digest = str(seed)
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return images.flatten(1).float() / 255 @ self.table
+
+
+@pytest.fixture
+def sets():
+    real = torch.randint(0, 256, (700, 1, 4, 4), dtype=torch.uint8)
+    fake = torch.randint(0, 200, (500, 1, 4, 4), dtype=torch.uint8)
+    return Projections(16), real, fake
+
+
+def test_frechet_distance_is_its_formula(sets):
+    features, real, fake = sets
+    a, b = (features(images).double().numpy() for images in (real, fake))
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert distances(features, real, fake)["fid"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_kernel_distance_is_its_formula():
+    """With as many images as a subset takes, KID is the unbiased MMD^2 of the kernel (x.y / d + 1)^3 itself."""
+    features = Projections(16)
+    real = torch.randint(0, 256, (300, 1, 4, 4), dtype=torch.uint8)
+    fake = torch.randint(0, 200, (300, 1, 4, 4), dtype=torch.uint8)
+    a, b = (features(images).double().numpy() for images in (real, fake))
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    n = 300
+    within = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (n * (n - 1)) for x in (a, b))
+    found = distances(features, real, fake)
+    assert found["kid"] == pytest.approx(within - 2 * kernel(a, b).mean(), rel=1e-3)
+    assert found["kid_std"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_figures(sets):
+    features, real, fake = sets
+    first = distances(features, real, fake, seed=3)
+    torch.rand(5)
+    assert distances(features, real, fake, seed=3) == first
+    other = distances(features, real, fake, seed=4)
+    assert other["kid"] != first["kid"] and other["fid"] == first["fid"]
+    assert other["kid"] == pytest.approx(first["kid"], abs=4 * first["kid_std"] / 10)  # over 100 subsets
+
+
+def test_statistics_of_the_real_images_are_kept(sets):
+    features, real, fake = sets
+    first = distances(features, real, fake)
+    features.seen = 0
+    assert distances(features, real, fake) == first
+    assert features.seen == len(fake)
+    (kept,) = cache_root().iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert distances(features, real, fake) == first
+    changed = real.clone()
+    changed[0] = 255 - changed[0]
+    for other, images in ((features, changed), (Projections(16, seed=1), real)):
+        assert distances(other, images, fake)["fid"] != first["fid"]
+    assert len(list(cache_root().iterdir())) == 3
+
+
+def test_too_few_images(sets):
+    features, real, fake = sets
+    with pytest.raises(InputError, match="at least 2 images each, got 700 and 1"):
+        distances(features, real, fake[:1])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits"), build_features("classifier", "digits")
+
+
+def test_held_out_images_are_near_and_move_away_as_they_are_spoilt(digits):
+    data, features = digits
+    noise = torch.randn(data.test.shape, generator=torch.Generator().manual_seed(0)) * 255
+
+    def blurred(width):
+        from torchvision.transforms.functional import gaussian_blur
+
+        return gaussian_blur(data.test, [9, 9], [width, width]) if width else data.test
+
+    def noisy(share):
+        return (data.test + share * noise).clamp(0, 255).to(torch.uint8)
+
+    for spoilt in ([blurred(w) for w in (0, 1.0, 1.5, 2.5)], [noisy(s) for s in (0, 0.2, 0.4, 0.8)]):
+        found = [distances(features, data.train, images) for images in spoilt]
+        for name in ("fid_c", "kid_c"):
+            assert [f[name] for f in found] == sorted(f[name] for f in found)
+        assert found[0]["fid_c"] < found[1]["fid_c"] / 2
+        assert abs(found[0]["kid_c"]) < found[1]["kid_c"] / 2
+
+
+def test_a_model_that_has_learnt_nothing_is_worst(digits, tmp_path):
+    data, features = digits
+    config = TrainConfig(variant="EX-C", latents=32, batch_size=100, lr=3e-3, epochs=15)
+    torch.manual_seed(0)
+    model, guide, _ = build(resolve(config, data.image_shape), data.image_shape)
+    untrained = distances(features, data.train, prior_samples(model, guide, 500))
+    _, model, guide = train(config, tmp_path / "run", progress=False).load()
+    trained = distances(features, data.train, prior_samples(model, guide, 500))
+    assert trained["fid_c"] < untrained["fid_c"] / 2 and trained["kid_c"] < untrained["kid_c"] / 2
+
+
+def test_prior_samples_are_the_decoders_means_of_integer_counts():
+    config = TrainConfig(variant="EX-C", latents=8, encoder="linear", decoder="linear")
+    model, guide, _ = build(resolve(config, (1, 16, 16)), (1, 16, 16))
+    drawn = prior_samples(model, guide, 1003, seed=2)
+    assert drawn.shape == (1003, 1, 16, 16) and drawn.dtype == torch.uint8
+    assert torch.equal(drawn, prior_samples(model, guide, 1003, seed=2))
+    torch.manual_seed(2)
+    z, images = model.generate(500)
+    assert torch.equal(z, z.round())
+    assert torch.equal(drawn[:500], (images * 255).round().byte())
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        prior_samples(model, guide, 0)

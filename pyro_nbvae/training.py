@@ -135,7 +135,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                 try:
                     loss = loss_of(x) * (config.beta / len(x))
                 except DivergedError as trouble:
-                    raise _diverged(run, config, epoch, str(trouble)) from trouble
+                    raise _diverged(run, config, epoch, str(trouble).splitlines()[0]) from trouble  # Pyro adds shapes
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip)
                 optimizer.step()

@@ -160,7 +160,8 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(mnist, monkeypatc
 
 def test_unknown_data():
     with pytest.raises(
-        InputError, match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, cifar32, celeba64"
+        InputError,
+        match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, cifar32, celeba64",
     ):
         load("imagenet")
 

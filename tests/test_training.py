@@ -137,15 +137,16 @@ def test_a_folder_in_the_way(tmp_path):
     assert run.checkpoint_path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name, message", [("EX-C", "epoch 2 .a Poisson rate"), ("EX-G", "epoch 2 .the loss is not")])
+@pytest.mark.parametrize("name, message", [("EX-C", "a rate is not finite"), ("G-VAE", "the loss is not finite")])
 def test_a_run_that_diverges_ends_with_one_line_and_keeps_what_was(name, message, tmp_path):
     config = replace(TINY, variant=name)
     run = train(replace(config, epochs=1), tmp_path, progress=False)
     state = run.read_checkpoint()
     state["model"]["decoder.layers.0.weight"].fill_(float("nan"))
     run.write_checkpoint(state)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"diverged in epoch 2 \({message}\)") as error:
         train(replace(config, epochs=2), tmp_path, resume=True, progress=False)
+    assert "\n" not in str(error.value)
     assert len(numbers(run)) == 1
 
 

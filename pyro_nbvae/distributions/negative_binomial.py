@@ -90,13 +90,16 @@ class NegativeBinomial(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def _log_rate(self, shape: Size) -> Tensor:
-        """Logarithm of the Gamma step, shape r and scale e^l."""
-        return log_standard_gamma(self.total_count.expand(shape)) + self.logits
+    def _process(self, shape: Size) -> tuple[Tensor, Tensor]:
+        return self.total_count.expand(shape), self.logits.expand(shape)
+
+    def _exact(self, shape: Size) -> Tensor:
+        total_count, logits = self._process(shape)
+        return torch.poisson((log_standard_gamma(total_count) + logits).exp())
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         with torch.no_grad():
-            return torch.poisson(self._log_rate(self._extended_shape(sample_shape)).exp())
+            return self._exact(self._extended_shape(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -107,10 +110,11 @@ class NegativeBinomial(TorchDistribution):
 class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):
     r"""A negative binomial whose samples are relaxed counts with pathwise gradients (DESIGN 3.5).
 
-    A Gamma(r, scale e^l) rate, reparametrised implicitly, then a Poisson count relaxed at ``temperature``. As the
-    temperature falls to 0 the samples become the exact integers. ``mean``, ``variance``, ``log_prob`` and the KL are
-    those of the exact distribution; ``log_prob`` is its mass function continued through the gamma function, which at
-    relaxed values is an approximation and on integers is exact. The support is the non-negative reals.
+    A Gamma(r, scale e^l) rate, then a Poisson count relaxed at ``temperature``. Arrival times are drawn with the rate
+    integrated out, as those of a Polya process; for Gumbel-softmax the rate is drawn and reparametrised implicitly. As
+    the temperature falls to 0 the samples become the exact integers. ``mean``, ``variance``, ``log_prob`` and the KL
+    are those of the exact distribution; ``log_prob`` is its mass function continued through the gamma function, which
+    at relaxed values is an approximation and on integers is exact. The support is the non-negative reals.
 
     Args:
         total_count, logits, probs: as for :class:`NegativeBinomial` (note that ``logits`` comes first here).

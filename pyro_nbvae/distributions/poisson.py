@@ -55,8 +55,11 @@ class RelaxedPoisson(RelaxedCount, Poisson):
         new._copy_relaxation(self)
         return super().expand(batch_shape, _instance=new)
 
-    def _log_rate(self, shape: Size) -> Tensor:
-        return self.rate.log().expand(shape)
+    def _process(self, shape: Size) -> tuple[None, Tensor]:
+        return None, self.rate.log().expand(shape)
+
+    def _exact(self, shape: Size) -> Tensor:
+        return torch.poisson(self.rate.expand(shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

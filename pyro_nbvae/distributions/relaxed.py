@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS, Indicator, Relaxation, relaxed_poisson
+from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS, Indicator, Relaxation, relaxed_count
 
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
@@ -29,10 +29,11 @@ def check_temperature(temperature: float | Tensor) -> bool:
 
 
 class RelaxedCount:
-    """Mixin of a distribution over counts whose samples are relaxed Poisson counts of a log rate.
+    """Mixin of a distribution over counts whose samples can be relaxed.
 
-    The distribution beside it provides ``_log_rate(shape)``, the logarithm of the Poisson step's rate, drawn where it
-    is random; everything about the relaxation is here.
+    The distribution beside it provides ``_process(shape)``: the dispersion (None of a Poisson) and the logits (the log
+    rate of a Poisson), expanded to that shape; and ``_exact(shape)``, integer samples. Everything about the relaxation
+    is here.
 
     Args:
         temperature: non-negative, a number or a tensor that broadcasts to the batch shape. At 0 (all of it) samples
@@ -81,13 +82,13 @@ class RelaxedCount:
         """
         if not self.has_rsample:
             raise NotImplementedError(f"{type(self).__name__} at temperature 0 draws integers: there is no rsample")
-        log_rate = self._log_rate(self._extended_shape(sample_shape))
+        total_count, logits = self._process(self._extended_shape(sample_shape))
         arguments = {name: getattr(self, name) for name in self._RELAXATION_ARGUMENTS}
-        return relaxed_poisson(log_rate, self.temperature, **arguments)
+        return relaxed_count(total_count, logits, self.temperature, **arguments)
 
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Relaxed counts without a gradient; integers at temperature 0."""
         with torch.no_grad():
             if self.has_rsample:
                 return self.rsample(sample_shape)
-            return torch.poisson(self._log_rate(self._extended_shape(sample_shape)).exp())
+            return self._exact(self._extended_shape(sample_shape))

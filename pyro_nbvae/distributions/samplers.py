@@ -1,32 +1,34 @@
-"""Pathwise samples of relaxed Poisson counts, value and derivative in one pass (DESIGN 3.5).
+"""Pathwise samples of relaxed counts, value and derivative in one pass (DESIGN 3.5).
 
-A sampler maps a log rate to a count. Each is a custom autograd function that works through bounded pieces of noise
-and keeps only dz / d(log rate), so that its backward pass is one multiplication. The noise comes from a generator
-function of its own (:func:`arrivals`, :func:`races`), which makes the reductions deterministic given the noise.
+A sampler maps the parameters of a Poisson or a negative binomial to a relaxed count. Each is a custom autograd function
+that works through bounded pieces of noise and keeps only the derivatives of the count, so that its backward pass is one
+multiplication each. The noise comes from a function of its own (:func:`unit_exponentials`, :func:`race_noise`), which
+makes the reductions deterministic given the noise.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx, once_differentiable
-from torch.nn.functional import softplus
 
 Relaxation = Literal["arrival", "gumbel"]
 Indicator = Literal["sigmoid", "smoothstep"]
 RELAXATIONS: tuple[Relaxation, ...] = ("arrival", "gumbel")
 INDICATORS: tuple[Indicator, ...] = ("sigmoid", "smoothstep")
 
-# Arrivals later than 1 + SOFT_TAIL * temperature enter a sigmoid count through their mean alone. Their share of the
-# variance, rate * temperature * exp(-2 * SOFT_TAIL) / 2, is 2e-4 of the rate at temperature 1.
+# Arrivals are drawn until they are later than 1 + SOFT_TAIL * temperature; what a sigmoid count gets from later ones
+# enters through its mean given those. Its share of the variance is below 2e-4 of the rate at temperature 1.
 SOFT_TAIL = 4.0
-# Events, or races, in one piece of noise: the working memory, whatever the rates.
-PIECE = 1 << 17
+# Numbers in one piece of noise: the working memory, whatever the rates. On a CPU some of these fit into a core's cache.
+PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
+# A round draws no more arrivals of one latent than this.
+MOST_AT_ONCE = 4096
 # More arrivals than this in one draw are refused: minutes of work, and the mark of parameters that have diverged.
 MOST_EVENTS = 10_000_000_000
 # Counts whose Poisson tail is below exp(-GUMBEL_CUT) take no part in a Gumbel race.
@@ -39,248 +41,308 @@ class DivergedError(ValueError):
     """Rates that are not finite, or so large that their arrivals cannot be drawn."""
 
 
+Noise = Callable[[int, Tensor], Tensor]
+
+
+def unit_exponentials(width: int, like: Tensor) -> Tensor:
+    """(width, n) draws of Exponential(1) for the n latents of ``like``."""
+    uniform = torch.rand(width, len(like), dtype=like.dtype, device=like.device)
+    # rand is in [0, 1), a multiple of eps / 2: its 0 stands for what is below half of that.
+    return uniform.neg_().log1p_().clamp_(max=-torch.finfo(like.dtype).eps / 4).neg_()
+
+
+def _pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of ``count`` latents so that ``width`` numbers for each make one piece."""
+    size = max(1, PIECE.get(device.type, PIECE["cuda"]) // width)
+    return (slice(start, min(start + size, count)) for start in range(0, max(1, count), size))
+
+
+def _add(total: Tensor, here: slice | Tensor, part: Tensor) -> None:
+    if isinstance(here, slice):
+        total[here] += part
+    else:
+        total.index_add_(0, here, part)
+
+
 # --- arrival times -------------------------------------------------------------------------------------------------
 
 
 def horizon(temperature: float | Tensor, indicator: Indicator) -> float | Tensor:
-    """The time T after which arrivals are not drawn one by one: 1 + c * temperature."""
+    """The time T up to which arrivals are drawn one by one: 1 + c * temperature."""
     return 1 + temperature * (SOFT_TAIL if indicator == "sigmoid" else 1.0)
 
 
-def arrivals(rate: Tensor, until: float | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Arrival times of unit-interval Poisson processes, all latents laid out flat.
-
-    Given their number on [0, T], the arrivals are independent and uniform there, so no running sum is needed.
-
-    Args:
-        rate: (n,) expected arrivals on [0, 1].
-        until: the horizon T; a number, or (n,).
-
-    Yields:
-        ``(index, time)``, both of one length of at most ``PIECE``: arrival ``time`` belongs to latent ``index``.
-
-    Raises:
-        DivergedError: for rates that are not finite, and for more than ``MOST_EVENTS`` arrivals.
-    """
-    try:
-        counts = torch.poisson(rate * until).long()
-    except RuntimeError as error:  # torch's own check: a rate that is not a number
-        raise DivergedError("a Poisson rate is not finite") from error
-    ends = counts.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
-    if not 0 <= total <= MOST_EVENTS:
+def _check_rates(mean: Tensor) -> None:
+    total = float(mean.sum())
+    if not math.isfinite(total):
+        raise DivergedError("a rate is not finite")
+    if total > MOST_EVENTS:
         raise DivergedError(
             f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate "
-            f"{float(rate.max()):.3g})"
+            f"{float(mean.max()):.3g})"
         )
-    for start in range(0, total, PIECE):
-        stop = min(start + PIECE, total)
-        if stop - start == total:
-            first, inside = 0, counts
-        else:  # the latents with arrivals in this piece, the first and the last of them perhaps in part
-            bounds = torch.searchsorted(ends, torch.tensor([start, stop - 1], device=ends.device), right=True)
-            first, last = int(bounds[0]), int(bounds[1]) + 1
-            inside = torch.diff(ends[first:last].clamp(max=stop), prepend=ends.new_tensor([start]))
-        index = torch.arange(first, first + len(inside), device=rate.device)
-        index = torch.repeat_interleave(index, inside, output_size=stop - start)
-        time = torch.rand(stop - start, dtype=rate.dtype, device=rate.device)
-        yield index, time * (until[index] if isinstance(until, Tensor) and until.dim() else until)
 
 
 def count_arrivals(
-    events: Iterable[tuple[Tensor, Tensor]],
-    rate: Tensor,
+    total_count: Tensor | None,
+    logits: Tensor,
     temperature: float | Tensor,
     indicator: Indicator,
     straight_through: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Relaxed counts of the arrivals before time 1, and their derivative in the log rate.
+    noise: Noise = unit_exponentials,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Relaxed counts of the arrivals before time 1, and their derivatives in the parameters.
 
-    z = sum_k h((1 - S_k) / temperature), h the logistic function or the cubic smoothstep. With the unit-rate arrivals
-    rate * S_k held fixed, dz / d(log rate) = sum_k h'(x_k) S_k / temperature.
+    The arrivals of a Poisson process whose rate is Gamma(r, scale e^l) are a Polya process: with unit exponentials E_j,
+    S_k = sum_{j<k} E_j / (r + j) and u_k = e^-l (e^S_k - 1), #{u_k < 1} is NB(r, l). Without a dispersion u_k is
+    e^-l sum_{j<k} E_j, a Poisson process of rate e^l. The relaxed count is z = sum_k h((1 - u_k) / temperature), h the
+    logistic function or the cubic smoothstep, and with the noise held fixed du_k/dl = -u_k and
+    du_k/dr = -(u_k + e^-l) sum_{j<k} E_j / (r + j)^2.
+
+    Each latent's arrivals are drawn in rounds of 2, 4, 8, ... until one is later than T (:func:`horizon`); what a
+    sigmoid count gets from the arrivals after the last one drawn is replaced by its mean given that one, which leaves
+    the mean and its gradient exact.
 
     Args:
-        events: what :func:`arrivals` yields, up to :func:`horizon`.
-        rate: (n,); ``temperature``: positive number, or (n,).
-        straight_through: return the hard count #{S_k < 1}, with the derivative of the soft one.
+        total_count: r, (n,), or None for a Poisson process.
+        logits: l, (n,); of a Poisson process the log rate.
+        temperature: positive number, or (n,).
+        straight_through: return the hard count #{u_k < 1}, with the derivatives of the soft one.
+        noise: draws unit exponentials.
 
     Returns:
-        ``(z, dz)``, both (n,).
+        ``(z, dz/dl, dz/dr)``, all (n,); the last is None without ``total_count``.
+
+    Raises:
+        DivergedError: for rates that are not finite, and for more than ``MOST_EVENTS`` expected arrivals.
     """
-    z, dz = torch.zeros_like(rate), torch.zeros_like(rate)
-    per_latent = isinstance(temperature, Tensor) and temperature.dim() > 0
-    for index, time in events:
-        tau = temperature[index] if per_latent else temperature  # type: ignore[index]
-        x = (1 - time) / tau
-        if indicator == "sigmoid":
-            h = torch.sigmoid(x)
-            slope = h * (1 - h)
-        else:
-            x = x.clamp(-1, 1)
-            square = x * x
-            h = 0.5 + x * (0.75 - 0.25 * square)
-            slope = 0.75 * (1 - square)
-        dz.index_add_(0, index, slope * time / tau)
-        z.index_add_(0, index, (time < 1).to(h.dtype) if straight_through else h)
-    if indicator == "sigmoid":
-        # The mean of what arrives after T; the second term of the derivative is the flux across T.
-        until = horizon(temperature, indicator)
-        ratio = torch.as_tensor((1 - until) / temperature, dtype=rate.dtype, device=rate.device)
-        beyond = rate * temperature * softplus(ratio)
-        dz += beyond + rate * until * torch.sigmoid(ratio)
-        if not straight_through:
-            z += beyond
-    return z, dz
+    rate = logits.exp()
+    _check_rates(rate if total_count is None else rate.mul_(total_count))
+    del rate
+    # Bounds outside which nothing is ever drawn (above, or no arrival at all) keep every product below finite.
+    scale = torch.exp(-logits.clamp(-80.0, 80.0))
+    r = None if total_count is None else total_count.clamp(min=1e-15)
+    # `clock` and `drift` are the running sums of E / (r + j) and E / (r + j)^2 so far
+    z, d_logits, d_r, clock, drift = (torch.zeros_like(logits) for _ in range(5))
+    tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
+    active: Tensor | None = None  # all
+    seen, width = 0, 2
+    while active is None or len(active):
+        left = []
+        for piece in _pieces(len(logits) if active is None else len(active), width, logits.device):
+            here: Any = piece if active is None else active[piece]
+            b, gap = scale[here], noise(width, scale[here])
+            if r is not None:
+                waiting = r[here] + torch.arange(seen, seen + width, dtype=b.dtype, device=b.device)[:, None]
+                gap = gap.div_(waiting)
+                steps = gap / waiting
+                steps[0] += drift[here]
+                steps = steps.cumsum(0)
+            gap[0] += clock[here]
+            gap = gap.cumsum(0)
+            last = gap[-1].clone()
+            u = (gap if r is None else gap.expm1_()).mul_(b).clamp_(max=1e30)
+            t = temperature if tau is None else tau[here]
+            x = (1 - u).div_(t)
+            if indicator == "sigmoid":
+                h = x.sigmoid_()
+                slope = (1 - h).mul_(h)
+            else:
+                x = x.clamp_(-1, 1)
+                slope = (x * x).sub_(1).mul_(-0.75)
+                h = x.mul_((x * x).mul_(-0.25).add_(0.75)).add_(0.5)
+            slope.div_(t)
+            value = ((u < 1).to(h.dtype) if straight_through else h).sum(0)
+            in_l = (slope * u).sum(0)
+            if r is not None:
+                in_r = slope.mul_(u + b).mul_(steps).sum(0)
+            go = u[-1] < horizon(t, indicator)
+            if indicator == "sigmoid":
+                # The mean of what comes after the last arrival drawn, of a latent that is done: arrivals come at the
+                # rate (r + n) / (e^-l + u) after n of them up to time u.
+                end = u[-1]
+                rate = 1 / b if r is None else (waiting[-1] + 1) / (b + end)
+                # h is the logistic function of (1 - u) / t, -log(1 - h) its softplus
+                tail = (rate * t * -torch.log1p(-h[-1])).masked_fill_(go, 0.0)
+                flux = (rate * h[-1]).masked_fill_(go, 0.0)
+                if not straight_through:
+                    value += tail
+                in_l += tail + flux * end
+                if r is not None:
+                    in_r += tail / (waiting[-1] + 1) + steps[-1] * (tail + flux * (b + end))
+            _add(z, here, value)
+            _add(d_logits, here, in_l)
+            clock[here] = last
+            if r is not None:
+                _add(d_r, here, in_r)
+                drift[here] = steps[-1]
+            again = go.nonzero()[:, 0]
+            left.append(again + piece.start if active is None else here[again])
+        active = torch.cat(left)
+        seen, width = seen + width, min(2 * width, MOST_AT_ONCE)
+    return z, d_logits, None if r is None else d_r
 
 
 # --- Gumbel-softmax ------------------------------------------------------------------------------------------------
 
 
-def bernstein(rate: Tensor, nats: float | Tensor) -> Tensor:
-    """A count that a Poisson variable exceeds with probability at most exp(-nats) (Bernstein's inequality)."""
-    return rate + nats / 3 + torch.sqrt(nats * nats / 9 + 2 * nats * rate)
+def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
+    """A count k that a Poisson variable reaches with probability at most exp(-nats).
 
-
-def races(reach: Tensor, max_count: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Unit exponentials for the race between the counts 0, ..., max_count of each latent.
-
-    Args:
-        reach: (n,) in descending order: the largest count that takes part, one per latent.
-
-    Yields:
-        ``(k, active, noise)``: noise (k', active) for the counts k, ..., k + k' - 1 of the first ``active`` latents.
+    Chernoff: the probability is below exp(-(k log(k / rate) - k + rate)). From Bernstein's bound, which lies to the
+    right, Newton's steps approach the root of this convex function from the right.
     """
-    k = 0
-    edges = torch.arange(max_count + 1, dtype=reach.dtype, device=reach.device)
-    # How many latents still run at each k: one look-up, so one synchronisation.
-    running = torch.searchsorted(-reach, -edges, right=True).tolist()
-    while k <= max_count and running[k]:
-        width = max(1, min(max_count + 1 - k, PIECE // running[k], 8))
-        noise = torch.rand(width, running[k], dtype=reach.dtype, device=reach.device)
-        # rand is in [0, 1), a multiple of eps / 2: its 0 stands for what is below half of that.
-        yield k, running[k], -torch.log(1 - noise).clamp(max=-torch.finfo(reach.dtype).eps / 4)
-        k += width
+    rate = rate.clamp(min=1e-30)
+    k = rate + nats / 3 + torch.sqrt(nats * nats / 9 + 2 * nats * rate)
+    for _ in range(2):
+        slope = torch.log(k / rate)
+        k = k - (k * slope - k + rate - nats) / slope
+    return k
 
 
 def run_races(
-    noise: Iterable[tuple[int, int, Tensor]],
     log_rate: Tensor,
     temperature: float | Tensor,
     max_count: int,
     straight_through: bool = False,
+    noise: Noise = unit_exponentials,
 ) -> tuple[Tensor, Tensor]:
     """Gumbel-softmax counts z = sum_k k w_k, w = softmax((log Poisson(k; rate) - log E_k) / temperature).
 
     E_k are unit exponentials (-log E_k is a Gumbel variable). With them held fixed dz / d(log rate) is the variance
-    of k under w over the temperature, so three running sums and a running maximum are all that is kept.
+    of k under w over the temperature, so three running sums and a running maximum are all that is kept. Counts that
+    are out of a latent's reach (:func:`largest_count` of ``GUMBEL_CUT`` nats, times the temperature where it is above
+    1, since that flattens the weights) take no part.
 
     Args:
-        noise: what :func:`races` yields.
         log_rate: (n,); ``temperature``: positive number, or (n,).
+        max_count: the largest count.
         straight_through: return the arg max, with the derivative of the soft count.
+        noise: draws unit exponentials.
 
     Returns:
         ``(z, dz)``, both (n,).
+
+    Raises:
+        DivergedError: for rates that are not finite.
     """
-    top = torch.full_like(log_rate, -math.inf)
-    winner = torch.zeros_like(log_rate)
-    s0, s1, s2 = (torch.zeros_like(log_rate) for _ in range(3))
+    rate = log_rate.exp()
+    tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
+    reach = largest_count(
+        rate, GUMBEL_CUT * torch.as_tensor(temperature, dtype=rate.dtype).to(rate.device).clamp(min=1)
+    )
+    top = torch.full_like(rate, -math.inf)
+    s0, s1, s2 = (torch.zeros_like(rate) for _ in range(3))
+    winner = torch.zeros_like(rate) if straight_through else None
     # Moments are taken about the rate, so that large counts cost no digits.
-    centre = log_rate.exp().clamp(max=max_count)
-    per_latent = isinstance(temperature, Tensor) and temperature.dim() > 0
-    for k0, active, exponentials in noise:
-        here = slice(0, active)
-        tau = temperature[here] if per_latent else temperature  # type: ignore[index]
-        k = torch.arange(k0, k0 + len(exponentials), dtype=log_rate.dtype, device=log_rate.device)[:, None]
-        score = (k * log_rate[here] - torch.lgamma(k + 1) - exponentials.log()) / tau
-        best, which = score.max(0)
-        winner[here] = torch.where(best > top[here], k0 + which.to(winner.dtype), winner[here])
-        new_top = torch.maximum(top[here], best)
-        shrink = torch.exp(top[here] - new_top)
-        weight = torch.exp(score - new_top)
-        offset = k - centre[here]
-        moment = weight * offset
-        s0[here] = s0[here] * shrink + weight.sum(0)
-        s1[here] = s1[here] * shrink + moment.sum(0)
-        s2[here] = s2[here] * shrink + (moment * offset).sum(0)
-        top[here] = new_top
-    mean = s1 / s0
-    dz = (s2 / s0 - mean * mean).clamp(min=0) / temperature
-    return (winner if straight_through else (centre + mean).clamp(min=0)), dz
+    centre = rate.clamp_(max=max_count)
+    active: Tensor | None = None  # all
+    first, width = 0, 8
+    while first <= max_count and (active is None or len(active)):
+        left = []
+        width = min(width, max_count + 1 - first)
+        k = torch.arange(first, first + width, dtype=rate.dtype, device=rate.device)
+        middle = first + (width - 1) / 2
+        powers = torch.stack([torch.ones_like(k), k - middle, (k - middle).square()])
+        for piece in _pieces(len(rate) if active is None else len(active), width, rate.device):
+            here: Any = piece if active is None else active[piece]
+            log_e = noise(width, rate[here]).log_()
+            score = torch.addcmul(-torch.lgamma(k + 1)[:, None], k[:, None], log_rate[here])
+            score = score.sub_(log_e).div_(temperature if tau is None else tau[here])
+            before, best = top[here], score.amax(0)
+            highest = torch.maximum(before, best)
+            if winner is not None:
+                which = first + score.argmax(0).to(rate.dtype)
+                winner[here] = torch.where(best > before, which, winner[here])
+            shrink = torch.exp(before - highest)
+            m0, m1, m2 = powers @ score.sub_(highest).exp_()
+            shift = middle - centre[here]
+            s2[here] = s2[here] * shrink + m2 + shift * (2 * m1 + shift * m0)
+            s1[here] = s1[here] * shrink + m1 + shift * m0
+            s0[here] = s0[here] * shrink + m0
+            top[here] = highest
+            again = (reach[here] >= first + width).nonzero()[:, 0]
+            left.append(again + piece.start if active is None else here[again])
+        active = torch.cat(left)
+        first, width = first + width, 4
+    mean = s1.div_(s0)
+    dz = s2.div_(s0).sub_(mean * mean).clamp_(min=0).div_(temperature)
+    return (mean.add_(centre).clamp_(min=0) if winner is None else winner), dz
 
 
-def _gumbel(
-    log_rate: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
-) -> tuple[Tensor, Tensor]:
-    # Busy latents first: those still in the race at a count k are then a prefix, and the others cost nothing more.
-    rate, order = log_rate.exp().sort(descending=True)
-    if bool((bernstein(rate[:1], GUMBEL_WARN) > max_count).any()):
+def _warn_if_cut(log_rate: Tensor, max_count: int) -> None:
+    largest = log_rate.max().exp()
+    if not bool(largest.isfinite()):
+        raise DivergedError("a rate is not finite")
+    if bool(largest_count(largest, GUMBEL_WARN) > max_count):
         warnings.warn(
             f"a Poisson rate nears max_count={max_count}: counts above it are cut off and their mean is biased "
             "downwards; raise max_count (--max-count)",
             RuntimeWarning,
             stacklevel=2,
         )
-    if isinstance(temperature, Tensor) and temperature.dim():
-        temperature = temperature[order]
-    hottest = torch.as_tensor(temperature).max().clamp(min=1)  # a high temperature flattens the weights
-    reach = bernstein(rate, GUMBEL_CUT * hottest.to(rate)).ceil()
-    pair = run_races(races(reach, max_count), log_rate[order], temperature, max_count, straight_through)
-    z, dz = (torch.empty_like(v).index_copy_(0, order, v) for v in pair)
-    return z, dz
 
 
-# --- the differentiable entry point --------------------------------------------------------------------------------
+# --- the differentiable entry points -------------------------------------------------------------------------------
 
 
-class _RelaxedPoisson(Function):
+class _Relaxed(Function):
+    """Counts of any shape, with the derivatives that a sampler of flat latents returns beside them."""
+
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        log_rate: Tensor,
+        total_count: Tensor | None,
+        logits: Tensor,
         temperature: float | Tensor,
         relaxation: Relaxation,
         indicator: Indicator,
         max_count: int,
         straight_through: bool,
     ) -> Tensor:
-        flat = log_rate.reshape(-1)
+        flat = logits.reshape(-1)
         if isinstance(temperature, Tensor) and temperature.dim():
-            temperature = temperature.expand(log_rate.shape).reshape(-1)
+            temperature = temperature.expand(logits.shape).reshape(-1)
+        d_r = None
         if relaxation == "arrival":
-            rate = flat.exp()
-            events = arrivals(rate, horizon(temperature, indicator))
-            z, dz = count_arrivals(events, rate, temperature, indicator, straight_through)
+            r = None if total_count is None else total_count.reshape(-1)
+            z, d_logits, d_r = count_arrivals(r, flat, temperature, indicator, straight_through)
+        elif len(flat):
+            _warn_if_cut(flat, max_count)
+            z, d_logits = run_races(flat, temperature, max_count, straight_through)
         else:
-            z, dz = _gumbel(flat, temperature, max_count, straight_through)
-        ctx.save_for_backward(dz.reshape(log_rate.shape))
-        return z.reshape(log_rate.shape)
+            z = d_logits = flat.clone()
+        ctx.save_for_backward(*(None if d is None else d.view_as(logits) for d in (d_r, d_logits)))  # type: ignore[arg-type]
+        return z.view_as(logits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (dz,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad * dz, None, None, None, None, None
+        kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        return *(None if d is None else grad * d for d in kept), None, None, None, None, None
 
 
-def relaxed_poisson(
-    log_rate: Tensor,
-    temperature: float | Tensor,
-    relaxation: Relaxation = "arrival",
-    indicator: Indicator = "sigmoid",
-    max_count: int = 100,
-    straight_through: bool = False,
-) -> Tensor:
-    """One relaxed Poisson count per element of ``log_rate``, differentiable in it (DESIGN 3.5).
+class _LogStandardGamma(Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, shape: Tensor) -> Tensor:
+        flat = shape.reshape(-1)
+        value, slope = torch.empty_like(flat), torch.empty_like(flat)
+        for piece in _pieces(len(flat), 4, flat.device):
+            a = flat[piece]
+            boosted = a + (a < 1)
+            draw = torch._standard_gamma(boosted)
+            # log U of the draws that are boosted, over the shape; 0 for the others
+            boost = unit_exponentials(1, a)[0].neg_().mul_(a < 1).div_(a)
+            value[piece] = draw.log().add_(boost)
+            slope[piece] = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
+        ctx.save_for_backward(slope.view_as(shape))
+        return value.view_as(shape)
 
-    Args:
-        log_rate: logarithm of the mean count; any shape.
-        temperature: positive; a number or a tensor that broadcasts to ``log_rate`` (not differentiated).
-
-    Returns:
-        Non-negative reals of ``log_rate``'s shape; integers with ``straight_through``.
-    """
-    return _RelaxedPoisson.apply(log_rate, temperature, relaxation, indicator, max_count, straight_through)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * slope
 
 
 def log_standard_gamma(shape: Tensor) -> Tensor:
@@ -289,7 +351,31 @@ def log_standard_gamma(shape: Tensor) -> Tensor:
     Small shapes are drawn as Gamma(shape + 1) * U^(1 / shape) in logarithms, since the draws themselves underflow:
     at shape 0.01 nearly half of them are below the smallest single-precision number.
     """
-    small = shape < 1
-    boosted = torch.where(small, shape + 1, shape)
-    log_uniform = torch.log1p(-torch.rand_like(shape))
-    return torch._standard_gamma(boosted).log() + torch.where(small, log_uniform / shape, torch.zeros_like(shape))
+    return _LogStandardGamma.apply(shape)
+
+
+def relaxed_count(
+    total_count: Tensor | None,
+    logits: Tensor,
+    temperature: float | Tensor,
+    relaxation: Relaxation = "arrival",
+    indicator: Indicator = "sigmoid",
+    max_count: int = 100,
+    straight_through: bool = False,
+) -> Tensor:
+    """One relaxed count per element, differentiable in both parameters (DESIGN 3.5).
+
+    Args:
+        total_count: dispersion r of a negative binomial, of the shape of ``logits``; None for a Poisson.
+        logits: l of a negative binomial, or the log rate of a Poisson; any shape.
+        temperature: positive; a number or a tensor that broadcasts to ``logits`` (not differentiated).
+
+    Returns:
+        Non-negative reals of the shape of ``logits``; integers with ``straight_through``.
+
+    Raises:
+        DivergedError: for rates that are not finite, or too large to draw their arrivals.
+    """
+    if total_count is not None and relaxation == "gumbel":
+        logits, total_count = log_standard_gamma(total_count) + logits, None
+    return _Relaxed.apply(total_count, logits, temperature, relaxation, indicator, max_count, straight_through)

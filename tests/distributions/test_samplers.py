@@ -194,86 +194,129 @@ def test_pathwise_gradients_equal_the_analytic_ones(relaxation, indicator):
 # --- the textbook on the same noise ---------------------------------------------------------------------------------
 
 
+class Recorded:
+    """Unit exponentials for latents that are told apart by ``like``, kept so that the textbook can use them again."""
+
+    def __init__(self, like):
+        self.like = like
+        self.drawn = [[] for _ in like]
+
+    def __call__(self, width, like):
+        noise = samplers.unit_exponentials(width, like)
+        for column, value in enumerate(like.tolist()):
+            self.drawn[self.like.index(value)].append(noise[:, column].clone())
+        return noise
+
+    def __iter__(self):
+        return (torch.cat(pieces) for pieces in self.drawn)
+
+
 @pytest.mark.parametrize("indicator", ["sigmoid", "smoothstep"])
 @pytest.mark.parametrize("per_latent", [False, True])
-def test_arrival_backward_equals_autograd(indicator, per_latent):
-    """S_k = E_k / rate with E_k held fixed, every intermediate kept by autograd, the tail integrated from E_T on."""
+@pytest.mark.parametrize("poisson", [False, True])
+def test_arrivals_and_their_derivatives_equal_autograd(indicator, per_latent, poisson, monkeypatch):
+    """u_k = e^-l (e^S_k - 1), S_k a running sum of E_j / (r + j), every intermediate kept by autograd, and the mean of
+    what comes after the last arrival; of a Poisson process u_k = e^-l times a running sum of E_j."""
     torch.set_default_dtype(torch.float64)
-    log_rate = torch.linspace(-2, 3, 40).requires_grad_()
-    temperature = torch.linspace(0.05, 1.0, 40) if per_latent else 0.3
-    rate = log_rate.detach().exp()
-    until = samplers.horizon(temperature, indicator)
-    events = list(samplers.arrivals(rate, until))
-    z, dz = samplers.count_arrivals(events, rate, temperature, indicator)
+    monkeypatch.setitem(samplers.PIECE, "cpu", 16)  # many pieces
+    r = torch.linspace(0.2, 4.0, 40).requires_grad_()
+    logits = torch.linspace(-2, 2.5, 40).requires_grad_()
+    temperature = torch.linspace(0.05, 1.0, 40) if per_latent else torch.tensor(0.3)
+    # a latent's e^-l names it
+    noise = Recorded(torch.exp(-logits.detach()).tolist())
+    z, d_logits, d_r = samplers.count_arrivals(
+        None if poisson else r.detach(), logits.detach(), temperature, indicator, noise=noise
+    )
 
-    ((index, time),) = events
-    unit_rate_arrival = time * rate[index]
-    x = (1 - unit_rate_arrival / log_rate.exp()[index]) / (temperature[index] if per_latent else temperature)
-    if indicator == "sigmoid":
-        h = torch.sigmoid(x)
-        tail = log_rate.exp() * temperature * softplus((1 - rate * until / log_rate.exp()) / temperature)
-    else:
-        inside = x.clamp(-1, 1)
-        h = 0.5 + 0.75 * inside - 0.25 * inside**3
-        tail = 0.0
-    textbook = torch.zeros(40).index_add(0, index, h) + tail
+    textbook = []
+    for i, gaps in enumerate(noise):
+        tau = temperature[i] if per_latent else temperature
+        if poisson:
+            u = torch.exp(-logits[i]) * gaps.cumsum(0)
+            future = logits[i].exp()
+        else:
+            u = torch.exp(-logits[i]) * torch.expm1((gaps / (r[i] + torch.arange(len(gaps)))).cumsum(0))
+            future = (r[i] + len(gaps)) / (torch.exp(-logits[i]) + u[-1])
+        # drawn in rounds of 2, 4, 8, ... as long as none is late
+        before = (len(u) - 2) // 2
+        assert u[-1] >= samplers.horizon(tau, indicator) and (
+            before == 0 or u[before - 1] < samplers.horizon(tau, indicator)
+        )
+        x = (1 - u) / tau
+        if indicator == "sigmoid":
+            textbook.append(torch.sigmoid(x).sum() + future * tau * softplus(x[-1]))
+        else:
+            inside = x.clamp(-1, 1)
+            textbook.append((0.5 + 0.75 * inside - 0.25 * inside**3).sum())
+    textbook = torch.stack(textbook)
     torch.testing.assert_close(z, textbook.detach())
-    torch.testing.assert_close(dz, torch.autograd.grad(textbook.sum(), log_rate)[0])
+    parameters = (logits,) if poisson else (logits, r)
+    expected = torch.autograd.grad(textbook.sum(), parameters)
+    torch.testing.assert_close((d_logits,) if poisson else (d_logits, d_r), expected)
+
+
+def test_the_arrivals_of_a_gamma_mixture_are_a_polya_process():
+    """The relaxed negative binomial has the law of a relaxed Poisson at a Gamma rate: moments and Laplace transform."""
+    r, logits = torch.full((DRAWS,), 0.7), torch.full((DRAWS,), 0.5)
+    for indicator in samplers.INDICATORS:
+        options = dict(temperature=0.5, indicator=indicator)
+        direct = RelaxedNegativeBinomial(r, logits, **options).sample().double()
+        mixture = RelaxedPoisson((samplers.log_standard_gamma(r) + logits).exp(), **options).sample().double()
+        for of in (lambda z: z, lambda z: z.square(), lambda z: torch.exp(-z / 2), lambda z: (z < 0.5).double()):
+            a, b = of(direct), of(mixture)
+            error = math.hypot(float(a.std()), float(b.std())) / math.sqrt(DRAWS)
+            assert abs(float(a.mean() - b.mean())) < 4 * error
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_gumbel_backward_equals_autograd(temperature):
+def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
     """softmax((log Poisson(k) + g_k) / temperature) over the counts that take part, by autograd."""
     torch.set_default_dtype(torch.float64)
-    log_rate = torch.linspace(3, -2, 30).requires_grad_()  # in descending order, as the races want it
-    reach = samplers.bernstein(log_rate.detach().exp(), samplers.GUMBEL_CUT).ceil()
-    noise = list(samplers.races(reach, 60))
-    z, dz = samplers.run_races(noise, log_rate.detach(), temperature, 60)
+    monkeypatch.setitem(samplers.PIECE, "cpu", 64)
+    log_rate = torch.linspace(3, -2, 30).requires_grad_()
+    tables = []
+    for straight_through in (False, True):
+        noise = Recorded(log_rate.detach().exp().tolist())
+        torch.manual_seed(1)
+        tables.append(samplers.run_races(log_rate.detach(), temperature, 60, straight_through, noise))
+    (z, dz), (hard, _) = tables
 
-    gumbel = torch.full((61, 30), -math.inf)
-    for k, active, exponentials in noise:
-        gumbel[k : k + len(exponentials), :active] = -exponentials.log()
-    k = torch.arange(61.0)[:, None]
-    log_mass = k * log_rate - log_rate.exp() - torch.lgamma(k + 1)
-    textbook = (torch.softmax((log_mass + gumbel) / temperature, 0) * k).sum(0)
+    textbook, winners = [], []
+    for i, exponentials in enumerate(noise):
+        k = torch.arange(len(exponentials), dtype=torch.float64)
+        assert len(k) > samplers.largest_count(log_rate[i].exp(), samplers.GUMBEL_CUT) or len(k) == 61
+        score = k * log_rate[i] - log_rate[i].exp() - torch.lgamma(k + 1) - exponentials.log()
+        textbook.append((torch.softmax(score / temperature, 0) * k).sum())
+        winners.append(score.argmax())
+    textbook = torch.stack(textbook)
     torch.testing.assert_close(z, textbook.detach())
     torch.testing.assert_close(dz, torch.autograd.grad(textbook.sum(), log_rate)[0])
-    hard, _ = samplers.run_races(noise, log_rate.detach(), temperature, 60, straight_through=True)
-    torch.testing.assert_close(hard, (log_mass + gumbel).argmax(0).to(hard.dtype).detach())
+    torch.testing.assert_close(hard, torch.stack(winners).to(hard.dtype))
 
 
-def test_the_whole_chain_equals_autograd_through_the_gamma():
-    """rsample's gradient in r and l is dz / d(log rate), which the sampler keeps, times the Gamma step's own."""
+def test_counts_out_of_reach_are_as_rare_as_promised():
+    rate = torch.tensor([1e-6, 0.01, 0.5, 3.0, 40.0, 2000.0], dtype=torch.float64)
+    for nats in (7.0, 20.0):
+        k = samplers.largest_count(rate, nats).ceil().numpy()
+        assert (scipy.stats.poisson.logsf(k - 1, rate.numpy()) <= -nats).all()
+        assert (k <= 1.5 * scipy.stats.poisson.isf(math.exp(-nats), rate.numpy()) + 4).all()
+
+
+def test_rsample_gives_the_samplers_own_derivatives():
     torch.set_default_dtype(torch.float64)
     r = torch.linspace(0.2, 4, 50).requires_grad_()
     logits = torch.linspace(-1, 1, 50).requires_grad_()
     torch.manual_seed(5)
     z = RelaxedNegativeBinomial(r, logits, temperature=0.2).rsample()
-    got = torch.autograd.grad(z.sum(), (r, logits))
+    weight = torch.linspace(-1, 2, 50)
+    got = torch.autograd.grad((weight * z).sum(), (r, logits))
     torch.manual_seed(5)
-    log_rate = samplers.log_standard_gamma(r) + logits
-    rate = log_rate.detach().exp()
-    again, dz = samplers.count_arrivals(samplers.arrivals(rate, samplers.horizon(0.2, "sigmoid")), rate, 0.2, "sigmoid")
+    again, d_logits, d_r = samplers.count_arrivals(r.detach(), logits.detach(), 0.2, "sigmoid")
     torch.testing.assert_close(z.detach(), again)
-    expected = torch.autograd.grad((log_rate * dz).sum(), (r, logits))
-    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got, (weight * d_r, weight * d_logits))
 
 
-# --- working memory and limits --------------------------------------------------------------------------------------
-
-
-def test_arrivals_in_small_pieces_are_the_same_process(monkeypatch):
-    rate = torch.tensor([0.0, 3.0, 500.0, 0.0, 7.0, 0.4, 90.0])
-    torch.manual_seed(1)
-    expected = torch.poisson(rate * 1.5)
-    monkeypatch.setattr(samplers, "PIECE", 64)
-    torch.manual_seed(1)
-    seen = torch.zeros_like(rate)
-    for index, time in samplers.arrivals(rate, 1.5):
-        assert len(index) == len(time) <= 64
-        assert ((time >= 0) & (time <= 1.5)).all()
-        seen.index_add_(0, index, torch.ones_like(time))
-    torch.testing.assert_close(seen, expected)
+# --- limits ---------------------------------------------------------------------------------------------------------
 
 
 def test_no_arrivals_at_all():

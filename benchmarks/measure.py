@@ -1,0 +1,95 @@
+"""How the benchmarks measure: alternating, medians, one run; and how they report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_nbvae.files import write_text
+
+FOLDER = Path("runs/bench")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(cases: Mapping[str, Callable[[], object]], repeats: int = 9, warm_up: int = 2) -> dict[str, float]:
+    """Median seconds of each case; the cases take turns, so that whatever slows the machine slows them all."""
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(warm_up + repeats):
+        for name, run in cases.items():
+            _finish()
+            began = time.perf_counter()
+            run()
+            _finish()
+            if turn >= warm_up:
+                taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that the call held at once, beyond what was there before."""
+    if torch.cuda.is_available():
+        _finish()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        _finish()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        run()
+    changes = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def forward_backward(sample: Callable[..., Tensor], *parameters: Tensor) -> Callable[[], Tensor]:
+    """A call that draws a sample and differentiates its sum in the parameters."""
+    leaves = [p.detach().requires_grad_() for p in parameters]
+
+    def run() -> Tensor:
+        value = sample(*leaves)
+        torch.autograd.grad(value.sum(), leaves)
+        return value
+
+    return run
+
+
+def progress(items: Sequence[Any], what: str) -> tqdm:
+    return tqdm(items, desc=what, leave=False)
+
+
+def machine() -> str:
+    """The hardware and the versions, in a line."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()}), torch {torch.__version__}"
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], note: str) -> None:
+    """Prints the rows as a Markdown table; writes them to ``runs/bench`` as that and as lines of JSON."""
+    text = f"{note} ({machine()}; `python -m benchmarks.{name}`)\n\n{pd.DataFrame(rows).to_markdown(index=False)}\n"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_text(FOLDER / f"{name}.md", text)
+    lines = (json.dumps({"benchmark": name, "machine": machine(), **row}) + "\n" for row in rows)
+    write_text(FOLDER / f"{name}.jsonl", "".join(lines))
+    print(text)

@@ -1,0 +1,131 @@
+"""A training step of every variant, beside the same mathematics without Pyro and beside the networks alone.
+
+python -m benchmarks.step [--data mnist]    some minutes on two cores
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+import tyro
+from torch import Tensor, nn
+
+from benchmarks.measure import device, progress, report, seconds
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl
+from pyro_nbvae.distributions.samplers import relaxed_count
+from pyro_nbvae.runs import build, resolve
+from pyro_nbvae.vae import bounded
+from pyro_nbvae.variants import VARIANTS
+
+TEMPERATURE = 0.1
+BATCH = 512
+# Steps before anything is measured: the counts are then of a model that has begun to learn.
+BEGUN = 20
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+    log_r, logits = model.prior.log_total_count, model.prior.logits
+    heads = bounded(guide.encoder(x)).unbind(1)
+    r_q = (log_r.expand_as(heads[0]) if shared else log_r + heads[0]).exp()
+    l_q = logits + heads[-1]
+    z = relaxed_count(r_q, l_q, TEMPERATURE)
+    return z, negative_binomial_kl(r_q, l_q, r_q if shared else log_r.exp(), logits, exact=not shared)
+
+
+def _poisson(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    log_rate = model.prior.log_rate + bounded(guide.encoder(x))[:, 0]
+    return relaxed_count(None, log_rate, TEMPERATURE), poisson_kl(log_rate.exp(), model.prior.log_rate.exp())
+
+
+def _gaussian(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_scale = bounded(guide.encoder(x)).unbind(1)
+    variance = torch.exp(2 * log_scale)
+    z = mean + log_scale.exp() * torch.randn_like(mean)
+    return z, 0.5 * (mean.square() + variance - 1) - log_scale
+
+
+BY_HAND: dict[str, Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]]] = {
+    "DS-C": lambda model, guide, x: _negative_binomial(model, guide, x, shared=True),
+    "EX-C": lambda model, guide, x: _negative_binomial(model, guide, x, shared=False),
+    "P-VAE": _poisson,
+    "G-VAE": _gaussian,
+}
+
+
+def stepper(parameters: list[nn.Parameter], loss_of: Loss, x: Tensor) -> Callable[[], Tensor]:
+    """One step of Adam with clipped gradients, as the trainer takes it."""
+    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(x)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 25.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def steps_of(name: str, x: Tensor, data: str) -> dict[str, Callable[[], Tensor]]:
+    """Steps of a variant: through Pyro, by hand where that is written above, and of its networks alone."""
+    torch.manual_seed(0)
+    model, guide, elbo = build(resolve(TrainConfig(variant=name, data=data), tuple(x.shape[1:])), tuple(x.shape[1:]))  # type: ignore[arg-type]
+    guide.temperature = TEMPERATURE
+    through_pyro = elbo(model, guide).to(x.device)
+    parameters = list(through_pyro.parameters())
+    scale = model.beta / len(x)
+
+    def by_hand(x: Tensor) -> Tensor:
+        z, kl = BY_HAND[name](model, guide, x)
+        return ((x - model.decode(z)).square().sum() / model.beta + kl.sum()) * scale
+
+    def networks(x: Tensor) -> Tensor:
+        h = guide.encoder(x)
+        return (x - model.decoder(h[:, 0])).square().sum() * scale + 1e-3 * h.square().sum() * scale
+
+    steps = {"Pyro": stepper(parameters, lambda x: through_pyro(x) * scale, x)}
+    for _ in range(BEGUN):
+        steps["Pyro"]()
+    if name in BY_HAND:
+        steps["by hand"] = stepper(parameters, by_hand, x)
+    steps["networks"] = stepper([p for p in parameters if p is not None], networks, x)
+    return steps
+
+
+def main(data: str = "mnist") -> None:
+    """Time training steps.
+
+    Args:
+        data: whose images; of their first 512.
+    """
+    x = to_unit_interval(load(data).train[:BATCH]).to(device())
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        steps = {name: steps_of(name, x, data) for name in progress(list(VARIANTS), "preparing")}
+        cases = {(name, kind): step for name, kinds in steps.items() for kind, step in kinds.items()}
+        taken = seconds(cases, repeats=9)  # type: ignore[arg-type]
+    rows = []
+    for name, kinds in steps.items():
+        t = {kind: taken[name, kind] for kind in kinds}  # type: ignore[index]
+        rows.append(
+            {
+                "variant": name,
+                "step, ms": round(1e3 * t["Pyro"], 1),
+                "by hand, ms": round(1e3 * t["by hand"], 1) if "by hand" in t else None,
+                "Pyro / by hand": round(t["Pyro"] / t["by hand"], 3) if "by hand" in t else None,
+                "networks alone, ms": round(1e3 * t["networks"], 1),
+                "step / G-VAE's": round(t["Pyro"] / taken["G-VAE", "Pyro"], 3),  # type: ignore[index]
+            }
+        )
+    report("step", rows, f"Training steps on {data}, batch {BATCH}, 256 latents, temperature {TEMPERATURE}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

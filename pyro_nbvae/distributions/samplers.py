@@ -2,12 +2,13 @@
 
 A sampler maps the parameters of a Poisson or a negative binomial to a relaxed count. Each is a custom autograd function
 that works through bounded pieces of noise and keeps only the derivatives of the count, so that its backward pass is one
-multiplication each. The noise comes from a function of its own (:func:`unit_exponentials`, :func:`race_noise`), which
-makes the reductions deterministic given the noise.
+multiplication each. The noise comes from a function of its own (:func:`unit_exponentials`), which makes the reductions
+deterministic given the noise. On a GPU with Triton they are one kernel each (:mod:`pyro_nbvae.distributions.fused`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -200,6 +201,13 @@ def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
     return k
 
 
+def gumbel_reach(rate: Tensor, temperature: float | Tensor) -> Tensor:
+    """The largest count that takes part in each latent's race: of ``GUMBEL_CUT`` nats, times a temperature above 1,
+    which flattens the weights."""
+    flattened = torch.as_tensor(temperature, dtype=rate.dtype).to(rate.device, non_blocking=True).clamp(min=1)
+    return largest_count(rate, GUMBEL_CUT * flattened)
+
+
 def run_races(
     log_rate: Tensor,
     temperature: float | Tensor,
@@ -211,8 +219,7 @@ def run_races(
 
     E_k are unit exponentials (-log E_k is a Gumbel variable). With them held fixed dz / d(log rate) is the variance
     of k under w over the temperature, so three running sums and a running maximum are all that is kept. Counts that
-    are out of a latent's reach (:func:`largest_count` of ``GUMBEL_CUT`` nats, times the temperature where it is above
-    1, since that flattens the weights) take no part.
+    are out of a latent's reach (:func:`gumbel_reach`) take no part.
 
     Args:
         log_rate: (n,); ``temperature``: positive number, or (n,).
@@ -228,9 +235,7 @@ def run_races(
     """
     rate = log_rate.exp()
     tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
-    reach = largest_count(
-        rate, GUMBEL_CUT * torch.as_tensor(temperature, dtype=rate.dtype).to(rate.device).clamp(min=1)
-    )
+    reach = gumbel_reach(rate, temperature)
     top = torch.full_like(rate, -math.inf)
     s0, s1, s2 = (torch.zeros_like(rate) for _ in range(3))
     winner = torch.zeros_like(rate) if straight_through else None
@@ -270,10 +275,7 @@ def run_races(
     return (mean.add_(centre).clamp_(min=0) if winner is None else winner), dz
 
 
-def _warn_if_cut(log_rate: Tensor, max_count: int) -> None:
-    largest = log_rate.max().exp()
-    if not bool(largest.isfinite()):
-        raise DivergedError("a rate is not finite")
+def _warn_if_cut(largest: Tensor, max_count: int) -> None:
     if bool(largest_count(largest, GUMBEL_WARN) > max_count):
         warnings.warn(
             f"a Poisson rate nears max_count={max_count}: counts above it are cut off and their mean is biased "
@@ -281,6 +283,72 @@ def _warn_if_cut(log_rate: Tensor, max_count: int) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+# --- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The fused forms, or None where there is no Triton."""
+    try:
+        from pyro_nbvae.distributions import fused
+    except ImportError:
+        return None
+    return fused
+
+
+def _fused(x: Tensor) -> Any:
+    return _kernels() if x.is_cuda and x.dtype == torch.float32 else None
+
+
+class _Watch:
+    """Looks at the largest rates that a GPU has met once they have reached the host, without waiting for them."""
+
+    def __init__(self) -> None:
+        self.coming: list[tuple[torch.cuda.Event, Tensor, int]] = []
+
+    def see(self, largest: Tensor, max_count: int) -> None:
+        host = torch.empty((), dtype=largest.dtype, pin_memory=True).copy_(largest, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self.coming.append((event, host, max_count))
+        while self.coming and self.coming[0][0].query():
+            _, arrived, limit = self.coming.pop(0)
+            _warn_if_cut(arrived, limit)
+
+
+_watch = _Watch()
+
+
+def _arrivals(
+    total_count: Tensor | None,
+    logits: Tensor,
+    temperature: float | Tensor,
+    indicator: Indicator,
+    straight_through: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    fused = _fused(logits)
+    if fused is None:
+        return count_arrivals(total_count, logits, temperature, indicator, straight_through)
+    tail = SOFT_TAIL if indicator == "sigmoid" else 1.0
+    return fused.count_arrivals(total_count, logits, temperature, indicator, straight_through, tail)
+
+
+def _races(
+    log_rate: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
+) -> tuple[Tensor, Tensor]:
+    largest = log_rate.max().exp()
+    fused = _fused(log_rate)
+    if fused is None:
+        if not bool(largest.isfinite()):
+            raise DivergedError("a rate is not finite")
+        _warn_if_cut(largest, max_count)
+        return run_races(log_rate, temperature, max_count, straight_through)
+    _watch.see(largest, max_count)
+    return fused.run_races(
+        log_rate, gumbel_reach(log_rate.exp(), temperature), temperature, max_count, straight_through
+    )
 
 
 # --- the differentiable entry points -------------------------------------------------------------------------------
@@ -306,10 +374,9 @@ class _Relaxed(Function):
         d_r = None
         if relaxation == "arrival":
             r = None if total_count is None else total_count.reshape(-1)
-            z, d_logits, d_r = count_arrivals(r, flat, temperature, indicator, straight_through)
+            z, d_logits, d_r = _arrivals(r, flat, temperature, indicator, straight_through)
         elif len(flat):
-            _warn_if_cut(flat, max_count)
-            z, d_logits = run_races(flat, temperature, max_count, straight_through)
+            z, d_logits = _races(flat, temperature, max_count, straight_through)
         else:
             z = d_logits = flat.clone()
         ctx.save_for_backward(*(None if d is None else d.view_as(logits) for d in (d_r, d_logits)))  # type: ignore[arg-type]

@@ -1,0 +1,246 @@
+"""The samplers of :mod:`pyro_nbvae.distributions.samplers` as one Triton kernel each, for a GPU.
+
+A thread draws one latent's noise, sums its count and its derivatives, and stops when that latent is done: nothing is
+written but the results, and the host is never waited for. The laws are those of the torch forms; the random numbers are
+Triton's Philox stream under a seed drawn from torch's generator on the CPU, so that ``torch.manual_seed`` governs them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 128
+# More arrivals of one latent than this are not waited for: its count is then not a number, and training says so.
+MOST_ARRIVALS = 1 << 22
+
+
+@triton.jit
+def _exponential(seed, offset):
+    # 1 - rand is in (0, 1]; at 1 the draw is what is below half the spacing
+    return tl.maximum(-tl.log(1.0 - tl.rand(seed, offset)), 2.9802322e-08)
+
+
+@triton.jit
+def _expm1(x):
+    # the series keeps the digits of small x, where a large dispersion lives
+    series = x * (1.0 + x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120)))))
+    return tl.where(x < 0.1, series, tl.exp(tl.minimum(x, 85.0)) - 1.0)
+
+
+@triton.jit
+def _count_arrivals(
+    total_count,
+    logits,
+    temperature,
+    value,
+    in_logits,
+    in_total_count,
+    n,
+    seed,
+    most,
+    POISSON: tl.constexpr,
+    SMOOTHSTEP: tl.constexpr,
+    HARD: tl.constexpr,
+    PER_LATENT: tl.constexpr,
+    SOFT_TAIL: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    there = i < n
+    given = tl.load(logits + i, mask=there, other=0.0)
+    # bounds outside which nothing is ever drawn, as in samplers.py
+    b = tl.exp(-tl.minimum(tl.maximum(given, -80.0), 80.0))
+    r = b * 0.0
+    if not POISSON:
+        r = tl.maximum(tl.load(total_count + i, mask=there, other=1.0), 1e-15)
+    if PER_LATENT:
+        t = tl.load(temperature + i, mask=there, other=1.0)
+    else:
+        t = tl.load(temperature) + b * 0.0
+    until = 1.0 + t * SOFT_TAIL
+    clock = b * 0.0
+    drift = b * 0.0
+    z = b * 0.0
+    d_l = b * 0.0
+    d_r = b * 0.0
+    go = there
+    k = 0
+    while (tl.max(go.to(tl.int32), 0) > 0) & (k < most):
+        # a stream of its own for every arrival: the seed moves with it, the latent is the offset
+        e = _exponential(seed + k, i)
+        if POISSON:
+            clock += e
+            u = clock * b
+        else:
+            waiting = r + k
+            gap = e / waiting
+            clock += gap
+            drift += gap / waiting
+            u = _expm1(clock) * b
+        u = tl.minimum(u, 1e30)
+        x = (1.0 - u) / t
+        if SMOOTHSTEP:
+            x = tl.minimum(tl.maximum(x, -1.0), 1.0)
+            h = 0.5 + x * (0.75 - 0.25 * x * x)
+            slope = 0.75 * (1.0 - x * x) / t
+        else:
+            # the logistic function of large negative x without an overflow
+            small = tl.exp(-tl.abs(x))
+            h = tl.where(x >= 0, 1.0, small) / (1.0 + small)
+            slope = small / ((1.0 + small) * (1.0 + small)) / t
+        if HARD:
+            z += tl.where(go & (u < 1.0), 1.0, 0.0)
+        else:
+            z += tl.where(go, h, 0.0)
+        d_l += tl.where(go, slope * u, 0.0)
+        if not POISSON:
+            d_r += tl.where(go, slope * (u + b) * drift, 0.0)
+        late = go & (u >= until)
+        if not SMOOTHSTEP:
+            # The mean of what comes after this arrival: see count_arrivals in samplers.py.
+            if POISSON:
+                rate = 1.0 / b
+            else:
+                rate = (r + k + 1.0) / (b + u)
+            # softplus of x, which is below -SOFT_TAIL here, by the series of log(1 + small)
+            log1p = tl.where(small < 0.01, small * (1.0 - small * (0.5 - small * (1.0 / 3))), tl.log(1.0 + small))
+            tail = rate * t * log1p
+            flux = rate * h
+            if not HARD:
+                z += tl.where(late, tail, 0.0)
+            d_l += tl.where(late, tail + flux * u, 0.0)
+            if not POISSON:
+                d_r += tl.where(late, tail / (r + k + 1.0) + drift * (tail + flux * (b + u)), 0.0)
+        go = go & (u < until)
+        k += 1
+    # minimum and maximum let what is not a number pass as one
+    z = tl.where(go | (given != given), float("nan"), z)
+    tl.store(value + i, z, mask=there)
+    tl.store(in_logits + i, d_l, mask=there)
+    if not POISSON:
+        tl.store(in_total_count + i, d_r, mask=there)
+
+
+@triton.jit
+def _run_races(
+    log_rate,
+    reach,
+    temperature,
+    value,
+    derivative,
+    n,
+    seed,
+    max_count,
+    HARD: tl.constexpr,
+    PER_LATENT: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    there = i < n
+    a = tl.load(log_rate + i, mask=there, other=-30.0)
+    last = tl.minimum(tl.load(reach + i, mask=there, other=0.0), max_count * 1.0)
+    if PER_LATENT:
+        t = tl.load(temperature + i, mask=there, other=1.0)
+    else:
+        t = tl.load(temperature) + a * 0.0
+    centre = tl.minimum(tl.exp(a), max_count * 1.0)
+    top = a * 0.0 - float("inf")
+    s0 = a * 0.0
+    s1 = a * 0.0
+    s2 = a * 0.0
+    winner = a * 0.0
+    log_factorial = 0.0
+    k = 0
+    furthest = tl.max(tl.where(there, last, 0.0), 0)
+    while k <= furthest:
+        e = _exponential(seed + k, i)
+        score = (k * a - log_factorial - tl.log(e)) / t
+        score = tl.where(k <= last, score, -float("inf"))
+        highest = tl.maximum(top, score)
+        winner = tl.where(score > top, k * 1.0, winner)
+        shrink = tl.exp(top - highest)
+        weight = tl.exp(score - highest)
+        offset = k - centre
+        s0 = s0 * shrink + weight
+        s1 = s1 * shrink + weight * offset
+        s2 = s2 * shrink + weight * offset * offset
+        top = highest
+        k += 1
+        log_factorial += tl.log(k * 1.0)
+    mean = s1 / s0
+    tl.store(derivative + i, tl.maximum(s2 / s0 - mean * mean, 0.0) / t, mask=there)
+    if HARD:
+        tl.store(value + i, winner, mask=there)
+    else:
+        tl.store(value + i, tl.maximum(mean + centre, 0.0), mask=there)
+
+
+def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[Any, Tensor, bool, int]:
+    """The grid, the temperature on the device, whether there is one per latent, and a seed."""
+    tau = torch.as_tensor(temperature, dtype=like.dtype)
+    seed = int(torch.randint(2**31 - 2**24, ()))  # of the CPU's generator: nothing to wait for
+    return (triton.cdiv(n, BLOCK),), tau.to(like.device, non_blocking=True), tau.dim() > 0, seed
+
+
+def count_arrivals(
+    total_count: Tensor | None,
+    logits: Tensor,
+    temperature: float | Tensor,
+    indicator: str,
+    straight_through: bool,
+    soft_tail: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As :func:`pyro_nbvae.distributions.samplers.count_arrivals`, float32 only.
+
+    A latent of more than ``MOST_ARRIVALS`` arrivals, or of a rate that is not finite, comes out as not a number.
+    """
+    n = len(logits)
+    grid, tau, per_latent, seed = _launch(n, temperature, logits)
+    z, d_l = torch.empty_like(logits), torch.empty_like(logits)
+    d_r = z if total_count is None else torch.empty_like(logits)
+    _count_arrivals[grid](
+        z if total_count is None else total_count.contiguous(),
+        logits.contiguous(),
+        tau,
+        z,
+        d_l,
+        d_r,
+        n,
+        seed,
+        MOST_ARRIVALS,
+        POISSON=total_count is None,
+        SMOOTHSTEP=indicator == "smoothstep",
+        HARD=straight_through,
+        PER_LATENT=per_latent,
+        SOFT_TAIL=soft_tail,
+        SIZE=BLOCK,
+    )
+    return z, d_l, None if total_count is None else d_r
+
+
+def run_races(
+    log_rate: Tensor, reach: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
+) -> tuple[Tensor, Tensor]:
+    """As :func:`pyro_nbvae.distributions.samplers.run_races`, float32 only; ``reach`` is the largest count of each."""
+    n = len(log_rate)
+    grid, tau, per_latent, seed = _launch(n, temperature, log_rate)
+    z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
+    _run_races[grid](
+        log_rate.contiguous(),
+        reach,
+        tau,
+        z,
+        dz,
+        n,
+        seed,
+        max_count,
+        HARD=straight_through,
+        PER_LATENT=per_latent,
+        SIZE=BLOCK,
+    )
+    return z, dz

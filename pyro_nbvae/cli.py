@@ -36,7 +36,7 @@ def evaluate(
     features: tuple[Literal["classifier", "inception"], ...] = ("classifier",),
     inception_weights: str | None = None,
     samples: int = 10_000,
-    importance_samples: int = 10,
+    importance_samples: int = 5,
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,

@@ -58,6 +58,8 @@ class TrainConfig:
         kl_samples: samples of the Monte Carlo KL.
         seed: of everything random.
         device: auto (CUDA where it is), or a device of torch's.
+        mixed_precision: networks multiply in bfloat16 in training, quicker where the hardware can; densities and all
+            of evaluation stay in single precision.
         data_root: where the data are. Default: the variable NBVAE_DATA, else the platform's user data folder.
         preset: default, or paper (the paper's schedules and 200 epochs).
     """
@@ -84,6 +86,7 @@ class TrainConfig:
     kl_samples: int = 5
     seed: int = 0
     device: str = "auto"
+    mixed_precision: bool = False
     data_root: str | None = None
     preset: str = "default"
 

@@ -20,7 +20,7 @@ def evaluate(
     features: Sequence[str] = ("classifier",),
     inception_weights: str | Path | None = None,
     samples: int = 10_000,
-    importance_samples: int = 10,
+    importance_samples: int = 5,
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,

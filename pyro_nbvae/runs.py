@@ -103,6 +103,7 @@ def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[Image
         straight_through=config.straight_through,
         **options,
     )
+    model.mixed_precision = guide.mixed_precision = config.mixed_precision
     samples = {"num_samples": config.kl_samples} if parts.estimator is MonteCarloKL_ELBO else {}
     return model, guide, parts.estimator(**samples)
 

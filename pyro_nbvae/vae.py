@@ -49,6 +49,11 @@ def batch_plate(x: Tensor, data_size: int | None) -> Any:
     return pyro.plate("batch", data_size or len(x), subsample=torch.arange(len(x), device=x.device), dim=-1)
 
 
+def network_precision(module: ImageModel | AmortizedGuide, x: Tensor) -> Any:
+    """The context for a network: bfloat16 multiplications in training where the module asks for them."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
+
+
 class StandardPrior(nn.Module):
     """A prior with nothing to learn: ``zeros`` of the latents' shape, on the model's device."""
 
@@ -72,7 +77,8 @@ class ImageModel(PyroModule):
         latent_shape: of z, (latents,) unless a family arranges its K numbers otherwise.
 
     Sites: latent ``z`` (B, K), observation ``x`` (B, C, H, W), plate ``batch``. A family's ``prior_class`` is the
-    module that holds the parameters of p(z); it is made from the latent shape.
+    module that holds the parameters of p(z); it is made from the latent shape. With ``mixed_precision``
+    set the decoder multiplies in bfloat16 while it is trained; densities stay in full precision.
 
     Raises:
         ValueError: for sizes, a decoder or a beta that cannot be.
@@ -80,6 +86,7 @@ class ImageModel(PyroModule):
 
     prior_class: Callable[..., nn.Module] = StandardPrior
     prior: Any
+    mixed_precision = False
 
     def __init__(
         self,
@@ -111,7 +118,9 @@ class ImageModel(PyroModule):
     def decode(self, z: Tensor) -> Tensor:
         """Latents (..., *latent_shape) to the means of the images (..., C, H, W)."""
         leading = z.shape[: z.dim() - len(self.latent_shape)]
-        return self.decoder(z.reshape(-1, self.latents)).reshape(*leading, *self.image_shape)
+        with network_precision(self, z):
+            images = self.decoder(z.reshape(-1, self.latents))
+        return images.to(z.dtype).reshape(*leading, *self.image_shape)
 
     def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z) for latents (..., *latent_shape): event shape (C, H, W)."""
@@ -141,10 +150,13 @@ class AmortizedGuide(PyroModule):
         temperature: of the relaxed samples; a plain attribute, to be annealed between steps. 0 gives the exact latents.
         relaxation, indicator, max_count, straight_through: how counts are relaxed
             (:class:`~pyro_nbvae.distributions.relaxed.RelaxedCount`).
+
+    With ``mixed_precision`` set the encoder multiplies in bfloat16 while it is trained.
     """
 
     heads = 1
     prior: Any
+    mixed_precision = False
 
     def __init__(
         self,
@@ -180,7 +192,9 @@ class AmortizedGuide(PyroModule):
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The bounded outputs of the encoder, one (B, K) tensor a head."""
         check_images(x, self.image_shape)  # type: ignore[arg-type]
-        return bounded(self.encoder(x)).unbind(1)
+        with network_precision(self, x):
+            h = self.encoder(x)
+        return bounded(h.to(x.dtype)).unbind(1)
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x), batch shape (B, K), at the guide's present temperature."""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pyro
 import pytest
@@ -91,6 +92,25 @@ def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "held_out", lambda *_, **__: nothing)
     silent = train(TINY, tmp_path / "b", progress=False)
     assert same_parameters(plain, silent)
+
+
+def test_mixed_precision_trains_as_well_and_is_evaluated_in_full_precision(tmp_path):
+    config = replace(TINY, encoder="conv", decoder="conv", lr=3e-3)
+    plain = train(config, tmp_path / "a", progress=False)
+    half = train(replace(config, mixed_precision=True), tmp_path / "b", progress=False)
+    assert not same_parameters(plain, half)
+    assert numbers(half)["test_squared_error"].iloc[-1] < 0.8 * numbers(half)["test_squared_error"].iloc[0]
+    np.testing.assert_allclose(numbers(half)["loss"], numbers(plain)["loss"], rtol=0.05)
+    _, model, guide = half.load()
+    x = torch.rand(20, 1, 16, 16)
+    with torch.no_grad():
+        z = guide(x)
+        images = model.decode(z)
+        assert images.dtype == torch.float32 and not torch.equal(images, images.bfloat16().float())
+        model.train()
+        rough = model.decode(z)
+        assert rough.dtype == torch.float32 and not torch.equal(rough, images)
+        torch.testing.assert_close(rough, images, atol=0.02, rtol=0.05)
 
 
 def test_two_runs_in_one_process_do_not_share_parameters(tmp_path):

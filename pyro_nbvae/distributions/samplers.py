@@ -49,7 +49,7 @@ def unit_exponentials(width: int, like: Tensor) -> Tensor:
     """(width, n) draws of Exponential(1) for the n latents of ``like``."""
     uniform = torch.rand(width, len(like), dtype=like.dtype, device=like.device)
     # rand is in [0, 1), a multiple of eps / 2: its 0 stands for what is below half of that.
-    return uniform.neg_().log1p_().clamp_(max=-torch.finfo(like.dtype).eps / 4).neg_()
+    return uniform.clamp_(min=torch.finfo(like.dtype).eps / 4).log_().neg_()
 
 
 def _pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
@@ -58,9 +58,30 @@ def _pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, max(1, count), size))
 
 
-def _add(total: Tensor, here: slice | Tensor, part: Tensor) -> None:
+def _running_sum(x: Tensor) -> Tensor:
+    """Along the first axis; in place where that is short, which is quicker than a scan."""
+    if len(x) > 8:
+        return x.cumsum(0)
+    for k in range(1, len(x)):
+        x[k] += x[k - 1]
+    return x
+
+
+def _take(x: Tensor, here: slice | Tensor) -> Tensor:
+    return x[here] if isinstance(here, slice) else x.index_select(0, here)
+
+
+def _put(x: Tensor, here: slice | Tensor, part: Tensor) -> None:
     if isinstance(here, slice):
-        total[here] += part
+        x[here] = part
+    else:
+        x.index_copy_(0, here, part)
+
+
+def _add(total: Tensor, here: slice | Tensor, part: Tensor) -> None:
+    """Adds to a total; the first round, which goes over all latents in slices, begins it."""
+    if isinstance(here, slice):
+        total[here] = part
     else:
         total.index_add_(0, here, part)
 
@@ -124,7 +145,7 @@ def count_arrivals(
     scale = torch.exp(-logits.clamp(-80.0, 80.0))
     r = None if total_count is None else total_count.clamp(min=1e-15)
     # `clock` and `drift` are the running sums of E / (r + j) and E / (r + j)^2 so far
-    z, d_logits, d_r, clock, drift = (torch.zeros_like(logits) for _ in range(5))
+    z, d_logits, d_r, clock, drift = (torch.empty_like(logits) for _ in range(5))
     tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
     active: Tensor | None = None  # all
     seen, width = 0, 2
@@ -132,40 +153,44 @@ def count_arrivals(
         left = []
         for piece in _pieces(len(logits) if active is None else len(active), width, logits.device):
             here: Any = piece if active is None else active[piece]
-            b, gap = scale[here], noise(width, scale[here])
+            b = _take(scale, here)
+            gap = noise(width, b)
             if r is not None:
-                waiting = r[here] + torch.arange(seen, seen + width, dtype=b.dtype, device=b.device)[:, None]
+                waiting = _take(r, here) + torch.arange(seen, seen + width, dtype=b.dtype, device=b.device)[:, None]
                 gap = gap.div_(waiting)
                 steps = gap / waiting
-                steps[0] += drift[here]
-                steps = steps.cumsum(0)
-            gap[0] += clock[here]
-            gap = gap.cumsum(0)
+                if active is not None:
+                    steps[0] += _take(drift, here)
+                steps = _running_sum(steps)
+            if active is not None:
+                gap[0] += _take(clock, here)
+            gap = _running_sum(gap)
             last = gap[-1].clone()
             u = (gap if r is None else gap.expm1_()).mul_(b).clamp_(max=1e30)
-            t = temperature if tau is None else tau[here]
+            t = temperature if tau is None else _take(tau, here)
             x = (1 - u).div_(t)
             if indicator == "sigmoid":
                 h = x.sigmoid_()
-                slope = (1 - h).mul_(h)
+                slope = h.addcmul(h, h, value=-1)
             else:
                 x = x.clamp_(-1, 1)
                 slope = (x * x).sub_(1).mul_(-0.75)
                 h = x.mul_((x * x).mul_(-0.25).add_(0.75)).add_(0.5)
-            slope.div_(t)
             value = ((u < 1).to(h.dtype) if straight_through else h).sum(0)
-            in_l = (slope * u).sum(0)
+            in_l = (slope * u).sum(0).div_(t)
             if r is not None:
-                in_r = slope.mul_(u + b).mul_(steps).sum(0)
+                in_r = slope.mul_(u + b).mul_(steps).sum(0).div_(t)
             go = u[-1] < horizon(t, indicator)
             if indicator == "sigmoid":
                 # The mean of what comes after the last arrival drawn, of a latent that is done: arrivals come at the
                 # rate (r + n) / (e^-l + u) after n of them up to time u.
                 end = u[-1]
                 rate = 1 / b if r is None else (waiting[-1] + 1) / (b + end)
-                # h is the logistic function of (1 - u) / t, -log(1 - h) its softplus
-                tail = (rate * t * -torch.log1p(-h[-1])).masked_fill_(go, 0.0)
-                flux = (rate * h[-1]).masked_fill_(go, 0.0)
+                rate.mul_(~go)
+                # h is the logistic function of (1 - u) / t, -log(1 - h) its softplus; small where a latent is done
+                small = h[-1].clamp(max=0.5)
+                tail = torch.log1p(-small).mul_(rate).mul_(t).neg_()
+                flux = rate.mul_(small)
                 if not straight_through:
                     value += tail
                 in_l += tail + flux * end
@@ -173,10 +198,10 @@ def count_arrivals(
                     in_r += tail / (waiting[-1] + 1) + steps[-1] * (tail + flux * (b + end))
             _add(z, here, value)
             _add(d_logits, here, in_l)
-            clock[here] = last
+            _put(clock, here, last)
             if r is not None:
                 _add(d_r, here, in_r)
-                drift[here] = steps[-1]
+                _put(drift, here, steps[-1])
             again = go.nonzero()[:, 0]
             left.append(again + piece.start if active is None else here[again])
         active = torch.cat(left)
@@ -236,9 +261,8 @@ def run_races(
     rate = log_rate.exp()
     tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
     reach = gumbel_reach(rate, temperature)
-    top = torch.full_like(rate, -math.inf)
-    s0, s1, s2 = (torch.zeros_like(rate) for _ in range(3))
-    winner = torch.zeros_like(rate) if straight_through else None
+    top, s0, s1, s2 = (torch.empty_like(rate) for _ in range(4))
+    winner = torch.empty_like(rate) if straight_through else None
     # Moments are taken about the rate, so that large counts cost no digits.
     centre = rate.clamp_(max=max_count)
     active: Tensor | None = None  # all
@@ -251,22 +275,30 @@ def run_races(
         powers = torch.stack([torch.ones_like(k), k - middle, (k - middle).square()])
         for piece in _pieces(len(rate) if active is None else len(active), width, rate.device):
             here: Any = piece if active is None else active[piece]
-            log_e = noise(width, rate[here]).log_()
-            score = torch.addcmul(-torch.lgamma(k + 1)[:, None], k[:, None], log_rate[here])
-            score = score.sub_(log_e).div_(temperature if tau is None else tau[here])
-            before, best = top[here], score.amax(0)
-            highest = torch.maximum(before, best)
+            a = _take(log_rate, here)
+            score = torch.addcmul(-torch.lgamma(k + 1)[:, None], k[:, None], a)
+            score = score.sub_(noise(width, a).log_()).div_(temperature if tau is None else _take(tau, here))
+            highest = score.amax(0)
+            which = first + score.argmax(0).to(rate.dtype) if winner is not None else highest
+            if active is None:
+                m0, m1, m2 = powers @ score.sub_(highest).exp_()
+            else:
+                before, best = _take(top, here), highest
+                highest = torch.maximum(before, best)
+                m0, m1, m2 = powers @ score.sub_(highest).exp_()
+                if winner is not None:
+                    which = torch.where(best > before, which, _take(winner, here))
+            shift = middle - _take(centre, here)
+            m2 += shift * (2 * m1 + shift * m0)
+            m1 += shift * m0
+            if active is not None:
+                shrink = torch.exp(before - highest)
+                m0, m1, m2 = (m + _take(s, here) * shrink for m, s in ((m0, s0), (m1, s1), (m2, s2)))
+            for total, part in ((top, highest), (s0, m0), (s1, m1), (s2, m2)):
+                _put(total, here, part)
             if winner is not None:
-                which = first + score.argmax(0).to(rate.dtype)
-                winner[here] = torch.where(best > before, which, winner[here])
-            shrink = torch.exp(before - highest)
-            m0, m1, m2 = powers @ score.sub_(highest).exp_()
-            shift = middle - centre[here]
-            s2[here] = s2[here] * shrink + m2 + shift * (2 * m1 + shift * m0)
-            s1[here] = s1[here] * shrink + m1 + shift * m0
-            s0[here] = s0[here] * shrink + m0
-            top[here] = highest
-            again = (reach[here] >= first + width).nonzero()[:, 0]
+                _put(winner, here, which)
+            again = (_take(reach, here) >= first + width).nonzero()[:, 0]
             left.append(again + piece.start if active is None else here[again])
         active = torch.cat(left)
         first, width = first + width, 4

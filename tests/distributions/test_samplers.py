@@ -276,7 +276,7 @@ def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
     log_rate = torch.linspace(3, -2, 30).requires_grad_()
     tables = []
     for straight_through in (False, True):
-        noise = Recorded(log_rate.detach().exp().tolist())
+        noise = Recorded(log_rate.tolist())
         torch.manual_seed(1)
         tables.append(samplers.run_races(log_rate.detach(), temperature, 60, straight_through, noise))
     (z, dz), (hard, _) = tables

@@ -119,7 +119,7 @@ def main(data: str = "mnist") -> None:
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         steps = {name: steps_of(name, x, data) for name in progress(list(VARIANTS), "preparing")}
         cases = {(name, kind): step for name, kinds in steps.items() for kind, step in kinds.items()}
-        cases["exact KL", "alone"] = forward_backward(  # type: ignore[index]
+        cases["exact KL", "alone"] = forward_backward(
             lambda r, logits: negative_binomial_kl(r.exp(), logits, torch.ones_like(r[0]), torch.zeros_like(r[0])),
             *parameters(),
         )

@@ -301,7 +301,8 @@ def run_races(
             again = (_take(reach, here) >= first + width).nonzero()[:, 0]
             left.append(again + piece.start if active is None else here[again])
         active = torch.cat(left)
-        first, width = first + width, 4
+        first += width
+        width = max(4, first // 4)
     mean = s1.div_(s0)
     dz = s2.div_(s0).sub_(mean * mean).clamp_(min=0).div_(temperature)
     return (mean.add_(centre).clamp_(min=0) if winner is None else winner), dz

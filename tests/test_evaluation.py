@@ -69,7 +69,7 @@ def test_importance_weighted_bound_reaches_the_evidence():
     error = {n: b.std(0) / math.sqrt(60) for n, b in bounds.items()}
     assert ((bounds[1].mean(0) - elbo).abs() < 4 * error[1] + 1e-3).all()
     assert (bounds[200].mean(0) <= evidence + 4 * error[200] + 1e-3).all()
-    assert (bounds[200].mean(0) > bounds[1].mean(0)).all()
+    assert (bounds[200].mean(0) > bounds[1].mean(0) - 4 * (error[1] + error[200])).all()
     assert (evidence - bounds[200].mean(0) < 0.1 * (evidence - elbo) + 4 * error[200] + 1e-3).all()
 
 

@@ -31,7 +31,7 @@ def options(tmp_path):
 def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     text = reproduce(GRID, options)
     folder = options.out + "/smoke/"
-    table = pd.read_csv(folder + "tiny.csv")
+    table = pd.read_csv(folder + "tiny.csv", float_precision="round_trip")
     assert len(table) == 8 and set(table["label"]) == {"EX-C", "EX-C beta 2", "G-VAE", "G-VAE beta 2"}
     for cell in cells(GRID, options):
         metrics = json.loads((cell.folder / "metrics.json").read_text())

@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
 from pyro_nbvae.config import TABLES, Reproduction, TrainConfig
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_member
 
 
 def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
@@ -135,8 +135,7 @@ def reproduce(table: Positional[str], options: OmitArgPrefixes[Reproduction]) ->
     """
     import importlib
 
-    if table not in TABLES:
-        raise InputError(f"unknown table {table!r}: choose from {', '.join(TABLES)}")
+    check_member("table", table, TABLES)
     from pyro_nbvae.reproduction import reproduce
 
     print(reproduce(importlib.import_module(f"pyro_nbvae.experiments.{table}").TABLE, options))

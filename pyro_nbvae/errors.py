@@ -1,4 +1,6 @@
-"""The error for what a user can put right."""
+"""The error for what a user can put right, and the checks that everything shares."""
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -9,3 +11,10 @@ def check_seed(seed: int) -> None:
     """Raises InputError for a seed that a generator does not take."""
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
+
+
+def check_member(what: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError for a name that is not among those that are known, listing them."""
+    known = list(known)
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}: choose from {', '.join(known)}")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.config import SCALES, Reproduction, TrainConfig
 from pyro_nbvae.data import SOURCES
-from pyro_nbvae.errors import InputError, check_seed
+from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.evaluation import evaluate
 from pyro_nbvae.files import write_text
 from pyro_nbvae.tables import Row, latex, markdown, write_csv
@@ -60,16 +60,14 @@ def cells(table: Table, options: Reproduction) -> list[Cell]:
     Raises:
         InputError: for a scale, variant, data set or seed that does not exist.
     """
-    if options.scale not in SCALES:
-        raise InputError(f"unknown scale {options.scale!r}: choose from {', '.join(SCALES)}")
+    check_member("scale", options.scale, SCALES)
     return list(_cells(table, options))
 
 
 def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
     scale = SCALES[options.scale]
     for data in options.data or table.data:
-        if data not in SOURCES:
-            raise InputError(f"unknown data {data!r}: choose from {', '.join(SOURCES)}")
+        check_member("data", data, SOURCES)
         for name in options.variants or table.variants:
             variant(name)
             for label, changes in table.varied.items():

@@ -24,18 +24,13 @@ import torch
 from pyro_nbvae.config import PRESETS, TrainConfig
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS
-from pyro_nbvae.errors import InputError, check_seed
+from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.files import write_atomically, write_text
 from pyro_nbvae.infer import MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.networks import DECODERS, ENCODERS
 from pyro_nbvae.vae import AmortizedGuide, ImageModel
 from pyro_nbvae.variants import VARIANTS, variant
-
-
-def _member(name: str, value: str, table: Any) -> None:
-    if value not in table:
-        raise InputError(f"unknown {name} {value!r}: choose from {', '.join(table)}")
 
 
 def validate(config: TrainConfig) -> TrainConfig:
@@ -45,13 +40,13 @@ def validate(config: TrainConfig) -> TrainConfig:
         InputError: for a name that does not exist or a number out of range.
     """
     variant(config.variant)
-    _member("data", config.data, SOURCES)
-    _member("encoder", config.encoder, ENCODERS)
-    _member("decoder", config.decoder, DECODERS)
-    _member("indicator", config.indicator, INDICATORS)
-    _member("preset", config.preset, PRESETS)
+    check_member("data", config.data, SOURCES)
+    check_member("encoder", config.encoder, ENCODERS)
+    check_member("decoder", config.decoder, DECODERS)
+    check_member("indicator", config.indicator, INDICATORS)
+    check_member("preset", config.preset, PRESETS)
     if config.relaxation is not None:
-        _member("relaxation", config.relaxation, RELAXATIONS)
+        check_member("relaxation", config.relaxation, RELAXATIONS)
         if not variant(config.variant).any_relaxation:
             takers = ", ".join(name for name, parts in VARIANTS.items() if parts.any_relaxation)
             raise InputError(f"--relaxation is for {takers}, {config.variant} has its own: leave it out")

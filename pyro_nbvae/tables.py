@@ -51,9 +51,10 @@ def plain(rows: Sequence[Row]) -> str:
     import pandas as pd
 
     shown = []
+    columns = columns_of(rows)
     for row in rows:
         line = {"variant": row["variant"], "data": row["data"], "epochs": str(row["epochs"])}
-        for metric, heading, digits, _ in columns_of(rows):
+        for metric, heading, digits, _ in columns:
             line[heading] = "-" if row.get(metric) is None else f"{row[metric]:.{digits}f}"
         shown.append(line)
     return pd.DataFrame(shown).to_string(index=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import check_member
 from pyro_nbvae.guides import CategoricalGuide, GaussianGuide, LaplaceGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
@@ -53,6 +53,5 @@ def variant(name: str) -> Variant:
     Raises:
         ValueError: for an unknown name, listing the known ones.
     """
-    if name not in VARIANTS:
-        raise InputError(f"unknown variant {name!r}: choose from {', '.join(VARIANTS)}")
+    check_member("variant", name, VARIANTS)
     return VARIANTS[name]

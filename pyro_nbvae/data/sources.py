@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.files import cached
 
 # Changed where the same files are prepared differently, so that older cached tensors are not taken.
@@ -282,8 +282,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     Raises:
         InputError: for an unknown name, and for files that are missing, not to be had or damaged.
     """
-    if name not in SOURCES:
-        raise InputError(f"unknown data {name!r}: choose from {', '.join(SOURCES)}")
+    check_member("data", name, SOURCES)
     source, where = SOURCES[name], data_root(root)
     if source.files is None:
         return ImageData(name, *source.read(where))

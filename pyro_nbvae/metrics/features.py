@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.data import SOURCES, data_root, to_unit_interval
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
 # Where the weights are looked for in the data root.
@@ -130,6 +130,5 @@ def build_features(
     Raises:
         InputError: for an unknown name, and for weights that are not to be had.
     """
-    if name not in FEATURES:
-        raise InputError(f"unknown features {name!r}: choose from {', '.join(FEATURES)}")
+    check_member("features", name, FEATURES)
     return FEATURES[name](data, data_root, inception_weights).eval().requires_grad_(False)

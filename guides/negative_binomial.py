@@ -30,7 +30,7 @@ class NegativeBinomialGuide(AmortizedGuide):
 
     def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
         """q(z | x), batch shape (B, K), at the guide's present temperature."""
-        *log_ratio, shift = self.encode(x)
+        shift, *log_ratio = self.encode(x)
         r = self.prior.total_count
         if log_ratio:
             r = r * log_ratio[0].exp()

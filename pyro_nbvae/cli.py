@@ -10,13 +10,18 @@ import functools
 import io
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
 from pyro_nbvae.config import TABLES, Reproduction, TrainConfig
 from pyro_nbvae.errors import InputError, check_member
+
+if TYPE_CHECKING:
+    from pyro_nbvae.reproduction import Table
 
 
 def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
@@ -48,7 +53,7 @@ def evaluate(
         features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
         inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
         samples: images to generate for FID and KID.
-        importance_samples: latents per image of the importance-weighted bound.
+        importance_samples: latents per image of the importance-weighted bound; 0 leaves it out.
         seed: of the latents that are drawn.
         device: auto (CUDA where it is), or a device of torch's.
         data_root: where the data are, if not where the run found them.
@@ -127,18 +132,33 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
     print(describe(load(name, data_root, download=False)))
 
 
-def reproduce(table: Positional[str], options: OmitArgPrefixes[Reproduction]) -> None:
+def _table(name: str) -> Table:
+    import importlib
+
+    check_member("table", name, TABLES)
+    return importlib.import_module(f"pyro_nbvae.experiments.{name.replace('-', '_')}").TABLE
+
+
+def reproduce(
+    options: OmitArgPrefixes[Reproduction], table: Positional[str | None] = None, report: bool = False
+) -> None:
     """Run what is missing of a table of the experiments, and print and write the table.
 
     Args:
-        table: main.
+        table: main, latents, decoder, beta, mc-samples, relaxation or families.
+        report: run nothing; write docs/results.md from the run folders that there are, of all tables or the one named.
     """
-    import importlib
+    names = TABLES if table is None else (table,)
+    if report:
+        from pyro_nbvae.reproduction import report as write_report
 
-    check_member("table", table, TABLES)
-    from pyro_nbvae.reproduction import reproduce
+        print(write_report(map(_table, names), options, Path("docs/results.md")))
+    elif table is None:
+        raise InputError(f"no table named: choose from {', '.join(TABLES)}")
+    else:
+        from pyro_nbvae.reproduction import reproduce
 
-    print(reproduce(importlib.import_module(f"pyro_nbvae.experiments.{table}").TABLE, options))
+        print(reproduce(_table(table), options))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -176,19 +196,42 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Exits with 2 and one line on bad input, with 130 when interrupted."""
+
+    def parse() -> Callable[[], None]:
+        return subcommand_cli_from_dict(
+            {name: _deferred(command) for name, command in COMMANDS.items()},
+            prog="nbvae",
+            description="Variational autoencoders with spike counts for latents.",
+            args=arguments,
+            config=(FlagCreatePairsOff,),
+        )
+
+    _run(parse, "nbvae --help")
+
+
+def script(command: Table | Callable[..., None]) -> None:
+    """Runs an experiment script, a table or a function of its own, as :func:`main` runs the command."""
+    if callable(command):
+        function = command
+    else:
+
+        def function(options: OmitArgPrefixes[Reproduction]) -> None:
+            from pyro_nbvae.reproduction import reproduce
+
+            print(reproduce(command, options))
+
+        function.__doc__ = f"{command.title}: run what is missing, and print and write the table."
+    _run(lambda: tyro.cli(_deferred(function), config=(FlagCreatePairsOff,)), "--help")
+
+
+def _run(parse: Callable[[], Callable[[], None]], help: str) -> None:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            call = subcommand_cli_from_dict(
-                {name: _deferred(command) for name, command in COMMANDS.items()},
-                prog="nbvae",
-                description="Variational autoencoders with spike counts for latents.",
-                args=arguments,
-                config=(FlagCreatePairsOff,),
-            )
+            call = parse()
     except SystemExit as stop:
         if stop.code:
-            _fail(f"{_unboxed(complaint.getvalue()).rstrip('.')}; see nbvae --help")
+            _fail(f"{_unboxed(complaint.getvalue()).rstrip('.')}; see {help}")
         raise
     try:
         call()
@@ -197,5 +240,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("nbvae: interrupted; nbvae train --resume continues", file=sys.stderr)
+        print("nbvae: interrupted; the same command continues (nbvae train with --resume)", file=sys.stderr)
         raise SystemExit(130) from None

@@ -37,6 +37,7 @@ class TrainConfig:
         variant: which VAE: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax) of the
             negative binomial, as in EX-C; or a baseline, P-VAE, G-VAE, L-VAE or C-VAE.
         data: which images: digits, mnist, fashion_mnist, cifar16, cifar32 or celeba64.
+        train_images: train on only the first so many. Default: all.
         latents: number of latent units.
         encoder: conv, mlp or linear.
         decoder: conv, mlp or linear.
@@ -66,6 +67,7 @@ class TrainConfig:
 
     variant: str = "EX-C"
     data: str = "digits"
+    train_images: int | None = None
     latents: int = 256
     encoder: str = "conv"
     decoder: str = "conv"
@@ -98,19 +100,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a table is run: fields of every run's configuration, and how many seeds."""
+    """How much of a table is run: fields of every run's configuration, how many seeds, and samples for FID and KID."""
 
     config: dict[str, Any]
     seeds: int
+    samples: int
 
 
 SCALES = {
-    "smoke": Scale({"epochs": 1}, seeds=1),
-    "paper": Scale({"preset": "paper"}, seeds=5),
+    "smoke": Scale({"epochs": 1, "train_images": 2_000, "batch_size": 100}, seeds=1, samples=1_000),
+    # Small batches: many steps for few images.
+    "small": Scale({"epochs": 8, "train_images": 10_000, "batch_size": 100}, seeds=3, samples=10_000),
+    "paper": Scale({"preset": "paper"}, seeds=5, samples=10_000),
 }
 
 # The scripts in experiments/ that state a table.
-TABLES = ("main",)
+TABLES = ("main", "latents", "decoder", "beta", "mc-samples", "relaxation", "families")
 
 
 @dataclass
@@ -118,14 +123,18 @@ class Reproduction:
     """How a table is reproduced.
 
     Args:
-        scale: smoke (one epoch, one seed) or paper (200 epochs, five seeds).
+        scale: smoke (one epoch of 2,000 images, one seed: minutes), small (8 epochs of 10,000 images, three seeds:
+            hours on two cores) or paper (200 epochs of all images, five seeds). The networks are the same.
         variants: only these. Default: the table's.
         data: only these. Default: the table's.
         seeds: only these. Default: the scale's, 0 and up.
         out: the folder of all run folders and tables; what is finished there is not done again.
         features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
         inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
-        samples: images to generate for FID and KID.
+        samples: images to generate for FID and KID. Default: 10,000, at scale smoke 1,000.
+        jobs: runs side by side on this machine; its cores, or its GPUs, are shared out among them.
+        cluster: send the runs through submitit (extra "cluster") instead: slurm, or local to try that out.
+        cluster_options: submitit's own, as in timeout_min=600 slurm_partition=gpu gpus_per_node=1.
         device: auto (CUDA where it is), or a device of torch's.
         data_root: where the data are. Default: the variable NBVAE_DATA, else the platform's user data folder.
     """
@@ -137,6 +146,9 @@ class Reproduction:
     out: str = "runs/reproduce"
     features: tuple[str, ...] = ("classifier",)
     inception_weights: str | None = None
-    samples: int = 10_000
+    samples: int | None = None
+    jobs: int = 1
+    cluster: str | None = None
+    cluster_options: tuple[str, ...] = ()
     device: str = "auto"
     data_root: str | None = None

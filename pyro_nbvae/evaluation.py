@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pyro_nbvae.data import load
@@ -34,13 +35,14 @@ def evaluate(
     ``importance_weighted_bound`` are nats per image, ``bits_per_dim`` is -elbo / (pixels * channels * ln 2) of
     densities on [0, 1] (add 8 for 8-bit pixels); ``kl`` is nats per image; ``dead_units`` have a mean KL below
     0.01 nats; ``fano`` is the posterior's mean variance over mean; ``overdispersion`` is the mean over units of the
-    variance over the mean of their counts across images (both None where the latents are not counts).
+    variance over the mean of their counts across images (both None where the latents are not counts);
+    ``seconds_per_step`` is the median over the run's epochs, as it was trained.
 
     Args:
         features: what FID and KID compare images in, of ``classifier`` and ``inception``.
         inception_weights: torch-fidelity's file, if it is not in the data root.
         samples: number of generated images.
-        importance_samples: latents per image of the importance-weighted bound.
+        importance_samples: latents per image of the importance-weighted bound; 0 leaves it out.
         seed: of the latents that are drawn and of KID's subsets.
 
     Raises:
@@ -49,8 +51,8 @@ def evaluate(
     """
     from pyro_nbvae.plotting import plot_dispersion
 
-    if importance_samples < 1:
-        raise InputError(f"--importance-samples must be at least 1, got {importance_samples}")
+    if importance_samples < 0:
+        raise InputError(f"--importance-samples must not be negative, got {importance_samples}")
     if samples < 2:
         raise InputError(f"--samples must be at least 2, got {samples}")
     config, model, guide = run.load(device)
@@ -63,21 +65,28 @@ def evaluate(
     data = load(config.data, root)
     images = data.test.to(where)
     seen = held_out(model, guide, images, seed=seed, progress=progress)
-    bound = importance_weighted_bound(model, guide, images, importance_samples, seed=seed, progress=progress)
+    bound = None
+    if importance_samples:
+        each = importance_weighted_bound(model, guide, images, importance_samples, seed=seed, progress=progress)
+        bound = float(each.mean())
     generated = prior_samples(model, guide, samples, seed=seed, progress=progress)
     figures: dict[str, float] = {}
     for network in networks:
         figures |= distances(network, data.train, generated, seed=seed, progress=progress)
+    log = run.read_checkpoint()["log"]
+    trained_on = min(config.train_images or len(data.train), len(data.train))
     metrics = {
         "variant": config.variant,
         "data": config.data,
-        "epochs": len(run.read_checkpoint()["log"]),
+        "epochs": len(log),
+        "train_images": trained_on,
+        "seconds_per_step": median(row["seconds"] for row in log) / math.ceil(trained_on / config.batch_size),
         "mse": seen.mse,
         "ssim": seen.ssim,
         **figures,
         "elbo": seen.elbo,
         "bits_per_dim": -seen.elbo / (math.prod(model.image_shape) * math.log(2)),
-        "importance_weighted_bound": float(bound.mean()),
+        "importance_weighted_bound": bound,
         "importance_samples": importance_samples,
         "squared_error": seen.squared_error,
         "kl": seen.kl,

@@ -1,15 +1,17 @@
 """The runner behind the experiment scripts: a grid of runs, each in a folder of its own, and the tables they make.
 
 A script states its grid as a :class:`Table`; everything else is here. A cell of the grid is a run folder,
-``OUT/SCALE/DATA/VARIANT[ LABEL]/seed-N``: what is finished there is not done again, what was stopped is resumed, and
-tables share the cells that they have in common.
+``OUT/SCALE/DATA/VARIANT[_FIELD=VALUE...]/seed-N``, named by its configuration: what is finished there is not done
+again, what was stopped is resumed, and tables share the cells that they have in common. A table is made from what the
+folders hold, whoever put it there.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,17 @@ from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.evaluation import evaluate
 from pyro_nbvae.files import write_text
+from pyro_nbvae.jobs import Cluster, Job, LocalProcesses, Pool, one_line
+from pyro_nbvae.runs import Run, resolve
 from pyro_nbvae.tables import Row, latex, markdown, write_csv
 from pyro_nbvae.training import train
-from pyro_nbvae.variants import variant
+
+# Seconds between two looks at what the runs have done.
+POLL = 0.5
+
+
+def _nothing(base: TrainConfig) -> Mapping[str, Mapping[str, Any]]:
+    return {"": {}}
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,14 @@ class Table:
         name: of the script and of the files.
         title: one line.
         variants, data: what the grid goes over.
-        metrics: the columns, as ``metrics.json`` names them.
-        varied: what else it goes over: label to the fields of :class:`~pyro_nbvae.config.TrainConfig` that it changes.
+        metrics: the columns, as ``metrics.json`` or ``measure`` name them.
+        varied: what else it goes over: from a variant's configuration on a data set, every default resolved, to labels
+            and the fields of :class:`~pyro_nbvae.config.TrainConfig` that each changes.
+        measure: figures beyond those of :func:`~pyro_nbvae.evaluation.evaluate`: a function of a module, called when
+            all runs are done, ``measure(run, fellows, device)``, the fellows being the grid's runs on the same data.
+        paper: the paper's FID of (data, label), shown beside ours where ours is in the same features, Inception's.
+        reading: paragraphs for the report: what the table says.
+        command: what makes it. Default: ``nbvae reproduce NAME``.
     """
 
     name: str
@@ -42,7 +58,11 @@ class Table:
     variants: Sequence[str]
     data: Sequence[str]
     metrics: Sequence[str]
-    varied: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    varied: Callable[[TrainConfig], Mapping[str, Mapping[str, Any]]] = _nothing
+    measure: Callable[[Run, list[Run], str], Mapping[str, float]] | None = None
+    paper: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    reading: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,10 @@ class Cell:
     label: str
     config: TrainConfig
     folder: Path
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder)
 
 
 def cells(table: Table, options: Reproduction) -> list[Cell]:
@@ -68,39 +92,161 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
     scale = SCALES[options.scale]
     for data in options.data or table.data:
         check_member("data", data, SOURCES)
+        shape = SOURCES[data].image_shape
         for name in options.variants or table.variants:
-            variant(name)
-            for label, changes in table.varied.items():
-                title = f"{name} {label}".strip()
+            base = TrainConfig(variant=name, data=data, **scale.config)
+            default = resolve(base, shape)
+            for label, changes in table.varied(default).items():
+                changed = resolve(replace(base, **changes), shape)
+                differences = [k for k in sorted(changes) if getattr(changed, k) != getattr(default, k)]
+                folder = "_".join([name, *(f"{k}={_short(getattr(changed, k))}" for k in differences)])
                 for seed in options.seeds or range(scale.seeds):
                     check_seed(seed)
-                    fields = {**scale.config, **changes, "device": options.device, "data_root": options.data_root}
-                    config = TrainConfig(variant=name, data=data, seed=seed, **fields)
-                    yield Cell(title, config, Path(options.out) / options.scale / data / title / f"seed-{seed}")
+                    config = replace(base, **changes, seed=seed, data_root=options.data_root)
+                    where = Path(options.out) / options.scale / data / folder / f"seed-{seed}"
+                    yield Cell(f"{name} {label}".strip(), config, where)
 
 
-def run_cell(cell: Cell, options: Reproduction) -> dict[str, Any]:
-    """Trains and measures a cell, as far as that is not done yet; returns its metrics."""
-    run = train(cell.config, cell.folder, resume=True)
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def run_cell(cell: Cell, options: Reproduction, device: str) -> None:
+    """Trains and measures a cell, as far as that is not done yet."""
+    run = train(replace(cell.config, device=device), cell.folder, resume=True, progress=False)
+    samples = options.samples or SCALES[options.scale].samples
     wanted = {
         "epochs": run.config()[0].epochs,
         "feature_sets": list(options.features),
-        "generated_images": options.samples,
+        "generated_images": samples,
         "seed": 0,
     }
-    try:
-        metrics = json.loads((run.folder / "metrics.json").read_text())
-        if all(metrics.get(key) == value for key, value in wanted.items()):
-            return metrics
-    except (FileNotFoundError, json.JSONDecodeError):
-        pass
-    return evaluate(
-        run,
-        features=options.features,
-        inception_weights=options.inception_weights,
-        samples=options.samples,
-        device=options.device,
+    metrics = run.read_json("metrics.json")
+    if any(metrics.get(key) != value for key, value in wanted.items()):
+        evaluate(
+            run,
+            features=options.features,
+            inception_weights=options.inception_weights,
+            samples=samples,
+            importance_samples=0,
+            device=device,
+            progress=False,
+        )
+
+
+def measure_cell(cell: Cell, fellows: list[Run], table_name: str, measure: Any, device: str) -> None:
+    """Adds to a finished cell what a table measures beyond ``evaluate``, as ``TABLE.json``."""
+    epochs = cell.run.read_json("metrics.json").get("epochs")
+    if cell.run.read_json(f"{table_name}.json").get("epochs") != epochs:
+        cell.run.write_json(f"{table_name}.json", {**measure(cell.run, fellows, device), "epochs": epochs})
+
+
+def _finished(cell: Cell, steps: Sequence[str]) -> int:
+    """How many steps of a cell are done: its epochs, and the files that its evaluation leaves."""
+    rows = sum(1 for _ in (cell.folder / "log.csv").open()) - 1 if (cell.folder / "log.csv").exists() else 0
+    return rows + sum((cell.folder / name).exists() for name in steps)
+
+
+def _follow(jobs: Mapping[str, Job], bar: Any, finished: Callable[[], int]) -> dict[str, str]:
+    """Waits until all jobs are done, moving the bar; returns why those failed that did."""
+    waiting = dict(jobs)
+    failed: dict[str, str] = {}
+    while waiting:
+        time.sleep(POLL)
+        for name in [name for name, job in waiting.items() if job.done()]:
+            error = waiting.pop(name).exception()
+            if error is not None:
+                failed[name] = one_line(error)
+        bar.update(max(0, finished() - bar.n))
+    return failed
+
+
+def run_grid(table: Table, grid: Sequence[Cell], options: Reproduction) -> dict[str, str]:
+    """Does what is missing of a grid, with one progress bar over its epochs and evaluations.
+
+    Returns:
+        run folder to what went wrong there, for those that failed; the others went on.
+    """
+    unique = {str(cell.folder): cell for cell in grid}
+    steps = ["metrics.json"] + [f"{table.name}.json"] * (table.measure is not None)
+    total = sum(
+        (resolve(c.config, SOURCES[c.config.data].image_shape).epochs or 0) + len(steps) for c in unique.values()
     )
+
+    def finished() -> int:
+        return sum(_finished(cell, steps) for cell in unique.values())
+
+    pool: Pool
+    if options.cluster is None:
+        pool = LocalProcesses(options.jobs, options.device)
+    else:
+        pool = Cluster(options.cluster, Path(options.out) / "submitit", options.cluster_options, options.device)
+    with pool, tqdm(total=total, initial=finished(), desc=table.name, unit="epoch", smoothing=0) as bar:
+        failed = _follow({k: pool.submit(run_cell, cell, options) for k, cell in unique.items()}, bar, finished)
+        if table.measure is not None:
+            fellows: dict[str, list[Run]] = {}
+            for cell in unique.values():
+                fellows.setdefault(cell.config.data, []).append(cell.run)
+            measured = {
+                name: pool.submit(measure_cell, cell, fellows[cell.config.data], table.name, table.measure)
+                for name, cell in unique.items()
+                if name not in failed
+            }
+            failed |= _follow(measured, bar, finished)
+    return failed
+
+
+def rows_of(table: Table, grid: Iterable[Cell]) -> dict[str, dict[str, list[Row]]]:
+    """The metrics that the folders of a grid hold: data set to label to a row a seed."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for cell in grid:
+        rows = found.setdefault(cell.config.data, {}).setdefault(cell.label, [])
+        metrics = cell.run.read_json("metrics.json")
+        if metrics:
+            metrics |= cell.run.read_json(f"{table.name}.json")
+            if "fid" in metrics:
+                metrics["fid_paper"] = table.paper.get((cell.config.data, cell.label))
+            rows.append({**metrics, "training_seed": cell.config.seed})
+    return found
+
+
+def command(table: Table, options: Reproduction) -> str:
+    """The command that makes a table: the flags that are not at their defaults."""
+    words = (table.command or f"nbvae reproduce {table.name}").split()
+    for one in fields(Reproduction):
+        value = getattr(options, one.name)
+        if one.name == "scale" or value != one.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{one.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def caption(table: Table, options: Reproduction, rows: Sequence[Row]) -> str:
+    """Under what conditions a table was made."""
+
+    def all_of(name: str) -> str:
+        values = {tuple(v) if isinstance(v, list) else (v,) for v in (row.get(name) for row in rows)}
+        return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted({x for y in values for x in y}))
+
+    batch = SCALES[options.scale].config.get("batch_size", TrainConfig.batch_size)
+    return (
+        f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training images {all_of('train_images')}; "
+        f"batches of {batch}; seeds {all_of('training_seed')}. Measured on {all_of('test_images')} held-out images "
+        f"with integer counts; FID and KID of {all_of('generated_images')} samples of the prior against the training "
+        f"images, features: {all_of('feature_sets')}. Made by: {command(table, options)}"
+    )
+
+
+def render(table: Table, options: Reproduction, grid: Sequence[Cell]) -> tuple[str, str, Sequence[Row]]:
+    """A table as Markdown and LaTeX, and the runs behind it, from what the folders of the grid hold."""
+    found = rows_of(table, grid)
+    runs = [{"label": label, **row} for groups in found.values() for label, rows in groups.items() for row in rows]
+    under = caption(table, options, runs)
+    text, tex = f"{under}\n", ""
+    for data, groups in found.items():
+        text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
+        tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
+    return text, tex, runs
 
 
 def reproduce(table: Table, options: Reproduction) -> str:
@@ -112,37 +258,32 @@ def reproduce(table: Table, options: Reproduction) -> str:
         InputError: for a grid that cannot be, and, once the table is written, where cells failed.
     """
     grid = cells(table, options)
-    failed: dict[str, str] = {}
-    found: dict[str, dict[str, list[Row]]] = {cell.config.data: {} for cell in grid}
-    bar = tqdm(grid, desc=table.name, unit="run")
-    for cell in bar:
-        bar.set_postfix_str(f"{cell.label} on {cell.config.data}, seed {cell.config.seed}")
-        rows = found[cell.config.data].setdefault(cell.label, [])
-        try:
-            rows.append(run_cell(cell, options))
-        except Exception as error:
-            failed[str(cell.folder)] = " ".join(str(error).split()) or type(error).__name__
-    epochs = sorted({row["epochs"] for groups in found.values() for rows in groups.values() for row in rows})
-    seeds = sorted({cell.config.seed for cell in grid})
-    caption = (
-        f"{table.title}. Scale {options.scale}; epochs: {', '.join(map(str, epochs))}; seeds: "
-        f"{', '.join(map(str, seeds))}; FID and KID of {options.samples} samples of the prior (integer counts) against "
-        f"the training images, features: {', '.join(options.features)}. Made by: nbvae reproduce {table.name} --scale "
-        f"{options.scale}"
-    )
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
-    text = f"{caption}\n"
-    tex = ""
-    for data, groups in found.items():
-        text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
-        tex += latex(groups, table.metrics, caption=f"{data}. {caption}") + "\n"
+    failed = run_grid(table, grid, options)
+    text, tex, runs = render(table, options, grid)
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.tex", tex)
-    runs = [{"label": label, **row} for groups in found.values() for label, rows in groups.items() for row in rows]
     write_csv(folder / f"{table.name}.csv", runs)
     if failed:
         print(text)
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(f"{len(failed)} of {len(grid)} runs failed, the same command tries them again: {why}")
     return text
+
+
+def report(tables: Iterable[Table], options: Reproduction, path: Path) -> Path:
+    """Writes every table of which there are finished runs, at every scale, as one Markdown file."""
+    text = (
+        "# Results\n\nMade by `nbvae reproduce --report` from the run folders. Mean ± standard deviation over seeds.\n"
+    )
+    for table in tables:
+        for scale in SCALES:
+            here = replace(options, scale=scale)
+            grid = [cell for cell in cells(table, here) if cell.run.read_json("metrics.json")]
+            if grid:
+                text += f"\n## {table.name}, {scale}\n\n{render(table, here, grid)[0]}"
+                text += f"\n{table.reading.strip()}\n" if table.reading else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path

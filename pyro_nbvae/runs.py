@@ -50,7 +50,10 @@ def validate(config: TrainConfig) -> TrainConfig:
         if not variant(config.variant).any_relaxation:
             takers = ", ".join(name for name, parts in VARIANTS.items() if parts.any_relaxation)
             raise InputError(f"--relaxation is for {takers}, {config.variant} has its own: leave it out")
-    positive = "latents beta temperature_start temperature anneal_epochs max_count epochs batch_size lr clip kl_samples"
+    positive = (
+        "train_images latents beta temperature_start temperature anneal_epochs max_count epochs batch_size lr clip "
+        "kl_samples"
+    )
     for name in positive.split():
         value = getattr(config, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
@@ -157,6 +160,13 @@ class Run:
     def write_json(self, name: str, content: Any) -> Path:
         write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
         return self.folder / name
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What :meth:`write_json` wrote; empty where there is no such file, or a damaged one."""
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return {}
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
         write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))

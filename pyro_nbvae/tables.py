@@ -26,6 +26,7 @@ COLUMNS = (
     Column("fid_c", "FID-c", 2, "low"),
     Column("kid_c", "KID-c", 4, "low"),
     Column("fid", "FID", 1, "low"),
+    Column("fid_paper", "FID (paper)", 1),
     Column("kid", "KID", 4, "low"),
     Column("elbo", "ELBO", 1, "high"),
     Column("bits_per_dim", "bits/dim", 3, "low"),
@@ -36,6 +37,15 @@ COLUMNS = (
     Column("dead_units", "dead", 0),
     Column("fano", "Fano", 2),
     Column("overdispersion", "var/mean", 2),
+    Column("gradient_noise", "gradient noise", 2, "low"),
+    Column("seconds_per_step", "s/step", 3),
+    *(
+        Column(f"{key}_{number}", f"{name} {number}", 3, "high")
+        for key, name in (("knn", "kNN"), ("logistic", "logistic"), ("svm", "SVM"))
+        for number in (200, 1000, 5000)
+    ),
+    Column("shattering", "shattering", 3, "high"),
+    *(Column(f"few_shot_{number}", f"{number}-shot", 3, "high") for number in (1, 5, 10, 20)),
 )
 
 Row = Mapping[str, Any]

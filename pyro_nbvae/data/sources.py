@@ -53,6 +53,7 @@ class Source:
     """How a set is found, read and downloaded.
 
     Args:
+        image_shape: (channels, height, width).
         read: from the data root to (train, test, train labels, test labels).
         files: the files in a data root that it is made from; an empty list where they are not all there. None where it
             is embedded and needs no files: then nothing is looked for, downloaded or cached.
@@ -61,6 +62,7 @@ class Source:
         classifier: whose features its FID-c and KID-c are taken in, a name in ``pyro_nbvae/metrics/weights``.
     """
 
+    image_shape: tuple[int, int, int]
     read: Callable[[Path], Split]
     files: Callable[[Path], list[Path]] | None = None
     download: Callable[[Path], object] | None = None
@@ -133,7 +135,7 @@ def _idx(folder: str, class_name: str, classifier: str) -> Source:
     def download(root: Path) -> None:
         dataset(root, True, download=True)
 
-    return Source(read, files, download, f"the four *-ubyte files in {folder}/raw", classifier)
+    return Source((1, 28, 28), read, files, download, f"the four *-ubyte files in {folder}/raw", classifier)
 
 
 # --- CIFAR-10 at 16x16 and 32x32 --------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def _cifar(area: int, classifier: str) -> Source:
         return images, test_images, labels, test_labels
 
     layout = "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
-    return Source(read, _cifar_files, _download_cifar, layout, classifier)
+    return Source((3, 32 // area, 32 // area), read, _cifar_files, _download_cifar, layout, classifier)
 
 
 def _download_cifar(root: Path) -> None:
@@ -232,13 +234,17 @@ def _download_celeba(root: Path) -> None:
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(_read_digits, classifier="digits"),
+    "digits": Source((1, 16, 16), _read_digits, classifier="digits"),
     "mnist": _idx("MNIST", "MNIST", "mnist"),
     "fashion_mnist": _idx("FashionMNIST", "FashionMNIST", "fashion_mnist"),
     "cifar16": _cifar(2, "cifar16"),
     "cifar32": _cifar(1, "cifar32"),
     "celeba64": Source(
-        _read_celeba64, _celeba_files, _download_celeba, "the aligned images in celeba/img_align_celeba/*.jpg"
+        (3, 64, 64),
+        _read_celeba64,
+        _celeba_files,
+        _download_celeba,
+        "the aligned images in celeba/img_align_celeba/*.jpg",
     ),
 }
 

@@ -1,0 +1,23 @@
+"""The rate-distortion trade-off: what beta, the squared error that a nat of KL is worth, does to each variant."""
+
+from pyro_nbvae.cli import script
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.reproduction import Table
+
+
+def _betas(base: TrainConfig) -> dict[str, dict[str, object]]:
+    assert base.beta is not None
+    return {f"β {factor}": {"beta": factor * base.beta} for factor in (0.2, 0.4, 0.6, 0.8, 1.0)}
+
+
+TABLE = Table(
+    name="beta",
+    title="Reconstruction and generation over beta, in multiples of what the paper's beta of 1 amounts to",
+    variants=("EX-C", "DS-C", "P-VAE", "G-VAE"),
+    data=("mnist",),
+    metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "squared_error", "kl", "dead_units", "fano"),
+    varied=_betas,
+)
+
+if __name__ == "__main__":
+    script(TABLE)

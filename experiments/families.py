@@ -1,0 +1,22 @@
+"""Families of latents at the same size and the same beta: which one uses few units best, and which one many."""
+
+from pyro_nbvae.cli import script
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.reproduction import Table
+
+
+def _sizes(base: TrainConfig) -> dict[str, dict[str, object]]:
+    return {f"{size} latents": {"latents": size, "beta": base.beta} for size in (16, 64, 256)}
+
+
+TABLE = Table(
+    name="families",
+    title="Families of latents by number of units, at the beta of 256",
+    variants=("EX-C", "P-VAE", "G-VAE", "L-VAE", "C-VAE"),
+    data=("mnist",),
+    metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "dead_units", "fano"),
+    varied=_sizes,
+)
+
+if __name__ == "__main__":
+    script(TABLE)

@@ -1,0 +1,22 @@
+"""How many samples the Monte Carlo KL needs, beside the exact KL, which needs none."""
+
+from pyro_nbvae.cli import script
+from pyro_nbvae.config import TrainConfig
+from pyro_nbvae.reproduction import Table
+
+
+def _samples(base: TrainConfig) -> dict[str, dict[str, object]]:
+    return {f"{n} samples": {"kl_samples": n} for n in (1, 5, 15, 25)} if base.variant.startswith("MC") else {"": {}}
+
+
+TABLE = Table(
+    name="mc-samples",
+    title="Samples of the Monte Carlo KL",
+    variants=("MC-C", "EX-C"),
+    data=("mnist",),
+    metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "fano", "seconds_per_step"),
+    varied=_samples,
+)
+
+if __name__ == "__main__":
+    script(TABLE)

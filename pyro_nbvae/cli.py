@@ -132,7 +132,12 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
     print(describe(load(name, data_root, download=False)))
 
 
-def _table(name: str) -> Table:
+def table_of(name: str) -> Table:
+    """The grid that the experiment script of that name states.
+
+    Raises:
+        InputError: for an unknown name.
+    """
     import importlib
 
     check_member("table", name, TABLES)
@@ -152,13 +157,13 @@ def reproduce(
     if report:
         from pyro_nbvae.reproduction import report as write_report
 
-        print(write_report(map(_table, names), options, Path("docs/results.md")))
+        print(write_report(map(table_of, names), options, Path("docs/results.md")))
     elif table is None:
         raise InputError(f"no table named: choose from {', '.join(TABLES)}")
     else:
         from pyro_nbvae.reproduction import reproduce
 
-        print(reproduce(_table(table), options))
+        print(reproduce(table_of(table), options))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,9 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
             default = resolve(base, shape)
             for label, changes in table.varied(default).items():
                 changed = resolve(replace(base, **changes), shape)
-                differences = [k for k in sorted(changes) if getattr(changed, k) != getattr(default, k)]
-                folder = "_".join([name, *(f"{k}={_short(getattr(changed, k))}" for k in differences)])
+                now, before = asdict(changed), asdict(default)
+                differences = [f"{k}={_short(now[k])}" for k in now if now[k] != before[k]]
+                folder = "_".join([name, *differences])
                 for seed in options.seeds or range(scale.seeds):
                     check_seed(seed)
                     config = replace(base, **changes, seed=seed, data_root=options.data_root)
@@ -143,7 +144,8 @@ def measure_cell(cell: Cell, fellows: list[Run], table_name: str, measure: Any, 
 
 def _finished(cell: Cell, steps: Sequence[str]) -> int:
     """How many steps of a cell are done: its epochs, and the files that its evaluation leaves."""
-    rows = sum(1 for _ in (cell.folder / "log.csv").open()) - 1 if (cell.folder / "log.csv").exists() else 0
+    log = cell.folder / "log.csv"
+    rows = log.read_text().count("\n") - 1 if log.exists() else 0
     return rows + sum((cell.folder / name).exists() for name in steps)
 
 
@@ -221,17 +223,17 @@ def command(table: Table, options: Reproduction) -> str:
     return shlex.join(words)
 
 
-def caption(table: Table, options: Reproduction, rows: Sequence[Row]) -> str:
+def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row]) -> str:
     """Under what conditions a table was made."""
 
     def all_of(name: str) -> str:
         values = {tuple(v) if isinstance(v, list) else (v,) for v in (row.get(name) for row in rows)}
         return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted({x for y in values for x in y}))
 
-    batch = SCALES[options.scale].config.get("batch_size", TrainConfig.batch_size)
+    batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
     return (
         f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training images {all_of('train_images')}; "
-        f"batches of {batch}; seeds {all_of('training_seed')}. Measured on {all_of('test_images')} held-out images "
+        f"batches of {batches}; seeds {all_of('training_seed')}. Measured on {all_of('test_images')} held-out images "
         f"with integer counts; FID and KID of {all_of('generated_images')} samples of the prior against the training "
         f"images, features: {all_of('feature_sets')}. Made by: {command(table, options)}"
     )
@@ -241,7 +243,7 @@ def render(table: Table, options: Reproduction, grid: Sequence[Cell]) -> tuple[s
     """A table as Markdown and LaTeX, and the runs behind it, from what the folders of the grid hold."""
     found = rows_of(table, grid)
     runs = [{"label": label, **row} for groups in found.values() for label, rows in groups.items() for row in rows]
-    under = caption(table, options, runs)
+    under = caption(table, options, grid, runs)
     text, tex = f"{under}\n", ""
     for data, groups in found.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"

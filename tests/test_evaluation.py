@@ -139,7 +139,7 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
         images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
         return images[:6], images[6:], None, None
 
-    monkeypatch.setitem(SOURCES, "random", Source((1, 16, 16), read))
+    monkeypatch.setitem(SOURCES, "random", Source((3, 8, 8), read))
     config = TrainConfig(data="random", latents=2, encoder="linear", decoder="linear", epochs=1)
     folder = str(train(config, tmp_path / "run", progress=False).folder)
     both = ["--features", "classifier", "inception", "--inception-weights", str(inception_weights)]

@@ -31,9 +31,12 @@ def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) 
         out: the run folder: new or empty, or with --resume the run's.
         resume: continue the run in --out from its last whole epoch.
     """
+    from pyro_nbvae.distributed import local_rank
     from pyro_nbvae.training import train
 
-    print(train(config, out, resume=resume).folder)
+    folder = train(config, out, resume=resume).folder
+    if local_rank() == 0:
+        print(folder)
 
 
 def evaluate(

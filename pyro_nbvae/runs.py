@@ -23,6 +23,7 @@ import torch
 
 from pyro_nbvae.config import PRESETS, TrainConfig
 from pyro_nbvae.data import SOURCES
+from pyro_nbvae.distributed import local_rank
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS
 from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.files import write_atomically, write_text
@@ -107,13 +108,13 @@ def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> tuple[Image
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where it is, else the CPU.
+    """``auto`` is CUDA where it is (under torchrun a GPU for each process), else the CPU.
 
     Raises:
         InputError: for a device that torch does not know or does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

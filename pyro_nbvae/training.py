@@ -12,7 +12,8 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.data import batches, load
+from pyro_nbvae.data import ImageData, batches, load
+from pyro_nbvae.distributed import Processes, processes
 from pyro_nbvae.distributions.samplers import DivergedError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import fano_factor, held_out
@@ -67,7 +68,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     The loss is -beta * ELBO per image without its constant, in units of squared error: squared error + beta *
     kl_weight * KL. After each epoch the first 2,000 held-out images are evaluated with exact latents (integer counts),
     and the checkpoint and the log are written. On one machine the same configuration gives the same numbers, whether or
-    not the run was interrupted and resumed.
+    not the run was interrupted and resumed. Under torchrun each process takes its share of every batch.
 
     Args:
         config: what to train.
@@ -85,26 +86,45 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
         config = dataclasses.replace(config, **{k: v for k, v in before.items() if getattr(config, k) is None})
     data = load(config.data, config.data_root)
     config = resolve(config, data.image_shape)
-    assert config.epochs is not None and config.beta is not None and config.clip is not None
     device = choose_device(config.device)
-    _prepare(run, config, data.image_shape, resume)
+    group = processes(device)
+    if group.leads:
+        _prepare(run, config, data.image_shape, resume)
+    group.gather(None)  # nobody looks into the folder before it is there
+    _train(run, config, data, device, group, resume, progress and group.leads)
+    return run
 
+
+def _train(
+    run: Run,
+    config: TrainConfig,
+    data: ImageData,
+    device: torch.device,
+    group: Processes,
+    resume: bool,
+    progress: bool,
+) -> None:
+    assert config.epochs is not None and config.beta is not None and config.clip is not None
     torch.manual_seed(config.seed)
     model, guide, elbo = build(config, data.image_shape)
     state = run.read_checkpoint() if resume and run.checkpoint_path.exists() else None
     if state is not None:
         run.restore(model, guide, state)
-    loss_of = elbo(model, guide).to(device)
+    loss_of = group.averaging(elbo(model, guide).to(device))
     parameters = list(loss_of.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     rows: list[dict[str, float]] = []
+    torch.manual_seed(config.seed + ((group.rank + 1) << 32))  # a stream for each process, none the initialisation's
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         rows = state["log"]
-        run.write_log(rows)  # a kill may have come between the checkpoint and the log
-        torch.set_rng_state(state["rng"])
-        if device.type == "cuda" and state["cuda_rng"]:
-            torch.cuda.set_rng_state(state["cuda_rng"], device)
+        if group.leads:
+            run.write_log(rows)  # a kill may have come between the checkpoint and the log
+        if group.rank < len(state["rng"]):
+            rng, cuda_rng = state["rng"][group.rank]
+            torch.set_rng_state(rng)
+            if device.type == "cuda" and cuda_rng is not None:
+                torch.cuda.set_rng_state(cuda_rng, device)
 
     images, test = data.train[: config.train_images].to(device), data.test[:LOGGED].to(device)
     steps = math.ceil(len(images) / config.batch_size)
@@ -127,26 +147,28 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
             began = time.perf_counter()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
             order = torch.randperm(len(images), generator=generator).to(device)
-            totals = torch.zeros(3, device=device)
+            totals, seen = torch.zeros(3, device=device), 0
             loss_of.train()
             for step, x in enumerate(batches(images, config.batch_size, order)):
                 at = epoch + step / steps
                 elbo.kl_weight = kl_weight(config, at)
                 guide.temperature = temperature(config, at)
                 optimizer.zero_grad(set_to_none=True)
+                mine, counted = group.share(x)
                 try:
-                    loss = loss_of(x) * (config.beta / len(x))
+                    loss = loss_of(mine) * (config.beta * bool(counted))
                 except DivergedError as trouble:
                     raise _diverged(run, config, epoch, str(trouble).splitlines()[0]) from trouble  # Pyro adds shapes
-                loss.backward()
+                (loss * (group.number / len(x))).backward()  # the average over processes is that over images
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip)
                 optimizer.step()
                 likelihood, kl = elbo.terms
-                error = (constant * len(x) - likelihood) * config.beta
-                totals += torch.stack([loss.detach() * len(x) + config.beta * constant * len(x), error, kl])
+                if counted:
+                    error = (constant * counted - likelihood) * config.beta
+                    totals += torch.stack([loss.detach() + config.beta * constant * counted, error, kl])
+                    seen += counted
                 bar.update()
-                if step % show_every == 0:
-                    seen = min((step + 1) * config.batch_size, len(images))
+                if progress and step % show_every == 0:
                     mean = (totals / seen).tolist()
                     shown = dict(zip(("loss", "error", "KL"), mean, strict=True))
                     with torch.no_grad():
@@ -155,9 +177,14 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                         shown["Fano"] = float(fano.mean())
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()}, refresh=False)
             seconds = time.perf_counter() - began
-            mean = (totals / len(images)).tolist()
+            mean = (group.total(totals) / len(images)).tolist()
             if not math.isfinite(mean[0]):
                 raise _diverged(run, config, epoch, "the loss is not finite")
+            states = group.gather(
+                (torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+            )
+            if not group.leads:
+                continue
             tested = held_out(model, guide, test, seed=config.seed)
             figures = {name: getattr(tested, name) for name in ("squared_error", "kl", "elbo", "mse", "ssim", "fano")}
             rows.append(
@@ -178,9 +205,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                     "guide": guide.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "log": rows,
-                    "rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                    "rng": states,
                 }
             )
             run.write_log(rows)
-    return run

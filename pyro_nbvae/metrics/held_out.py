@@ -80,7 +80,7 @@ def held_out(
     """Measures a pair on uint8 images (N, C, H, W), one exact sample (integer counts) each."""
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-    similarity = StructuralSimilarityIndexMeasure(data_range=1.0).to(images.device)
+    similarity = StructuralSimilarityIndexMeasure(data_range=1.0, sync_on_compute=False).to(images.device)
     error = fano = total = squares = kl = torch.zeros((), device=images.device, dtype=torch.float64)
     counts = False
     with evaluating(model, guide, seed):

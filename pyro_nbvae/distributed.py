@@ -1,0 +1,69 @@
+"""Training by several processes, as torchrun starts them: each takes its share of every batch, gradients are averaged.
+
+torchrun --nproc-per-node 2 --no-python nbvae train --variant EX-C --data mnist --out runs/a
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together, seen from one of them. A single one communicates with nobody."""
+
+    rank: int = 0
+    number: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> tuple[Tensor, int]:
+        """This process's images of a batch (N, ...), and how many of them count.
+
+        Where there are fewer images than processes, those that get none take one that does not count, so that all take
+        part in the averaging.
+        """
+        mine = batch[self.rank :: self.number]
+        return (mine, len(mine)) if len(mine) else (batch[:1], 0)
+
+    def averaging(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over the processes after every backward pass."""
+        return nn.parallel.DistributedDataParallel(module) if self.number > 1 else module
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes."""
+        if self.number > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every process's item, by rank; all wait for each other."""
+        items: list[Any] = [item] * self.number
+        if self.number > 1:
+            dist.all_gather_object(items, item)
+        return items
+
+
+def local_rank() -> int:
+    """Which process of this machine's this is, as torchrun counts; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def processes(device: torch.device) -> Processes:
+    """The processes that torchrun started this one with; only this one without torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)  # kept till then: torchrun's store serves one start
+    return Processes(dist.get_rank(), dist.get_world_size())

@@ -1,7 +1,12 @@
 """The runner of the tables: what is finished stays, what fails is named, and the table is of the runs' own figures."""
 
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +15,8 @@ import pytest
 from pyro_nbvae.cli import table_of
 from pyro_nbvae.config import TABLES, Reproduction
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.reproduction import Table, cells, reproduce
+from pyro_nbvae.jobs import JobError, LocalProcesses
+from pyro_nbvae.reproduction import Table, cells, report, reproduce
 from pyro_nbvae.tables import latex, markdown
 
 LINEAR = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 500}
@@ -32,13 +38,14 @@ def options(tmp_path):
 def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     text = reproduce(GRID, options)
     folder = options.out + "/smoke/"
-    table = pd.read_csv(folder + "tiny.csv", float_precision="round_trip")
+    table = pd.read_csv(folder + "tiny.csv")
     assert len(table) == 8 and set(table["label"]) == {"EX-C", "EX-C beta 2", "G-VAE", "G-VAE beta 2"}
     for cell in cells(GRID, options):
         metrics = json.loads((cell.folder / "metrics.json").read_text())
         assert (metrics["epochs"], metrics["generated_images"]) == (1, 30)
-        (row,) = [r for r in table.to_dict("records") if (r["label"], r["fid_c"]) == (cell.label, metrics["fid_c"])]
-        assert row["mse"] == pytest.approx(metrics["mse"])
+        which = (cell.label, cell.config.seed)
+        (row,) = [r for r in table.to_dict("records") if (r["label"], r["training_seed"]) == which]
+        assert [row[k] for k in ("mse", "fid_c")] == pytest.approx([metrics[k] for k in ("mse", "fid_c")])
     mse = table[table["label"] == "EX-C beta 2"]["mse"]
     line = next(line for line in text.splitlines() if line.startswith("| EX-C beta 2 "))
     assert f"{np.mean(mse):.4f} ± {np.std(mse, ddof=1):.4f}" in line
@@ -70,6 +77,97 @@ def test_what_fails_is_named_and_the_others_go_on(options):
     assert "| EX-C " in reproduce(grid, options)
 
 
+def parameters(run, fellows, device):
+    """A measure for the table: of the run itself, of where it is among its fellows, and where it was called."""
+    _, model, _ = run.load(device)
+    place = [str(fellow.folder) for fellow in fellows].index(str(run.folder))
+    return {"shattering": float(sum(p.numel() for p in model.parameters())), "knn_200": place, "svm_200": os.getpid()}
+
+
+def test_a_table_measures_what_it_adds_once_and_beside_its_fellows(options):
+    grid = replace(GRID, metrics=("mse", "shattering"), varied=lambda base: {"": LINEAR}, measure=parameters)
+    options.jobs = 2
+    text = reproduce(grid, options)
+    found = [json.loads((cell.folder / "tiny.json").read_text()) for cell in cells(grid, options)]
+    assert [one["knn_200"] for one in found] == [0, 1, 2, 3]
+    # EX-C's prior has two numbers for each of six latents, G-VAE's none
+    assert found[0]["shattering"] - found[2]["shattering"] == 12
+    assert len({one["svm_200"] for one in found} | {os.getpid()}) == 5, "a process each"
+    assert f"{found[0]['shattering']:.3f}" in text and "kNN" not in text
+    assert reproduce(grid, options) == text
+    assert [json.loads((cell.folder / "tiny.json").read_text()) for cell in cells(grid, options)] == found
+
+
+def test_the_report_is_what_the_folders_hold(options, tmp_path, monkeypatch):
+    """Seed 1 and the second variant were never run: the report says so and runs nothing."""
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, reading="EX-C it is.")
+    reproduce(grid, replace(options, seeds=(0,), variants=("EX-C",)))
+    path = report([grid, replace(grid, name="other", data=("mnist",))], options, tmp_path / "docs" / "results.md")
+    text = path.read_text()
+    assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text and "EX-C it is." in text
+    assert "G-VAE" not in text and "other" not in text and "small" not in text
+    assert not [cell for cell in cells(grid, options) if cell.config.variant == "G-VAE" and cell.folder.exists()]
+
+
+def test_the_paper_stands_beside_ours_only_where_the_features_are_its(options):
+    grid = replace(GRID, metrics=("fid", "fid_c", "fid_paper"), paper={("digits", "EX-C"): 78.4})
+    for cell in cells(grid, options):
+        cell.run.folder.mkdir(parents=True)
+        ours = {"fid": 80.0} if cell.config.seed == 0 else {}
+        cell.run.write_json("metrics.json", {"epochs": 1, "fid_c": 5.0, **ours})
+    with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md").read_text()
+    line = next(line for line in with_inception.splitlines() if line.startswith("| EX-C  "))
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["**5.00**", "**80.0**", "78.4"]
+    assert "(paper)" not in report([grid], replace(options, seeds=(1,)), Path(options.out) / "b.md").read_text()
+
+
+def test_the_same_grid_goes_through_submitit(options):
+    grid = replace(GRID, varied=lambda base: {"": LINEAR})
+    options = replace(options, seeds=(0,), cluster="local", cluster_options=("timeout_min=5",))
+    assert "| EX-C " in reproduce(grid, options) and len(list((Path(options.out) / "submitit").glob("*.pkl"))) == 4
+    with pytest.raises(InputError, match="submitit refuses --cluster local nonsense=1"):
+        reproduce(grid, replace(options, cluster_options=("nonsense=1",)))
+    with pytest.raises(InputError, match="submitit refuses --cluster moon"):
+        reproduce(grid, replace(options, cluster="moon"))
+
+
+def killed_or_write(path, device):
+    """Work for a pool: is killed, fails, or writes where it was called."""
+    if path.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if path.name == "fails":
+        raise OSError(28, "No space left on device", str(path))
+    path.write_text(device)
+
+
+def test_a_killed_worker_takes_no_other_with_it(tmp_path):
+    with LocalProcesses(2) as pool:
+        jobs = {name: pool.submit(killed_or_write, tmp_path / name) for name in ("killed", "fails", "a", "b", "c")}
+        errors = {name: job.exception() for name, job in jobs.items()}
+    assert all(isinstance(errors[name], JobError) for name in ("killed", "fails"))
+    assert str(errors["killed"]) == "its process was killed (exit code -9)"
+    assert "No space left on device" in str(errors["fails"]) and "\n" not in str(errors["fails"])
+    assert [errors[name] for name in "abc"] == [None] * 3
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "cpu")
+
+
+def wait_for(path, device):
+    """Work for a pool: says that it began, and does not end."""
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_leaving_a_pool_ends_what_it_runs(tmp_path):
+    with LocalProcesses(1) as pool:
+        jobs = [pool.submit(wait_for, tmp_path / name) for name in ("running", "waiting")]
+        while not (tmp_path / "running").exists() or not (tmp_path / "running").read_text():
+            time.sleep(0.05)
+    assert jobs[0].exception() is not None and jobs[1].cancelled() and not (tmp_path / "waiting").exists()
+    assert threading.active_count() < 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "running").read_text()), 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -77,6 +175,7 @@ def test_what_fails_is_named_and_the_others_go_on(options):
         ({"data": ("cats",)}, "unknown data 'cats': choose from digits"),
         ({"variants": ("VAE",)}, "unknown variant 'VAE': choose from MC-G"),
         ({"seeds": (-1,)}, "seed must be 0 to"),
+        ({"jobs": 0}, "jobs must be at least 1"),
     ],
 )
 def test_a_grid_that_names_what_does_not_exist(options, change, message):

@@ -104,6 +104,7 @@ def evaluate(
         "kl_per_unit": seen.unit_kl.tolist(),
     }
     if seen.fano is not None:
-        plot_dispersion(seen.unit_mean, seen.unit_variance, run.folder / "dispersion.png", title=config.title)
+        units = {"units": (seen.unit_mean, seen.unit_variance)}
+        plot_dispersion(units, run.folder / "dispersion.png", title=config.title)
     run.write_json("metrics.json", metrics)
     return metrics

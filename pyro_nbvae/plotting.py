@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -53,24 +56,109 @@ def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title:
     _save(figure, path)
 
 
-def plot_dispersion(mean: Tensor, variance: Tensor, path: Path, *, title: str) -> None:
-    """The variance of each unit's counts against their mean, both (K,), with the Poisson line variance = mean."""
-    m, v = (np.asarray(t.cpu(), dtype=float) for t in (mean, variance))
-    seen = (m > 0) & (v > 0)
+def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
+    """A labelled row of images (N, C, H, W) in [0, 1] for every entry."""
+    from torchvision.utils import make_grid
+
+    strips = {name: make_grid(images, nrow=len(images), padding=1, pad_value=0.5) for name, images in rows.items()}
+    _, height, width = next(iter(strips.values())).shape
+    figure = Figure(figsize=(9, 8 * len(rows) * height / width + 0.5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, strip) in zip(np.atleast_1d(figure.subplots(len(rows))), strips.items(), strict=True):
+        axes.imshow(strip.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def _plain_ticks(*each: Axis) -> None:
+    """Ticks at 1, 2, 5 times powers of ten, as plain numbers, of axes that are logarithmic."""
+    for axis in each:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
+def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, title: str) -> None:
+    """The variance of each unit's counts against their mean, both (K,), with the Poisson line variance = mean.
+
+    Args:
+        units: name of a population to its units' means and variances.
+    """
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
-    if seen.any():
-        axes.scatter(m[seen], v[seen], s=14, alpha=0.6, label="units")
-        ends = np.array([m[seen].min(), m[seen].max()]) * np.array([0.8, 1.25])
-        axes.plot(ends, ends, color="black", linewidth=1, label="Poisson: variance = mean")
+    ends = []
+    for name, (mean, variance) in units.items():
+        m, v = (np.asarray(t.cpu(), dtype=float) for t in (mean, variance))
+        seen = (m > 0) & (v > 0)
+        if seen.any():
+            axes.scatter(m[seen], v[seen], s=14, alpha=0.6, label=name)
+            ends += [m[seen].min() * 0.8, m[seen].max() * 1.25]
+    if ends:
+        line = [min(ends), max(ends)]
+        axes.plot(line, line, color="black", linewidth=1, label="Poisson: variance = mean")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+        _plain_ticks(axes.xaxis, axes.yaxis)
         axes.legend()
     axes.set_xlabel("mean count over held-out images")
     axes.set_ylabel("variance of the count")
     axes.set_title(title)
+    _save(figure, path)
+
+
+class Panel(NamedTuple):
+    """Curves of one pair of axes: name to abscissas and ordinates, what the axes are, and which are logarithmic."""
+
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    xlabel: str
+    ylabel: str
+    log: str = ""
+
+
+def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
+    """Curves, a panel beside the other, one legend for all."""
+    figure = Figure(figsize=(5 * len(panels) + 1.3, 4.2), layout="constrained")
+    figure.suptitle(title)
+    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for number, (name, (x, y)) in enumerate(panel.curves.items()):
+            axes.plot(x, y, marker="o", markersize=3, linestyle=("-", "--")[number // 10 % 2], label=name)
+        if "x" in panel.log:
+            axes.set_xscale("log")
+        if "y" in panel.log:
+            axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
+        axes.set_xlabel(panel.xlabel)
+        axes.set_ylabel(panel.ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    _save(figure, path)
+
+
+def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None:
+    """Histograms of units' Fano factors, variance over mean across images, and of their counts, (N, K) each."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    factors = {}
+    for name, spikes in counts.items():
+        z = spikes.double()
+        mean = z.mean(0)
+        factors[name] = (z.var(0) / mean)[mean > 0].cpu().numpy()
+        number = torch.bincount(spikes.flatten().long())
+        right.plot(
+            np.arange(len(number)), number.double().cpu().numpy() / spikes.numel(), drawstyle="steps-mid", label=name
+        )
+    edges = np.histogram_bin_edges(np.concatenate(list(factors.values())), bins=40)
+    for name, values in factors.items():
+        left.hist(values, bins=edges, alpha=0.6, label=name)
+    left.axvline(1.0, color="black", linewidth=1, label="Poisson")
+    left.set_xlabel("Fano factor of a unit over held-out images")
+    left.set_ylabel("units")
+    right.set_yscale("log")
+    right.set_xlabel("spike count")
+    right.set_ylabel("fraction of counts")
+    left.legend()
+    right.legend()
     _save(figure, path)

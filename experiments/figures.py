@@ -1,0 +1,230 @@
+"""The figures, from the runs that the tables left: python experiments/figures.py --scale small --data mnist
+
+Each is a picture in OUT/SCALE/figures/DATA. One whose runs are not there is left out, and the command that makes them
+is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from tyro.conf import OmitArgPrefixes
+
+from pyro_nbvae.cli import script, table_of
+from pyro_nbvae.config import Reproduction
+from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.generation import prior_samples
+from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.metrics import HeldOut, held_out, represent
+from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.plotting import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
+from pyro_nbvae.reproduction import Cell, cells
+from pyro_nbvae.runs import Run
+from pyro_nbvae.vae import AmortizedGuide, ImageModel, evaluating
+
+# Held-out images that statistics of units are of.
+IMAGES = 2_000
+SPIKING = ("EX-C", "P-VAE")
+DISPERSIONS = tuple(10.0**k for k in range(6))
+
+
+@dataclass
+class Arguments:
+    """Which runs the figures are of.
+
+    Args:
+        scale: smoke, small or paper.
+        data: of one data set.
+        out: the folder of the run folders, as nbvae reproduce has it.
+        seed: the runs of this seed.
+        device: auto, or a device of torch's.
+        data_root: where the data are, if not where the runs found them.
+    """
+
+    scale: str = "small"
+    data: str = "mnist"
+    out: str = "runs/reproduce"
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+
+
+class MissingRuns(Exception):
+    """The runs that a figure is of are not there; holds the table that makes them."""
+
+
+def finished(table: str, arguments: Arguments) -> list[Cell]:
+    """The finished runs of a table."""
+    options = Reproduction(scale=arguments.scale, data=(arguments.data,), seeds=(arguments.seed,), out=arguments.out)
+    found = [cell for cell in cells(table_of(table), options) if cell.run.read_json("metrics.json")]
+    if not found:
+        raise MissingRuns(table)
+    return found
+
+
+def variants(arguments: Arguments) -> dict[str, Run]:
+    """The finished runs of the main table, by variant."""
+    return {cell.label: cell.run for cell in finished("main", arguments)}
+
+
+def spiking(arguments: Arguments) -> dict[str, tuple[ImageModel, AmortizedGuide]]:
+    """The pairs whose spikes are looked at."""
+    found = {name: run.load(arguments.device)[1:] for name, run in variants(arguments).items() if name in SPIKING}
+    if not found:
+        raise MissingRuns("main")
+    return found
+
+
+def samples(arguments: Arguments, path: Path) -> None:
+    """Samples of the prior, integer counts, a row a variant."""
+    rows = {}
+    for name, run in variants(arguments).items():
+        _, model, guide = run.load(arguments.device)
+        rows[name] = to_unit_interval(prior_samples(model, guide, 16, seed=arguments.seed))
+    plot_rows(rows, path, title=f"{arguments.data}: samples of the prior")
+
+
+def reconstructions(arguments: Arguments, path: Path) -> None:
+    """Held-out images and what each variant makes of them from one exact sample."""
+    images = to_unit_interval(load(arguments.data, arguments.data_root).test[:16])
+    rows = {"held out": images}
+    for name, run in variants(arguments).items():
+        _, model, guide = run.load(arguments.device)
+        with evaluating(model, guide, arguments.seed):
+            x = images.to(next(model.parameters()).device)
+            rows[name] = model.decode(guide.posterior(x).sample()).cpu()
+    plot_rows(rows, path, title=f"{arguments.data}: held-out images and their reconstructions")
+
+
+def rate_distortion(arguments: Arguments, path: Path) -> None:
+    """Squared error against KL, a curve a variant over beta."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for cell in finished("beta", arguments):
+        metrics = cell.run.read_json("metrics.json")
+        points.setdefault(cell.config.variant, []).append((metrics["kl"], metrics["squared_error"]))
+    curves = {name: tuple(zip(*sorted(each), strict=True)) for name, each in points.items() if len(each) > 1}
+    if not curves:
+        raise MissingRuns("beta")
+    panel = Panel(curves, "KL, nats per image", "squared error per image")  # type: ignore[arg-type]
+    plot_curves([panel], path, title=f"{arguments.data}: rate and distortion over β")
+
+
+def dispersion(arguments: Arguments, path: Path) -> None:
+    """Variance against mean of every unit."""
+    images = load(arguments.data, arguments.data_root).test[:IMAGES]
+    units = {}
+    for name, (model, guide) in spiking(arguments).items():
+        seen = held_out(model, guide, images.to(next(model.parameters()).device), seed=arguments.seed)
+        units[name] = (seen.unit_mean, seen.unit_variance)
+    plot_dispersion(units, path, title=f"{arguments.data}: units' spike counts")
+
+
+def spikes(arguments: Arguments, path: Path) -> None:
+    """Fano factors and spike counts."""
+    images = load(arguments.data, arguments.data_root).test[:IMAGES]
+    counts = {
+        name: torch.from_numpy(represent(model, guide, images, "counts", seed=arguments.seed))
+        for name, (model, guide) in spiking(arguments).items()
+    }
+    plot_spikes(counts, path, title=f"{arguments.data}: units' spike counts")
+
+
+def poisson_limit(arguments: Arguments, path: Path) -> None:
+    """A trained P-VAE's networks and means under negative binomials of growing dispersion parameter.
+
+    The encoder's output, a log ratio of rates, is exactly a shift of the logits where the dispersion is shared.
+    """
+    runs = variants(arguments)
+    if "P-VAE" not in runs:
+        raise MissingRuns("main")
+    config, model, guide = runs["P-VAE"].load(arguments.device)
+    device = next(model.parameters()).device
+    images = load(config.data, arguments.data_root).test[:IMAGES].to(device)
+    limit = held_out(model, guide, images, seed=arguments.seed)
+    shape = load(config.data, arguments.data_root).image_shape
+    overdispersed = NegativeBinomialModel(shape, config.latents, decoder=config.decoder, beta=model.beta)
+    posterior = NegativeBinomialGuide(overdispersed, encoder=config.encoder, shared_dispersion=True)
+    overdispersed.decoder.load_state_dict(model.decoder.state_dict())
+    posterior.encoder.load_state_dict(guide.encoder.state_dict())
+    overdispersed.to(device), posterior.to(device)
+    found = []
+    for r in DISPERSIONS:
+        with torch.no_grad():
+            overdispersed.prior.log_total_count.fill_(math.log(r))
+            overdispersed.prior.logits.copy_(model.prior.log_rate - math.log(r))
+        found.append(held_out(overdispersed, posterior, images, seed=arguments.seed))
+
+    def panel(ylabel: str, figure: Callable[[HeldOut], float | None]) -> Panel:
+        ours, limits = ([figure(one) or 0.0 for one in each] for each in (found, [limit] * len(DISPERSIONS)))
+        curves = {"negative binomial": (DISPERSIONS, ours), "P-VAE": (DISPERSIONS, limits)}
+        return Panel(curves, "dispersion parameter r", ylabel, "x")
+
+    panels = [
+        panel("Fano factor of the posterior", lambda one: one.fano),
+        panel("KL, nats per image", lambda one: one.kl),
+        panel("squared error per image", lambda one: one.squared_error),
+    ]
+    plot_curves(panels, path, title=f"{arguments.data}: the P-VAE as the limit of large r")
+
+
+def features(arguments: Arguments, path: Path) -> None:
+    """What a spike of each unit adds to the image: the linear decoder's columns, the units of the largest KL first."""
+    found = [cell for cell in finished("decoder", arguments) if cell.config.decoder == "linear"]
+    if not found:
+        raise MissingRuns("decoder")
+    _, model, _ = found[0].run.load(arguments.device)
+    weight = model.get_parameter("decoder.layers.0.weight").detach().T.unflatten(1, model.image_shape)
+    kl = torch.tensor(found[0].run.read_json("metrics.json")["kl_per_unit"])
+    best = weight[kl.argsort(descending=True)[:100].to(weight.device)]
+    scale = best.abs().flatten(1).amax(1)[:, None, None, None]
+    title = f"{found[0].label} on {arguments.data}: what a spike adds, by KL (grey: nothing)"
+    plot_grid(0.5 + best / (2 * scale), path, title=title)
+
+
+def training(arguments: Arguments, path: Path) -> None:
+    """Held-out ELBO and squared error over the epochs, a curve a variant."""
+    logs = {name: pd.read_csv(run.folder / "log.csv") for name, run in variants(arguments).items()}
+
+    def panel(column: str, label: str, log: str = "") -> Panel:
+        return Panel(
+            {name: (list(rows["epoch"]), list(rows[column])) for name, rows in logs.items()}, "epoch", label, log
+        )
+
+    panels = [
+        panel("test_elbo", "held-out ELBO, nats per image"),
+        panel("test_squared_error", "held-out squared error per image", "y"),
+    ]
+    plot_curves(panels, path, title=f"{arguments.data}: training")
+
+
+FIGURES: Mapping[str, Callable[[Arguments, Path], None]] = {
+    figure.__name__: figure
+    for figure in (samples, reconstructions, rate_distortion, dispersion, spikes, poisson_limit, features, training)
+}
+
+
+def main(arguments: OmitArgPrefixes[Arguments]) -> None:
+    """Draw every figure whose runs are there."""
+    folder = Path(arguments.out) / arguments.scale / "figures" / arguments.data
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in tqdm(FIGURES.items(), desc="figures"):
+        path = folder / f"{name}.png"
+        try:
+            draw(arguments, path)
+        except MissingRuns as missing:
+            command = (
+                f"nbvae reproduce {missing} --scale {arguments.scale} --data {arguments.data} --out {arguments.out}"
+            )
+            tqdm.write(f"{name}: no runs; {command} makes them")
+        else:
+            tqdm.write(str(path))
+
+
+if __name__ == "__main__":
+    script(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with part.open("wb") as file:
             write(file)
         os.replace(part, path)
+    except OSError as error:  # a full disk does not say where
+        error.filename = error.filename or str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -23,6 +27,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes text, never half of it."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Writes what ``torch.save`` takes, never half of it. A full disk is an OSError, as it is for every other file."""
+    import torch
+
+    buffer = io.BytesIO()  # torch.save into a file that cannot grow fails with an error of its own
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def cache_root() -> Path:
@@ -48,5 +61,5 @@ def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         content = make()
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not data
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(content, file))
+        write_tensors(path, content)
     return content

@@ -57,8 +57,10 @@ def one_line(error: BaseException) -> str:
 def _work(sender: Connection, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """What a process does: calls the function and sends None, or why it failed."""
     import torch
+    from tqdm.auto import tqdm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    tqdm.set_lock(threading.RLock())  # its own is shared among processes, and left behind by one that is ended
     parent = multiprocessing.parent_process()
     assert parent is not None
 

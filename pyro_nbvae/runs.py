@@ -26,7 +26,7 @@ from pyro_nbvae.data import SOURCES
 from pyro_nbvae.distributed import local_rank
 from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS
 from pyro_nbvae.errors import InputError, check_member, check_seed
-from pyro_nbvae.files import write_atomically, write_text
+from pyro_nbvae.files import write_tensors, write_text
 from pyro_nbvae.infer import MonteCarloKL_ELBO
 from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.networks import DECODERS, ENCODERS
@@ -173,7 +173,7 @@ class Run:
         write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
-        write_atomically(self.checkpoint_path, lambda file: torch.save(state, file))
+        write_tensors(self.checkpoint_path, state)
 
     def read_checkpoint(self) -> dict[str, Any]:
         """The checkpoint, on the CPU.

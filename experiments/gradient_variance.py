@@ -16,11 +16,11 @@ import pyro
 import torch
 import tyro
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import load, to_unit_interval
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+from pyro_nbvae.metrics import gradient_moments
 from pyro_nbvae.runs import Run
 
 ESTIMATORS: dict[str, ELBO] = {
@@ -57,16 +57,6 @@ class Arguments:
     device: str = "auto"
 
 
-def gradients(elbo: ELBO, model: torch.nn.Module, guide: torch.nn.Module, x: Tensor, repeats: int) -> Tensor:
-    """Gradients of the loss per image in the guide's parameters, (repeats, parameters)."""
-    parameters = [p for p in guide.parameters() if p.requires_grad]
-    rows = []
-    for _ in range(repeats):
-        loss = elbo.differentiable_loss(model, guide, x) / len(x)  # type: ignore[attr-defined]
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
-    return torch.stack(rows)
-
-
 def table(arguments: Arguments) -> pd.DataFrame:
     """Noise to signal of every estimator (rows) under every relaxation and temperature (columns)."""
     config, model, guide = Run(arguments.run).load(arguments.device)
@@ -79,12 +69,11 @@ def table(arguments: Arguments) -> pd.DataFrame:
             guide.relaxation.update(RELAXATIONS[name])
             guide.temperature = temperature
             torch.manual_seed(arguments.seed)
-            column, signal = {}, None
-            for label, elbo in ESTIMATORS.items():
-                g = gradients(elbo, model, guide, x, arguments.repeats)
-                signal = g.mean(0).square().sum() if signal is None else signal
-                column[label] = float(g.var(0).sum() / signal)
-            columns[f"{name}, {temperature}"] = column
+            moments = {
+                label: gradient_moments(elbo, model, guide, x, arguments.repeats) for label, elbo in ESTIMATORS.items()
+            }
+            signal = moments["AnalyticKL_ELBO"].signal
+            columns[f"{name}, {temperature}"] = {label: one.noise / signal for label, one in moments.items()}
     return pd.DataFrame(columns)
 
 

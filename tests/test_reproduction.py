@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from pyro_nbvae.cli import table_of
-from pyro_nbvae.config import TABLES, Reproduction
+from pyro_nbvae.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.jobs import JobError, LocalProcesses
 from pyro_nbvae.reproduction import Table, cells, report, reproduce
@@ -75,6 +75,11 @@ def test_what_fails_is_named_and_the_others_go_on(options):
     assert list(pd.read_csv(options.out + "/smoke/tiny.csv")["label"]) == ["G-VAE"]
     (in_the_way / "notes.txt").unlink()
     assert "| EX-C " in reproduce(grid, options)
+    changed = {**SCALES["smoke"].config, "lr": 0.1}  # the folder's name is of what a table varies
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as error:
+        patch.setitem(SCALES, "smoke", replace(SCALES["smoke"], config=changed))
+        reproduce(replace(grid, variants=("EX-C",)), options)
+    assert "holds another run (lr 0.001 there, 0.1 here)" in str(error.value)
 
 
 def parameters(run, fellows, device):

@@ -25,7 +25,7 @@ from pyro_nbvae.files import write_text
 from pyro_nbvae.jobs import Cluster, Job, LocalProcesses, Pool, one_line
 from pyro_nbvae.runs import Run, resolve
 from pyro_nbvae.tables import Row, latex, markdown, write_csv
-from pyro_nbvae.training import train
+from pyro_nbvae.training import differences, train
 
 # Seconds between two looks at what the runs have done.
 POLL = 0.5
@@ -67,7 +67,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid."""
+    """One run of a grid; its configuration has every default resolved."""
 
     label: str
     config: TrainConfig
@@ -103,7 +103,7 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
                 folder = "_".join([name, *differences])
                 for seed in options.seeds or range(scale.seeds):
                     check_seed(seed)
-                    config = replace(base, **changes, seed=seed, data_root=options.data_root)
+                    config = replace(changed, seed=seed, data_root=options.data_root)
                     where = Path(options.out) / options.scale / data / folder / f"seed-{seed}"
                     yield Cell(f"{name} {label}".strip(), config, where)
 
@@ -112,34 +112,43 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def run_cell(cell: Cell, options: Reproduction, device: str) -> None:
-    """Trains and measures a cell, as far as that is not done yet."""
-    run = train(replace(cell.config, device=device), cell.folder, resume=True, progress=False)
-    samples = options.samples or SCALES[options.scale].samples
+def _samples(options: Reproduction) -> int:
+    return options.samples or SCALES[options.scale].samples
+
+
+def is_evaluated(cell: Cell, options: Reproduction) -> bool:
+    """Whether a cell's folder holds this very run, complete and evaluated as the options say."""
     wanted = {
-        "epochs": run.config()[0].epochs,
+        "epochs": cell.config.epochs,
         "feature_sets": list(options.features),
-        "generated_images": samples,
+        "generated_images": _samples(options),
         "seed": 0,
     }
-    metrics = run.read_json("metrics.json")
-    if any(metrics.get(key) != value for key, value in wanted.items()):
-        evaluate(
-            run,
-            features=options.features,
-            inception_weights=options.inception_weights,
-            samples=samples,
-            importance_samples=0,
-            device=device,
-            progress=False,
-        )
+    metrics = cell.run.read_json("metrics.json")
+    return metrics.items() >= wanted.items() and not differences(cell.run.config()[0], cell.config)
 
 
-def measure_cell(cell: Cell, fellows: list[Run], table_name: str, measure: Any, device: str) -> None:
-    """Adds to a finished cell what a table measures beyond ``evaluate``, as ``TABLE.json``."""
-    epochs = cell.run.read_json("metrics.json").get("epochs")
-    if cell.run.read_json(f"{table_name}.json").get("epochs") != epochs:
-        cell.run.write_json(f"{table_name}.json", {**measure(cell.run, fellows, device), "epochs": epochs})
+def is_measured(cell: Cell, table: Table) -> bool:
+    """Whether what a table measures beyond ``evaluate`` is there."""
+    return table.measure is None or cell.run.read_json(f"{table.name}.json").get("epochs") == cell.config.epochs
+
+
+def run_cell(cell: Cell, options: Reproduction, device: str) -> None:
+    """Trains a cell, or what is missing of it, and evaluates it."""
+    evaluate(
+        train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
+        features=options.features,
+        inception_weights=options.inception_weights,
+        samples=_samples(options),
+        importance_samples=0,
+        device=device,
+        progress=False,
+    )
+
+
+def measure_cell(cell: Cell, fellows: list[Run], name: str, measure: Any, device: str) -> None:
+    """Adds to an evaluated cell what a table measures beyond that, as ``TABLE.json``."""
+    cell.run.write_json(f"{name}.json", {**measure(cell.run, fellows, device), "epochs": cell.config.epochs})
 
 
 def _finished(cell: Cell, steps: Sequence[str]) -> int:
@@ -171,9 +180,7 @@ def run_grid(table: Table, grid: Sequence[Cell], options: Reproduction) -> dict[
     """
     unique = {str(cell.folder): cell for cell in grid}
     steps = ["metrics.json"] + [f"{table.name}.json"] * (table.measure is not None)
-    total = sum(
-        (resolve(c.config, SOURCES[c.config.data].image_shape).epochs or 0) + len(steps) for c in unique.values()
-    )
+    total = sum((cell.config.epochs or 0) + len(steps) for cell in unique.values())
 
     def finished() -> int:
         return sum(_finished(cell, steps) for cell in unique.values())
@@ -184,18 +191,21 @@ def run_grid(table: Table, grid: Sequence[Cell], options: Reproduction) -> dict[
     else:
         pool = Cluster(options.cluster, Path(options.out) / "submitit", options.cluster_options, options.device)
     with pool, tqdm(total=total, initial=finished(), desc=table.name, unit="epoch", smoothing=0) as bar:
-        failed = _follow({k: pool.submit(run_cell, cell, options) for k, cell in unique.items()}, bar, finished)
-        if table.measure is not None:
-            fellows: dict[str, list[Run]] = {}
-            for cell in unique.values():
-                fellows.setdefault(cell.config.data, []).append(cell.run)
-            measured = {
-                name: pool.submit(measure_cell, cell, fellows[cell.config.data], table.name, table.measure)
-                for name, cell in unique.items()
-                if name not in failed
-            }
-            failed |= _follow(measured, bar, finished)
-    return failed
+        runs = {
+            name: pool.submit(run_cell, cell, options)
+            for name, cell in unique.items()
+            if not is_evaluated(cell, options)
+        }
+        failed = _follow(runs, bar, finished)
+        fellows: dict[str, list[Run]] = {}
+        for cell in unique.values():
+            fellows.setdefault(cell.config.data, []).append(cell.run)
+        measures = {
+            name: pool.submit(measure_cell, cell, fellows[cell.config.data], table.name, table.measure)
+            for name, cell in unique.items()
+            if name not in failed and not is_measured(cell, table)
+        }
+        return failed | _follow(measures, bar, finished)
 
 
 def rows_of(table: Table, grid: Iterable[Cell]) -> dict[str, dict[str, list[Row]]]:

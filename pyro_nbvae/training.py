@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -37,6 +38,12 @@ def temperature(config: TrainConfig, epoch: float) -> float:
     return config.temperature_start + (config.temperature - config.temperature_start) * done
 
 
+def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a run may not differ from the one it continues, and does: what is there, what is here."""
+    there, here = dataclasses.asdict(before), dataclasses.asdict(now)
+    return {k: (there[k], here[k]) for k in here if k not in _MAY_CHANGE and there[k] != here[k]}
+
+
 def _prepare(run: Run, config: TrainConfig, image_shape: tuple[int, int, int], resume: bool) -> None:
     """Makes the run folder, or checks that it is this configuration's."""
     if not run.config_path.exists():
@@ -46,11 +53,9 @@ def _prepare(run: Run, config: TrainConfig, image_shape: tuple[int, int, int], r
     elif not resume:
         raise InputError(f"{run.folder} already holds a run: continue it with --resume, or name another --out")
     else:
-        before = dataclasses.asdict(run.config()[0])
-        now = dataclasses.asdict(config)
-        changed = [k for k in now if k not in _MAY_CHANGE and now[k] != before[k]]
+        changed = differences(run.config()[0], config)
         if changed:
-            what = ", ".join(f"{k} {before[k]} there, {now[k]} here" for k in changed)
+            what = ", ".join(f"{k} {there} there, {here} here" for k, (there, here) in changed.items())
             raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or name another --out")
     run.write_config(config, image_shape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.networks.conv import ConvDecoder, ConvEncoder
 from pyro_nbvae.networks.linear import LinearDecoder, LinearEncoder
 from pyro_nbvae.networks.mlp import MLPDecoder, MLPEncoder
@@ -15,8 +15,7 @@ DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder, 
 
 def _pick(kind: str, name: str, image_shape: tuple[int, int, int]) -> type[nn.Module]:
     table = {"encoder": ENCODERS, "decoder": DECODERS}[kind]
-    if name not in table:
-        raise InputError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
+    check_member(kind, name, table)
     channels, height, width = image_shape
     if channels not in (1, 3) or not (8 <= height <= 64 and 8 <= width <= 64):
         raise InputError(f"images of shape {tuple(image_shape)}: need 1 or 3 channels and 8 to 64 pixels a side")

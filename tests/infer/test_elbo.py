@@ -56,20 +56,22 @@ def test_more_samples_less_noise_one_decode():
 
 
 def test_bias_of_relaxed_counts_vanishes_with_the_temperature():
-    """The Monte Carlo KL at relaxed counts: its distance from the exact KL falls, to within 4 standard errors."""
+    """The Monte Carlo KL at relaxed counts is off by more than 4 standard errors where it is warm, not where it is cold.
+
+    On the way it may cross the exact KL, so that between the two it need not fall.
+    """
     model, guide, _ = pair()
     x = images(64)
     exact = AnalyticKL_ELBO()
     exact.loss(model, guide, x)
     biases, errors = [], []
-    for temperature in (1.0, 0.2, 0.01):
+    for temperature in (1.0, 0.5, 0.01):
         guide.temperature = temperature
         _, kl = repeated(MonteCarloKL_ELBO(5), model, guide, x, 300)
         biases.append(abs(float(kl.mean() - exact.terms[1])))
         errors.append(float(kl.std()) / math.sqrt(len(kl)))
-    assert biases[0] > biases[1] + 4 * errors[1]
-    assert biases[1] > biases[2]
-    assert biases[2] < 4 * errors[2] + 0.01 * float(exact.terms[1])
+    assert any(bias > 4 * error for bias, error in zip(biases[:2], errors[:2], strict=True))
+    assert biases[2] < 4 * errors[2]
 
 
 def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
@@ -77,8 +79,8 @@ def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
     free = NegativeBinomialGuide(model, encoder="linear", temperature=0.0)
     with torch.no_grad():
         weight, bias = shared.encoder.layers[1].weight, shared.encoder.layers[1].bias
-        free.encoder.layers[1].weight.copy_(torch.cat([torch.zeros_like(weight), weight]))
-        free.encoder.layers[1].bias.copy_(torch.cat([torch.zeros_like(bias), bias]))
+        free.encoder.layers[1].weight.copy_(torch.cat([weight, torch.zeros_like(weight)]))
+        free.encoder.layers[1].bias.copy_(torch.cat([bias, torch.zeros_like(bias)]))
     x = images()
     prior = model.prior_distribution().expand(torch.Size([len(x), 6]))
     assert kl_form(shared.posterior(x), prior) == "shared" and kl_form(free.posterior(x), prior) == "exact"

@@ -56,7 +56,7 @@ def test_more_samples_less_noise_one_decode():
 
 
 def test_bias_of_relaxed_counts_vanishes_with_the_temperature():
-    """The Monte Carlo KL at relaxed counts is off by more than 4 standard errors where it is warm, not where it is cold.
+    """The Monte Carlo KL at relaxed counts is off by over 4 standard errors where warm, not where cold.
 
     On the way it may cross the exact KL, so that between the two it need not fall.
     """

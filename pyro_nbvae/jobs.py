@@ -57,6 +57,7 @@ def one_line(error: BaseException) -> str:
 def _work(sender: Connection, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """What a process does: calls the function and sends None, or why it failed."""
     import torch
+    from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
@@ -71,7 +72,8 @@ def _work(sender: Connection, threads: int, function: Callable[..., None], argum
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        function(*arguments)
+        with threadpool_limits(threads):  # of numpy and scipy, whose threads would fight over the cores
+            function(*arguments)
         sender.send(None)
     except Exception as error:
         sender.send(one_line(error))

@@ -78,7 +78,7 @@ def classification(
         return LogisticRegression(max_iter=5000)
 
     def svm() -> Any:
-        return LinearSVC(max_iter=20_000)
+        return LinearSVC(dual=False)
 
     random = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}

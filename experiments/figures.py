@@ -163,7 +163,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
     def panel(ylabel: str, figure: Callable[[HeldOut], float | None]) -> Panel:
         ours, limits = ([figure(one) or 0.0 for one in each] for each in (found, [limit] * len(DISPERSIONS)))
         curves = {"negative binomial": (DISPERSIONS, ours), "P-VAE": (DISPERSIONS, limits)}
-        return Panel(curves, "dispersion parameter r", ylabel, "x")
+        return Panel(curves, "dispersion parameter r", ylabel, "log")
 
     panels = [
         panel("Fano factor of the posterior", lambda one: one.fano),
@@ -191,14 +191,13 @@ def training(arguments: Arguments, path: Path) -> None:
     """Held-out ELBO and squared error over the epochs, a curve a variant."""
     logs = {name: pd.read_csv(run.folder / "log.csv") for name, run in variants(arguments).items()}
 
-    def panel(column: str, label: str, log: str = "") -> Panel:
-        return Panel(
-            {name: (list(rows["epoch"]), list(rows[column])) for name, rows in logs.items()}, "epoch", label, log
-        )
+    def panel(column: str, label: str) -> Panel:
+        curves = {name: (list(rows["epoch"]), list(rows[column])) for name, rows in logs.items()}
+        return Panel(curves, "epoch", label)
 
     panels = [
         panel("test_elbo", "held-out ELBO, nats per image"),
-        panel("test_squared_error", "held-out squared error per image", "y"),
+        panel("test_squared_error", "held-out squared error per image"),
     ]
     plot_curves(panels, path, title=f"{arguments.data}: training")
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -73,14 +72,6 @@ def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
     _save(figure, path)
 
 
-def _plain_ticks(*each: Axis) -> None:
-    """Ticks at 1, 2, 5 times powers of ten, as plain numbers, of axes that are logarithmic."""
-    for axis in each:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-
-
 def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, title: str) -> None:
     """The variance of each unit's counts against their mean, both (K,), with the Poisson line variance = mean.
 
@@ -101,7 +92,10 @@ def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, t
         axes.plot(line, line, color="black", linewidth=1, label="Poisson: variance = mean")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _plain_ticks(axes.xaxis, axes.yaxis)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.legend()
     axes.set_xlabel("mean count over held-out images")
     axes.set_ylabel("variance of the count")
@@ -110,12 +104,12 @@ def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, t
 
 
 class Panel(NamedTuple):
-    """Curves of one pair of axes: name to abscissas and ordinates, what the axes are, and which are logarithmic."""
+    """Curves of one pair of axes: name to abscissas and ordinates, what the axes are, and matplotlib's scale of x."""
 
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     xlabel: str
     ylabel: str
-    log: str = ""
+    xscale: str = "linear"
 
 
 def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
@@ -125,11 +119,7 @@ def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for number, (name, (x, y)) in enumerate(panel.curves.items()):
             axes.plot(x, y, marker="o", markersize=3, linestyle=("-", "--")[number // 10 % 2], label=name)
-        if "x" in panel.log:
-            axes.set_xscale("log")
-        if "y" in panel.log:
-            axes.set_yscale("log")
-            _plain_ticks(axes.yaxis)
+        axes.set_xscale(panel.xscale)
         axes.set_xlabel(panel.xlabel)
         axes.set_ylabel(panel.ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")

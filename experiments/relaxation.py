@@ -63,11 +63,12 @@ at 0.05 is ten times that of arrival times. The Monte Carlo KL comes close to th
 sharing the dispersion (DS) costs about a third more squared error under every relaxation.
 
 For generation: Gumbel-softmax at a constant temperature of 1, with the Monte Carlo or the exact KL, which has the
-lowest FID on MNIST for a seventh more squared error. At 1 it has a lower FID than colder under every form of the
-KL; with arrival times that much warmth helps the FID under the Monte Carlo KL only. That the paper's G variants
-generate best and its C variants reconstruct best fits its schedules, which hold G at 1 and cool C: cooled, G keeps
-little of its lead. No combination is best at both, so the default of `nbvae train` is what it was, EX-C annealed to
-0.05; the two above are the compromise. Where a row has one seed, differences of a few percent may be chance.
+lowest FID of all on both sets for about a tenth more squared error. At 1 it has a lower FID than colder under every
+form of the KL; with arrival times that much warmth helps the FID under the Monte Carlo KL only. That the paper's G
+variants generate best and its C variants reconstruct best fits its schedules, which hold G at 1 and cool C: cooled,
+G keeps little of its lead. No combination is best at both, so the default of `nbvae train` is what it was, EX-C
+annealed to 0.05; the two above are the compromise. Where a row has one seed, differences of a few percent may be
+chance.
 """,
 )
 

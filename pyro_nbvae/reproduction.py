@@ -292,9 +292,11 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path) -> Path:
     for table in tables:
         for scale in SCALES:
             here = replace(options, scale=scale)
-            grid = [cell for cell in cells(table, here) if cell.run.read_json("metrics.json")]
+            wanted = cells(table, here)
+            grid = [cell for cell in wanted if cell.run.read_json("metrics.json")]
             if grid:
-                text += f"\n## {table.name}, {scale}\n\n{render(table, here, grid)[0]}"
+                text += f"\n## {table.name}, {scale}\n\n{len(grid)} of {len(wanted)} runs are finished. "
+                text += render(table, here, grid)[0]
                 text += f"\n{table.reading.strip()}\n" if table.reading else ""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

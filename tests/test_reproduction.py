@@ -109,6 +109,7 @@ def test_the_report_is_what_the_folders_hold(options, tmp_path, monkeypatch):
     reproduce(grid, replace(options, seeds=(0,), variants=("EX-C",)))
     path = report([grid, replace(grid, name="other", data=("mnist",))], options, tmp_path / "docs" / "results.md")
     text = path.read_text()
+    assert "1 of 4 runs are finished." in text
     assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text and "EX-C it is." in text
     assert "G-VAE" not in text and "other" not in text and "small" not in text
     assert not [cell for cell in cells(grid, options) if cell.config.variant == "G-VAE" and cell.folder.exists()]

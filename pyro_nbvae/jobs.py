@@ -106,6 +106,8 @@ class LocalProcesses:
             self._context.set_forkserver_preload(PRELOADED)
         self._waiting = ThreadPoolExecutor(jobs)
         self._running: set[Any] = set()
+        # Whichever thread starts a process asks after all that have ended: two that ask of one get different answers.
+        self._one_at_a_time = threading.Lock()
 
     def __enter__(self) -> LocalProcesses:
         return self
@@ -126,16 +128,20 @@ class LocalProcesses:
             receiver, sender = self._context.Pipe(duplex=False)
             work = (sender, self._threads, function, (*arguments, device))
             process = self._context.Process(target=_work, args=work, daemon=True)  # type: ignore[attr-defined]
-            process.start()
+            with self._one_at_a_time:
+                process.start()
             self._running.add(process)
             sender.close()
+            killed = False
             try:
                 failure = receiver.recv()
             except EOFError:
+                killed = True
+            with self._one_at_a_time:
                 process.join()
-                failure = f"its process was killed (exit code {process.exitcode})"
-            process.join()
             self._running.discard(process)
+            if killed:
+                failure = f"its process was killed (exit code {process.exitcode})"
         finally:
             self._free.put(device)
         if failure is not None:

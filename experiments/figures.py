@@ -16,17 +16,17 @@ import torch
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
+from pyro_nbvae import generation
 from pyro_nbvae.cli import script, table_of
 from pyro_nbvae.config import Reproduction
 from pyro_nbvae.data import load, to_unit_interval
-from pyro_nbvae.generation import prior_samples
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.metrics import HeldOut, held_out, represent
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.plotting import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
 from pyro_nbvae.reproduction import Cell, cells
 from pyro_nbvae.runs import Run
-from pyro_nbvae.vae import AmortizedGuide, ImageModel, evaluating
+from pyro_nbvae.vae import AmortizedGuide, ImageModel
 
 # Held-out images that statistics of units are of.
 IMAGES = 2_000
@@ -62,7 +62,7 @@ class MissingRuns(Exception):
 def finished(table: str, arguments: Arguments) -> list[Cell]:
     """The finished runs of a table."""
     options = Reproduction(scale=arguments.scale, data=(arguments.data,), seeds=(arguments.seed,), out=arguments.out)
-    found = [cell for cell in cells(table_of(table), options) if cell.run.read_json("metrics.json")]
+    found = [cell for cell in cells(table_of(table), options) if cell.metrics]
     if not found:
         raise MissingRuns(table)
     return found
@@ -86,7 +86,7 @@ def samples(arguments: Arguments, path: Path) -> None:
     rows = {}
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
-        rows[name] = to_unit_interval(prior_samples(model, guide, 16, seed=arguments.seed))
+        rows[name] = to_unit_interval(generation.prior_samples(model, guide, 16, seed=arguments.seed))
     plot_rows(rows, path, title=f"{arguments.data}: samples of the prior")
 
 
@@ -96,9 +96,7 @@ def reconstructions(arguments: Arguments, path: Path) -> None:
     rows = {"held out": images}
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
-        with evaluating(model, guide, arguments.seed):
-            x = images.to(next(model.parameters()).device)
-            rows[name] = model.decode(guide.posterior(x).sample()).cpu()
+        rows[name] = generation.reconstructions(model, guide, images, seed=arguments.seed).cpu()
     plot_rows(rows, path, title=f"{arguments.data}: held-out images and their reconstructions")
 
 
@@ -106,7 +104,7 @@ def rate_distortion(arguments: Arguments, path: Path) -> None:
     """Squared error against KL, a curve a variant over beta."""
     points: dict[str, list[tuple[float, float]]] = {}
     for cell in finished("beta", arguments):
-        metrics = cell.run.read_json("metrics.json")
+        metrics = cell.metrics
         points.setdefault(cell.config.variant, []).append((metrics["kl"], metrics["squared_error"]))
     curves = {name: tuple(zip(*sorted(each), strict=True)) for name, each in points.items() if len(each) > 1}
     if not curves:
@@ -145,10 +143,10 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
         raise MissingRuns("main")
     config, model, guide = runs["P-VAE"].load(arguments.device)
     device = next(model.parameters()).device
-    images = load(config.data, arguments.data_root).test[:IMAGES].to(device)
+    data = load(config.data, arguments.data_root)
+    images = data.test[:IMAGES].to(device)
     limit = held_out(model, guide, images, seed=arguments.seed)
-    shape = load(config.data, arguments.data_root).image_shape
-    overdispersed = NegativeBinomialModel(shape, config.latents, decoder=config.decoder, beta=model.beta)
+    overdispersed = NegativeBinomialModel(data.image_shape, config.latents, decoder=config.decoder, beta=model.beta)
     posterior = NegativeBinomialGuide(overdispersed, encoder=config.encoder, shared_dispersion=True)
     overdispersed.decoder.load_state_dict(model.decoder.state_dict())
     posterior.encoder.load_state_dict(guide.encoder.state_dict())
@@ -180,7 +178,7 @@ def features(arguments: Arguments, path: Path) -> None:
         raise MissingRuns("decoder")
     _, model, _ = found[0].run.load(arguments.device)
     weight = model.get_parameter("decoder.layers.0.weight").detach().T.unflatten(1, model.image_shape)
-    kl = torch.tensor(found[0].run.read_json("metrics.json")["kl_per_unit"])
+    kl = torch.tensor(found[0].metrics["kl_per_unit"])
     best = weight[kl.argsort(descending=True)[:100].to(weight.device)]
     scale = best.abs().flatten(1).amax(1)[:, None, None, None]
     title = f"{found[0].label} on {arguments.data}: what a spike adds, by KL (grey: nothing)"

@@ -74,7 +74,7 @@ def evaluate(
     for network in networks:
         figures |= distances(network, data.train, generated, seed=seed, progress=progress)
     log = run.read_checkpoint()["log"]
-    trained_on = min(config.train_images or len(data.train), len(data.train))
+    trained_on = len(data.train[: config.train_images])
     metrics = {
         "variant": config.variant,
         "data": config.data,

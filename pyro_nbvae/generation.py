@@ -32,6 +32,12 @@ def prior_samples(
     return to_bytes(torch.cat(drawn))
 
 
+def reconstructions(model: ImageModel, guide: AmortizedGuide, images: Tensor, *, seed: int = 0) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] encoded and decoded, through one exact sample each (integer counts)."""
+    with evaluating(model, guide, seed):
+        return model.decode(guide.posterior(images.to(next(model.parameters()).device)).sample())
+
+
 def generate(run: Run, *, count: int = 100, seed: int = 0, device: str = "auto") -> Path:
     """Decodes ``count`` samples of the prior (integer counts) and writes them as the picture ``samples.png``."""
     config, model, guide = run.load(device)
@@ -83,9 +89,7 @@ def reconstruct(
     else:
         x = read_images(images)[:count]
         check_images(x, model.image_shape)  # type: ignore[arg-type]
-    x = x.to(next(model.parameters()).device)
-    with evaluating(model, guide, seed):
-        again = model.decode(guide.posterior(x).sample())
+    again = reconstructions(model, guide, x, seed=seed).cpu()
     path = run.folder / "reconstructions.png"
     plot_pairs(x, again, path, title=f"{config.title}: originals and reconstructions")
     return path

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -20,9 +21,14 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
+def _draw(axes: Axes, grid: Tensor) -> None:
+    """A picture (C, H, W) in [0, 1], pixel by pixel."""
+    axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+
+
 def _show(figure: Figure, grid: Tensor, title: str) -> None:
     axes = figure.subplots()
-    axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+    _draw(axes, grid)
     axes.set_title(title)
     axes.set_axis_off()
 
@@ -64,7 +70,7 @@ def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
     figure = Figure(figsize=(9, 8 * len(rows) * height / width + 0.5), layout="constrained")
     figure.suptitle(title)
     for axes, (name, strip) in zip(np.atleast_1d(figure.subplots(len(rows))), strips.items(), strict=True):
-        axes.imshow(strip.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+        _draw(axes, strip)
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])

@@ -77,6 +77,11 @@ class Cell:
     def run(self) -> Run:
         return Run(self.folder)
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What ``evaluate`` measured of the run; empty where that is still to come."""
+        return self.run.read_json("metrics.json")
+
 
 def cells(table: Table, options: Reproduction) -> list[Cell]:
     """The runs of a table at the scale, and for the variants, data and seeds, that the options say.
@@ -99,8 +104,7 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
             for label, changes in table.varied(default).items():
                 changed = resolve(replace(base, **changes), shape)
                 now, before = asdict(changed), asdict(default)
-                differences = [f"{k}={_short(now[k])}" for k in now if now[k] != before[k]]
-                folder = "_".join([name, *differences])
+                folder = "_".join([name, *(f"{k}={_short(now[k])}" for k in now if now[k] != before[k])])
                 for seed in options.seeds or range(scale.seeds):
                     check_seed(seed)
                     config = replace(changed, seed=seed, data_root=options.data_root)
@@ -124,8 +128,7 @@ def is_evaluated(cell: Cell, options: Reproduction) -> bool:
         "generated_images": _samples(options),
         "seed": 0,
     }
-    metrics = cell.run.read_json("metrics.json")
-    return metrics.items() >= wanted.items() and not differences(cell.run.config()[0], cell.config)
+    return cell.metrics.items() >= wanted.items() and not differences(cell.run.config()[0], cell.config)
 
 
 def is_measured(cell: Cell, table: Table) -> bool:
@@ -213,7 +216,7 @@ def rows_of(table: Table, grid: Iterable[Cell]) -> dict[str, dict[str, list[Row]
     found: dict[str, dict[str, list[Row]]] = {}
     for cell in grid:
         rows = found.setdefault(cell.config.data, {}).setdefault(cell.label, [])
-        metrics = cell.run.read_json("metrics.json")
+        metrics = cell.metrics
         if metrics:
             metrics |= cell.run.read_json(f"{table.name}.json")
             if "fid" in metrics:
@@ -293,7 +296,7 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path) -> Path:
         for scale in SCALES:
             here = replace(options, scale=scale)
             wanted = cells(table, here)
-            grid = [cell for cell in wanted if cell.run.read_json("metrics.json")]
+            grid = [cell for cell in wanted if cell.metrics]
             if grid:
                 text += f"\n## {table.name}, {scale}\n\n{len(grid)} of {len(wanted)} runs are finished. "
                 text += render(table, here, grid)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pyro_nbvae.files import write_text
+from pyro_nbvae.metrics.latents import LABELLED, SHOTS
 
 
 class Column(NamedTuple):
@@ -42,10 +43,10 @@ COLUMNS = (
     *(
         Column(f"{key}_{number}", f"{name} {number}", 3, "high")
         for key, name in (("knn", "kNN"), ("logistic", "logistic"), ("svm", "SVM"))
-        for number in (200, 1000, 5000)
+        for number in LABELLED
     ),
     Column("shattering", "shattering", 3, "high"),
-    *(Column(f"few_shot_{number}", f"{number}-shot", 3, "high") for number in (1, 5, 10, 20)),
+    *(Column(f"few_shot_{number}", f"{number}-shot", 3, "high") for number in SHOTS),
 )
 
 Row = Mapping[str, Any]

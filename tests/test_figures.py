@@ -10,7 +10,7 @@ from pyro_nbvae.experiments import figures
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """The runs of two variants of the main table, and of one decoder."""
+    """The runs of two variants of the main table."""
     folder = str(tmp_path_factory.mktemp("out"))
     grid = ["--scale", "smoke", "--data", "digits", "--samples", "30", "--jobs", "2", "--out", folder]
     main(["reproduce", "main", *grid, "--variants", "EX-C", "P-VAE"])

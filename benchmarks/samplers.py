@@ -10,10 +10,9 @@ from torch import Tensor
 
 from benchmarks import textbook
 from benchmarks.measure import device, forward_backward, peak_bytes, progress, report, seconds
-from pyro_nbvae.distributions import RelaxedNegativeBinomial
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation, RelaxedNegativeBinomial
 
 SHAPE = (512, 256)
-MAX_COUNT = 100
 
 
 def parameters(shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
@@ -22,30 +21,30 @@ def parameters(shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
     return 0.5 * noise[0], 0.7 * noise[1]
 
 
-def ours(temperature: float, **options: object):
+def ours(relaxation: Relaxation):
     def sample(log_r: Tensor, logits: Tensor) -> Tensor:
-        q = RelaxedNegativeBinomial(log_r.exp(), logits, temperature=temperature, validate_args=False, **options)  # type: ignore[arg-type]
+        q = RelaxedNegativeBinomial(log_r.exp(), logits=logits, relaxation=relaxation, validate_args=False)
         return q.rsample()
 
     return sample
 
 
-def theirs(relaxation: str, temperature: float):
+def theirs(relaxation: ArrivalTimes | GumbelSoftmax):
     def sample(log_r: Tensor, logits: Tensor) -> Tensor:
         rate = textbook.negative_binomial_rate(log_r, logits)
-        if relaxation == "arrival":
-            return textbook.arrivals(rate, temperature)
-        return textbook.gumbel(rate, temperature, MAX_COUNT)
+        if isinstance(relaxation, ArrivalTimes):
+            return textbook.arrivals(rate, relaxation.temperature)  # type: ignore[arg-type]
+        return textbook.gumbel(rate, relaxation.temperature, relaxation.max_count)  # type: ignore[arg-type]
 
     return sample
 
 
-CASES = {
-    "arrival times, sigmoid, temperature 0.1": ("arrival", 0.1, {"indicator": "sigmoid"}),
-    "arrival times, sigmoid, temperature 1": ("arrival", 1.0, {"indicator": "sigmoid"}),
-    "arrival times, smoothstep, temperature 0.1": ("arrival", 0.1, {"indicator": "smoothstep"}),
-    "Gumbel-softmax, temperature 0.25": ("gumbel", 0.25, {"max_count": MAX_COUNT}),
-    "Gumbel-softmax, temperature 1": ("gumbel", 1.0, {"max_count": MAX_COUNT}),
+CASES: dict[str, ArrivalTimes | GumbelSoftmax] = {
+    "arrival times, sigmoid, temperature 0.1": ArrivalTimes(0.1),
+    "arrival times, sigmoid, temperature 1": ArrivalTimes(1.0),
+    "arrival times, smoothstep, temperature 0.1": ArrivalTimes(0.1, indicator="smoothstep"),
+    "Gumbel-softmax, temperature 0.25": GumbelSoftmax(0.25),
+    "Gumbel-softmax, temperature 1": GumbelSoftmax(1.0),
 }
 
 
@@ -54,10 +53,10 @@ def main() -> None:
     both = parameters()
     output = both[0].numel() * both[0].element_size()
     rows = []
-    for name, (relaxation, temperature, options) in progress(list(CASES.items()), "samplers"):
+    for name, relaxation in progress(list(CASES.items()), "samplers"):
         runs = {
-            "ours": forward_backward(ours(temperature, relaxation=relaxation, **options), *both),
-            "textbook": forward_backward(theirs(relaxation, temperature), *both),
+            "ours": forward_backward(ours(relaxation), *both),
+            "textbook": forward_backward(theirs(relaxation), *both),
         }
         taken = seconds(runs, repeats=7)
         rows.append(

@@ -11,21 +11,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import device, forward_backward, report, seconds
-from pyro_nbvae.distributions import RelaxedNegativeBinomial
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.kl import negative_binomial_kl
 
 
 def _cases(log_r: Tensor, logits: Tensor) -> dict[str, Callable[[], object]]:
     zero = torch.zeros((), device=device())
 
-    def drawn(log_r: Tensor, logits: Tensor, **options: object) -> Tensor:
-        return RelaxedNegativeBinomial(log_r.exp(), logits, validate_args=False, **options).rsample()  # type: ignore[arg-type]
+    def drawn(relaxation: Relaxation) -> Callable[[Tensor, Tensor], Tensor]:
+        def draw(log_r: Tensor, logits: Tensor) -> Tensor:
+            q = RelaxedNegativeBinomial(log_r.exp(), logits=logits, relaxation=relaxation, validate_args=False)
+            return q.rsample()
+
+        return draw
 
     return {
-        "arrival": forward_backward(lambda a, b: drawn(a, b, temperature=0.1), log_r, logits),
-        "gumbel": forward_backward(
-            lambda a, b: drawn(a, b, temperature=0.25, relaxation="gumbel", max_count=1000), log_r, logits
-        ),
+        "arrival": forward_backward(drawn(ArrivalTimes(0.1)), log_r, logits),
+        "gumbel": forward_backward(drawn(GumbelSoftmax(0.25, max_count=1000)), log_r, logits),
         "exact KL": forward_backward(lambda a, b: negative_binomial_kl(a.exp(), b, zero.exp(), zero), log_r, logits),
     }
 

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from benchmarks.measure import device, forward_backward, progress, report, seconds
 from benchmarks.samplers import parameters
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.data import load, to_unit_interval
-from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl
-from pyro_nbvae.distributions.samplers import relaxed_count
-from pyro_nbvae.runs import build, resolve
+from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.distributions import ArrivalTimes, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl, shared_dispersion_kl
+from pyro_nbvae.runs.build import build, resolve
+from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.vae import bounded
 from pyro_nbvae.variants import VARIANTS
 
-TEMPERATURE = 0.1
+RELAXATION = ArrivalTimes(0.1)
 BATCH = 512
 # Steps before anything is measured: the counts are then of a model that has begun to learn.
 BEGUN = 20
@@ -36,13 +36,15 @@ def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple
     heads = bounded(guide.encoder(x)).unbind(1)
     r_q = (log_r.expand_as(heads[0]) if shared else log_r + heads[0]).exp()
     l_q = logits + heads[-1]
-    z = relaxed_count(r_q, l_q, TEMPERATURE)
-    return z, negative_binomial_kl(r_q, l_q, r_q if shared else log_r.exp(), logits, exact=not shared)
+    z = RelaxedNegativeBinomial(r_q, logits=l_q, relaxation=RELAXATION).rsample()
+    kl = shared_dispersion_kl(r_q, l_q, logits) if shared else negative_binomial_kl(r_q, l_q, log_r.exp(), logits)
+    return z, kl
 
 
 def _poisson(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     log_rate = model.prior.log_rate + bounded(guide.encoder(x))[:, 0]
-    return relaxed_count(None, log_rate, TEMPERATURE), poisson_kl(log_rate.exp(), model.prior.log_rate.exp())
+    z = RelaxedPoisson(log_rate.exp(), relaxation=RELAXATION).rsample()
+    return z, poisson_kl(log_rate.exp(), model.prior.log_rate.exp())
 
 
 def _gaussian(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,15 +80,17 @@ def stepper(parameters: list[nn.Parameter], loss_of: Loss, x: Tensor) -> Callabl
 def steps_of(name: str, x: Tensor, data: str) -> dict[str, Callable[[], Tensor]]:
     """Steps of a variant: through Pyro, by hand where that is written above, and of its networks alone."""
     torch.manual_seed(0)
-    model, guide, elbo = build(resolve(TrainConfig(variant=name, data=data), tuple(x.shape[1:])), tuple(x.shape[1:]))  # type: ignore[arg-type]
-    guide.temperature = TEMPERATURE
+    model, guide, elbo = build(resolve(TrainConfig(variant=name, data=data), tuple(x.shape[1:])), tuple(x.shape[1:]))
+    if isinstance(guide.relaxation, ArrivalTimes):
+        guide.relaxation = RELAXATION
     through_pyro = elbo(model, guide).to(x.device)
     learned = list(through_pyro.parameters())
-    scale = model.beta / len(x)
+    beta = model.loss_scale
+    scale = beta / len(x)
 
     def by_hand(x: Tensor) -> Tensor:
         z, kl = BY_HAND[name](model, guide, x)
-        return ((x - model.decode(z)).square().sum() / model.beta + kl.sum()) * scale
+        return ((x - model.decode(z)).square().sum() / beta + kl.sum()) * scale
 
     def networks(x: Tensor) -> Tensor:
         h = guide.encoder(x)
@@ -115,7 +119,7 @@ def main(data: str = "mnist") -> None:
     Args:
         data: whose images; of their first 512.
     """
-    x = to_unit_interval(load(data).train[:BATCH]).to(device())
+    x = to_floats(load(data).train[:BATCH]).to(device())
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         steps = {name: steps_of(name, x, data) for name in progress(list(VARIANTS), "preparing")}
         cases = {(name, kind): step for name, kinds in steps.items() for kind, step in kinds.items()}
@@ -139,7 +143,7 @@ def main(data: str = "mnist") -> None:
             }
         )
     share = taken["exact KL", "alone"] / taken["DS-C", "Pyro"]  # type: ignore[index]
-    note = f"Training steps on {data}, batch {BATCH}, 256 latents, temperature {TEMPERATURE}"
+    note = f"Training steps on {data}, batch {BATCH}, 256 latents, {RELAXATION}"
     report("step", rows, f"{note}; the exact KL alone, forward and backward, takes {share:.1%} of DS-C's step")
 
 

@@ -1,8 +1,9 @@
 """The rate-distortion trade-off: what beta, the squared error that a nat of KL is worth, does to each variant."""
 
-from pyro_nbvae.cli import script
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.reproduction import Table
+from pyro_nbvae.commandline import script
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import command_of
 
 
 def _betas(base: TrainConfig) -> dict[str, dict[str, object]]:
@@ -24,4 +25,4 @@ binomial has the smaller squared error and the smaller KL of the two spiking fam
 )
 
 if __name__ == "__main__":
-    script(TABLE)
+    script(command_of(TABLE))

@@ -16,10 +16,10 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import ImageData, batches, load
+from pyro_nbvae.data import Data, batches, load
 from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
-from pyro_nbvae.runs import choose_device
+from pyro_nbvae.runs.build import choose_device
 
 
 class Recipe(NamedTuple):
@@ -46,7 +46,7 @@ class Arguments:
         names: which ones.
         out: the folder for the weights.
         data_root: where the data are.
-        device: auto, or a device of torch's.
+        device: auto or a PyTorch device string.
         seed: of everything random.
     """
 
@@ -71,11 +71,12 @@ def augmented(x: Tensor, mirror: bool, shift: int = 2) -> Tensor:
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def fit(data: ImageData, recipe: Recipe, device: torch.device, batch_size: int = 256) -> ImageClassifier:
+def fit(data: Data, recipe: Recipe, device: torch.device, batch_size: int = 256) -> ImageClassifier:
     """A classifier of the training images: SGD with one cycle of the learning rate, smoothed labels."""
     assert data.train_labels is not None
     images, labels = data.train.to(device), data.train_labels.to(device)
-    classifier = ImageClassifier(data.image_shape, int(labels.max()) + 1).to(device)
+    channels, height, width = data.event_shape
+    classifier = ImageClassifier((channels, height, width), int(labels.max()) + 1).to(device)
     steps = len(images) // batch_size
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=recipe.epochs * steps, pct_start=0.2)

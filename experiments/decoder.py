@@ -4,9 +4,10 @@ The paper's loss sums squared errors over the image's width with a convolutional
 others, so that its beta of 1 is 28 times smaller for them on MNIST: they reconstruct better for that reason alone.
 """
 
-from pyro_nbvae.cli import script
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.reproduction import Table
+from pyro_nbvae.commandline import script
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import command_of
 
 
 def _decoders(base: TrainConfig) -> dict[str, dict[str, object]]:
@@ -34,4 +35,4 @@ its KL.
 )
 
 if __name__ == "__main__":
-    script(TABLE)
+    script(command_of(TABLE))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import tyro
 
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.evaluation import evaluate
-from pyro_nbvae.generation import generate, reconstruct
-from pyro_nbvae.tables import plain
-from pyro_nbvae.training import train
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.generation import generate, reconstruct
+from pyro_nbvae.runs.training import train
+from pyro_nbvae.tables.formats import plain
 
 CONFIG = TrainConfig(data="digits", latents=64, batch_size=100, lr=3e-3, epochs=45)
 

@@ -13,11 +13,11 @@ import tyro
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.data import ImageData, load, to_bytes, to_unit_interval
-from pyro_nbvae.generation import prior_samples
+from pyro_nbvae.data import Data, load, to_bytes, to_floats
 from pyro_nbvae.metrics import build_features, distances
-from pyro_nbvae.runs import build, resolve
+from pyro_nbvae.runs.build import build, resolve
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.generation import prior_samples
 
 
 def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -29,13 +29,13 @@ def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"blurred by {sigma} pixels", gaussian_blur(images, [13, 13], [sigma, sigma])
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     for deviation in (0.05, 0.1, 0.2):
-        yield f"noise of {deviation}", to_bytes((to_unit_interval(images) + deviation * noise).clamp(0, 1))
+        yield f"noise of {deviation}", to_bytes((to_floats(images) + deviation * noise).clamp(0, 1))
 
 
-def untrained(data: ImageData) -> Tensor:
+def untrained(data: Data) -> Tensor:
     """As many prior samples of an EX-C that was never trained as there are held-out images."""
     torch.manual_seed(0)
-    model, guide, _ = build(resolve(TrainConfig(data=data.name), data.image_shape), data.image_shape)
+    model, guide, _ = build(resolve(TrainConfig(data=data.name), data.event_shape), data.event_shape)
     return prior_samples(model, guide, len(data.test))
 
 

@@ -1,8 +1,9 @@
 """Families of latents at the same size and the same beta: which one uses few units best, and which one many."""
 
-from pyro_nbvae.cli import script
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.reproduction import Table
+from pyro_nbvae.commandline import script
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import command_of
 
 
 def _sizes(base: TrainConfig) -> dict[str, dict[str, object]]:
@@ -19,4 +20,4 @@ TABLE = Table(
 )
 
 if __name__ == "__main__":
-    script(TABLE)
+    script(command_of(TABLE))

@@ -16,17 +16,18 @@ import torch
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from pyro_nbvae import generation
-from pyro_nbvae.cli import script, table_of
-from pyro_nbvae.config import Reproduction
-from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.cli import table_of
+from pyro_nbvae.commandline import script
+from pyro_nbvae.data import load, to_floats
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.metrics import HeldOut, held_out, represent
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.plotting import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
-from pyro_nbvae.reproduction import Cell, cells
-from pyro_nbvae.runs import Run
-from pyro_nbvae.vae import AmortizedGuide, ImageModel
+from pyro_nbvae.runs import generation
+from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.tables.config import Reproduction, ScaleName
+from pyro_nbvae.tables.grid import Cell, cells
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Held-out images that statistics of units are of.
 IMAGES = 2_000
@@ -43,11 +44,11 @@ class Arguments:
         data: of one data set.
         out: the folder of the run folders, as nbvae reproduce has it.
         seed: the runs of this seed.
-        device: auto, or a device of torch's.
+        device: auto or a PyTorch device string.
         data_root: where the data are, if not where the runs found them.
     """
 
-    scale: str = "small"
+    scale: ScaleName = "small"
     data: str = "mnist"
     out: str = "runs/reproduce"
     seed: int = 0
@@ -73,7 +74,7 @@ def variants(arguments: Arguments) -> dict[str, Run]:
     return {cell.label: cell.run for cell in finished("main", arguments)}
 
 
-def spiking(arguments: Arguments) -> dict[str, tuple[ImageModel, AmortizedGuide]]:
+def spiking(arguments: Arguments) -> dict[str, tuple[GenerativeModel, AmortizedGuide]]:
     """The pairs whose spikes are looked at."""
     found = {name: run.load(arguments.device)[1:] for name, run in variants(arguments).items() if name in SPIKING}
     if not found:
@@ -86,13 +87,13 @@ def samples(arguments: Arguments, path: Path) -> None:
     rows = {}
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
-        rows[name] = to_unit_interval(generation.prior_samples(model, guide, 16, seed=arguments.seed))
+        rows[name] = to_floats(generation.prior_samples(model, guide, 16, seed=arguments.seed))
     plot_rows(rows, path, title=f"{arguments.data}: samples of the prior")
 
 
 def reconstructions(arguments: Arguments, path: Path) -> None:
     """Held-out images and what each variant makes of them from one exact sample."""
-    images = to_unit_interval(load(arguments.data, arguments.data_root).test[:16])
+    images = to_floats(load(arguments.data, arguments.data_root).test[:16])
     rows = {"held out": images}
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
@@ -146,7 +147,9 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
     data = load(config.data, arguments.data_root)
     images = data.test[:IMAGES].to(device)
     limit = held_out(model, guide, images, seed=arguments.seed)
-    overdispersed = NegativeBinomialModel(data.image_shape, config.latents, decoder=config.decoder, beta=model.beta)
+    overdispersed = NegativeBinomialModel(
+        data.event_shape, config.latents, decoder=config.decoder, likelihood=model.likelihood
+    )
     posterior = NegativeBinomialGuide(overdispersed, encoder=config.encoder, shared_dispersion=True)
     overdispersed.decoder.load_state_dict(model.decoder.state_dict())
     posterior.encoder.load_state_dict(guide.encoder.state_dict())
@@ -177,7 +180,7 @@ def features(arguments: Arguments, path: Path) -> None:
     if not found:
         raise MissingRuns("decoder")
     _, model, _ = found[0].run.load(arguments.device)
-    weight = model.get_parameter("decoder.layers.0.weight").detach().T.unflatten(1, model.image_shape)
+    weight = model.get_parameter("decoder.layers.0.weight").detach().T.unflatten(1, model.event_shape)
     kl = torch.tensor(found[0].metrics["kl_per_unit"])
     best = weight[kl.argsort(descending=True)[:100].to(weight.device)]
     scale = best.abs().flatten(1).amax(1)[:, None, None, None]
@@ -195,7 +198,7 @@ def training(arguments: Arguments, path: Path) -> None:
 
     panels = [
         panel("test_elbo", "held-out ELBO, nats per image"),
-        panel("test_squared_error", "held-out squared error per image"),
+        panel("test_mse", "held-out squared error per pixel"),
     ]
     plot_curves(panels, path, title=f"{arguments.data}: training")
 

@@ -18,10 +18,11 @@ import tyro
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import load, to_unit_interval
+from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import gradient_moments
-from pyro_nbvae.runs import Run
+from pyro_nbvae.runs.folder import Run
 
 ESTIMATORS: dict[str, ELBO] = {
     "AnalyticKL_ELBO": AnalyticKL_ELBO(),
@@ -30,10 +31,10 @@ ESTIMATORS: dict[str, ELBO] = {
     "MonteCarloKL_ELBO, 1 sample": MonteCarloKL_ELBO(1),
     "Pyro's Trace_ELBO": Trace_ELBO(),
 }
-RELAXATIONS = {
-    "arrival, sigmoid": {"relaxation": "arrival", "indicator": "sigmoid"},
-    "arrival, smoothstep": {"relaxation": "arrival", "indicator": "smoothstep"},
-    "gumbel": {"relaxation": "gumbel"},
+RELAXATIONS: dict[str, Relaxation] = {
+    "arrival, sigmoid": ArrivalTimes(),
+    "arrival, smoothstep": ArrivalTimes(indicator="smoothstep"),
+    "gumbel": GumbelSoftmax(),
 }
 TEMPERATURES = (0.05, 0.25)
 
@@ -47,7 +48,7 @@ class Arguments:
         images: held-out images in the batch.
         repeats: gradients per cell.
         seed: of the latents.
-        device: auto, or a device of torch's.
+        device: auto or a PyTorch device string.
     """
 
     run: tyro.conf.Positional[str]
@@ -61,13 +62,12 @@ def table(arguments: Arguments) -> pd.DataFrame:
     """Noise to signal of every estimator (rows) under every relaxation and temperature (columns)."""
     config, model, guide = Run(arguments.run).load(arguments.device)
     device = next(model.parameters()).device
-    x = to_unit_interval(load(config.data, config.data_root).test[: arguments.images].to(device))
+    x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(device))
     columns = {}
     cells = [(name, t) for name in RELAXATIONS for t in TEMPERATURES]
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for name, temperature in tqdm(cells, desc="relaxations"):
-            guide.relaxation.update(RELAXATIONS[name])
-            guide.temperature = temperature
+            guide.relaxation = RELAXATIONS[name].at(temperature)
             torch.manual_seed(arguments.seed)
             moments = {
                 label: gradient_moments(elbo, model, guide, x, arguments.repeats) for label, elbo in ESTIMATORS.items()

@@ -3,38 +3,30 @@
 --representation says of what: the encoder's outputs as in the paper, the posterior's means, or integer counts.
 """
 
-from functools import partial
-
 from tyro.conf import OmitArgPrefixes
 
-from pyro_nbvae.cli import script
-from pyro_nbvae.config import Reproduction
-from pyro_nbvae.data import load
-from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation, latent_classification
-from pyro_nbvae.reproduction import Table, reproduce
-from pyro_nbvae.runs import Run
+from pyro_nbvae.commandline import script
+from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
+from pyro_nbvae.tables.config import Reproduction
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import reproduce
 from pyro_nbvae.variants import VARIANTS
-
-
-def classify(run: Run, fellows: list[Run], device: str, *, representation: Representation) -> dict[str, float]:
-    """The figures of one run."""
-    config, model, guide = run.load(device)
-    return latent_classification(model, guide, load(config.data, config.data_root), representation)
 
 
 def table(representation: Representation) -> Table:
     """The table of one representation."""
+    prefix = "" if representation == "encoder" else f"{representation}_"
+    names = [
+        *(f"{name}_{number}" for name in ("knn", "logistic", "svm") for number in LABELLED),
+        "shattering",
+        *(f"few_shot_{number}" for number in SHOTS),
+    ]
     return Table(
         name="latents" if representation == "encoder" else f"latents-{representation}",
         title=f"Accuracy of classifiers on latents ({representation})",
         variants=tuple(VARIANTS),
         data=("mnist",),
-        metrics=(
-            *(f"{name}_{number}" for name in ("knn", "logistic", "svm") for number in LABELLED),
-            "shattering",
-            *(f"few_shot_{number}" for number in SHOTS),
-        ),
-        measure=partial(classify, representation=representation),
+        metrics=tuple(f"{prefix}{name}" for name in names),
         command=f"python experiments/latents.py --representation {representation}",
     )
 

@@ -1,7 +1,8 @@
 """The main table: reconstruction and generation of the ten variants on the four image sets."""
 
-from pyro_nbvae.cli import script
-from pyro_nbvae.reproduction import Table
+from pyro_nbvae.commandline import script
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import command_of
 from pyro_nbvae.variants import VARIANTS
 
 TABLE = Table(
@@ -36,4 +37,4 @@ TABLE = Table(
 )
 
 if __name__ == "__main__":
-    script(TABLE)
+    script(command_of(TABLE))

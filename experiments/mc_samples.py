@@ -1,8 +1,9 @@
 """How many samples the Monte Carlo KL needs, beside the exact KL, which needs none."""
 
-from pyro_nbvae.cli import script
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.reproduction import Table
+from pyro_nbvae.commandline import script
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import command_of
 
 
 def _samples(base: TrainConfig) -> dict[str, dict[str, object]]:
@@ -23,4 +24,4 @@ none.
 )
 
 if __name__ == "__main__":
-    script(TABLE)
+    script(command_of(TABLE))

@@ -11,8 +11,8 @@ from pyro_nbvae.vae import AmortizedGuide
 class GaussianGuide(AmortizedGuide):
     """q(z | x) = Normal(location, scale), both from the encoder; at encoder outputs of 0 it is the prior.
 
-    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a :class:`~pyro_nbvae.models.GaussianModel`; temperature
-    and relaxation play no part.
+    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a :class:`~pyro_nbvae.models.GaussianModel`; the relaxation
+    plays no part.
     """
 
     heads = 2

@@ -11,8 +11,8 @@ from pyro_nbvae.vae import AmortizedGuide
 class LaplaceGuide(AmortizedGuide):
     """q(z | x) = Laplace(location, scale), both from the encoder; at encoder outputs of 0 it is the prior.
 
-    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a :class:`~pyro_nbvae.models.LaplaceModel`; temperature
-    and relaxation play no part.
+    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a :class:`~pyro_nbvae.models.LaplaceModel`; the relaxation
+    plays no part.
     """
 
     heads = 2

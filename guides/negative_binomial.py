@@ -1,4 +1,4 @@
-"""Amortised negative binomial posterior (DESIGN 3.2)."""
+"""Amortised negative binomial posterior."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ class NegativeBinomialGuide(AmortizedGuide):
     """
 
     prior: NegativeBinomialPrior
+    prior_class = NegativeBinomialPrior
 
     def __init__(self, model: NegativeBinomialModel, *, shared_dispersion: bool = False, **options: Any) -> None:
         self.heads = 1 if shared_dispersion else 2
         super().__init__(model, **options)
 
     def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
-        """q(z | x), batch shape (B, K), at the guide's present temperature."""
+        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
         shift, *log_ratio = self.encode(x)
         r = self.prior.total_count
         if log_ratio:
             r = r * log_ratio[0].exp()
-        return RelaxedNegativeBinomial(r, self.prior.logits + shift, temperature=self.temperature, **self.relaxation)
+        return RelaxedNegativeBinomial(r, logits=self.prior.logits + shift, relaxation=self.relaxation)
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The paper's modulation ratios (dr, dp) = (r_q / r, sigma(-l_q) / sigma(-l)) of images, (B, K) each."""
+        """The paper's modulation ratios (dr, dp) = (r_q / r, sigma(-l_q) / sigma(-l)) of observations, (B, K) each."""
         q = self.posterior(x)
         return q.total_count / self.prior.total_count, torch.sigmoid(-q.logits) / torch.sigmoid(-self.prior.logits)

@@ -1,4 +1,4 @@
-"""Amortised Poisson posterior (P-VAE, DESIGN 3.2)."""
+"""Amortised Poisson posterior (P-VAE)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class PoissonGuide(AmortizedGuide):
     """
 
     prior: PoissonPrior
+    prior_class = PoissonPrior
 
     def posterior(self, x: Tensor) -> RelaxedPoisson:
-        """q(z | x), batch shape (B, K), at the guide's present temperature."""
+        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
         (log_ratio,) = self.encode(x)
-        return RelaxedPoisson(self.prior.rate * log_ratio.exp(), temperature=self.temperature, **self.relaxation)
+        return RelaxedPoisson(self.prior.rate * log_ratio.exp(), relaxation=self.relaxation)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 
-from pyro_nbvae.vae import ImageModel, StandardPrior
+from pyro_nbvae.vae import GenerativeModel, StandardPrior
 
 
-class GaussianModel(ImageModel):
-    """z ~ Normal(0, 1), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
+class GaussianModel(GenerativeModel):
+    """z ~ Normal(0, 1), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
 
     prior: StandardPrior
 

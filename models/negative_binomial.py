@@ -1,4 +1,4 @@
-"""Negative binomial prior over the latents (DESIGN 3.2)."""
+"""Negative binomial prior over the latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
-from pyro_nbvae.vae import ImageModel
+from pyro_nbvae.vae import GenerativeModel
 
 
 class NegativeBinomialPrior(nn.Module):
@@ -29,12 +29,12 @@ class NegativeBinomialPrior(nn.Module):
         return r
 
 
-class NegativeBinomialModel(ImageModel):
-    """z ~ NB(r, l), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
+class NegativeBinomialModel(GenerativeModel):
+    """z ~ NB(r, l), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
 
     prior_class = NegativeBinomialPrior
     prior: NegativeBinomialPrior
 
     def prior_distribution(self) -> RelaxedNegativeBinomial:
         """NB(r, l), batch shape (K,): samples are integers, the support takes relaxed counts too."""
-        return RelaxedNegativeBinomial(self.prior.total_count, self.prior.logits, temperature=0.0)
+        return RelaxedNegativeBinomial(self.prior.total_count, logits=self.prior.logits)

@@ -1,4 +1,4 @@
-"""Poisson prior over the latents (P-VAE, DESIGN 3.2)."""
+"""Poisson prior over the latents (P-VAE)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedPoisson
-from pyro_nbvae.vae import ImageModel
+from pyro_nbvae.vae import GenerativeModel
 
 
 class PoissonPrior(nn.Module):
@@ -22,12 +22,12 @@ class PoissonPrior(nn.Module):
         return self.log_rate.exp()
 
 
-class PoissonModel(ImageModel):
-    """z ~ Poisson(rate), x ~ Normal(decoder(z), sqrt(beta / 2)); arguments as :class:`~pyro_nbvae.vae.ImageModel`."""
+class PoissonModel(GenerativeModel):
+    """z ~ Poisson(rate), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
 
     prior_class = PoissonPrior
     prior: PoissonPrior
 
     def prior_distribution(self) -> RelaxedPoisson:
         """Poisson(rate), batch shape (K,): samples are integers, the support takes relaxed counts too."""
-        return RelaxedPoisson(self.prior.rate, temperature=0.0)
+        return RelaxedPoisson(self.prior.rate)

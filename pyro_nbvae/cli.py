@@ -5,23 +5,21 @@ Heavy imports wait until a command runs, so that help and mistakes answer at onc
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
-from pyro_nbvae.config import TABLES, Reproduction, TrainConfig
+from pyro_nbvae import commandline, plugins
 from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.config import TABLES, Reproduction
 
 if TYPE_CHECKING:
-    from pyro_nbvae.reproduction import Table
+    from pyro_nbvae.tables.grid import Table
 
 
 def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
@@ -31,8 +29,8 @@ def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) 
         out: the run folder: new or empty, or with --resume the run's.
         resume: continue the run in --out from its last whole epoch.
     """
-    from pyro_nbvae.distributed import local_rank
-    from pyro_nbvae.training import train
+    from pyro_nbvae.runs.processes import local_rank
+    from pyro_nbvae.runs.training import train
 
     folder = train(config, out, resume=resume).folder
     if local_rank() == 0:
@@ -49,23 +47,23 @@ def evaluate(
     device: str = "auto",
     data_root: str | None = None,
 ) -> None:
-    """Measure runs on their held-out images with integer counts; print a table, write metrics.json, dispersion.png.
+    """Measure runs on their held-out data with integer counts; print a table, write metrics.json, dispersion.png.
 
     Args:
         runs: run folders that nbvae train wrote.
         features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
-        inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
-        samples: images to generate for FID and KID.
-        importance_samples: latents per image of the importance-weighted bound; 0 leaves it out.
+        inception_weights: torch-fidelity's weights file. Default: the data root's, else downloaded.
+        samples: samples of the prior for FID and KID.
+        importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
         seed: of the latents that are drawn.
-        device: auto (CUDA where it is), or a device of torch's.
-        data_root: where the data are, if not where the run found them.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if not where the run found them.
     """
     if not runs:
         raise InputError("no run named: give one or more folders that nbvae train wrote")
-    from pyro_nbvae.evaluation import evaluate
-    from pyro_nbvae.runs import Run
-    from pyro_nbvae.tables import plain
+    from pyro_nbvae.runs.evaluation import evaluate
+    from pyro_nbvae.runs.folder import Run
+    from pyro_nbvae.tables.formats import plain
 
     found = [Run(folder) for folder in runs]
     options: dict[str, Any] = dict(
@@ -84,42 +82,54 @@ def evaluate(
 
 
 def generate(run: Positional[str], count: int = 100, seed: int = 0, device: str = "auto") -> None:
-    """Draw images from the prior, integer counts; write samples.png.
+    """Draw samples from the prior, integer counts; write samples.png.
 
     Args:
         run: a run folder that nbvae train wrote.
-        count: how many images.
+        count: how many.
         seed: of the latents that are drawn.
-        device: auto (CUDA where it is), or a device of torch's.
+        device: auto (CUDA if available) or a PyTorch device string.
     """
-    from pyro_nbvae.generation import generate
-    from pyro_nbvae.runs import Run
+    from pyro_nbvae.runs.folder import Run
+    from pyro_nbvae.runs.generation import generate
 
     print(generate(Run(run), count=count, seed=seed, device=device))
 
 
 def reconstruct(
     run: Positional[str],
-    images: str | None = None,
+    input: str | None = None,
     count: int = 16,
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
 ) -> None:
-    """Encode and decode images, integer counts between; write reconstructions.png.
+    """Encode and decode observations, integer counts between; write reconstructions.png.
 
     Args:
         run: a run folder that nbvae train wrote.
-        images: a .npy file of your own, (N, C, H, W), floats in [0, 1] or uint8. Default: held-out images.
-        count: how many images.
+        input: a .npy file of your own, (N, *event_shape); images as floats in [0, 1] or uint8. Default: held-out data.
+        count: how many.
         seed: of the latents that are drawn.
-        device: auto (CUDA where it is), or a device of torch's.
-        data_root: where the data are, if not where the run found them.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if not where the run found them.
     """
-    from pyro_nbvae.generation import reconstruct
-    from pyro_nbvae.runs import Run
+    from pyro_nbvae.runs.folder import Run
+    from pyro_nbvae.runs.generation import reconstruct
 
-    print(reconstruct(Run(run), images=images, count=count, seed=seed, device=device, data_root=data_root))
+    print(reconstruct(Run(run), data=input, count=count, seed=seed, device=device, data_root=data_root))
+
+
+def export(run: Positional[str], out: str | None = None) -> None:
+    """Write the parameters of a run as safetensors; pyro_nbvae.load reads the file, without pickle.
+
+    Args:
+        run: a run folder that nbvae train wrote.
+        out: the file. Default: weights.safetensors in the run folder.
+    """
+    from pyro_nbvae.runs.folder import Run
+
+    print(Run(run).export(Path(out) if out else None))
 
 
 def data(action: Positional[Literal["check"]], name: Positional[str], data_root: str | None = None) -> None:
@@ -127,8 +137,8 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
 
     Args:
         action: check.
-        name: digits, mnist, fashion_mnist, cifar16, cifar32 or celeba64.
-        data_root: where the data are. Default: the variable NBVAE_DATA, else the platform's user data folder.
+        name: as of nbvae train --data.
+        data_root: folder of the data sets. Default: the variable NBVAE_DATA, else the platform's user data folder.
     """
     from pyro_nbvae.data import describe, load
 
@@ -158,13 +168,13 @@ def reproduce(
     """
     names = TABLES if table is None else (table,)
     if report:
-        from pyro_nbvae.reproduction import report as write_report
+        from pyro_nbvae.tables.report import report as write_report
 
         print(write_report(map(table_of, names), options, Path("docs/results.md")))
     elif table is None:
         raise InputError(f"no table named: choose from {', '.join(TABLES)}")
     else:
-        from pyro_nbvae.reproduction import reproduce
+        from pyro_nbvae.tables.report import reproduce
 
         print(reproduce(table_of(table), options))
 
@@ -174,79 +184,42 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "generate": generate,
     "reconstruct": reconstruct,
+    "export": export,
     "data": data,
     "reproduce": reproduce,
 }
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"nbvae: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _unboxed(text: str) -> str:
-    """The message of an error that the parser drew in a box: its lines down to the first rule."""
-    lines = [line.strip("│ ") for line in text.splitlines()]
-    body = [line for line in lines if not line.startswith(("╭", "╰"))]
-    rule = next((i for i, line in enumerate(body) if line.startswith("─")), len(body))
-    return " ".join(body[:rule]) or text
-
-
-def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The command as something that only takes its arguments, so that parsing is over before the work begins."""
-
-    @functools.wraps(command)
-    def take(*arguments: Any, **options: Any) -> Callable[[], None]:
-        return functools.partial(command, *arguments, **options)
-
-    return take
+def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The modules that ``--import`` names before the command, and the rest."""
+    rest, names = list(arguments), []
+    while rest and (rest[0] == "--import" or rest[0].startswith("--import=")):
+        word = rest.pop(0)
+        name = word.partition("=")[2] if "=" in word else rest.pop(0) if rest else ""
+        if not name:
+            raise InputError("--import needs the name of a module, as in nbvae --import my_module train ...")
+        names.append(name)
+    return names, rest
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Exits with 2 and one line on bad input, with 130 when interrupted."""
 
     def parse() -> Callable[[], None]:
-        return subcommand_cli_from_dict(
-            {name: _deferred(command) for name, command in COMMANDS.items()},
+        names, rest = _imports(sys.argv[1:] if arguments is None else arguments)
+        call = subcommand_cli_from_dict(
+            {name: commandline.deferred(command) for name, command in COMMANDS.items()},
             prog="nbvae",
-            description="Variational autoencoders with spike counts for latents.",
-            args=arguments,
-            config=(FlagCreatePairsOff,),
+            description="Variational autoencoders with spike counts for latents. Before the command, --import MODULE "
+            "imports a module of yours, which may register variants, data and metrics.",
+            args=rest,
+            config=commandline.CONFIG,
         )
 
-    _run(parse, "nbvae --help")
+        def with_imports() -> None:
+            plugins.import_modules(names)
+            call()
 
+        return with_imports
 
-def script(command: Table | Callable[..., None]) -> None:
-    """Runs an experiment script, a table or a function of its own, as :func:`main` runs the command."""
-    if callable(command):
-        function = command
-    else:
-
-        def function(options: OmitArgPrefixes[Reproduction]) -> None:
-            from pyro_nbvae.reproduction import reproduce
-
-            print(reproduce(command, options))
-
-        function.__doc__ = f"{command.title}: run what is missing, and print and write the table."
-    _run(lambda: tyro.cli(_deferred(function), config=(FlagCreatePairsOff,)), "--help")
-
-
-def _run(parse: Callable[[], Callable[[], None]], help: str) -> None:
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            call = parse()
-    except SystemExit as stop:
-        if stop.code:
-            _fail(f"{_unboxed(complaint.getvalue()).rstrip('.')}; see {help}")
-        raise
-    try:
-        call()
-    except InputError as error:
-        _fail(str(error))
-    except OSError as error:  # a full disk, a folder that may not be written
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        print("nbvae: interrupted; the same command continues (nbvae train with --resume)", file=sys.stderr)
-        raise SystemExit(130) from None
+    commandline.run(parse, "nbvae --help")

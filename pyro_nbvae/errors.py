@@ -13,8 +13,12 @@ def check_seed(seed: int) -> None:
         raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
 
 
-def check_member(what: str, value: str, known: Iterable[str]) -> None:
-    """Raises InputError for a name that is not among those that are known, listing them."""
+def check_member(what: str, value: object, known: Iterable[object], otherwise: str = "") -> None:
+    """Raises InputError for a name that is not among those that are known, listing them.
+
+    Args:
+        otherwise: what else would be right, added to the message.
+    """
     known = list(known)
     if value not in known:
-        raise InputError(f"unknown {what} {value!r}: choose from {', '.join(known)}")
+        raise InputError(f"unknown {what} {value!r}: choose from {', '.join(map(str, known))}{otherwise}")

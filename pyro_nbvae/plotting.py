@@ -61,6 +61,22 @@ def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title:
     _save(figure, path)
 
 
+def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
+    """Observations (N, ...) of any shape as heat maps, a panel a set, an observation a row, on one colour scale."""
+    figure = Figure(figsize=(5 * len(sets) + 0.8, 4.5), layout="constrained")
+    figure.suptitle(title)
+    low = min(float(x.min()) for x in sets.values())
+    high = max(float(x.max()) for x in sets.values())
+    panels = np.atleast_1d(figure.subplots(1, len(sets)))
+    for axes, (name, x) in zip(panels, sets.items(), strict=True):
+        shown = axes.imshow(x.flatten(1).cpu().numpy(), aspect="auto", interpolation="nearest", vmin=low, vmax=high)
+        axes.set_title(name)
+        axes.set_xlabel("element")
+        axes.set_ylabel("observation")
+    figure.colorbar(shown, ax=list(panels), label="value")
+    _save(figure, path)
+
+
 def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
     """A labelled row of images (N, C, H, W) in [0, 1] for every entry."""
     from torchvision.utils import make_grid

@@ -1,55 +1,55 @@
 """What the model and guide of every family share: the batch plate, the observation, the encoder's bounds.
 
-A family's model file defines a prior and :meth:`ImageModel.prior_distribution`; its guide file defines
+A family's model file defines a prior and :meth:`GenerativeModel.prior_distribution`; its guide file defines
 :meth:`AmortizedGuide.posterior`. Everything else is here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_nbvae.distributions.samplers import Indicator, Relaxation
+from pyro_nbvae.distributions import ArrivalTimes, Relaxation
 from pyro_nbvae.errors import InputError, check_seed
+from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
 
 BOUND = 5.0
 
 
 def bounded(h: Tensor) -> Tensor:
-    """The encoder's outputs, held smoothly within +-5 (DESIGN 3.2); 0 stays 0 with slope 1."""
+    """The encoder's outputs, held smoothly within +-5; 0 stays 0 with slope 1."""
     return BOUND * torch.tanh(h / BOUND)
 
 
-def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
-    """Raises InputError, a ValueError, unless ``x`` is (B, C, H, W) of that shape, with validation on in [0, 1]."""
-    if x.dim() != 4 or tuple(x.shape[1:]) != tuple(image_shape):
-        want = ", ".join(map(str, image_shape))
-        raise InputError(f"images have shape {tuple(x.shape)}: expected (batch, {want})")
+def is_image_shape(event_shape: tuple[int, ...]) -> bool:
+    """Whether an observation of that shape is an image: (1 or 3 channels, height, width)."""
+    return len(event_shape) == 3 and event_shape[0] in (1, 3)
+
+
+def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) -> None:
+    """Raises InputError, a ValueError, unless ``x`` is floating point of shape (B, *event_shape), and, where it must be
+    and validation is on, in [0, 1]."""
+    if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
+        want = ", ".join(map(str, ("batch", *event_shape)))
+        raise InputError(f"data have shape {tuple(x.shape)}: expected ({want})")
     if not x.is_floating_point():
-        raise InputError(f"images have dtype {x.dtype}: expected floating point values in [0, 1]")
-    if Distribution._validate_args and len(x):
+        raise InputError(f"data have dtype {x.dtype}: expected floating point (pyro_nbvae.data.to_floats converts)")
+    if unit_interval and Distribution._validate_args and len(x):
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):
             raise InputError(f"images lie in [{low:.3g}, {high:.3g}]: expected values in [0, 1]")
 
 
-def batch_plate(x: Tensor, data_size: int | None) -> Any:
-    """The plate over the batch; with ``data_size`` the batch is a subsample of that many images and scaled so."""
-    return pyro.plate("batch", data_size or len(x), subsample=torch.arange(len(x), device=x.device), dim=-1)
-
-
-def network_precision(module: ImageModel | AmortizedGuide, x: Tensor) -> Any:
+def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Any:
     """The context for a network: bfloat16 multiplications in training where the module asks for them."""
     return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
 
@@ -64,24 +64,25 @@ class StandardPrior(nn.Module):
         self.register_buffer("zeros", torch.zeros(shape), persistent=False)
 
 
-class ImageModel(PyroModule):
-    """p(z) p(x | z): latents from the family's prior, images Normal(decoder(z), sqrt(beta / 2)).
+class GenerativeModel(PyroModule):
+    """p(z) p(x | z): latents from the family's prior, observations from the likelihood of the decoder's output.
 
     Args:
-        image_shape: (channels, height, width).
+        event_shape: of one observation; of an image (channels, height, width).
         latents: number of latents K.
-        decoder: ``"conv"``, ``"mlp"`` or ``"linear"``.
-        beta: 2 sigma^2, so that -beta * ELBO is the squared error + beta * KL + a constant (DESIGN 3.6).
-        data_size: number of images that a batch is a subsample of; None where a batch is all there is.
-
+        decoder: a module from latents (B, K) to the output that the likelihood reads, (B, *event_shape) for those of
+            :mod:`pyro_nbvae.likelihoods`; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
+        likelihood: a callable from the decoder's output to a distribution over observations. Default: Gaussian(1).
+        data_size: number of observations that a batch is a subsample of; None where a batch is all there is.
         latent_shape: of z, (latents,) unless a family arranges its K numbers otherwise.
 
-    Sites: latent ``z`` (B, K), observation ``x`` (B, C, H, W), plate ``batch``. A family's ``prior_class`` is the
+    Sites: latent ``z`` (B, K), observation ``x`` (B, *event_shape), plate ``batch``. A family's ``prior_class`` is the
     module that holds the parameters of p(z); it is made from the latent shape. With ``mixed_precision``
     set the decoder multiplies in bfloat16 while it is trained; densities stay in full precision.
 
     Raises:
-        ValueError: for sizes, a decoder or a beta that cannot be.
+        ValueError: for sizes or a decoder that do not exist, and, with validation on, for observations out of the
+            likelihood's support or, where a built-in decoder ends in a sigmoid, out of [0, 1].
     """
 
     prior_class: Callable[..., nn.Module] = StandardPrior
@@ -90,55 +91,81 @@ class ImageModel(PyroModule):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        event_shape: tuple[int, ...],
         latents: int = 256,
         *,
-        decoder: str = "conv",
-        beta: float = 1.0,
+        decoder: str | nn.Module = "conv",
+        likelihood: Callable[[Tensor], Any] | None = None,
         data_size: int | None = None,
         latent_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         if latents < 1:
             raise InputError(f"latents must be at least 1, got {latents}")
-        if not (beta > 0 and math.isfinite(beta)):
-            raise InputError(f"beta must be positive, got {beta}")
-        self.image_shape = tuple(image_shape)
+        self.event_shape = torch.Size(event_shape)
         self.latents = latents
         self.latent_shape = torch.Size(latent_shape or (latents,))
-        self.beta = float(beta)
         self.data_size = data_size
-        self.decoder = build_decoder(decoder, image_shape, latents)
+        self.likelihood = Gaussian() if likelihood is None else likelihood
+        output: nn.Module = nn.Identity()
+        if isinstance(self.likelihood, Likelihood):
+            self.likelihood.setup(tuple(event_shape))
+            output = self.likelihood.output(is_image_shape(self.event_shape))
+        self.unit_interval = isinstance(decoder, str) and isinstance(output, nn.Sigmoid)
+        self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
+
+    @property
+    def loss_scale(self) -> float:
+        """What training multiplies the ELBO with: beta under a Gaussian likelihood, else 1."""
+        return float(getattr(self.likelihood, "loss_scale", 1.0))
 
     def prior_distribution(self) -> TorchDistribution:
         """p(z), batch shape (K,)."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (..., *latent_shape) to the means of the images (..., C, H, W)."""
+        """Latents (..., *latent_shape) to the decoder's output, (..., *event_shape) or what the likelihood reads."""
         leading = z.shape[: z.dim() - len(self.latent_shape)]
         with network_precision(self, z):
-            images = self.decoder(z.reshape(-1, self.latents))
-        return images.to(z.dtype).reshape(*leading, *self.image_shape)
+            h = self.decoder(z.reshape(-1, self.latents))
+        return h.to(z.dtype).reshape(*leading, *h.shape[1:])
 
-    def observation(self, z: Tensor) -> TorchDistribution:
-        """p(x | z) for latents (..., *latent_shape): event shape (C, H, W)."""
-        return dist.Normal(self.decode(z), math.sqrt(self.beta / 2)).to_event(3)
+    def observation(self, z: Tensor) -> Any:
+        """p(x | z) for latents (..., *latent_shape): a distribution of event shape (*event_shape).
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The generative program on images ``x`` (B, C, H, W) in [0, 1]; returns ``z``."""
-        check_images(x, self.image_shape)  # type: ignore[arg-type]
-        with batch_plate(x, self.data_size):
+        Raises:
+            InputError: where decoder and likelihood make observations of another shape.
+        """
+        observed = self.likelihood(self.decode(z))
+        observed = observed.to_event(max(0, len(self.event_shape) - len(observed.event_shape)))
+        if observed.event_shape != self.event_shape:
+            raise InputError(
+                f"decoder and likelihood make observations of shape {tuple(observed.event_shape)}: the model's "
+                f"event_shape is {tuple(self.event_shape)}"
+            )
+        return observed
+
+    def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
+        """The generative program on observations ``x`` (B, *event_shape); returns ``z``.
+
+        Args:
+            x: observed; None draws ``size`` observations from the prior predictive.
+        """
+        device = next((p.device for p in self.parameters()), None)
+        if x is not None:
+            check_batch(x, self.event_shape, self.unit_interval)
+            size, device = len(x), x.device
+        with pyro.plate("batch", self.data_size or size, subsample=torch.arange(size, device=device), dim=-1):
             z = pyro.sample("z", self.prior_distribution().to_event(1))
             pyro.sample("x", self.observation(z), obs=x)
         return z
 
     @torch.no_grad()
     def generate(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` latents from the prior, integers where they are counts, and the means of their images."""
+        """``count`` latents from the prior, integers where they are counts, and the means of their observations."""
         z = self.prior_distribution().sample(torch.Size([count]))
-        return z, self.decode(z)
+        return z, self.observation(z).mean
 
 
 class AmortizedGuide(PyroModule):
@@ -146,74 +173,92 @@ class AmortizedGuide(PyroModule):
 
     Args:
         model: the model that this is the guide of; its prior is shared, not copied.
-        encoder: ``"conv"``, ``"mlp"`` or ``"linear"``.
-        temperature: of the relaxed samples; a plain attribute, to be annealed between steps. 0 gives the exact latents.
-        relaxation, indicator, max_count, straight_through: how counts are relaxed
-            (:class:`~pyro_nbvae.distributions.relaxed.RelaxedCount`).
+        encoder: a module from observations (B, *event_shape) to (B, heads, K), unbounded, ``heads`` being the family's;
+            or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
+        relaxation: how counts are differentiated; a plain attribute, to be annealed between steps
+            (``guide.relaxation = guide.relaxation.at(0.1)``). None gives the exact latents, without a gradient.
 
-    With ``mixed_precision`` set the encoder multiplies in bfloat16 while it is trained.
+    A family whose prior must be of a class says so in ``prior_class``. With ``mixed_precision`` set the encoder
+    multiplies in bfloat16 while it is trained.
+
+    Raises:
+        TypeError: for a model of another family.
     """
 
     heads = 1
+    prior_class: type[nn.Module] = nn.Module
     prior: Any
     mixed_precision = False
 
     def __init__(
         self,
-        model: ImageModel,
+        model: GenerativeModel,
         *,
-        encoder: str = "conv",
-        temperature: float = 1.0,
-        relaxation: Relaxation = "arrival",
-        indicator: Indicator = "sigmoid",
-        max_count: int = 100,
-        straight_through: bool = False,
+        encoder: str | nn.Module = "conv",
+        relaxation: Relaxation | None = ArrivalTimes(),
     ) -> None:
         super().__init__()
-        self.image_shape = model.image_shape
+        if not isinstance(model.prior, self.prior_class):
+            raise TypeError(
+                f"{type(self).__name__} needs a model whose prior is a {self.prior_class.__name__}: "
+                f"{type(model).__name__} has a {type(model.prior).__name__}"
+            )
+        self.event_shape = model.event_shape
+        self.unit_interval = model.unit_interval
+        self.latents = model.latents
         self.latent_shape = model.latent_shape
         self.data_size = model.data_size
         self.prior = model.prior
-        self.temperature = temperature
-        self.relaxation: dict[str, Any] = dict(
-            relaxation=relaxation, indicator=indicator, max_count=max_count, straight_through=straight_through
-        )
-        self.encoder = build_encoder(encoder, model.image_shape, model.latents, self.heads)  # type: ignore[arg-type]
+        self.relaxation = relaxation
+        heads = (self.latents, self.heads)
+        self.encoder = build_encoder(encoder, self.event_shape, *heads) if isinstance(encoder, str) else encoder
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Within this context the guide draws exact latents: temperature 0, integers where they are counts."""
-        temperature, self.temperature = self.temperature, 0.0
+        """Within this context the guide draws exact latents, integers where they are counts."""
+        relaxation, self.relaxation = self.relaxation, None
         try:
             yield
         finally:
-            self.temperature = temperature
+            self.relaxation = relaxation
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The bounded outputs of the encoder, one (B, K) tensor a head."""
-        check_images(x, self.image_shape)  # type: ignore[arg-type]
+        """The bounded outputs of the encoder, one (B, K) tensor a head.
+
+        Raises:
+            InputError: for observations of another shape, and for an encoder that gives another.
+        """
+        check_batch(x, self.event_shape, self.unit_interval)
         with network_precision(self, x):
             h = self.encoder(x)
+        if h.shape != (len(x), self.heads, self.latents):
+            raise InputError(
+                f"the encoder's output has shape {tuple(h.shape)}: {type(self).__name__} needs (batch, "
+                f"{self.heads}, {self.latents}), {self.heads} numbers for each latent"
+            )
         return bounded(h.to(x.dtype)).unbind(1)
 
     def posterior(self, x: Tensor) -> TorchDistribution:
-        """q(z | x), batch shape (B, K), at the guide's present temperature."""
+        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """The guide on images ``x`` (B, C, H, W) in [0, 1]; returns ``z``."""
-        with batch_plate(x, self.data_size):
-            return pyro.sample("z", self.posterior(x).to_event(1))
+        """The guide on observations ``x`` (B, *event_shape); returns ``z``."""
+        posterior = self.posterior(x)
+        subsample = torch.arange(len(x), device=x.device)
+        with pyro.plate("batch", self.data_size or len(x), subsample=subsample, dim=-1):
+            return pyro.sample("z", posterior.to_event(1))
 
 
 @contextmanager
-def evaluating(model: ImageModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
+def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
     """Evaluation mode, exact latents, no gradients, and a random stream of its own."""
     check_seed(seed)
     modes = [(m, m.training) for m in (model, guide)]
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
-    model.eval(), guide.eval()
+    for module in (model, guide):
+        module.eval()
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), guide.exact(), pyro.validation_enabled(False):
             torch.manual_seed(seed)

@@ -6,45 +6,74 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_nbvae.errors import check_member
+import pyro.infer
+from pyro.infer import ELBO
+
+from pyro_nbvae import infer
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
+from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.guides import CategoricalGuide, GaussianGuide, LaplaceGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
-from pyro_nbvae.infer.elbo import SiteKL_ELBO
 from pyro_nbvae.models import CategoricalModel, GaussianModel, LaplaceModel, NegativeBinomialModel, PoissonModel
-from pyro_nbvae.vae import AmortizedGuide, ImageModel
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What builds a variant. ``options`` go to the guide; ``settings`` are configuration fields for the model.
+    """What a variant is built of.
 
-    ``any_relaxation``: the configuration may choose another relaxation than ``options`` say.
+    Args:
+        model: of :class:`~pyro_nbvae.vae.GenerativeModel`, called with the event shape, the number of latents, and
+            ``decoder`` and ``likelihood`` by keyword.
+        guide: of :class:`~pyro_nbvae.vae.AmortizedGuide`, called with the model and with ``encoder`` and ``relaxation``
+            by keyword.
+        estimator: any of Pyro's ELBOs or ours, a class; ``--estimator`` names another.
+        relaxation: how its counts are differentiated; None where there is nothing to choose (the guide's default). A
+            run's configuration sets its options.
+        any_relaxation: the configuration may choose another.
+        options: more arguments of the guide.
+        settings: fields of the configuration that the model takes as arguments.
     """
 
-    model: Callable[..., ImageModel]
+    model: Callable[..., GenerativeModel]
     guide: Callable[..., AmortizedGuide]
-    estimator: Callable[..., SiteKL_ELBO]
+    estimator: Callable[..., ELBO] = AnalyticKL_ELBO
+    relaxation: Relaxation | None = None
+    any_relaxation: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    any_relaxation: bool = False
 
 
-def _nb(estimator: Callable[..., SiteKL_ELBO], relaxation: str, **options: Any) -> Variant:
-    return Variant(NegativeBinomialModel, NegativeBinomialGuide, estimator, {"relaxation": relaxation, **options})
+def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: Any) -> Variant:
+    return Variant(NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, options=options)
 
 
 VARIANTS: dict[str, Variant] = {
-    "MC-G": _nb(MonteCarloKL_ELBO, "gumbel"),
-    "MC-C": _nb(MonteCarloKL_ELBO, "arrival"),
-    "DS-G": _nb(AnalyticKL_ELBO, "gumbel", shared_dispersion=True),
-    "DS-C": _nb(AnalyticKL_ELBO, "arrival", shared_dispersion=True),
-    "EX-G": _nb(AnalyticKL_ELBO, "gumbel"),
-    "EX-C": _nb(AnalyticKL_ELBO, "arrival"),
-    "P-VAE": Variant(PoissonModel, PoissonGuide, AnalyticKL_ELBO, any_relaxation=True),
-    "G-VAE": Variant(GaussianModel, GaussianGuide, AnalyticKL_ELBO),
-    "L-VAE": Variant(LaplaceModel, LaplaceGuide, AnalyticKL_ELBO),
-    "C-VAE": Variant(CategoricalModel, CategoricalGuide, AnalyticKL_ELBO, {"relaxation": "gumbel"}, ("categories",)),
+    "MC-G": _nb(MonteCarloKL_ELBO, GumbelSoftmax()),
+    "MC-C": _nb(MonteCarloKL_ELBO, ArrivalTimes()),
+    "DS-G": _nb(AnalyticKL_ELBO, GumbelSoftmax(), shared_dispersion=True),
+    "DS-C": _nb(AnalyticKL_ELBO, ArrivalTimes(), shared_dispersion=True),
+    "EX-G": _nb(AnalyticKL_ELBO, GumbelSoftmax()),
+    "EX-C": _nb(AnalyticKL_ELBO, ArrivalTimes()),
+    "P-VAE": Variant(PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True),
+    "G-VAE": Variant(GaussianModel, GaussianGuide),
+    "L-VAE": Variant(LaplaceModel, LaplaceGuide),
+    "C-VAE": Variant(CategoricalModel, CategoricalGuide, relaxation=GumbelSoftmax(), settings=("categories",)),
 }
+
+
+def register_variant(name: str, variant: Variant) -> None:
+    """Makes a variant known by a name, to ``--variant`` and everywhere else.
+
+    Example::
+
+        >>> import dataclasses
+        >>> sampled = dataclasses.replace(VARIANTS["P-VAE"], estimator=pyro.infer.Trace_ELBO)
+        >>> register_variant("P-VAE, sampled KL", sampled)
+        >>> variant("P-VAE, sampled KL").estimator.__name__
+        'Trace_ELBO'
+    """
+    VARIANTS[name] = variant
 
 
 def variant(name: str) -> Variant:
@@ -53,5 +82,20 @@ def variant(name: str) -> Variant:
     Raises:
         ValueError: for an unknown name, listing the known ones.
     """
-    check_member("variant", name, VARIANTS)
+    check_member("variant", name, VARIANTS, "; one of your own needs its module, nbvae --import MODULE ...")
     return VARIANTS[name]
+
+
+def estimator(name: str) -> Callable[..., ELBO]:
+    """An ELBO by the name of its class, ours or Pyro's.
+
+    Raises:
+        ValueError: for a name that neither has.
+    """
+    found = getattr(infer, name, None) or getattr(pyro.infer, name, None)
+    if not (isinstance(found, type) and issubclass(found, ELBO)) or found in (ELBO, infer.SiteKL_ELBO):
+        raise InputError(
+            f"unknown estimator {name!r}: choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as "
+            "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO"
+        )
+    return found

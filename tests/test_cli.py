@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_nbvae.cli import main
-from pyro_nbvae.runs import Run
+from pyro_nbvae.runs.folder import Run
 
 TINY = [
     "--data",
@@ -69,7 +69,7 @@ def test_the_bar_shows_the_run(tmp_path, capfd):
     main(["train", *TINY, "--out", str(tmp_path / "run")])
     out, err = capfd.readouterr()
     assert out == f"{tmp_path / 'run'}\n"
-    for word in ("loss=", "error=", "KL=", "Fano="):
+    for word in ("loss=", "log p(x|z)=", "KL=", "Fano="):
         assert word in err
 
 
@@ -97,11 +97,11 @@ def test_help_names_every_flag(capsys):
         ("--seed -1", ["seed must be 0 to 4294967295, got -1"]),
         ("--latents 0", ["latents must be positive, got 0"]),
         ("--latents -5", ["latents must be positive, got -5"]),
-        ("--encoder resnet", ["unknown encoder 'resnet'", "conv, mlp, linear"]),
-        ("--indicator step", ["unknown indicator 'step'", "sigmoid, smoothstep"]),
-        ("--preset nature", ["unknown preset 'nature'", "default, paper"]),
+        ("--encoder resnet", ["'resnet'", "--encoder", "conv"]),
+        ("--indicator step", ["'step'", "--indicator", "smoothstep"]),
+        ("--preset nature", ["'nature'", "--preset", "paper"]),
         ("--kl-warmup -1", ["kl-warmup must not be negative, got -1"]),
-        ("--device abacus", ["device 'abacus' is not to be had"]),
+        ("--device abacus", ["device 'abacus' is not available"]),
         ("--epochs many", ["--epochs", "'many'"]),
         ("--colour red", ["--colour", "nbvae --help"]),
     ],
@@ -147,20 +147,20 @@ def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):
         (np.zeros((2, 1, 28, 28), np.float32), "expected (batch, 1, 16, 16)"),
         (np.zeros((16, 16), np.float32), "expected (batch, 1, 16, 16)"),
         (np.full((2, 1, 16, 16), 7.0), "expected values in [0, 1]"),
-        (np.zeros((2, 1, 16, 16), np.int64), "expected (N, C, H, W), floats in [0, 1] or uint8"),
+        (np.zeros((2, 1, 16, 16), np.int64), "expected numbers (N, *event_shape), images as floats or uint8"),
     ],
 )
 def test_images_of_the_wrong_shape_or_range(capsys, folder, tmp_path, array, part):
     np.save(tmp_path / "images.npy", array)
-    assert part in refused(capsys, "reconstruct", folder, "--images", tmp_path / "images.npy")
+    assert part in refused(capsys, "reconstruct", folder, "--input", tmp_path / "images.npy")
 
 
 def test_images_that_are_no_array(capsys, folder, tmp_path):
     (tmp_path / "images.npy").write_text("no")
     assert "cannot be read as a .npy array" in refused(
-        capsys, "reconstruct", folder, "--images", tmp_path / "images.npy"
+        capsys, "reconstruct", folder, "--input", tmp_path / "images.npy"
     )
-    assert "cannot be read" in refused(capsys, "reconstruct", folder, "--images", tmp_path / "none.npy")
+    assert "cannot be read" in refused(capsys, "reconstruct", folder, "--input", tmp_path / "none.npy")
 
 
 @pytest.mark.parametrize("command", ["generate", "reconstruct"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_nbvae.data import batches, load, to_unit_interval
+from pyro_nbvae.data import batches, load, to_floats
 from pyro_nbvae.data.sources import data_root
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import cache_root
@@ -34,7 +34,7 @@ def test_digits_are_scikit_learns():
 
     data = load("digits")
     assert data.train.shape == (1500, 1, 16, 16) and data.test.shape == (297, 1, 16, 16)
-    assert data.image_shape == (1, 16, 16) and data.train.dtype == torch.uint8
+    assert data.event_shape == (1, 16, 16) and data.train.dtype == torch.uint8
     bunch = load_digits()
     assert torch.equal(torch.cat([data.train_labels, data.test_labels]), torch.as_tensor(bunch.target))
     # enlarging keeps the mean
@@ -72,7 +72,7 @@ def test_missing_data_with_no_network(name, tmp_path, offline):
 def test_damaged_data(mnist):
     path = mnist / "MNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"mnist in .* is damaged"):
+    with pytest.raises(InputError, match=r"mnist in .* cannot be read .*: bring the four"):
         load("mnist", mnist)
 
 
@@ -172,4 +172,4 @@ def test_batches_cover_everything_once_in_order():
     parts = list(batches(images, 4, order))
     assert [len(p) for p in parts] == [4, 4, 2]
     torch.testing.assert_close(torch.cat(parts).flatten() * 255, order.float())
-    torch.testing.assert_close(torch.cat(list(batches(images, 3))), to_unit_interval(images))
+    torch.testing.assert_close(torch.cat(list(batches(images, 3))), to_floats(images))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_nbvae.runs import Run
+from pyro_nbvae.runs.folder import Run
 from tests.two_processes import OTHERS
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -37,7 +37,7 @@ def test_two_processes_and_one_reach_the_same_loss(runs):
     for part in ("model", "guide"):
         for name, value in first[part].items():
             torch.testing.assert_close(second[part][name], value, rtol=1e-4, atol=1e-5)
-    errors = numbers(one)["squared_error"]
+    errors = numbers(one)["loss"]
     assert errors.iloc[-1] < errors.iloc[0]
 
 
@@ -53,5 +53,5 @@ def test_two_processes_resume_to_the_same_numbers(runs):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_variant_trains_in_two_processes(name, runs):
-    one, two = (numbers(folder / name)["test_squared_error"].iloc[-1] for folder in runs)
+    one, two = (numbers(folder / name)["test_mse"].iloc[-1] for folder in runs)
     assert np.isfinite(two) and two == pytest.approx(one, rel=0.2)

@@ -9,21 +9,21 @@ import torch
 from torch.distributions import kl_divergence
 
 from pyro_nbvae.cli import main
-from pyro_nbvae.config import TrainConfig
-from pyro_nbvae.data import SOURCES, load, to_unit_interval
-from pyro_nbvae.data.sources import Source
-from pyro_nbvae.evaluation import evaluate
-from pyro_nbvae.generation import generate, reconstruct
+from pyro_nbvae.data import SOURCES, Source, load, to_floats
 from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
-from pyro_nbvae.training import train
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.generation import generate, reconstruct
+from pyro_nbvae.runs.training import train
 from pyro_nbvae.vae import evaluating
 from pyro_nbvae.variants import VARIANTS
 
 
 def pair(latents=8, name="EX-C", beta=0.5):
     variant = VARIANTS[name]
-    model = variant.model((1, 8, 8), latents, decoder="linear", beta=beta)
+    model = variant.model((1, 8, 8), latents, decoder="linear", likelihood=Gaussian(beta))
     return model, variant.guide(model, encoder="linear", **variant.options)
 
 
@@ -40,7 +40,7 @@ def test_the_elbo_is_pyros_on_integer_counts(name):
     """Averaged over noise, held_out's ELBO is the one that the estimator gives at temperature 0."""
     model, guide = pair(name=name)
     images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
-    x = to_unit_interval(images)
+    x = to_floats(images)
     ours = torch.tensor([held_out(model, guide, images, seed=s).elbo for s in range(150)])
     with guide.exact():
         pyros = torch.tensor([-AnalyticKL_ELBO().loss(model, guide, x) / 40 for _ in range(150)])
@@ -52,7 +52,7 @@ def test_importance_weighted_bound_reaches_the_evidence():
     """With one unit log p(x) is a sum over its counts; the bound lies between the ELBO and it, and closes in."""
     model, guide = pair(latents=1, beta=2.0)
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
-    x = to_unit_interval(images)
+    x = to_floats(images)
     counts = torch.arange(200.0)[:, None]
     with torch.no_grad():
         log_joint = model.observation(counts[:, None]).log_prob(x) + model.prior_distribution().log_prob(counts)
@@ -78,7 +78,7 @@ def test_moments_of_units():
     images = torch.randint(0, 256, (3000, 1, 8, 8), dtype=torch.uint8)
     units = held_out(model, guide, images)
     with torch.no_grad():
-        q = guide.posterior(to_unit_interval(images))
+        q = guide.posterior(to_floats(images))
         kl = kl_divergence(q, model.prior_distribution().expand(torch.Size([3000, 4]))).mean(0)
         variance = q.variance.mean(0) + q.mean.var(0)  # the law of total variance
     torch.testing.assert_close(units.unit_kl, kl, rtol=1e-4, atol=1e-5, check_dtype=False)
@@ -97,7 +97,7 @@ def test_a_unit_that_says_nothing_is_dead(run):
     state["guide"] = guide.state_dict()
     broken = type(run)(run.folder.parent / "dead")
     broken.folder.mkdir()
-    broken.write_config(config, model.image_shape)
+    broken.write_config(config, model.event_shape)
     broken.write_checkpoint(state)
     before, after = (evaluate(r, importance_samples=1, samples=40, progress=False) for r in (run, broken))
     assert after["kl_per_unit"][2] == pytest.approx(0, abs=1e-6)
@@ -112,9 +112,9 @@ def test_evaluation_leaves_everything_as_it_was():
     expected = torch.rand(1)
     torch.manual_seed(4)
     with evaluating(model, guide, seed=0):
-        assert not model.training and guide.temperature == 0 and not torch.is_grad_enabled()
+        assert not model.training and guide.relaxation is None and not torch.is_grad_enabled()
         torch.rand(10)
-    assert model.training and not guide.training and guide.temperature == 1.0
+    assert model.training and not guide.training and guide.relaxation == VARIANTS["EX-C"].relaxation
     assert torch.rand(1) == expected
 
 
@@ -170,6 +170,6 @@ def test_ones_own_images(run, tmp_path):
 
     images = load("digits").test[:5]
     np.save(tmp_path / "bytes.npy", images.numpy())
-    np.save(tmp_path / "floats.npy", to_unit_interval(images).numpy())
-    pictures = [reconstruct(run, images=tmp_path / name).read_bytes() for name in ("bytes.npy", "floats.npy")]
+    np.save(tmp_path / "floats.npy", to_floats(images).numpy())
+    pictures = [reconstruct(run, data=tmp_path / name).read_bytes() for name in ("bytes.npy", "floats.npy")]
     assert pictures[0] == pictures[1]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from pyro_nbvae.networks import DECODERS, ENCODERS, build_decoder, build_encoder
 
@@ -12,7 +13,7 @@ CASES = [(name, shape) for name in ENCODERS for shape in SHAPES if (name, shape[
 
 @pytest.mark.parametrize("name, shape", CASES, ids=str)
 def test_shapes_both_ways(name, shape):
-    encoder, decoder = build_encoder(name, shape, 5, 2), build_decoder(name, shape, 5)
+    encoder, decoder = build_encoder(name, shape, 5, 2), build_decoder(name, shape, 5, nn.Sigmoid())
     h = encoder(torch.rand(3, *shape))
     assert h.shape == (3, 2, 5)
     x = decoder(torch.poisson(torch.ones(3, 5)))
@@ -34,17 +35,25 @@ def test_the_papers_sizes():
     assert build_encoder("conv", (3, 16, 16), 256, 2).heads[0][0].in_features == 64 * 4 * 4
     assert build_encoder("conv", (3, 64, 64), 256, 2).heads[0][0].in_features == 64 * 16 * 16
     for side in (28, 16, 64):
-        assert build_decoder("conv", (3, side, side), 256).start == (128, side // 4, side // 4)
+        assert build_decoder("conv", (3, side, side), 256, nn.Identity()).start == (128, side // 4, side // 4)
 
 
-@pytest.mark.parametrize("shape", [(2, 28, 28), (1, 7, 28), (3, 65, 64)])
-def test_images_that_are_not_supported(shape):
-    with pytest.raises(ValueError, match="1 or 3 channels and 8 to 64 pixels"):
-        build_encoder("conv", shape, 4, 1)
+@pytest.mark.parametrize("shape", [(7,), (5, 12), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("name", ["mlp", "linear"])
+def test_observations_of_any_shape(name, shape):
+    assert build_encoder(name, shape, 5, 2)(torch.rand(3, *shape)).shape == (3, 2, 5)
+    assert build_decoder(name, shape, 5, nn.Identity())(torch.rand(3, 5)).shape == (3, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 28), (3, 64), (10,)], ids=str)
+def test_what_a_convolution_does_not_take(shape):
+    for build in (lambda: build_encoder("conv", shape, 4, 1), lambda: build_decoder("conv", shape, 4, nn.Identity())):
+        with pytest.raises(ValueError, match="8 pixels a side or more"):
+            build()
 
 
 @pytest.mark.parametrize(
-    "build", [lambda n: build_encoder(n, (1, 8, 8), 4, 1), lambda n: build_decoder(n, (1, 8, 8), 4)]
+    "build", [lambda n: build_encoder(n, (1, 8, 8), 4, 1), lambda n: build_decoder(n, (1, 8, 8), 4, nn.Identity())]
 )
 def test_unknown_names(build):
     with pytest.raises(ValueError, match=r"unknown .* 'resnet': choose from conv, mlp, linear"):

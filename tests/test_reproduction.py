@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -12,12 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pyro_nbvae import plugins, variants
 from pyro_nbvae.cli import table_of
-from pyro_nbvae.config import SCALES, TABLES, Reproduction
+from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.jobs import JobError, LocalProcesses
-from pyro_nbvae.reproduction import Table, cells, report, reproduce
-from pyro_nbvae.tables import latex, markdown
+from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
+from pyro_nbvae.tables.formats import latex, markdown
+from pyro_nbvae.tables.grid import Table, cells
+from pyro_nbvae.tables.jobs import JobError, LocalProcesses
+from pyro_nbvae.tables.report import report, reproduce
 
 LINEAR = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 500}
 GRID = Table(
@@ -42,14 +46,14 @@ def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     assert len(table) == 8 and set(table["label"]) == {"EX-C", "EX-C beta 2", "G-VAE", "G-VAE beta 2"}
     for cell in cells(GRID, options):
         metrics = json.loads((cell.folder / "metrics.json").read_text())
-        assert (metrics["epochs"], metrics["generated_images"]) == (1, 30)
+        assert (metrics["epochs"], metrics["generated_samples"]) == (1, 30)
         which = (cell.label, cell.config.seed)
         (row,) = [r for r in table.to_dict("records") if (r["label"], r["training_seed"]) == which]
         assert [row[k] for k in ("mse", "fid_c")] == pytest.approx([metrics[k] for k in ("mse", "fid_c")])
     mse = table[table["label"] == "EX-C beta 2"]["mse"]
     line = next(line for line in text.splitlines() if line.startswith("| EX-C beta 2 "))
     assert f"{np.mean(mse):.4f} ± {np.std(mse, ddof=1):.4f}" in line
-    for condition in ("epochs 1;", "training images 1,500;", "batches of 500;", "seeds 0, 1.", "30 samples"):
+    for condition in ("epochs 1;", "training data 1,500;", "batches of 500;", "seeds 0, 1.", "30 samples"):
         assert condition in text
     assert f"nbvae reproduce tiny --scale smoke --seeds 0 1 --out {options.out} --samples 30\n" in text
     assert "-" in next(line for line in text.splitlines() if line.startswith("| G-VAE ")).split("|")[-2]
@@ -82,25 +86,56 @@ def test_what_fails_is_named_and_the_others_go_on(options):
     assert "holds another run (lr 0.001 there, 0.1 here)" in str(error.value)
 
 
-def parameters(run, fellows, device):
-    """A measure for the table: of the run itself, of where it is among its fellows, and where it was called."""
-    _, model, _ = run.load(device)
-    place = [str(fellow.folder) for fellow in fellows].index(str(run.folder))
-    return {"shattering": float(sum(p.numel() for p in model.parameters())), "knn_200": place, "svm_200": os.getpid()}
+def test_a_cell_gains_the_metrics_it_lacks_without_being_trained_again(options):
+    """A table that lists another metric measures that, keeps the other figures, and leaves the checkpoint alone."""
+    grid = replace(GRID, metrics=("mse",), varied=lambda base: {"": LINEAR})
+    options.seeds, options.jobs = (0,), 2
+    reproduce(grid, options)
+    folders = [cell.folder for cell in cells(grid, options)]
+    before = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    stamps = [(folder / "checkpoint.pt").stat().st_mtime_ns for folder in folders]
+    text = reproduce(replace(grid, metrics=("mse", "gradient_noise", "knn_200")), options)
+    after = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert stamps == [(folder / "checkpoint.pt").stat().st_mtime_ns for folder in folders]
+    for old, new in zip(before, after, strict=True):
+        assert set(new) - set(old) == {"gradient_noise", "knn_200"}
+        assert all(new[name] == old[name] for name in old)
+        assert new["gradient_noise"] > 0 and 0.2 < new["knn_200"] <= 1
+        assert f"{new['knn_200']:.3f}" in text
+    assert "gradient noise" in text and "kNN 200" in text
 
 
-def test_a_table_measures_what_it_adds_once_and_beside_its_fellows(options):
-    grid = replace(GRID, metrics=("mse", "shattering"), varied=lambda base: {"": LINEAR}, measure=parameters)
-    options.jobs = 2
-    text = reproduce(grid, options)
-    found = [json.loads((cell.folder / "tiny.json").read_text()) for cell in cells(grid, options)]
-    assert [one["knn_200"] for one in found] == [0, 1, 2, 3]
-    # EX-C's prior has two numbers for each of six latents, G-VAE's none
-    assert found[0]["shattering"] - found[2]["shattering"] == 12
-    assert len({one["svm_200"] for one in found} | {os.getpid()}) == 5, "a process each"
-    assert f"{found[0]['shattering']:.3f}" in text and "kNN" not in text
-    assert reproduce(grid, options) == text
-    assert [json.loads((cell.folder / "tiny.json").read_text()) for cell in cells(grid, options)] == found
+OWN_MODULE = """
+from dataclasses import replace
+import torch
+from pyro.infer import Trace_ELBO
+from pyro_nbvae.data import Source, register_data
+from pyro_nbvae.variants import VARIANTS, register_variant
+
+register_variant("MINE", replace(VARIANTS["P-VAE"], estimator=Trace_ELBO))
+counts = torch.poisson(torch.full((60, 7), 3.0), generator=torch.Generator().manual_seed(0))
+register_data("spikes", Source((7,), lambda root: (counts[:50], counts[50:], None, None)))
+"""
+
+
+def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_own_module.py").write_text(OWN_MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(plugins, "imported", [])
+    monkeypatch.setitem(variants.VARIANTS, "MINE", None)
+    monkeypatch.setitem(SOURCES, "spikes", None)
+    grid = replace(
+        GRID,
+        variants=("MINE",),
+        data=("spikes",),
+        metrics=("mse", "ssim", "elbo"),
+        varied=lambda base: {"": {**LINEAR, "likelihood": "poisson"}},
+    )
+    plugins.import_modules(["my_own_module"])
+    text = reproduce(grid, Reproduction(out=str(tmp_path / "out"), samples=30, jobs=2))
+    assert "| MINE " in text and "SSIM" not in text
+    assert "Made by: nbvae --import my_own_module reproduce tiny" in text
 
 
 def test_the_report_is_what_the_folders_hold(options, tmp_path, monkeypatch):

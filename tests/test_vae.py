@@ -7,7 +7,9 @@ import pytest
 import torch
 from pyro import poutine
 
+from pyro_nbvae.distributions import ArrivalTimes
 from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.models import NegativeBinomialModel
 
 SHAPE = (1, 8, 8)
@@ -15,7 +17,7 @@ SHAPE = (1, 8, 8)
 
 @pytest.fixture
 def model():
-    return NegativeBinomialModel(SHAPE, 5, decoder="linear", beta=0.5)
+    return NegativeBinomialModel(SHAPE, 5, decoder="linear", likelihood=Gaussian(0.5))
 
 
 def test_sites_plates_and_shapes(model):
@@ -34,7 +36,7 @@ def test_sites_plates_and_shapes(model):
 def test_beta_is_the_decoders_noise(model):
     """log p(x | z) = -squared error / beta - D / 2 log(pi beta)."""
     z, x = torch.ones(3, 5), torch.rand(3, *SHAPE)
-    error = (x - model.decode(z)).square().sum((1, 2, 3))
+    error = (x - model.observation(z).mean).square().sum((1, 2, 3))
     expected = -error / 0.5 - 64 / 2 * math.log(math.pi * 0.5)
     torch.testing.assert_close(model.observation(z).log_prob(x), expected)
 
@@ -88,12 +90,12 @@ def test_generation_draws_integers_from_the_prior(model):
 
 
 def test_exact_context_puts_the_temperature_back(model):
-    guide = NegativeBinomialGuide(model, encoder="linear", temperature=0.4)
+    guide = NegativeBinomialGuide(model, encoder="linear", relaxation=ArrivalTimes(0.4))
     x = torch.rand(3, *SHAPE)
     with pytest.raises(KeyError), guide.exact():
         z = guide(x)
         raise KeyError
-    assert (z == z.round()).all() and guide.temperature == 0.4
+    assert (z == z.round()).all() and guide.relaxation == ArrivalTimes(0.4)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +116,12 @@ def test_wrong_images_are_refused_by_both_programs(model, x, message):
             program(x)
 
 
-@pytest.mark.parametrize("options", [{"latents": 0}, {"beta": 0.0}, {"beta": -1.0}, {"beta": math.inf}])
-def test_impossible_sizes(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        NegativeBinomialModel(SHAPE, decoder="linear", **options)
+def test_impossible_sizes():
+    with pytest.raises(ValueError, match="latents"):
+        NegativeBinomialModel(SHAPE, 0, decoder="linear")
+    for beta in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="beta must be positive"):
+            Gaussian(beta)
 
 
 def test_works_with_module_local_parameters():

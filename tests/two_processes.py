@@ -7,9 +7,9 @@ from pathlib import Path
 import pyro.distributions as dist
 
 from pyro_nbvae import variants
-from pyro_nbvae.config import TrainConfig
 from pyro_nbvae.guides import GaussianGuide
-from pyro_nbvae.training import train
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.training import train
 
 
 class NoiselessGuide(GaussianGuide):
@@ -24,7 +24,7 @@ class NoiselessGuide(GaussianGuide):
 CONFIG = TrainConfig(
     variant="noiseless",
     data="digits",
-    train_images=51,
+    train_size=51,
     latents=8,
     encoder="linear",
     decoder="linear",

@@ -1,25 +1,33 @@
-"""Image data: sources by name, and batches of them."""
+"""Data: sources by name or from a user's own files, and batches of them."""
 
 from pyro_nbvae.data.sources import (
     BATCH,
     SOURCES,
-    ImageData,
+    Data,
+    Source,
     batches,
     data_root,
     describe,
+    full_name,
     load,
+    register_data,
+    source_of,
     to_bytes,
-    to_unit_interval,
+    to_floats,
 )
 
 __all__ = [
     "BATCH",
     "SOURCES",
-    "ImageData",
+    "Data",
+    "Source",
     "batches",
     "data_root",
     "describe",
+    "full_name",
     "load",
+    "register_data",
+    "source_of",
     "to_bytes",
-    "to_unit_interval",
+    "to_floats",
 ]

@@ -1,4 +1,4 @@
-"""Sources of images. Each says which files it is made from and reads them to uint8 tensors; ``SOURCES`` names them.
+"""Sources of data. Each says which files it is made from and reads them to tensors; ``SOURCES`` names them.
 
 The prepared tensors are kept in a cache outside the data root, keyed by the source and its files, so that a set is
 decoded and resized once.
@@ -14,35 +14,43 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import cached
 
 # Changed where the same files are prepared differently, so that older cached tensors are not taken.
-RECIPE = 1
-# Images at a time where they are only looked at.
+RECIPE = 2
+# Observations at a time where they are only looked at.
 BATCH = 500
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """Images (N, C, H, W) as uint8 and labels (N,) as int64 (None where there are none), for training and held out."""
+class Data:
+    """Observations (N, *event_shape) and labels (N,) as int64 (None where there are none), for training and held out.
+
+    uint8 arrays of images, (N, 1 or 3, H, W), are pixels: :func:`to_floats` puts them in [0, 1]. Everything else is
+    taken as it is.
+    """
 
     name: str
     train: Tensor
     test: Tensor
-    train_labels: Tensor | None
-    test_labels: Tensor | None
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.train.shape[1:]
-        return channels, height, width
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one observation."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def images(self) -> bool:
+        """Whether the observations are pixels."""
+        return is_pixels(self.train)
 
 
 Split = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -53,16 +61,16 @@ class Source:
     """How a set is found, read and downloaded.
 
     Args:
-        image_shape: (channels, height, width).
+        event_shape: of one observation; of an image (channels, height, width).
         read: from the data root to (train, test, train labels, test labels).
         files: the files in a data root that it is made from; an empty list where they are not all there. None where it
-            is embedded and needs no files: then nothing is looked for, downloaded or cached.
+            needs none: then nothing is looked for, downloaded or cached.
         download: brings the files into the data root.
         layout: what belongs where in the data root, for the message where it is missing.
         classifier: whose features its FID-c and KID-c are taken in, a name in ``pyro_nbvae/metrics/weights``.
     """
 
-    image_shape: tuple[int, int, int]
+    event_shape: tuple[int, ...]
     read: Callable[[Path], Split]
     files: Callable[[Path], list[Path]] | None = None
     download: Callable[[Path], object] | None = None
@@ -70,21 +78,26 @@ class Source:
     classifier: str = "cifar32"
 
 
-def to_unit_interval(images: Tensor) -> Tensor:
-    """uint8 pixels as floats in [0, 1]."""
-    return images.float().div_(255)
+def is_pixels(x: Tensor) -> bool:
+    """Whether a batch is of images in bytes: uint8, (N, 1 or 3, H, W)."""
+    return x.dtype == torch.uint8 and x.dim() == 4 and x.shape[1] in (1, 3)
+
+
+def to_floats(x: Tensor) -> Tensor:
+    """A batch as a model takes it: pixels in [0, 1], anything else as floats of the same values."""
+    return x.float().div_(255) if is_pixels(x) else x.float()
 
 
 def to_bytes(images: Tensor) -> Tensor:
     """Pixels in [0, 1] as uint8, rounded to the nearest."""
-    return (images * 255).round().to(torch.uint8)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def batches(images: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-    """Batches of uint8 images (N, C, H, W) as floats in [0, 1], in the given order; the last may be smaller."""
-    for start in range(0, len(images if order is None else order), size):
+def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
+    """Batches as :func:`to_floats` makes them, in the given order; the last may be smaller."""
+    for start in range(0, len(x if order is None else order), size):
         chosen = slice(start, start + size) if order is None else order[start : start + size]
-        yield to_unit_interval(images[chosen])
+        yield to_floats(x[chosen])
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -249,78 +262,126 @@ SOURCES: dict[str, Source] = {
 }
 
 
+def register_data(name: str, source: Source) -> None:
+    """Makes a set known by a name, to ``--data`` and everywhere else.
+
+    Example::
+
+        >>> noise = torch.rand(100, 7)
+        >>> register_data("noise", Source((7,), lambda root: (noise[:90], noise[90:], None, None)))
+        >>> load("noise").event_shape
+        (7,)
+    """
+    SOURCES[name] = source
+
+
+def source_of(name: str) -> Source:
+    """The source of that name, or of a folder of images, a ``.npy`` or a ``.npz`` file (:mod:`pyro_nbvae.data.own`).
+
+    Raises:
+        InputError: for a name that is none of these.
+    """
+    from pyro_nbvae.data.own import own_source
+
+    if name in SOURCES:
+        return SOURCES[name]
+    path = Path(name).expanduser()
+    if path.is_dir() or path.suffix in (".npy", ".npz"):
+        return own_source(path)
+    raise InputError(
+        f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, a .npy or a .npz file"
+    )
+
+
+def full_name(name: str) -> str:
+    """A registered name as it is, a path in full, so that it means the same everywhere."""
+    return name if name in SOURCES else str(Path(name).expanduser().resolve())
+
+
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0].strip().rstrip(":.") if text else type(error).__name__
 
 
-def _missing(name: str, root: Path, reason: str) -> InputError:
+def _missing(name: str, source: Source, root: Path, reason: str) -> InputError:
+    if not source.layout:
+        return InputError(f"no {name} in {root} ({reason})")
     return InputError(
-        f"no {name} in {root} ({reason}): put {SOURCES[name].layout} there, or name the folder that holds it with "
+        f"no {name} in {root} ({reason}): put {source.layout} there, or name the folder that holds it with "
         "--data-root or the variable NBVAE_DATA"
     )
 
 
-def _find(name: str, files: Callable[[Path], list[Path]], root: Path, download: bool) -> list[Path]:
-    found = files(root)
+def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
+    assert source.files is not None
+    found = source.files(root)
     if found:
         return found
-    bring = SOURCES[name].download
-    if bring is None or not download:
-        raise _missing(name, root, "not downloaded; nbvae train does, where there is a network")
+    if source.download is None or not download:
+        raise _missing(name, source, root, "not downloaded; nbvae train does, where there is a network")
     try:
         # torchvision prints every mirror that it tries
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            bring(root)
+            source.download(root)
     except Exception as error:
-        raise _missing(name, root, f"and it could not be downloaded: {_first_line(error)}") from error
-    return files(root)
+        raise _missing(name, source, root, f"and it could not be downloaded: {_first_line(error)}") from error
+    return source.files(root)
 
 
-def load(name: str, root: str | Path | None = None, *, download: bool = True) -> ImageData:
+def _checked(data: Data, source: Source) -> Data:
+    for x, labels, part in ((data.train, data.train_labels, "train"), (data.test, data.test_labels, "held-out")):
+        if tuple(x.shape[1:]) != tuple(source.event_shape) or not len(x):
+            raise ValueError(
+                f"{part} data have shape {tuple(x.shape)}, expected (N, {', '.join(map(str, source.event_shape))})"
+            )
+        if labels is not None and labels.shape != (len(x),):
+            raise ValueError(f"{part} labels have shape {tuple(labels.shape)}, expected ({len(x)},)")
+    return data
+
+
+def load(name: str, root: str | Path | None = None, *, download: bool = True) -> Data:
     """The data of that name, from the cache where it has been prepared before.
 
     Args:
-        name: a key of ``SOURCES``.
-        root: where its files are; see :func:`data_root`.
+        name: a registered name (``SOURCES``), a folder of images, or a ``.npy`` or ``.npz`` file.
+        root: where a registered set's files are; see :func:`data_root`.
         download: bring missing files into the data root.
 
     Raises:
-        InputError: for an unknown name, and for files that are missing, not to be had or damaged.
+        InputError: for an unknown name, and for files that are missing, not available or damaged.
     """
-    check_member("data", name, SOURCES)
-    source, where = SOURCES[name], data_root(root)
+    source, where = source_of(name), data_root(root)
+
+    def read() -> Data:
+        try:
+            return _checked(Data(name, *source.read(where)), source)
+        except InputError:
+            raise
+        except Exception as error:
+            again = f": bring {source.layout} anew" if source.layout else ""
+            raise InputError(f"{name} in {where} cannot be read ({_first_line(error)}){again}") from error
+
     if source.files is None:
-        return ImageData(name, *source.read(where))
-    files = _find(name, source.files, where, download)
+        return read()
+    files = _find(name, source, where, download)
     made_from = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
-
-    def prepare() -> dict[str, Any]:
-        try:
-            return vars(ImageData(name, *source.read(where)))
-        except Exception as error:
-            raise InputError(
-                f"{name} in {where} is damaged ({_first_line(error)}): bring {source.layout} anew"
-            ) from error
-
-    return ImageData(**cached(f"{name}-{key}.pt", prepare))
+    return Data(**cached(f"{Path(name).stem}-{key}.pt", lambda: vars(read())))
 
 
-def describe(data: ImageData) -> str:
+def describe(data: Data) -> str:
     """Shapes, counts, ranges and labels of a set, a line each."""
-    lines = [f"{data.name}: {' x '.join(map(str, data.image_shape))} (channels, height, width)"]
-    for part, images, labels in (
-        ("train", data.train, data.train_labels),
-        ("held out", data.test, data.test_labels),
-    ):
-        numbers = to_unit_interval(images)
-        text = f"{part}: {len(images)} images, pixels {int(images.min())} to {int(images.max())}"
+    kind = "channels, height, width" if data.images else f"{str(data.train.dtype).removeprefix('torch.')}, as it is"
+    lines = [f"{data.name}: {' x '.join(map(str, data.event_shape))} ({kind})"]
+    things, values = ("images", "pixels") if data.images else ("observations", "values")
+    for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):
+        numbers = to_floats(x)
+        text = f"{part}: {len(x)} {things}, {values} {x.min().item():g} to {x.max().item():g}"
         text += f", mean {float(numbers.mean()):.4f}, deviation {float(numbers.std()):.4f}"
         if labels is None:
             text += ", no labels"
         else:
             counts = torch.bincount(labels).tolist()
-            text += f", {len(counts)} labels with {min(counts)} to {max(counts)} images each"
+            text += f", {len(counts)} labels with {min(counts)} to {max(counts)} {things} each"
         lines.append(text)
     return "\n".join(lines)

@@ -1,16 +1,23 @@
 """Distributions over spike counts and one-hot vectors, exact and relaxed, and the KL divergences between them."""
 
 from pyro_nbvae.distributions.categorical import RelaxedOneHotCategorical
-from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_kl
+from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
+from pyro_nbvae.distributions.relaxations import ArrivalTimes, GumbelSoftmax, Relaxation
+from pyro_nbvae.distributions.relaxed import RelaxedCount
 
 __all__ = [
+    "ArrivalTimes",
+    "GumbelSoftmax",
     "NegativeBinomial",
+    "Relaxation",
+    "RelaxedCount",
     "RelaxedNegativeBinomial",
     "RelaxedOneHotCategorical",
     "RelaxedPoisson",
     "kl_form",
     "negative_binomial_kl",
     "poisson_kl",
+    "shared_dispersion_kl",
 ]

@@ -1,4 +1,4 @@
-r"""Kullback-Leibler divergences between counts, in closed form or by quadrature (DESIGN 3.3 and 3.4).
+r"""Kullback-Leibler divergences between counts, in closed form or by quadrature.
 
 With :math:`m = r e^l` and :math:`A = \mathrm{softplus}(l_q) - \mathrm{softplus}(l_p)`,
 
@@ -17,9 +17,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
+from pyro_nbvae.distributions.elementwise import Wanted, elementwise
 from pyro_nbvae.distributions.special import softplus_difference
 
 # Quadrature: trapezoids in v, t = exp(c + v - exp(-v)), a double-exponential map at both ends. The right end is the
@@ -30,8 +30,8 @@ _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
 _BLOCK = 4096
 
 
-def _dispersion_integral(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """J and its derivatives in r_q, l_q and r_p, all (n,), from one set of exponentials."""
+def _interval(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the integrand matters, element by element: t = exp(centre + v - exp(-v)), v = left + step * node."""
     eps, nodes = _RULES[r_q.dtype]
     log_eps = torch.log(torch.tensor(eps, dtype=r_q.dtype, device=r_q.device))
     larger, smaller = torch.maximum(r_q, r_p), torch.minimum(r_q, r_p)
@@ -43,7 +43,13 @@ def _dispersion_integral(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) ->
     centre = high - 1
     left = -torch.log((centre - low).clamp(min=1))
     step = (_RIGHT - left) / nodes
-    node = torch.arange(nodes, dtype=r_q.dtype, device=r_q.device)[:, None] + 0.5
+    node = torch.arange(nodes, dtype=r_q.dtype, device=r_q.device).reshape(-1, *(1 for _ in r_q.shape)) + 0.5
+    return centre, left, step, node
+
+
+def _dispersion_integral(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """J and its derivatives in r_q, l_q and r_p, all (n,), from one set of exponentials."""
+    centre, left, step, node = _interval(r_q, l_q, r_p, mean)
     # (nodes, n) from here on; in place, so that a block stays in cache
     t = torch.addcmul(left, step, node)  # v
     weight = torch.neg(t).exp_()  # e^-v
@@ -69,60 +75,125 @@ def _dispersion_integral(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) ->
     return value, d_rq, d_lq, d_rp
 
 
-class _NegativeBinomialKL(Function):
-    """KL and its gradient in one pass; ``exact=False`` leaves J out, as is right where r_q is r_p."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, exact: bool) -> Tensor:
-        odds = l_q.exp()
-        mean = r_q * odds
-        rise = softplus_difference(l_q, l_p)
-        # log of (r sigma(l)) for q over p; l_q - l_p - rise, but without cancellation at large logits
-        gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
-        soft_p = softplus(l_p)
-        value = mean * gain - r_q * rise + (r_p - r_q) * soft_p
-        d_rq = odds * gain + odds - softplus(l_q)
-        d_lq = mean * gain
-        d_rp = soft_p - mean / r_p
-        d_lp = (r_p * l_p.exp() - mean) * torch.sigmoid(-l_p)
-        if exact:
-            parts = (value, d_rq, d_lq, d_rp)
-            size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
-            blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
-            added = zip(*(_dispersion_integral(*block) for block in blocks), strict=True)
-            for total, pieces in zip(parts, added, strict=True):
-                total += torch.cat(pieces).reshape(total.shape)
-        ctx.save_for_backward(d_rq, d_lq, d_rp, d_lp)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * d for d in ctx.saved_tensors), None  # type: ignore[attr-defined]
+def _nodes(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Abscissas t and weights of the quadrature, (nodes, *shape), out of place and without a gradient."""
+    with torch.no_grad():
+        centre, left, step, node = _interval(r_q, l_q, r_p, mean)
+        v = left + step * node
+        return torch.exp(centre + v - torch.exp(-v)), step * (1 + torch.exp(-v))
 
 
-def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, *, exact: bool = True) -> Tensor:
-    """KL(NB(r_q, l_q) || NB(r_p, l_p)) in nats, elementwise, differentiable in all four (DESIGN 3.4).
+def _integral_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of J in r_q, l_q and r_p by the same quadrature, in differentiable operations."""
+    t, weight = _nodes(*(x.detach() for x in (r_q, l_q, r_p, mean)))
+    gone = -torch.expm1(-t)  # 1 - s
+    grown = l_q.exp() * gone
+    exponent = torch.log1p(grown)
+    lost = -torch.expm1(-r_q * exponent)  # 1 - G
+    bracket = mean - lost / gone
+    from_q, from_p = weight * torch.exp(-r_q * t), weight * torch.exp(-r_p * t)
+    difference = from_q - from_p
+    kept = (1 - lost) * difference
+    total = difference.sum(0)
+    d_rq = l_q.exp() * total - (exponent * kept / gone).sum(0) - (t * bracket * from_q).sum(0)
+    d_lq = mean * (total - (kept / (1 + grown)).sum(0))
+    return d_rq, d_lq, (t * bracket * from_p).sum(0)
+
+
+def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives of all but J in the four parameters."""
+    odds = l_q.exp()
+    gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
+    mean = r_q * odds
+    return (
+        odds * gain + odds - softplus(l_q),
+        mean * gain,
+        softplus(l_p) - mean / r_p,
+        (r_p * l_p.exp() - mean) * torch.sigmoid(-l_p),
+    )
+
+
+def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+    mean = r_q * l_q.exp()
+    # log of (r sigma(l)) for q over p; without cancellation at large logits
+    gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
+    value = mean * gain - r_q * softplus_difference(l_q, l_p) + (r_p - r_q) * softplus(l_p)
+    d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
+    size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
+    blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
+    added = zip(*(_dispersion_integral(*block) for block in blocks), strict=True)
+    for total, pieces in zip((value, d_rq, d_lq, d_rp), added, strict=True):
+        total += torch.cat(pieces).reshape(total.shape)
+    return value, d_rq, d_lq, d_rp, d_lp
+
+
+def _exact_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+    d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
+    j_rq, j_lq, j_rp = _integral_gradient(r_q, l_q, r_p, r_q * l_q.exp())
+    return d_rq + j_rq, d_lq + j_lq, d_rp + j_rp, d_lp
+
+
+_exact_kl = elementwise(_exact_value, _exact_gradient)
+
+
+def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
+    """KL(NB(r_q, l_q) || NB(r_p, l_p)) in nats, elementwise, differentiable in all four, twice.
 
     Args:
         r_q, r_p: dispersions (torch's ``total_count``), positive.
         l_q, l_p: logits; all four broadcast.
-        exact: with False the integral J is left out: DESIGN 3.3, right only where r_q and r_p are one quantity,
-            gradient included.
 
     The error is below 1e-8 * max(1, KL) in float64 and 2e-5 * max(1, KL) in float32 for r from 0.05 to 300, ratios
     of r up to e^2 either way and means from 1e-3 to 50. Up to the ratio that a guide can reach, e^5, with r from 1e-3
     to 1e4 and means from 1e-4 to 1e4 it is below 1e-7 and 1e-4 times max(1, m_q, m_p). Beyond, for r from 1e-6 to 1e8
     and |l| up to 50, value and gradient are finite and no more is promised.
 
-    Raises:
-        TypeError: for another precision.
+    Where r_q and r_p are one quantity, :func:`shared_dispersion_kl` is the same in closed form.
+
+    Example::
+
+        >>> r, l = torch.tensor(2.0), torch.tensor(0.5)
+        >>> float(negative_binomial_kl(r, l, r, l))
+        0.0
     """
-    arguments = torch.broadcast_tensors(r_q, l_q, r_p, l_p)
-    for argument in arguments:
-        if argument.dtype not in _RULES:
-            raise TypeError(f"negative_binomial_kl takes float32 or float64, got {argument.dtype}")
-    return _NegativeBinomialKL.apply(*arguments, exact)
+    return _exact_kl(r_q, l_q, r_p, l_p)
+
+
+def _shared_value(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+    d_r, d_lq, d_lp = _shared_gradient(r, l_q, l_p, ())
+    return r * d_r, d_r, d_lq, d_lp
+
+
+def _shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+    odds = l_q.exp()
+    gain = softplus_difference(-l_p, -l_q)
+    return (
+        odds * gain - softplus_difference(l_q, l_p),
+        r * odds * gain,
+        r * (l_p.exp() - odds) * torch.sigmoid(-l_p),
+    )
+
+
+_shared_kl = elementwise(_shared_value, _shared_gradient)
+
+
+def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
+    r"""KL(NB(r, l_q) || NB(r, l_p)) in nats, in closed form, elementwise, differentiable in all three, twice.
+
+    .. math:: KL = r \Big[ \log\frac{\sigma(-l_q)}{\sigma(-l_p)} + e^{l_q} \log\frac{\sigma(l_q)}{\sigma(l_p)} \Big].
+
+    Its derivative in r is of the one r that both have.
+
+    Args:
+        r: the dispersion of both, positive.
+        l_q, l_p: logits; all three broadcast.
+
+    Example::
+
+        >>> float(shared_dispersion_kl(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(0.5)))
+        0.0
+    """
+    return _shared_kl(r, l_q, l_p)
 
 
 def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
@@ -134,9 +205,8 @@ def same_quantity(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one quantity, so that neither can move without the other.
 
     They are if both are views of one tensor, laid out alike, or of two tensors that Pyro made from one unconstrained
-    parameter (it leaves a weak reference ``unconstrained`` to that on what it returns), or if no gradient is asked
-    for and all values agree. Equal values alone are not enough: where the dispersions of q and p agree by chance, the
-    KL's derivative in either of them does not vanish with their difference.
+    parameter (it leaves a weak reference ``unconstrained`` to that on what it returns). Equal values alone are not
+    enough: where the dispersions of q and p agree by chance, the KL still has a derivative in their difference.
     """
     a, b = torch.broadcast_tensors(a, b)
     root_a, root_b = (x if x._base is None else x._base for x in (a, b))
@@ -144,13 +214,13 @@ def same_quantity(a: Tensor, b: Tensor) -> bool:
     if root_a is root_b and alike:
         return True
     leaves = [getattr(root, "unconstrained", None) for root in (root_a, root_b)]
-    if alike and all(isinstance(leaf, weakref.ref) for leaf in leaves) and leaves[0]() is leaves[1]() is not None:  # type: ignore[misc]
-        return True
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+    if not (alike and all(isinstance(leaf, weakref.ref) for leaf in leaves)):
         return False
-    return torch.equal(a, b)
+    one, other = (leaf() for leaf in leaves)  # type: ignore[misc]
+    return one is other is not None
 
 
 def kl_form(q: object, p: object) -> Literal["shared", "exact"]:
-    """Which form ``kl_divergence(q, p)`` takes for two negative binomials: DESIGN 3.3, or 3.4."""
+    """Which form ``kl_divergence(q, p)`` takes for two negative binomials: :func:`shared_dispersion_kl` or
+    :func:`negative_binomial_kl`."""
     return "shared" if same_quantity(q.total_count, p.total_count) else "exact"  # type: ignore[attr-defined]

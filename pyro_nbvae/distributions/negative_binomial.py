@@ -1,4 +1,4 @@
-"""The negative binomial, exact and relaxed (DESIGN 3.1 and 3.5)."""
+"""The negative binomial, exact and relaxed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import register_kl
-from torch.distributions.utils import broadcast_all, lazy_property, logits_to_probs, probs_to_logits
+from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
-from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape
-from pyro_nbvae.distributions.samplers import Indicator, Relaxation, log_standard_gamma
+from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
+from pyro_nbvae.distributions.relaxations import Relaxation
+from pyro_nbvae.distributions.relaxations.base import full_precision
+from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
+
+
+def _floats(total_count: Tensor | float, other: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Numbers take the precision of the tensor beside them."""
+    a, b = as_floats(total_count), as_floats(other)
+    if isinstance(total_count, Tensor) != isinstance(other, Tensor):
+        a, b = (a, b.to(a)) if isinstance(total_count, Tensor) else (a.to(b), b)
+    return a, b
 
 
 class NegativeBinomial(TorchDistribution):
@@ -21,10 +31,11 @@ class NegativeBinomial(TorchDistribution):
 
     .. math:: p(z) = \frac{\Gamma(z + r)}{\Gamma(r)\, z!} \, \sigma(l)^z \, \sigma(-l)^r, \qquad z = 0, 1, 2, \ldots
 
-    ``total_count`` is the dispersion r and ``logits`` is l, as in torch: the mean is m = r e^l, the variance
-    m (1 + e^l) = m + m^2 / r, the Fano factor 1 + e^l. It is a Poisson whose rate is Gamma distributed with *shape* r
-    and *scale* e^l; as r grows with m fixed it becomes a Poisson. The paper's p is sigma(-l); torch's ``probs``,
-    sigma(l), is taken instead of ``logits``. The argument order is torch's, so pass ``logits`` by name.
+    ``total_count`` is the dispersion r and ``logits`` is l, as in torch: the mean is m = r e^l, the variance m (1 +
+    e^l) = m + m^2 / r, the Fano factor 1 + e^l, the mode floor((r - 1) e^l) or 0. It is a Poisson whose rate is
+    Gamma distributed with *shape* r and *scale* e^l; as r grows with m fixed it becomes a Poisson. The paper's p is
+    sigma(-l); torch's ``probs``, sigma(l), is taken instead of ``logits``. The argument order is torch's, so pass
+    ``logits`` by name.
 
     Args:
         total_count: r > 0, not necessarily an integer.
@@ -36,7 +47,14 @@ class NegativeBinomial(TorchDistribution):
             outside their range.
 
     All arguments broadcast to the batch shape; events are scalars. ``log_prob`` loses no digits at large or small r
-    (:mod:`pyro_nbvae.distributions.special`), and the KL between two of these is exact (DESIGN 3.3 and 3.4).
+    (:mod:`pyro_nbvae.distributions.special`), and the KL between two of these is exact
+    (:mod:`pyro_nbvae.distributions.kl`); so it is where one or both are Pyro's or torch's.
+
+    Example::
+
+        >>> d = NegativeBinomial(2.0, logits=0.0)
+        >>> float(d.mean), float(d.variance), float(d.mode)
+        (2.0, 4.0, 1.0)
     """
 
     arg_constraints = {
@@ -56,11 +74,10 @@ class NegativeBinomial(TorchDistribution):
     ) -> None:
         if (probs is None) == (logits is None):
             raise ValueError("give exactly one of logits and probs")
-        if logits is not None:
-            self.total_count, self.logits = broadcast_all(total_count, logits)
-        else:
-            assert probs is not None
-            self.total_count, self.probs = broadcast_all(total_count, probs)
+        name, given = ("probs", probs) if logits is None else ("logits", logits)
+        assert given is not None
+        self.total_count, given = torch.broadcast_tensors(*_floats(total_count, given))
+        setattr(self, name, given)
         super().__init__(self.total_count.shape, validate_args=validate_args)
 
     @lazy_property
@@ -74,6 +91,10 @@ class NegativeBinomial(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         return self.total_count * self.logits.exp()
+
+    @property
+    def mode(self) -> Tensor:
+        return ((self.total_count - 1).clamp(min=0) * self.logits.exp()).floor()
 
     @property
     def variance(self) -> Tensor:
@@ -90,12 +111,23 @@ class NegativeBinomial(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def _process(self, shape: Size) -> tuple[Tensor, Tensor]:
+    def gamma_poisson(self, shape: Size) -> tuple[Tensor, Tensor]:
+        """Dispersion and logits, of that shape: the counts are Poisson(rate), rate ~ Gamma(r, scale e^l)."""
         return self.total_count.expand(shape), self.logits.expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
-        total_count, logits = self._process(shape)
-        return torch.poisson((log_standard_gamma(total_count) + logits).exp())
+        r, logits = (full_precision(x.expand(shape)) for x in (self.total_count, self.logits))
+        return torch.poisson((log_standard_gamma(r) + logits).exp()).to(self.logits.dtype)
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
+        """Integers have no pathwise gradient.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "NegativeBinomial draws integers: it has no rsample. RelaxedNegativeBinomial with a relaxation has"
+        )
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         with torch.no_grad():
@@ -107,22 +139,28 @@ class NegativeBinomial(TorchDistribution):
         return negative_binomial_log_prob(value, self.total_count, self.logits)
 
 
-class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):
-    r"""A negative binomial whose samples are relaxed counts with pathwise gradients (DESIGN 3.5).
+class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[override]
+    r"""A negative binomial whose samples are relaxed counts with pathwise gradients.
 
-    A Gamma(r, scale e^l) rate, then a Poisson count relaxed at ``temperature``. Arrival times are drawn with the rate
-    integrated out, as those of a Polya process; for Gumbel-softmax the rate is drawn and reparametrised implicitly. As
-    the temperature falls to 0 the samples become the exact integers. ``mean``, ``variance``, ``log_prob`` and the KL
-    are those of the exact distribution; ``log_prob`` is its mass function continued through the gamma function, which
-    at relaxed values is an approximation and on integers is exact. The support is the non-negative reals.
+    ``mean``, ``variance``, ``log_prob`` and the KL are those of the exact distribution; ``log_prob`` is its mass
+    function continued through the gamma function, which at relaxed values is an approximation and on integers is exact.
+    The support is the non-negative reals.
 
     Args:
-        total_count, logits, probs: as for :class:`NegativeBinomial` (note that ``logits`` comes first here).
-        temperature, relaxation, indicator, max_count, straight_through: see
-            :class:`~pyro_nbvae.distributions.relaxed.RelaxedCount`.
+        total_count, probs, logits: as for :class:`NegativeBinomial`.
+        relaxation: how samples are differentiated, such as
+            :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
 
     Raises:
-        ValueError: as :class:`NegativeBinomial`, and for a temperature or relaxation that does not exist.
+        ValueError: as :class:`NegativeBinomial`.
+        TypeError: for a relaxation that is none.
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import ArrivalTimes
+        >>> d = RelaxedNegativeBinomial(torch.ones(3), logits=torch.zeros(3), relaxation=ArrivalTimes(0.24))
+        >>> d.rsample(torch.Size([5])).shape
+        torch.Size([5, 3])
     """
 
     support: Any = constraints.nonnegative
@@ -130,28 +168,33 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):
     def __init__(
         self,
         total_count: Tensor | float,
-        logits: Tensor | float | None = None,
         probs: Tensor | float | None = None,
+        logits: Tensor | float | None = None,
         *,
-        temperature: float | Tensor,
-        relaxation: Relaxation = "arrival",
-        indicator: Indicator = "sigmoid",
-        max_count: int = 100,
-        straight_through: bool = False,
+        relaxation: Relaxation | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self._set_relaxation(temperature, relaxation, indicator, max_count, straight_through)
+        self._set_relaxation(relaxation)
+        temperature = getattr(relaxation, "temperature", None)
         if isinstance(temperature, Tensor) and temperature.dim():
-            total_count, _ = broadcast_all(total_count, temperature)
+            total_count, _ = torch.broadcast_tensors(as_floats(total_count), temperature)
         super().__init__(total_count, probs=probs, logits=logits, validate_args=validate_args)
+
+    gamma_poisson = NegativeBinomial.gamma_poisson
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedNegativeBinomial:
         new = self._get_checked_instance(RelaxedNegativeBinomial, _instance)
-        new._copy_relaxation(self)
+        new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)
 
 
-@register_kl(NegativeBinomial, NegativeBinomial)
-def _kl_negative_binomial(q: NegativeBinomial, p: NegativeBinomial) -> Tensor:
-    exact = kl_form(q, p) == "exact"
-    return negative_binomial_kl(q.total_count, q.logits, p.total_count, p.logits, exact=exact)
+def _kl_negative_binomial(q: Any, p: Any) -> Tensor:
+    if kl_form(q, p) == "shared":
+        return shared_dispersion_kl(q.total_count, q.logits, p.logits)
+    return negative_binomial_kl(q.total_count, q.logits, p.total_count, p.logits)
+
+
+# Ours in any combination with torch's, whose subclass Pyro's is.
+for _q in (NegativeBinomial, torch.distributions.NegativeBinomial):
+    for _p in (NegativeBinomial, torch.distributions.NegativeBinomial):
+        register_kl(_q, _p)(_kl_negative_binomial)

@@ -1,4 +1,4 @@
-"""The relaxed Poisson, the limit of the negative binomial at infinite dispersion (DESIGN 3.5)."""
+"""The relaxed Poisson, the limit of the negative binomial at infinite dispersion."""
 
 from __future__ import annotations
 
@@ -10,56 +10,59 @@ from torch import Size, Tensor
 from torch.distributions import register_kl
 
 from pyro_nbvae.distributions.kl import poisson_kl
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape
-from pyro_nbvae.distributions.samplers import Indicator, Relaxation
+from pyro_nbvae.distributions.relaxations import Relaxation
+from pyro_nbvae.distributions.relaxations.base import full_precision
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
 from pyro_nbvae.distributions.special import poisson_log_prob
 
 
-class RelaxedPoisson(RelaxedCount, Poisson):
-    r"""A Poisson whose samples are relaxed counts with pathwise gradients in the rate (DESIGN 3.5).
+class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
+    r"""A Poisson whose samples are relaxed counts with pathwise gradients in the rate.
+
+    .. math:: p(z) = \lambda^z e^{-\lambda} / \Gamma(z + 1)
 
     ``mean``, ``variance`` and ``log_prob`` (continued through the gamma function) are the exact Poisson's; the
     support is the non-negative reals.
 
     Args:
-        rate: mean count, positive.
-        temperature, relaxation, indicator, max_count, straight_through: see
-            :class:`~pyro_nbvae.distributions.relaxed.RelaxedCount`.
+        rate: mean count, positive; any shape, the batch shape.
+        relaxation: how samples are differentiated, such as
+            :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
 
     Raises:
-        ValueError: for a rate or temperature out of range or a relaxation that does not exist.
-    """
+        ValueError: with validation on, for a rate or a count out of range.
+        TypeError: for a relaxation that is none.
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import ArrivalTimes
+        >>> RelaxedPoisson(torch.tensor([1.0, 4.0]), relaxation=ArrivalTimes(0.24))
+        RelaxedPoisson(rate: torch.Size([2]), relaxation: ArrivalTimes(temperature=0.24, indicator='sigmoid', straight_through=False))
+    """  # noqa: E501
 
     arg_constraints = {"rate": constraints.positive}
     support: Any = constraints.nonnegative
 
     def __init__(
-        self,
-        rate: Tensor | float,
-        *,
-        temperature: float | Tensor,
-        relaxation: Relaxation = "arrival",
-        indicator: Indicator = "sigmoid",
-        max_count: int = 100,
-        straight_through: bool = False,
-        validate_args: bool | None = None,
+        self, rate: Tensor | float, *, relaxation: Relaxation | None = None, validate_args: bool | None = None
     ) -> None:
-        self._set_relaxation(temperature, relaxation, indicator, max_count, straight_through)
-        rate = torch.as_tensor(rate, dtype=None if isinstance(rate, Tensor) else torch.get_default_dtype())
+        self._set_relaxation(relaxation)
+        rate = as_floats(rate)
+        temperature = getattr(relaxation, "temperature", None)
         if isinstance(temperature, Tensor) and temperature.dim():
             rate, _ = torch.broadcast_tensors(rate, temperature)
         super().__init__(rate, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedPoisson:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
-        new._copy_relaxation(self)
+        new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)
 
-    def _process(self, shape: Size) -> tuple[None, Tensor]:
+    def gamma_poisson(self, shape: Size) -> tuple[None, Tensor]:
         return None, self.rate.log().expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
-        return torch.poisson(self.rate.expand(shape))
+        return torch.poisson(full_precision(self.rate).expand(shape)).to(self.rate.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -1,94 +1,76 @@
-"""What the relaxed count distributions share: how they are relaxed, and when they can be differentiated."""
+"""What the relaxed count distributions share."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import constraints
-from torch import Tensor
+from torch import Size, Tensor
 
-from pyro_nbvae.distributions.samplers import INDICATORS, RELAXATIONS, Indicator, Relaxation, relaxed_count
+from pyro_nbvae.distributions.relaxations.base import Relaxation
 
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 
-def check_temperature(temperature: float | Tensor) -> bool:
-    """Whether samples at this temperature are relaxed (it is positive) rather than exact (it is 0).
-
-    Raises:
-        ValueError: where it is negative or not finite, or 0 in some places only.
-    """
-    lowest, highest = (float(t) for t in torch.as_tensor(temperature).detach().aminmax())
-    if not (lowest >= 0 and math.isfinite(highest)):
-        raise ValueError(f"temperature must be non-negative and finite, got {temperature}")
-    if lowest == 0 < highest:
-        raise ValueError(f"temperature must be positive everywhere or 0 everywhere, got {temperature}")
-    return highest > 0
+def as_floats(value: Tensor | float) -> Tensor:
+    """A number, or a tensor of integers, in the default precision; a tensor of floats as it is."""
+    tensor = torch.as_tensor(value)
+    return tensor if isinstance(value, Tensor) and value.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 class RelaxedCount:
-    """Mixin of a distribution over counts whose samples can be relaxed.
+    """Mixin of a distribution over counts whose samples may be relaxed.
 
-    The distribution beside it provides ``_process(shape)``: the dispersion (None of a Poisson) and the logits (the log
-    rate of a Poisson), expanded to that shape; and ``_exact(shape)``, integer samples. Everything about the relaxation
-    is here.
+    Put it before the exact distribution: ``class RelaxedX(RelaxedCount, X)``. That one provides ``_exact(shape)``,
+    integer samples, and, where it is one, :meth:`gamma_poisson`.
 
     Args:
-        temperature: non-negative, a number or a tensor that broadcasts to the batch shape. At 0 (all of it) samples
-            are integers, ``has_rsample`` is False, and there is no gradient.
-        relaxation: ``"arrival"`` (arrival times) or ``"gumbel"`` (Gumbel-softmax over 0, ..., max_count).
-        indicator: ``"sigmoid"`` or ``"smoothstep"``; arrival times only.
-        max_count: the largest count of a Gumbel-softmax.
-        straight_through: integer samples with the gradient of the relaxed ones.
+        relaxation: how samples are differentiated (:mod:`pyro_nbvae.distributions.relaxations`). With None they are
+            integers, ``has_rsample`` is False, and there is no gradient.
     """
 
     support: Any = constraints.nonnegative
-    has_rsample: bool
-    temperature: float | Tensor
-    _RELAXATION_ARGUMENTS = ("relaxation", "indicator", "max_count", "straight_through")
+    relaxation: Relaxation | None
 
-    def _set_relaxation(
-        self,
-        temperature: float | Tensor,
-        relaxation: Relaxation,
-        indicator: Indicator,
-        max_count: int,
-        straight_through: bool,
-    ) -> None:
-        self.has_rsample = check_temperature(temperature)
-        if relaxation not in RELAXATIONS:
-            raise ValueError(f"relaxation must be one of {', '.join(RELAXATIONS)}, got {relaxation!r}")
-        if indicator not in INDICATORS:
-            raise ValueError(f"indicator must be one of {', '.join(INDICATORS)}, got {indicator!r}")
-        if max_count < 1:
-            raise ValueError(f"max_count must be at least 1, got {max_count}")
-        self.temperature = temperature
+    def _set_relaxation(self, relaxation: Relaxation | None) -> None:
+        if relaxation is not None and not isinstance(relaxation, Relaxation):
+            raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
         self.relaxation = relaxation
-        self.indicator = indicator
-        self.max_count = max_count
-        self.straight_through = straight_through
 
-    def _copy_relaxation(self, other: RelaxedCount) -> None:
-        for name in ("temperature", "has_rsample", *self._RELAXATION_ARGUMENTS):
-            setattr(self, name, getattr(other, name))
+    @property
+    def has_rsample(self) -> bool:
+        """Whether there is a relaxation."""
+        return self.relaxation is not None
 
-    def rsample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Relaxed counts of shape sample_shape + batch_shape, differentiable in the parameters.
+    def gamma_poisson(self, shape: Size) -> tuple[Tensor | None, Tensor]:
+        """The parameters as a Poisson of a Gamma rate, of that shape: dispersion r and logits l, or None and the log
+        rate of a plain Poisson.
 
         Raises:
-            NotImplementedError: at temperature 0.
+            TypeError: for a family that is neither.
         """
-        if not self.has_rsample:
-            raise NotImplementedError(f"{type(self).__name__} at temperature 0 draws integers: there is no rsample")
-        total_count, logits = self._process(self._extended_shape(sample_shape))
-        arguments = {name: getattr(self, name) for name in self._RELAXATION_ARGUMENTS}
-        return relaxed_count(total_count, logits, self.temperature, **arguments)
+        raise TypeError(f"{type(self).__name__} is no Gamma-Poisson mixture: {self.relaxation} cannot relax it")
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, relaxation: {self.relaxation})"
+
+    def rsample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
+        """Relaxed counts of shape sample_shape + batch_shape, differentiable in the parameters, once.
+
+        Raises:
+            NotImplementedError: without a relaxation.
+        """
+        if self.relaxation is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} without a relaxation draws integers: it has no rsample. Give one, such as "
+                "relaxation=ArrivalTimes(0.24)"
+            )
+        return self.relaxation.rsample(self, self._extended_shape(sample_shape))
 
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Relaxed counts without a gradient; integers at temperature 0."""
+        """Relaxed counts without a gradient; integers without a relaxation."""
         with torch.no_grad():
-            if self.has_rsample:
+            if self.relaxation is not None:
                 return self.rsample(sample_shape)
             return self._exact(self._extended_shape(sample_shape))

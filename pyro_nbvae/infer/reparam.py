@@ -4,42 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributions
+import torch
 from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
-from torch import Tensor
 
-from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
-from pyro_nbvae.distributions.samplers import Indicator, Relaxation
+from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.infer.elbo import family
 
 
 class RelaxReparam(Reparam):
     """Draws a count site from the relaxed distribution, so that any program over counts has pathwise gradients.
 
-    ``poutine.reparam(program, config={"z": RelaxReparam(0.24)})`` of both model and guide trains with relaxed counts at
-    ``z``; the programs themselves stay exact, and are exact without it. Sites may be ``NegativeBinomial`` or
-    ``Poisson``, ours, Pyro's or torch's; an observed site is left as it is.
+    ``poutine.reparam(program, config={"z": RelaxReparam(ArrivalTimes(0.24))})`` of both model and guide trains with
+    relaxed counts at ``z``; the programs themselves stay exact, and are exact without it. Sites may be
+    ``NegativeBinomial`` or ``Poisson``, ours, Pyro's or torch's; an observed site is left as it is.
 
     Args:
-        temperature: non-negative, a plain attribute: to be annealed between steps.
-        relaxation, indicator, max_count, straight_through: how counts are relaxed
-            (:class:`~pyro_nbvae.distributions.relaxed.RelaxedCount`).
+        relaxation: how the counts are differentiated; a plain attribute, to be annealed between steps
+            (``relax.relaxation = relax.relaxation.at(0.1)``). With None they are integers without a gradient.
 
     Raises:
         TypeError: at a site of another distribution.
+
+    Example::
+
+        >>> import pyro
+        >>> from pyro import poutine
+        >>> from pyro_nbvae.distributions import ArrivalTimes
+        >>> def program():
+        ...     return pyro.sample("z", pyro.distributions.Poisson(torch.tensor(3.0)))
+        >>> relaxed = poutine.reparam(program, config={"z": RelaxReparam(ArrivalTimes(0.24))})
+        >>> poutine.trace(relaxed).get_trace().nodes["z"]["fn"].has_rsample
+        True
     """
 
-    def __init__(
-        self,
-        temperature: float | Tensor,
-        relaxation: Relaxation = "arrival",
-        indicator: Indicator = "sigmoid",
-        max_count: int = 100,
-        straight_through: bool = False,
-    ) -> None:
-        self.temperature = temperature
-        self.options: dict[str, Any] = dict(
-            relaxation=relaxation, indicator=indicator, max_count=max_count, straight_through=straight_through
-        )
+    def __init__(self, relaxation: Relaxation | None) -> None:
+        self.relaxation = relaxation
 
     def apply(self, msg: ReparamMessage) -> ReparamResult:
         """The site's message with the relaxed distribution in it."""
@@ -51,11 +50,11 @@ class RelaxReparam(Reparam):
             fn = fn.base_dist
         relaxed: RelaxedNegativeBinomial | RelaxedPoisson
         if isinstance(fn, (NegativeBinomial, torch.distributions.NegativeBinomial)):
-            relaxed = RelaxedNegativeBinomial(fn.total_count, fn.logits, temperature=self.temperature, **self.options)
+            relaxed = RelaxedNegativeBinomial(fn.total_count, logits=fn.logits, relaxation=self.relaxation)
         elif isinstance(fn, torch.distributions.Poisson):
-            relaxed = RelaxedPoisson(fn.rate, temperature=self.temperature, **self.options)
+            relaxed = RelaxedPoisson(fn.rate, relaxation=self.relaxation)
         else:
             raise TypeError(
-                f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {type(fn).__name__}"
+                f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {family(fn)}"
             )
         return {"fn": self._wrap(relaxed, event_dim), "value": msg["value"], "is_observed": False}

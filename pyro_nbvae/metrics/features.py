@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pyro_nbvae.data import SOURCES, data_root, to_unit_interval
+from pyro_nbvae.data import data_root, source_of, to_floats
 from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
@@ -51,7 +51,7 @@ class ClassifierFeatures(Features):
 
     def forward(self, images: Tensor) -> Tensor:
         channels, *sides = self.classifier.image_shape
-        x = to_unit_interval(images)
+        x = to_floats(images)
         if list(x.shape[2:]) != sides:
             x = nn.functional.interpolate(x, sides, mode="bilinear", align_corners=False, antialias=True)
         return self.classifier.features(x.expand(-1, channels, -1, -1))
@@ -64,7 +64,7 @@ class InceptionFeatures(Features):
         weights: torch-fidelity's weights file; None downloads it.
 
     Raises:
-        InputError: without torch-fidelity, for a file that is not these weights, and where they are not to be had.
+        InputError: without torch-fidelity, for a file that is not these weights, and where they are not available.
     """
 
     suffix = ""
@@ -102,7 +102,7 @@ class InceptionFeatures(Features):
 
 
 def _classifier(data: str, root: str | Path | None, weights: str | Path | None) -> Features:
-    return ClassifierFeatures(SOURCES[data].classifier)
+    return ClassifierFeatures(source_of(data).classifier)
 
 
 def _inception(data: str, root: str | Path | None, weights: str | Path | None) -> Features:
@@ -123,12 +123,12 @@ def build_features(
 
     Args:
         name: a key of ``FEATURES``.
-        data: a key of ``SOURCES``; says which classifier.
+        data: its name; says which classifier.
         data_root: where the Inception weights may be (``inception/weights-inception-2015-12-05.pth``).
         inception_weights: their file, if it is elsewhere. Where there is none they are downloaded.
 
     Raises:
-        InputError: for an unknown name, and for weights that are not to be had.
+        InputError: for an unknown name, and for weights that are not available.
     """
     check_member("features", name, FEATURES)
     return FEATURES[name](data, data_root, inception_weights).eval().requires_grad_(False)

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_nbvae.vae import AmortizedGuide, ImageModel
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
 class GradientMoments(NamedTuple):
@@ -21,7 +21,9 @@ class GradientMoments(NamedTuple):
     noise: float
 
 
-def gradient_moments(elbo: ELBO, model: ImageModel, guide: AmortizedGuide, x: Tensor, repeats: int) -> GradientMoments:
+def gradient_moments(
+    elbo: ELBO, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, repeats: int
+) -> GradientMoments:
     """Moments of the gradient of the loss per image on one batch, from so many draws of the latents."""
     parameters = [p for p in guide.parameters() if p.requires_grad]
     total: Tensor | float = 0.0

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.data import ImageData, to_unit_interval
+from pyro_nbvae.data import Data, to_floats
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.batching import shown
-from pyro_nbvae.vae import AmortizedGuide, ImageModel, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 Representation = Literal["encoder", "means", "counts"]
 REPRESENTATIONS: dict[str, Callable[[AmortizedGuide, Tensor], Tensor]] = {
@@ -33,14 +33,14 @@ TESTED = 5000
 
 
 def represent(
-    model: ImageModel, guide: AmortizedGuide, images: Tensor, representation: Representation, *, seed: int = 0
+    model: GenerativeModel, guide: AmortizedGuide, images: Tensor, representation: Representation, *, seed: int = 0
 ) -> NDArray[np.float32]:
     """uint8 images (N, C, H, W) to (N, K): the encoder's first outputs (what moves the mean: logits of the negative
     binomial, log rates, locations), means of the posterior, or one exact sample of it (integer counts)."""
     device = next(model.parameters()).device
     with evaluating(model, guide, seed):
         parts = [
-            REPRESENTATIONS[representation](guide, to_unit_interval(batch.to(device))).flatten(1)
+            REPRESENTATIONS[representation](guide, to_floats(batch.to(device))).flatten(1)
             for batch in shown(images, representation, False)
         ]
     return torch.cat(parts).cpu().numpy()
@@ -113,7 +113,7 @@ def classification(
 
 
 def latent_classification(
-    model: ImageModel, guide: AmortizedGuide, data: ImageData, representation: Representation = "encoder"
+    model: GenerativeModel, guide: AmortizedGuide, data: Data, representation: Representation = "encoder"
 ) -> dict[str, float]:
     """:func:`classification` of a pair's representations of a data set.
 

@@ -1,4 +1,4 @@
-"""Encoders and decoders (DESIGN 3.7): images of 1 or 3 channels and 8 to 64 pixels a side."""
+"""Encoders and decoders by name; a model and a guide take any other module in their place."""
 
 from pyro_nbvae.networks.build import DECODERS, ENCODERS, build_decoder, build_encoder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import check_member
 from pyro_nbvae.networks.conv import ConvDecoder, ConvEncoder
 from pyro_nbvae.networks.linear import LinearDecoder, LinearEncoder
 from pyro_nbvae.networks.mlp import MLPDecoder, MLPEncoder
@@ -13,28 +13,21 @@ ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "mlp": MLPEncoder, 
 DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder, "linear": LinearDecoder}
 
 
-def _pick(kind: str, name: str, image_shape: tuple[int, int, int]) -> type[nn.Module]:
-    table = {"encoder": ENCODERS, "decoder": DECODERS}[kind]
-    check_member(kind, name, table)
-    channels, height, width = image_shape
-    if channels not in (1, 3) or not (8 <= height <= 64 and 8 <= width <= 64):
-        raise InputError(f"images of shape {tuple(image_shape)}: need 1 or 3 channels and 8 to 64 pixels a side")
-    return table[name]
-
-
-def build_encoder(name: str, image_shape: tuple[int, int, int], latents: int, heads: int) -> nn.Module:
-    """An encoder from images (B, C, H, W) to (B, heads, latents), unbounded reals.
+def build_encoder(name: str, event_shape: tuple[int, ...], latents: int, heads: int) -> nn.Module:
+    """An encoder from observations (B, *event_shape) to (B, heads, latents), unbounded reals.
 
     Raises:
-        ValueError: for a name or an image shape that is not supported.
+        ValueError: for an unknown name, and for ``"conv"`` on what is no image.
     """
-    return _pick("encoder", name, image_shape)(image_shape, latents, heads)
+    check_member("encoder", name, ENCODERS)
+    return ENCODERS[name](event_shape, latents, heads)
 
 
-def build_decoder(name: str, image_shape: tuple[int, int, int], latents: int) -> nn.Module:
-    """A decoder from latents (B, latents) to images (B, C, H, W) in [0, 1].
+def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> nn.Module:
+    """A decoder from latents (B, latents) to (B, *event_shape), ending in ``output``.
 
     Raises:
-        ValueError: for a name or an image shape that is not supported.
+        ValueError: for an unknown name, and for ``"conv"`` on what is no image.
     """
-    return _pick("decoder", name, image_shape)(image_shape, latents)
+    check_member("decoder", name, DECODERS)
+    return DECODERS[name](event_shape, latents, output)

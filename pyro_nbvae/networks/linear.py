@@ -1,4 +1,4 @@
-"""One linear layer each way (DESIGN 3.7)."""
+"""One linear layer each way."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class LinearEncoder(nn.Module):
-    """Images (B, C, H, W) to (B, heads, latents)."""
+    """Observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(self, image_shape: tuple[int, int, int], latents: int, heads: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(math.prod(image_shape), heads * latents), nn.Unflatten(1, (heads, latents))
+            nn.Flatten(), nn.Linear(math.prod(event_shape), heads * latents), nn.Unflatten(1, (heads, latents))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -21,13 +21,11 @@ class LinearEncoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """Latents (B, latents) to images (B, C, H, W) in [0, 1]; the columns of the weight are the units' features."""
+    """Latents (B, latents) to (B, *event_shape); the columns of the weight are the units' features."""
 
-    def __init__(self, image_shape: tuple[int, int, int], latents: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(latents, math.prod(image_shape)), nn.Sigmoid(), nn.Unflatten(1, image_shape)
-        )
+        self.layers = nn.Sequential(nn.Linear(latents, math.prod(event_shape)), output, nn.Unflatten(1, event_shape))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)

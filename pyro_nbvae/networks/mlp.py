@@ -1,4 +1,4 @@
-"""The paper's dense networks (DESIGN 3.7)."""
+"""The paper's dense networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-# The residual block works on the image itself up to this many pixels times channels; on larger images (64-pixel
+# The residual block works on the observation itself up to this many numbers; on larger ones (64-pixel
 # colour would take 1.2e9 weights a layer) on a linear projection to this width.
 WIDEST = 1024
 
@@ -24,15 +24,15 @@ class ResidualDense(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """A residual dense block and a linear layer; images (B, C, H, W) to (B, heads, latents)."""
+    """A residual dense block and a linear layer; observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(self, image_shape: tuple[int, int, int], latents: int, heads: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int) -> None:
         super().__init__()
-        pixels = math.prod(image_shape)
-        width = min(pixels, WIDEST)
+        size = math.prod(event_shape)
+        width = min(size, WIDEST)
         self.layers = nn.Sequential(
             nn.Flatten(),
-            nn.Identity() if width == pixels else nn.Linear(pixels, width),
+            nn.Identity() if width == size else nn.Linear(size, width),
             ResidualDense(width),
             nn.Linear(width, heads * latents),
             nn.Unflatten(1, (heads, latents)),
@@ -43,20 +43,20 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Linear, SiLU, residual dense block, SiLU, linear, sigmoid; latents (B, latents) to images in [0, 1]."""
+    """Linear, SiLU, residual dense block, SiLU, linear; latents (B, latents) to (B, *event_shape)."""
 
-    def __init__(self, image_shape: tuple[int, int, int], latents: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__()
-        pixels = math.prod(image_shape)
-        width = min(pixels, WIDEST)
+        size = math.prod(event_shape)
+        width = min(size, WIDEST)
         self.layers = nn.Sequential(
             nn.Linear(latents, width),
             nn.SiLU(),
             ResidualDense(width),
             nn.SiLU(),
-            nn.Linear(width, pixels),
-            nn.Sigmoid(),
-            nn.Unflatten(1, image_shape),
+            nn.Linear(width, size),
+            output,
+            nn.Unflatten(1, event_shape),
         )
 
     def forward(self, z: Tensor) -> Tensor:

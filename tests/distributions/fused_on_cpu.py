@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyro_nbvae.distributions import fused, samplers
+from pyro_nbvae.distributions.relaxations import arrival_times, fused, gumbel_softmax
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def arrivals(poisson, indicator, per_latent, hard):
     tau = torch.linspace(0.05, 1.0, n) if per_latent else torch.tensor(0.3)
     gaps = noise(100, n, seed=3)
     count = None if poisson else r.detach().float()
-    tail = samplers.SOFT_TAIL if indicator == "sigmoid" else 1.0
+    tail = arrival_times.TAIL[indicator]
     given = tau if per_latent else 0.3
     z, d_l, d_r = fused.count_arrivals(count, logits.detach().float(), given, indicator, hard, tail)
     textbook, integers = [], []
@@ -75,7 +75,7 @@ def races(per_latent, hard):
     exponentials = noise(max_count + 1, n, seed=4)
     rate = log_rate.detach().float()
     given = tau if per_latent else 0.5
-    reach = samplers.gumbel_reach(rate.exp(), given)
+    reach = gumbel_softmax.gumbel_reach(rate.exp(), given)
     z, dz = fused.run_races(rate, reach, given, max_count, hard)
     textbook, winners = [], []
     for i in range(n):
@@ -91,11 +91,14 @@ def races(per_latent, hard):
 
 if __name__ == "__main__":
     for poisson in (False, True):
-        for indicator in samplers.INDICATORS:
+        for indicator in arrival_times.TAIL:
             arrivals(poisson, indicator, per_latent=poisson, hard=False)
             arrivals(poisson, indicator, per_latent=not poisson, hard=True)
     races(per_latent=False, hard=False)
     races(per_latent=True, hard=True)
-    bad, *_ = fused.count_arrivals(None, torch.tensor([0.0, math.nan]), 0.1, "sigmoid", False, samplers.SOFT_TAIL)
+    tail = arrival_times.TAIL["sigmoid"]
+    bad, *_ = fused.count_arrivals(
+        None, torch.tensor([0.0, math.nan]), 0.1, "sigmoid", False, arrival_times.TAIL["sigmoid"]
+    )
     assert bad[0].isfinite() and bad[1].isnan()
     print("ok")

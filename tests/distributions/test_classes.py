@@ -8,23 +8,34 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.distributions import (
+    ArrivalTimes,
+    GumbelSoftmax,
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    RelaxedOneHotCategorical,
+    RelaxedPoisson,
+)
 
 R, LOGITS = torch.tensor([[0.5], [3.0]]), torch.tensor([0.0, 1.0, -0.7])  # broadcast to (2, 3)
 
 CASES = {
     "exact": lambda: NegativeBinomial(R, logits=LOGITS),
     "exact probs": lambda: NegativeBinomial(R, torch.sigmoid(LOGITS)),
-    "temperature 0": lambda: RelaxedNegativeBinomial(R, LOGITS, temperature=0.0),
-    "arrival": lambda: RelaxedNegativeBinomial(R, LOGITS, temperature=0.1),
-    "smoothstep": lambda: RelaxedNegativeBinomial(R, LOGITS, temperature=0.1, indicator="smoothstep"),
-    "gumbel": lambda: RelaxedNegativeBinomial(R, probs=torch.sigmoid(LOGITS), temperature=0.1, relaxation="gumbel"),
-    "temperatures": lambda: RelaxedNegativeBinomial(1.5, LOGITS, temperature=torch.tensor([[0.1], [0.2]])),
-    "gumbel temperatures": lambda: RelaxedPoisson(
-        torch.ones(3), temperature=torch.tensor([[0.1], [0.2]]), relaxation="gumbel"
+    "no relaxation": lambda: RelaxedNegativeBinomial(R, logits=LOGITS),
+    "arrival": lambda: RelaxedNegativeBinomial(R, logits=LOGITS, relaxation=ArrivalTimes(0.1)),
+    "smoothstep": lambda: RelaxedNegativeBinomial(
+        R, logits=LOGITS, relaxation=ArrivalTimes(0.1, indicator="smoothstep")
     ),
-    "poisson": lambda: RelaxedPoisson(R * LOGITS.exp(), temperature=torch.tensor(0.1)),
-    "poisson straight": lambda: RelaxedPoisson(R * LOGITS.exp(), temperature=0.1, straight_through=True),
+    "gumbel": lambda: RelaxedNegativeBinomial(R, probs=torch.sigmoid(LOGITS), relaxation=GumbelSoftmax(0.1)),
+    "temperatures": lambda: RelaxedNegativeBinomial(
+        1.5, logits=LOGITS, relaxation=ArrivalTimes(torch.tensor([[0.1], [0.2]]))
+    ),
+    "gumbel temperatures": lambda: RelaxedPoisson(
+        torch.ones(3), relaxation=GumbelSoftmax(torch.tensor([[0.1], [0.2]]))
+    ),
+    "poisson": lambda: RelaxedPoisson(R * LOGITS.exp(), relaxation=ArrivalTimes(torch.tensor(0.1))),
+    "poisson straight": lambda: RelaxedPoisson(R * LOGITS.exp(), relaxation=ArrivalTimes(0.1, straight_through=True)),
 }
 
 
@@ -96,13 +107,83 @@ def test_under_plates_and_trace(distribution):
 
 
 def test_gradients_reach_the_parameters(distribution):
+    """Of what the distribution was made with, through a clone of it whose parameters ask for a gradient."""
     if not distribution.has_rsample:
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(NotImplementedError, match="rsample"):
             distribution.rsample()
         return
-    r, logits = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
-    RelaxedNegativeBinomial(r, logits, temperature=0.4).rsample(torch.Size([200])).sum().backward()
-    assert (r.grad != 0).all() and (logits.grad != 0).all()
+    kind = type(distribution)
+    names = ["rate"] if kind is RelaxedPoisson else ["total_count", "logits"]
+    parameters = {name: getattr(distribution, name).detach().clone().requires_grad_() for name in names}
+    z = kind(**parameters, relaxation=distribution.relaxation).rsample(torch.Size([300]))
+    for gradient in torch.autograd.grad(z.sum(), list(parameters.values())):
+        assert (gradient != 0).all() and gradient.isfinite().all()
+
+
+def test_a_second_derivative_of_a_sample_is_refused_not_zero(distribution):
+    """In the parameters; what comes after the sample may be differentiated as often as one likes."""
+    if not distribution.has_rsample:
+        return
+    kind = type(distribution)
+    names = ["rate"] if kind is RelaxedPoisson else ["total_count", "logits"]
+    parameters = [getattr(distribution, name).detach().clone().requires_grad_() for name in names]
+    weight = torch.tensor(3.0, requires_grad=True)
+    z = kind(**dict(zip(names, parameters, strict=True)), relaxation=distribution.relaxation).rsample()
+    first = torch.autograd.grad((weight * z.square()).sum(), parameters, create_graph=True)
+    (mixed,) = torch.autograd.grad(first[0].sum(), weight, retain_graph=True)
+    torch.testing.assert_close(mixed, first[0].sum().detach() / 3)
+    for parameter in parameters:
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            torch.autograd.grad(first[0].sum(), parameter, retain_graph=True)
+
+
+def test_repr_shows_the_relaxation(distribution):
+    text = repr(distribution)
+    assert text.startswith(type(distribution).__name__)
+    assert type(distribution) is NegativeBinomial or f"relaxation: {distribution.relaxation}" in text
+
+
+def test_the_mode_has_the_largest_mass(distribution):
+    mass = distribution.log_prob(torch.arange(30.0)[:, None, None])
+    torch.testing.assert_close(mass.gather(0, distribution.mode.long()[None])[0], mass.amax(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """Computed in single precision: to the spacing of the half."""
+    r, logits, z = torch.tensor([0.5, 3.0]), torch.tensor([0.0, -0.75]), torch.tensor([2.0, 5.0])
+    half = RelaxedNegativeBinomial(r.to(dtype), logits=logits.to(dtype), relaxation=ArrivalTimes(0.3))
+    exact = NegativeBinomial(r, logits=logits).log_prob(z)
+    assert half.log_prob(z.to(dtype)).dtype == half.rsample().dtype == dtype
+    torch.testing.assert_close(half.log_prob(z.to(dtype)).float(), exact, rtol=torch.finfo(dtype).eps, atol=0)
+    kl = torch.distributions.kl_divergence(half, NegativeBinomial(r.to(dtype) + 1, logits=logits.to(dtype)))
+    expected = torch.distributions.kl_divergence(
+        NegativeBinomial(r, logits=logits), NegativeBinomial(r + 1, logits=logits)
+    )
+    torch.testing.assert_close(kl.float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    poisson = RelaxedPoisson(r.to(dtype), relaxation=GumbelSoftmax(0.3))
+    assert poisson.rsample().dtype == RelaxedPoisson(r.to(dtype)).sample().dtype == dtype
+
+
+def test_integers_as_arguments():
+    expected = NegativeBinomial(3.0, logits=1.0).log_prob(torch.tensor(2.0))
+    for d in (NegativeBinomial(3, logits=1), NegativeBinomial(torch.tensor(3), logits=torch.tensor(1))):
+        torch.testing.assert_close(d.log_prob(torch.tensor(2)), expected)
+        assert d.sample().dtype == torch.float32
+    torch.testing.assert_close(RelaxedPoisson(2).log_prob(torch.tensor(1)), torch.tensor(2.0).log() - 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RelaxedPoisson(1.0, relaxation="arrival"),
+        lambda: RelaxedNegativeBinomial(1.0, logits=0.0, relaxation=0.3),
+        lambda: RelaxedOneHotCategorical(logits=torch.zeros(3), relaxation=ArrivalTimes()),
+    ],
+)
+def test_what_is_no_relaxation_is_refused(make):
+    with pytest.raises(TypeError, match="must be"):
+        make()
 
 
 def test_moments_are_the_documented_ones():
@@ -118,7 +199,7 @@ def test_moments_are_the_documented_ones():
 
 def test_a_tensor_temperature_is_one_temperature_per_latent():
     """Variance of a relaxed Poisson count falls with its temperature; each latent has its own."""
-    d = RelaxedPoisson(torch.tensor(2.0), temperature=torch.tensor([0.01, 1.0]))
+    d = RelaxedPoisson(torch.tensor(2.0), relaxation=ArrivalTimes(torch.tensor([0.01, 1.0])))
     assert d.batch_shape == (2,)
     cold, hot = d.sample(torch.Size([50_000])).var(0).tolist()
     assert cold == pytest.approx(2.0, rel=0.05) and hot == pytest.approx(2 * 0.583, rel=0.05)
@@ -129,18 +210,22 @@ def test_a_tensor_temperature_is_one_temperature_per_latent():
     [
         (lambda: NegativeBinomial(torch.tensor([1.0, -2.0]), logits=0.0), "total_count", "-2"),
         (lambda: NegativeBinomial(1.0, probs=1.5), "probs", "1.5"),
-        (lambda: RelaxedNegativeBinomial(1.0, float("nan"), temperature=0.1), "logits", "nan"),
-        (lambda: RelaxedNegativeBinomial(1.0, 0.0, temperature=-0.5), "temperature", "-0.5"),
-        (lambda: RelaxedNegativeBinomial(1.0, 0.0, temperature=torch.tensor([0.0, 1.0])), "temperature", "0., 1."),
-        (lambda: RelaxedNegativeBinomial(1.0, 0.0, temperature=0.5, relaxation="poisson"), "relaxation", "poisson"),
-        (lambda: RelaxedNegativeBinomial(1.0, 0.0, temperature=0.5, indicator="step"), "indicator", "step"),
-        (lambda: RelaxedNegativeBinomial(1.0, 0.0, temperature=0.5, max_count=0), "max_count", "0"),
-        (lambda: RelaxedPoisson(torch.tensor([1.0, 0.0]), temperature=0.1), "rate", "0"),
-        (lambda: RelaxedPoisson(-3.0, temperature=0.1), "rate", "-3"),
+        (lambda: RelaxedNegativeBinomial(1.0, logits=float("nan"), relaxation=ArrivalTimes(0.1)), "logits", "nan"),
+        (lambda: ArrivalTimes(-0.5), "temperature", "-0.5"),
+        (lambda: GumbelSoftmax(0.0), "temperature", "relaxation=None draws exact integers"),
+        (lambda: ArrivalTimes(torch.tensor([0.0, 1.0])), "temperature", "0., 1."),
+        (lambda: ArrivalTimes(0.5, indicator="step"), "indicator", "step"),
+        (lambda: GumbelSoftmax(0.5, max_count=0), "max_count", "0"),
+        (lambda: RelaxedPoisson(torch.tensor([1.0, 0.0]), relaxation=ArrivalTimes(0.1)), "rate", "0"),
+        (lambda: RelaxedPoisson(-3.0, relaxation=ArrivalTimes(0.1)), "rate", "-3"),
         (lambda: NegativeBinomial(1.0), "logits and probs", ""),
         (lambda: NegativeBinomial(1.0, logits=0.0, probs=0.5), "logits and probs", ""),
         (lambda: NegativeBinomial(1.0, logits=0.0).log_prob(torch.tensor(1.5)), "value", "1.5"),
-        (lambda: RelaxedNegativeBinomial(1.0, 0.0, temperature=0.1).log_prob(torch.tensor(-1.0)), "value", "-1"),
+        (
+            lambda: RelaxedNegativeBinomial(1.0, logits=0.0, relaxation=ArrivalTimes(0.1)).log_prob(torch.tensor(-1.0)),
+            "value",
+            "-1",
+        ),
     ],
 )
 def test_bad_arguments_are_named_with_their_value(make, argument, value):
@@ -150,6 +235,6 @@ def test_bad_arguments_are_named_with_their_value(make, argument, value):
 
 
 def test_relaxed_counts_are_in_the_support():
-    d = RelaxedNegativeBinomial(1.0, 0.0, temperature=0.5)
+    d = RelaxedNegativeBinomial(1.0, logits=0.0, relaxation=ArrivalTimes(0.5))
     assert d.support.check(d.sample(torch.Size([100]))).all()
     assert d.log_prob(torch.tensor(1.5)).isfinite()

@@ -9,10 +9,20 @@ import scipy.stats
 import torch
 from torch.nn.functional import softplus
 
-from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson, samplers
+from pyro_nbvae.distributions import (
+    ArrivalTimes,
+    GumbelSoftmax,
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    RelaxedPoisson,
+)
+from pyro_nbvae.distributions.relaxations import arrival_times, gumbel_softmax
+from pyro_nbvae.distributions.relaxations import noise as noise_module
+from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 
 DRAWS = 200_000
-RELAXATIONS = [("arrival", "sigmoid"), ("arrival", "smoothstep"), ("gumbel", "sigmoid")]
+RELAXATIONS = [ArrivalTimes(), ArrivalTimes(indicator="smoothstep"), GumbelSoftmax(max_count=150)]
+IDS = ["sigmoid", "smoothstep", "gumbel"]
 
 
 def within(sample, expected, errors=4.0, bias=0.0):
@@ -30,22 +40,22 @@ def within(sample, expected, errors=4.0, bias=0.0):
     "distribution",
     [
         NegativeBinomial(torch.tensor([0.05, 1.0, 7.5]), logits=torch.tensor([2.0, 0.0, -0.5])),
-        RelaxedNegativeBinomial(torch.tensor([0.05, 1.0, 7.5]), torch.tensor([2.0, 0.0, -0.5]), temperature=0.0),
+        RelaxedNegativeBinomial(torch.tensor([0.05, 1.0, 7.5]), logits=torch.tensor([2.0, 0.0, -0.5])),
         RelaxedNegativeBinomial(
-            torch.tensor([0.05, 1.0, 7.5]), torch.tensor([2.0, 0.0, -0.5]), temperature=0.3, straight_through=True
+            torch.tensor([0.05, 1.0, 7.5]),
+            logits=torch.tensor([2.0, 0.0, -0.5]),
+            relaxation=ArrivalTimes(0.3, straight_through=True),
         ),
         RelaxedNegativeBinomial(
             torch.tensor([0.05, 1.0, 7.5]),
-            torch.tensor([2.0, 0.0, -0.5]),
-            temperature=0.3,
-            relaxation="gumbel",
-            straight_through=True,
+            logits=torch.tensor([2.0, 0.0, -0.5]),
+            relaxation=GumbelSoftmax(0.3, straight_through=True),
         ),
-        RelaxedPoisson(torch.tensor([0.1, 1.0, 12.0]), temperature=0.0),
-        RelaxedPoisson(torch.tensor([0.1, 1.0, 12.0]), temperature=0.3, straight_through=True),
-        RelaxedPoisson(torch.tensor([0.1, 1.0, 12.0]), temperature=0.3, relaxation="gumbel", straight_through=True),
+        RelaxedPoisson(torch.tensor([0.1, 1.0, 12.0])),
+        RelaxedPoisson(torch.tensor([0.1, 1.0, 12.0]), relaxation=ArrivalTimes(0.3, straight_through=True)),
+        RelaxedPoisson(torch.tensor([0.1, 1.0, 12.0]), relaxation=GumbelSoftmax(0.3, straight_through=True)),
     ],
-    ids=lambda d: f"{type(d).__name__}-{getattr(d, 'relaxation', 'exact')}-{getattr(d, 'temperature', 0)}",
+    ids=lambda d: f"{type(d).__name__}-{getattr(d, 'relaxation', 'exact')}",
 )
 def test_integer_samples_fit_their_mass_function(distribution):
     z = distribution.sample(torch.Size([DRAWS]))
@@ -67,27 +77,25 @@ def test_integer_samples_fit_their_mass_function(distribution):
         )
 
 
-@pytest.mark.parametrize("relaxation, indicator", RELAXATIONS)
-def test_relaxed_moments_reach_the_exact_ones(relaxation, indicator):
+@pytest.mark.parametrize("relaxation", RELAXATIONS, ids=IDS)
+def test_relaxed_moments_reach_the_exact_ones(relaxation):
     """At temperature 0.01 mean and variance are within 4 standard errors, plus 0.5 % and 2 % for what is left."""
     r, logits = torch.tensor([0.1, 1.0, 6.0]), torch.tensor([1.5, 0.0, -0.5])
-    options = dict(relaxation=relaxation, indicator=indicator)
+    cold = relaxation.at(0.01)
     for distribution in (
-        RelaxedNegativeBinomial(r, logits, temperature=0.01, **options),
-        RelaxedPoisson(torch.tensor([0.2, 1.0, 5.0]), temperature=0.01, **options),
+        RelaxedNegativeBinomial(r, logits=logits, relaxation=cold),
+        RelaxedPoisson(torch.tensor([0.2, 1.0, 5.0]), relaxation=cold),
     ):
         z = distribution.rsample(torch.Size([DRAWS])).detach()
         within(z, distribution.mean, bias=0.005 * distribution.mean)
         within((z - distribution.mean) ** 2, distribution.variance, bias=0.02 * distribution.variance)
 
 
-@pytest.mark.parametrize("relaxation, indicator", RELAXATIONS)
-def test_the_error_of_the_variance_falls_with_the_temperature(relaxation, indicator):
+@pytest.mark.parametrize("relaxation", RELAXATIONS, ids=IDS)
+def test_the_error_of_the_variance_falls_with_the_temperature(relaxation):
     errors = []
     for temperature in (1.0, 0.25, 0.02):
-        d = RelaxedPoisson(
-            torch.full((DRAWS,), 2.0), temperature=temperature, relaxation=relaxation, indicator=indicator
-        )
+        d = RelaxedPoisson(torch.full((DRAWS,), 2.0), relaxation=relaxation.at(temperature))
         errors.append(abs(float(d.sample().var()) - 2.0))
     assert errors[0] > 1.5 * errors[1] > 1.5 * 1.5 * errors[2]
 
@@ -96,7 +104,7 @@ def test_the_error_of_the_variance_falls_with_the_temperature(relaxation, indica
 def test_sigmoid_counts_have_their_exact_mean_gradient_and_variance(temperature):
     """Campbell: the mean of sum_k h(S_k) is rate * int h, its variance rate * int h^2; the tail's share is 2e-4."""
     rate = torch.full((DRAWS,), 3.0, requires_grad=True)
-    z = RelaxedPoisson(rate, temperature=temperature).rsample()
+    z = RelaxedPoisson(rate, relaxation=ArrivalTimes(temperature)).rsample()
     (gradient,) = torch.autograd.grad(z.sum(), rate)
     mean = temperature * math.log1p(math.exp(1 / temperature))
     square = scipy.integrate.quad(lambda s: 1 / (1 + math.exp((s - 1) / temperature)) ** 2, 0, 1 + 30 * temperature)[0]
@@ -109,7 +117,7 @@ def test_sigmoid_counts_have_their_exact_mean_gradient_and_variance(temperature)
 @pytest.mark.parametrize("temperature", [0.24, 1.0])
 def test_smoothstep_counts_have_the_exact_mean_and_gradient(temperature):
     rate = torch.full((DRAWS,), 3.0, requires_grad=True)
-    z = RelaxedPoisson(rate, temperature=temperature, indicator="smoothstep").rsample()
+    z = RelaxedPoisson(rate, relaxation=ArrivalTimes(temperature, indicator="smoothstep")).rsample()
     (gradient,) = torch.autograd.grad(z.sum(), rate)
     within(z.detach(), 3.0)
     within(gradient, 1.0)
@@ -117,7 +125,7 @@ def test_smoothstep_counts_have_the_exact_mean_and_gradient(temperature):
 
 def test_large_dispersion_samples_as_poisson():
     mean = 4.0
-    nb = RelaxedNegativeBinomial(torch.tensor(1e7), torch.tensor(mean / 1e7).log(), temperature=0.0)
+    nb = RelaxedNegativeBinomial(torch.tensor(1e7), logits=torch.tensor(mean / 1e7).log())
     z = nb.sample(torch.Size([DRAWS])).numpy()
     cells = np.arange(14)
     observed = np.append(np.bincount(z.astype(int), minlength=14)[:14], (z >= 14).sum())
@@ -129,7 +137,7 @@ def test_large_dispersion_samples_as_poisson():
 def test_log_gamma_draws(shape):
     """Law against scipy; gradient against d E[log g] / d shape = trigamma(shape)."""
     a = torch.full((DRAWS // 4,), shape, requires_grad=True)
-    draws = samplers.log_standard_gamma(a)
+    draws = log_standard_gamma(a)
     (gradient,) = torch.autograd.grad(draws.sum(), a)
     draws = draws.detach()
     assert draws.isfinite().all() and gradient.isfinite().all()
@@ -154,8 +162,8 @@ def laplace_weight(temperature, indicator):
     return scipy.integrate.quad(lambda s: 1 - math.exp(-h(s) / 2), 0, end, points=[1.0], limit=400)[0]
 
 
-@pytest.mark.parametrize("relaxation, indicator", RELAXATIONS)
-def test_pathwise_gradients_equal_the_analytic_ones(relaxation, indicator):
+@pytest.mark.parametrize("relaxation", RELAXATIONS, ids=IDS)
+def test_pathwise_gradients_equal_the_analytic_ones(relaxation):
     """d E[z] and d E[exp(-z/2)] by r and l at temperature 0.05, within 4 standard errors and a stated bias.
 
     For arrival times the bias is known: the relaxed law's own Laplace transform is (1 + e^l c)^(-r), and its distance
@@ -164,9 +172,7 @@ def test_pathwise_gradients_equal_the_analytic_ones(relaxation, indicator):
     r0, l0, temperature = 1.7, 0.4, 0.05
     r = torch.full((DRAWS * 2,), r0, dtype=torch.float64, requires_grad=True)
     logits = torch.full((DRAWS * 2,), l0, dtype=torch.float64, requires_grad=True)
-    z = RelaxedNegativeBinomial(
-        r, logits, temperature=temperature, relaxation=relaxation, indicator=indicator, max_count=150
-    ).rsample()
+    z = RelaxedNegativeBinomial(r, logits=logits, relaxation=relaxation.at(temperature)).rsample()
     odds = math.exp(l0)
 
     def transform(c):
@@ -175,8 +181,8 @@ def test_pathwise_gradients_equal_the_analytic_ones(relaxation, indicator):
         return -math.log1p(odds * c) * value, -r0 * odds * c / (1 + odds * c) * value
 
     exact = transform(1 - math.exp(-0.5))
-    if relaxation == "arrival":
-        relaxed = transform(laplace_weight(temperature, indicator))
+    if isinstance(relaxation, ArrivalTimes):
+        relaxed = transform(laplace_weight(temperature, relaxation.indicator))
         bias = [abs(a - b) for a, b in zip(exact, relaxed, strict=True)]
         assert max(bias) < 0.01
         mean_bias = 1e-6
@@ -202,7 +208,7 @@ class Recorded:
         self.drawn = [[] for _ in like]
 
     def __call__(self, width, like):
-        noise = samplers.unit_exponentials(width, like)
+        noise = noise_module.unit_exponentials(width, like)
         for column, value in enumerate(like.tolist()):
             self.drawn[self.like.index(value)].append(noise[:, column].clone())
         return noise
@@ -218,13 +224,13 @@ def test_arrivals_and_their_derivatives_equal_autograd(indicator, per_latent, po
     """u_k = e^-l (e^S_k - 1), S_k a running sum of E_j / (r + j), every intermediate kept by autograd, and the mean of
     what comes after the last arrival; of a Poisson process u_k = e^-l times a running sum of E_j."""
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setitem(samplers.PIECE, "cpu", 16)  # many pieces
+    monkeypatch.setitem(noise_module.PIECE, "cpu", 16)  # many pieces
     r = torch.linspace(0.2, 4.0, 40).requires_grad_()
     logits = torch.linspace(-2, 2.5, 40).requires_grad_()
     temperature = torch.linspace(0.05, 1.0, 40) if per_latent else torch.tensor(0.3)
     # a latent's e^-l names it
     noise = Recorded(torch.exp(-logits.detach()).tolist())
-    z, d_logits, d_r = samplers.count_arrivals(
+    z, d_logits, d_r = arrival_times.count_arrivals(
         None if poisson else r.detach(), logits.detach(), temperature, indicator, noise=noise
     )
 
@@ -239,8 +245,8 @@ def test_arrivals_and_their_derivatives_equal_autograd(indicator, per_latent, po
             future = (r[i] + len(gaps)) / (torch.exp(-logits[i]) + u[-1])
         # drawn in rounds of 2, 4, 8, ... as long as none is late
         before = (len(u) - 2) // 2
-        assert u[-1] >= samplers.horizon(tau, indicator) and (
-            before == 0 or u[before - 1] < samplers.horizon(tau, indicator)
+        assert u[-1] >= arrival_times.horizon(tau, indicator) and (
+            before == 0 or u[before - 1] < arrival_times.horizon(tau, indicator)
         )
         x = (1 - u) / tau
         if indicator == "sigmoid":
@@ -258,10 +264,10 @@ def test_arrivals_and_their_derivatives_equal_autograd(indicator, per_latent, po
 def test_the_arrivals_of_a_gamma_mixture_are_a_polya_process():
     """The relaxed negative binomial has the law of a relaxed Poisson at a Gamma rate: moments and Laplace transform."""
     r, logits = torch.full((DRAWS,), 0.7), torch.full((DRAWS,), 0.5)
-    for indicator in samplers.INDICATORS:
-        options = dict(temperature=0.5, indicator=indicator)
-        direct = RelaxedNegativeBinomial(r, logits, **options).sample().double()
-        mixture = RelaxedPoisson((samplers.log_standard_gamma(r) + logits).exp(), **options).sample().double()
+    for indicator in arrival_times.TAIL:
+        options = dict(relaxation=ArrivalTimes(0.5, indicator=indicator))
+        direct = RelaxedNegativeBinomial(r, logits=logits, **options).sample().double()
+        mixture = RelaxedPoisson((log_standard_gamma(r) + logits).exp(), **options).sample().double()
         for of in (lambda z: z, lambda z: z.square(), lambda z: torch.exp(-z / 2), lambda z: (z < 0.5).double()):
             a, b = of(direct), of(mixture)
             error = math.hypot(float(a.std()), float(b.std())) / math.sqrt(DRAWS)
@@ -272,19 +278,19 @@ def test_the_arrivals_of_a_gamma_mixture_are_a_polya_process():
 def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
     """softmax((log Poisson(k) + g_k) / temperature) over the counts that take part, by autograd."""
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setitem(samplers.PIECE, "cpu", 64)
+    monkeypatch.setitem(noise_module.PIECE, "cpu", 64)
     log_rate = torch.linspace(3, -2, 30).requires_grad_()
     tables = []
     for straight_through in (False, True):
         noise = Recorded(log_rate.tolist())
         torch.manual_seed(1)
-        tables.append(samplers.run_races(log_rate.detach(), temperature, 60, straight_through, noise))
+        tables.append(gumbel_softmax.run_races(log_rate.detach(), temperature, 60, straight_through, noise))
     (z, dz), (hard, _) = tables
 
     textbook, winners = [], []
     for i, exponentials in enumerate(noise):
         k = torch.arange(len(exponentials), dtype=torch.float64)
-        assert len(k) > samplers.largest_count(log_rate[i].exp(), samplers.GUMBEL_CUT) or len(k) == 61
+        assert len(k) > gumbel_softmax.largest_count(log_rate[i].exp(), gumbel_softmax.CUT) or len(k) == 61
         score = k * log_rate[i] - log_rate[i].exp() - torch.lgamma(k + 1) - exponentials.log()
         textbook.append((torch.softmax(score / temperature, 0) * k).sum())
         winners.append(score.argmax())
@@ -297,7 +303,7 @@ def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
 def test_counts_out_of_reach_are_as_rare_as_promised():
     rate = torch.tensor([1e-6, 0.01, 0.5, 3.0, 40.0, 2000.0], dtype=torch.float64)
     for nats in (7.0, 20.0):
-        k = samplers.largest_count(rate, nats).ceil().numpy()
+        k = gumbel_softmax.largest_count(rate, nats).ceil().numpy()
         assert (scipy.stats.poisson.logsf(k - 1, rate.numpy()) <= -nats).all()
         assert (k <= 1.5 * scipy.stats.poisson.isf(math.exp(-nats), rate.numpy()) + 4).all()
 
@@ -307,11 +313,11 @@ def test_rsample_gives_the_samplers_own_derivatives():
     r = torch.linspace(0.2, 4, 50).requires_grad_()
     logits = torch.linspace(-1, 1, 50).requires_grad_()
     torch.manual_seed(5)
-    z = RelaxedNegativeBinomial(r, logits, temperature=0.2).rsample()
+    z = RelaxedNegativeBinomial(r, logits=logits, relaxation=ArrivalTimes(0.2)).rsample()
     weight = torch.linspace(-1, 2, 50)
     got = torch.autograd.grad((weight * z).sum(), (r, logits))
     torch.manual_seed(5)
-    again, d_logits, d_r = samplers.count_arrivals(r.detach(), logits.detach(), 0.2, "sigmoid")
+    again, d_logits, d_r = arrival_times.count_arrivals(r.detach(), logits.detach(), 0.2, "sigmoid")
     torch.testing.assert_close(z.detach(), again)
     torch.testing.assert_close(got, (weight * d_r, weight * d_logits))
 
@@ -320,21 +326,19 @@ def test_rsample_gives_the_samplers_own_derivatives():
 
 
 def test_no_arrivals_at_all():
-    z = RelaxedPoisson(torch.full((3,), 1e-30), temperature=0.1, indicator="smoothstep").rsample()
+    z = RelaxedPoisson(torch.full((3,), 1e-30), relaxation=ArrivalTimes(0.1, indicator="smoothstep")).rsample()
     torch.testing.assert_close(z, torch.zeros(3))
-    assert RelaxedPoisson(torch.ones(0), temperature=0.1).rsample().shape == (0,)
+    assert RelaxedPoisson(torch.ones(0), relaxation=ArrivalTimes(0.1)).rsample().shape == (0,)
 
 
 def test_straight_through_has_the_relaxed_gradient():
     """Same seed, same noise: the integer forward, the relaxed backward."""
     rate = torch.full((500,), 2.5, requires_grad=True)
-    for relaxation in ("arrival", "gumbel"):
+    for relaxation in (ArrivalTimes, GumbelSoftmax):
         results = []
         for straight_through in (False, True):
             torch.manual_seed(2)
-            z = RelaxedPoisson(
-                rate, temperature=0.3, relaxation=relaxation, straight_through=straight_through
-            ).rsample()
+            z = RelaxedPoisson(rate, relaxation=relaxation(0.3, straight_through=straight_through)).rsample()
             results.append((z.detach(), torch.autograd.grad(z.sum(), rate)[0]))
         (soft, soft_gradient), (hard, hard_gradient) = results
         torch.testing.assert_close(soft_gradient, hard_gradient)
@@ -343,12 +347,12 @@ def test_straight_through_has_the_relaxed_gradient():
 
 def test_gumbel_warns_where_the_rate_nears_max_count():
     with pytest.warns(RuntimeWarning, match="max_count=10"):
-        RelaxedPoisson(torch.tensor([8.0]), temperature=0.5, relaxation="gumbel", max_count=10).sample()
-    RelaxedPoisson(torch.tensor([8.0]), temperature=0.5, relaxation="gumbel").sample()  # warnings are errors here
+        RelaxedPoisson(torch.tensor([8.0]), relaxation=GumbelSoftmax(0.5, max_count=10)).sample()
+    RelaxedPoisson(torch.tensor([8.0]), relaxation=GumbelSoftmax(0.5)).sample()  # warnings are errors here
 
 
 def test_rates_that_have_diverged_are_refused():
     with pytest.raises(ValueError, match="more than 1e\\+10 arrivals"):
-        RelaxedPoisson(torch.tensor([1e12]), temperature=0.5).rsample()
+        RelaxedPoisson(torch.tensor([1e12]), relaxation=ArrivalTimes(0.5)).rsample()
     with pytest.raises(ValueError, match="not finite"):
-        RelaxedPoisson(torch.tensor([math.nan]), temperature=0.5, validate_args=False).rsample()
+        RelaxedPoisson(torch.tensor([math.nan]), relaxation=ArrivalTimes(0.5), validate_args=False).rsample()

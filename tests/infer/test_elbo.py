@@ -9,18 +9,20 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import ClippedAdam
 
-from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial, kl_form
+from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNegativeBinomial, kl_form
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.variants import VARIANTS
 
 SHAPE = (1, 8, 8)
 
 
-def pair(name="EX-C", latents=6, temperature=0.3, **options):
+def pair(name="EX-C", latents=6, relaxed=True, **options):
     variant = VARIANTS[name]
-    model = variant.model(SHAPE, latents, decoder="linear", beta=0.5, **options)
-    guide = variant.guide(model, encoder="linear", temperature=temperature, **variant.options)
+    model = variant.model(SHAPE, latents, decoder="linear", likelihood=Gaussian(0.5), **options)
+    relaxation = {} if variant.relaxation is None else {"relaxation": variant.relaxation.at(0.3) if relaxed else None}
+    guide = variant.guide(model, encoder="linear", **relaxation, **variant.options)
     return model, guide, variant.estimator()
 
 
@@ -66,7 +68,7 @@ def test_bias_of_relaxed_counts_vanishes_with_the_temperature():
     exact.loss(model, guide, x)
     biases, errors = [], []
     for temperature in (1.0, 0.5, 0.01):
-        guide.temperature = temperature
+        guide.relaxation = guide.relaxation.at(temperature)
         _, kl = repeated(MonteCarloKL_ELBO(5), model, guide, x, 300)
         biases.append(abs(float(kl.mean() - exact.terms[1])))
         errors.append(float(kl.std()) / math.sqrt(len(kl)))
@@ -75,8 +77,8 @@ def test_bias_of_relaxed_counts_vanishes_with_the_temperature():
 
 
 def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
-    model, shared, _ = pair("DS-C", temperature=0.0)
-    free = NegativeBinomialGuide(model, encoder="linear", temperature=0.0)
+    model, shared, _ = pair("DS-C", relaxed=False)
+    free = NegativeBinomialGuide(model, encoder="linear", relaxation=None)
     with torch.no_grad():
         weight, bias = shared.encoder.layers[1].weight, shared.encoder.layers[1].bias
         free.encoder.layers[1].weight.copy_(torch.cat([weight, torch.zeros_like(weight)]))
@@ -186,14 +188,14 @@ def test_a_pair_without_a_registered_kl_is_named():
         pyro.sample("z", dist.Gamma(1.0, 1.0))
 
     def guide():
-        pyro.sample("z", RelaxedNegativeBinomial(1.0, 0.0, temperature=0.5))
+        pyro.sample("z", RelaxedNegativeBinomial(1.0, logits=0.0, relaxation=ArrivalTimes(0.5)))
 
     with pytest.raises(NotImplementedError, match=r"RelaxedNegativeBinomial \(guide\) and Gamma \(model\)"):
         AnalyticKL_ELBO().differentiable_loss(model, guide)
 
 
 def test_counts_without_a_gradient_are_refused_where_one_is_needed():
-    model, guide, elbo = pair(temperature=0.0)
+    model, guide, elbo = pair(relaxed=False)
     with pytest.raises(NotImplementedError, match="RelaxedNegativeBinomial has no rsample"):
         elbo.differentiable_loss(model, guide, images())
     assert math.isfinite(elbo.loss(model, guide, images()))
@@ -208,7 +210,7 @@ def test_a_program_that_is_no_vae():
         r = pyro.param("r", torch.tensor(1.0), constraint=dist.constraints.positive)
         logits = pyro.param("logits", torch.tensor(0.0))
         with pyro.plate("data", len(data)):
-            z = pyro.sample("z", RelaxedNegativeBinomial(r, logits, temperature=0.0))
+            z = pyro.sample("z", RelaxedNegativeBinomial(r, logits=logits))
             pyro.sample("x", dist.Normal(z, 1.0), obs=data)
 
     def guide(data):
@@ -216,7 +218,7 @@ def test_a_program_that_is_no_vae():
         with pyro.plate("data", len(data)):
             a = pyro.param("a", torch.tensor(0.0)) + 0.05 * data.clamp(min=0)
             mean = data.clamp(min=0.3)
-            pyro.sample("z", RelaxedNegativeBinomial(mean * a.exp(), -a, temperature=0.1))
+            pyro.sample("z", RelaxedNegativeBinomial(mean * a.exp(), logits=-a, relaxation=ArrivalTimes(0.1)))
 
     svi = SVI(model, guide, ClippedAdam({"lr": 0.03}), loss=AnalyticKL_ELBO())
     for _ in range(400):

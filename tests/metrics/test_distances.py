@@ -6,14 +6,14 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from pyro_nbvae.config import TrainConfig
 from pyro_nbvae.data import load
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import cache_root
-from pyro_nbvae.generation import prior_samples
 from pyro_nbvae.metrics import Features, build_features, distances
-from pyro_nbvae.runs import build, resolve
-from pyro_nbvae.training import train
+from pyro_nbvae.runs.build import build, resolve
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.generation import prior_samples
+from pyro_nbvae.runs.training import train
 
 
 class Projections(Features):
@@ -127,7 +127,7 @@ def test_a_model_that_has_learnt_nothing_is_worst(digits, tmp_path):
     data, features = digits
     config = TrainConfig(variant="EX-C", latents=32, batch_size=100, lr=3e-3, epochs=15)
     torch.manual_seed(0)
-    model, guide, _ = build(resolve(config, data.image_shape), data.image_shape)
+    model, guide, _ = build(resolve(config, data.event_shape), data.event_shape)
     untrained = distances(features, data.train, prior_samples(model, guide, 500))
     _, model, guide = train(config, tmp_path / "run", progress=False).load()
     trained = distances(features, data.train, prior_samples(model, guide, 500))

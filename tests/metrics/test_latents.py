@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_nbvae.data import ImageData, load
+from pyro_nbvae.data import Data, load
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import classification, latent_classification, represent
 from pyro_nbvae.metrics.latents import balanced_splits
@@ -63,7 +63,7 @@ def test_the_halves_are_all_and_each_once():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_representations_are_of_the_posterior(name):
     model = VARIANTS[name].model((1, 16, 16), 16, decoder="linear")
-    guide = VARIANTS[name].guide(model, encoder="linear", temperature=0.5, **VARIANTS[name].options)
+    guide = VARIANTS[name].guide(model, encoder="linear", **VARIANTS[name].options)
     images = load("digits").test[:20]
     x = images.float() / 255
     with torch.no_grad():
@@ -91,4 +91,4 @@ def test_representations_are_of_the_posterior(name):
 def test_data_without_labels_are_refused():
     images = torch.zeros(3, 1, 16, 16, dtype=torch.uint8)
     with pytest.raises(InputError, match="faces has no labels"):
-        latent_classification(None, None, ImageData("faces", images, images, None, None))
+        latent_classification(None, None, Data("faces", images, images, None, None))

@@ -11,16 +11,13 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from pyro_nbvae.errors import InputError
-
-# What a run imports, much of it only when it gets there: seconds, once a grid and not once a run.
-PRELOADED = ["pyro_nbvae.reproduction", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torchmetrics.image"]
 
 
 class Job(Protocol):
@@ -84,13 +81,14 @@ class LocalProcesses:
 
     Args:
         jobs: how many side by side.
+        preload: modules that every process finds imported.
         device: for all of them; ``auto`` deals out the GPUs, or is the CPU, whose cores are dealt out.
 
     Raises:
         InputError: for fewer than one job.
     """
 
-    def __init__(self, jobs: int, device: str = "auto") -> None:
+    def __init__(self, jobs: int, device: str = "auto", *, preload: Sequence[str] = ()) -> None:
         import torch
 
         if jobs < 1:
@@ -103,7 +101,7 @@ class LocalProcesses:
         # A server that has everything imported forks each process: starting one costs next to nothing.
         self._context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
         if os.name != "nt":
-            self._context.set_forkserver_preload(PRELOADED)
+            self._context.set_forkserver_preload(list(preload))
         self._waiting = ThreadPoolExecutor(jobs)
         self._running: set[Any] = set()
         # Whichever thread starts a process asks after all that have ended: two that ask of one get different answers.

@@ -1,4 +1,4 @@
-"""The samplers of :mod:`pyro_nbvae.distributions.samplers` as one Triton kernel each, for a GPU.
+"""The samplers of :mod:`pyro_nbvae.distributions.relaxations` as one Triton kernel each, for a GPU.
 
 A thread draws one latent's noise, sums its count and its derivatives, and stops when that latent is done: nothing is
 written but the results, and the host is never waited for. The laws are those of the torch forms; the random numbers are
@@ -53,7 +53,7 @@ def _count_arrivals(
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     there = i < n
     given = tl.load(logits + i, mask=there, other=0.0)
-    # bounds outside which nothing is ever drawn, as in samplers.py
+    # bounds outside which nothing is ever drawn, as in arrival_times.py
     b = tl.exp(-tl.minimum(tl.maximum(given, -80.0), 80.0))
     r = b * 0.0
     if not POISSON:
@@ -102,7 +102,7 @@ def _count_arrivals(
             d_r += tl.where(go, slope * (u + b) * drift, 0.0)
         late = go & (u >= until)
         if not SMOOTHSTEP:
-            # The mean of what comes after this arrival: see count_arrivals in samplers.py.
+            # The mean of what comes after this arrival: see count_arrivals in arrival_times.py.
             if POISSON:
                 rate = 1.0 / b
             else:
@@ -195,7 +195,7 @@ def count_arrivals(
     straight_through: bool,
     soft_tail: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As :func:`pyro_nbvae.distributions.samplers.count_arrivals`, float32 only.
+    """As :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`, float32 only.
 
     A latent of more than ``MOST_ARRIVALS`` arrivals, or of a rate that is not finite, comes out as not a number.
     """
@@ -226,7 +226,10 @@ def count_arrivals(
 def run_races(
     log_rate: Tensor, reach: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`pyro_nbvae.distributions.samplers.run_races`, float32 only; ``reach`` is the largest count of each."""
+    """As :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`, float32 only.
+
+    ``reach`` is the largest count of each.
+    """
     n = len(log_rate)
     grid, tau, per_latent, seed = _launch(n, temperature, log_rate)
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)

@@ -28,17 +28,24 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> tuple[Tensor, int]:
-        """This process's images of a batch (N, ...), and how many of them count.
+        """This process's observations of a batch (N, ...), and how many of them count.
 
-        Where there are fewer images than processes, those that get none take one that does not count, so that all take
-        part in the averaging.
+        Where there are fewer observations than processes, those that get none take one that does not count, so that
+        all take part in the averaging.
         """
         mine = batch[self.rank :: self.number]
         return (mine, len(mine)) if len(mine) else (batch[:1], 0)
 
-    def averaging(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the processes after every backward pass."""
-        return nn.parallel.DistributedDataParallel(module) if self.number > 1 else module
+    def average_gradients(self, parameters: list[nn.Parameter], scale: float, *, counts: bool = True) -> None:
+        """Gradients become ``scale`` times their sum over the processes, those that do not count left out."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(scale) if counts else gradient.zero_()
+        if self.number > 1:
+            together = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(together)
+            for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over the processes."""
@@ -55,7 +62,7 @@ class Processes:
 
 
 def local_rank() -> int:
-    """Which process of this machine's this is, as torchrun counts; 0 without it."""
+    """Local rank from torchrun, 0 otherwise."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -1,0 +1,73 @@
+"""How a command line of ours is parsed and run: one line and exit code 2 on bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import tyro
+from tyro.conf import FlagCreatePairsOff
+
+from pyro_nbvae.errors import InputError
+
+CONFIG = (FlagCreatePairsOff,)
+
+
+def fail(message: str) -> NoReturn:
+    """Prints the message in one line and exits with 2."""
+    print(f"nbvae: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _unboxed(text: str) -> str:
+    """The message of an error that the parser drew in a box or between rules: what follows the title's rule."""
+    parts = re.split(r"[─-]{5,}", re.sub("[╭╮╰╯│]", " ", text))
+    return " ".join(parts[1 if len(parts) > 2 else 0].split())
+
+
+def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The command as something that only takes its arguments, so that parsing is over before the work begins."""
+
+    @functools.wraps(command)
+    def take(*arguments: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *arguments, **options)
+
+    return take
+
+
+def run(parse: Callable[[], Callable[[], None]], help: str) -> None:
+    """Parses, then runs. Exits with 2 and one line on bad input, with 130 when interrupted.
+
+    Args:
+        parse: reads the command line and returns what to do.
+        help: the command that says more.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call = parse()
+    except SystemExit as stop:
+        if stop.code:
+            fail(f"{_unboxed(complaint.getvalue()).rstrip('.')}; see {help}")
+        raise
+    except InputError as error:
+        fail(str(error))
+    try:
+        call()
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("nbvae: interrupted; the same command continues (nbvae train with --resume)", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def script(command: Callable[..., None]) -> None:
+    """Runs a function as the command line of an experiment script."""
+    run(lambda: tyro.cli(deferred(command), config=CONFIG), "--help")

@@ -1,0 +1,125 @@
+"""Data of a user's own: a folder of images, a ``.npy`` or a ``.npz`` file.
+
+Where a file says nothing of what is held out, every tenth observation is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nbvae.data.sources import Source, Split
+from pyro_nbvae.errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+HOLD_OUT_EVERY = 10
+
+
+def _split(x: Tensor, labels: Tensor | None = None) -> Split:
+    held_out = torch.arange(len(x)) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+    if not held_out.any():
+        raise InputError(f"{len(x)} observations are too few: {HOLD_OUT_EVERY} or more are needed to hold some out")
+    of = (None, None) if labels is None else (labels[~held_out], labels[held_out])
+    return x[~held_out], x[held_out], *of
+
+
+def _array(path: Path, name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "biuf" or array.ndim < 2:
+        raise InputError(
+            f"{path} holds no data ({name}: {array.dtype}, shape {array.shape}): expected numbers of shape "
+            "(N, *event_shape)"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{path} holds values that are not finite ({name})")
+    # truth values are numbers, not pixels; torch has no unsigned integers wider than a byte
+    kept = array.dtype == np.uint8 or array.dtype.kind in "if"
+    return torch.from_numpy(np.ascontiguousarray(array, None if kept else np.float32))
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a ``.npy`` file.
+
+    Raises:
+        InputError: for a file that is none.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read as a .npy array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} cannot be read as a .npy array: it holds several")
+    return array
+
+
+def _read_npz(path: Path) -> Split:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a .npz file: {error}") from None
+    labels = {k: torch.from_numpy(v.astype(np.int64)) for k, v in arrays.items() if k.endswith("labels")}
+    data = {k: _array(path, k, v) for k, v in arrays.items() if k not in labels}
+    if set(data) == {"train", "test"}:
+        return data["train"], data["test"], labels.get("train_labels"), labels.get("test_labels")
+    if len(data) == 1:
+        (only,) = data.values()
+        return _split(only, labels.get("labels"))
+    raise InputError(
+        f"{path} holds {', '.join(arrays) or 'nothing'}: expected the arrays train and test (and train_labels, "
+        "test_labels), or one array (and labels)"
+    )
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _read_folder(folder: Path) -> Split:
+    from tqdm.auto import tqdm
+
+    files = _pictures(folder)
+    shape = _read_picture(files[0]).shape
+    images = np.empty((len(files), *shape), np.uint8)
+    for k, path in enumerate(tqdm(files, desc=folder.name, leave=False)):
+        pixels = _read_picture(path)
+        if pixels.shape != shape:
+            raise InputError(
+                f"{path} is {pixels.shape} (channels, height, width) and {files[0]} is {shape}: images of one folder "
+                "must be of one size"
+            )
+        images[k] = pixels
+    return _split(torch.from_numpy(images))
+
+
+def own_source(path: Path) -> Source:
+    """The source of a folder of images (all of one size, searched in subfolders too) or of a ``.npy`` or ``.npz`` file.
+
+    An array is (N, *event_shape). uint8 of (N, 1 or 3, H, W) are pixels, put in [0, 1]; everything else is taken as it
+    is. A ``.npz`` file holds ``train`` and ``test`` (and ``train_labels``, ``test_labels``), or one array (and
+    ``labels``).
+
+    Raises:
+        InputError: for a file that is none of these, and a folder without images.
+    """
+    if path.is_dir():
+        if not _pictures(path):
+            raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
+        return Source(_read_picture(_pictures(path)[0]).shape, lambda _: _read_folder(path), lambda _: _pictures(path))
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name a registered set, a folder of images, a .npy or a .npz file")
+    split = _read_npz(path) if path.suffix == ".npz" else _split(_array(path, "array", read_npy(path)))
+    return Source(tuple(split[0].shape[1:]), lambda _: split)

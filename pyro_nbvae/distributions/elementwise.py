@@ -1,0 +1,89 @@
+"""Functions of tensors, element by element, whose derivatives are written by hand.
+
+They are differentiable twice, and work under ``torch.func`` (grad, jacrev, jacfwd, hessian, jvp, vmap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import Function
+
+Wanted = Sequence[bool]
+
+
+def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
+    """Tensors broadcast and in one precision to compute in, and the precision that the result should have.
+
+    Integers count as the default precision; half precisions are computed in single.
+    """
+    dtype = torch.float16 if any(t.is_floating_point() for t in tensors) else torch.get_default_dtype()
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            dtype = tensor.dtype if dtype == torch.float16 else torch.promote_types(dtype, tensor.dtype)
+    compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return [t.to(compute) for t in torch.broadcast_tensors(*tensors)], dtype
+
+
+def elementwise(
+    value: Callable[..., tuple[Tensor, ...]], gradient: Callable[..., tuple[Tensor | None, ...]]
+) -> Callable[..., Tensor]:
+    """A function of tensors of one shape, from its value and its gradient.
+
+    Args:
+        value: from the arguments to a tuple: the value, and the derivative in each argument where the same pass gives
+            those too.
+        gradient: ``gradient(*arguments, wanted)`` is the derivative in each argument, in differentiable operations;
+            where ``wanted`` is false it may be None.
+
+    Returns:
+        A function of the arguments as tensors, which it broadcasts, in one precision (:func:`promote`).
+    """
+
+    class Elementwise(Function):
+        @staticmethod
+        def forward(*arguments: Tensor) -> tuple[Tensor, ...]:
+            return value(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.save_for_backward(*inputs, *output[1:])
+            ctx.save_for_forward(*inputs)
+            ctx.number, ctx.outputs = len(inputs), len(output)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+            arguments, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
+            if torch.is_grad_enabled() or not derivatives:
+                derivatives = gradient(*arguments, ctx.needs_input_grad)
+            return tuple(None if d is None else grad * d for d in derivatives)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+            arguments = ctx.saved_tensors[: ctx.number]
+            # Forward mode is off in here, also for the transforms outside of this one: without it they would see zeros.
+            with forward_ad._set_fwd_grad_enabled(True):
+                arguments = [forward_ad.unpack_dual(a).primal for a in arguments]
+                derivatives = gradient(*arguments, [t is not None for t in tangents])
+                terms = [t * d for t, d in zip(tangents, derivatives, strict=True) if t is not None and d is not None]
+                return sum(terms[1:], terms[0]), *(None for _ in range(ctx.outputs - 1))
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Tensor) -> tuple[Any, Any]:
+            moved = [
+                a.expand(info.batch_size, *a.shape) if dim is None else a.movedim(dim, 0)
+                for a, dim in zip(arguments, in_dims, strict=True)
+            ]
+            output = Elementwise.apply(*moved)
+            return output, tuple(0 for _ in output)
+
+    def apply(*arguments: Tensor) -> Tensor:
+        promoted, dtype = promote(*arguments)
+        return Elementwise.apply(*promoted)[0].to(dtype)
+
+    return apply

@@ -1,0 +1,31 @@
+"""Gamma draws in logarithms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_nbvae.distributions.relaxations.base import pathwise
+from pyro_nbvae.distributions.relaxations.noise import pieces, unit_exponentials
+
+
+def _draw(shape: Tensor) -> tuple[Tensor, Tensor]:
+    value, slope = torch.empty_like(shape), torch.empty_like(shape)
+    for piece in pieces(len(shape), 4, shape.device):
+        a = shape[piece]
+        boosted = a + (a < 1)
+        draw = torch._standard_gamma(boosted)
+        # log U of the draws that are boosted, over the shape; 0 for the others
+        boost = unit_exponentials(1, a)[0].neg_().mul_(a < 1).div_(a)
+        value[piece] = draw.log().add_(boost)
+        slope[piece] = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
+    return value, slope
+
+
+def log_standard_gamma(shape: Tensor) -> Tensor:
+    """Logarithm of a Gamma(shape, 1) draw, differentiable in ``shape`` (Figurnov et al., 2018).
+
+    Small shapes are drawn as Gamma(shape + 1) * U^(1 / shape) in logarithms, since the draws themselves underflow:
+    at shape 0.01 nearly half of them are below the smallest single-precision number.
+    """
+    return pathwise(_draw, shape)

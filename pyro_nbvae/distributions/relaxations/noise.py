@@ -1,0 +1,54 @@
+"""Noise, and going through many latents in pieces that fit a core's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+# Numbers in one piece of noise: the working memory, whatever the rates. On a CPU some of these fit into a core's cache.
+PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
+
+Noise = Callable[[int, Tensor], Tensor]
+
+
+def unit_exponentials(width: int, like: Tensor) -> Tensor:
+    """(width, n) draws of Exponential(1) for the n latents of ``like``."""
+    uniform = torch.rand(width, len(like), dtype=like.dtype, device=like.device)
+    # rand is in [0, 1), a multiple of eps / 2: its 0 stands for what is below half of that.
+    return uniform.clamp_(min=torch.finfo(like.dtype).eps / 4).log_().neg_()
+
+
+def pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of ``count`` latents so that ``width`` numbers for each make one piece."""
+    size = max(1, PIECE.get(device.type, PIECE["cuda"]) // width)
+    return (slice(start, min(start + size, count)) for start in range(0, max(1, count), size))
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """Along the first axis; in place where that is short, which is quicker than a scan."""
+    if len(x) > 8:
+        return x.cumsum(0)
+    for k in range(1, len(x)):
+        x[k] += x[k - 1]
+    return x
+
+
+def take(x: Tensor, here: slice | Tensor) -> Tensor:
+    return x[here] if isinstance(here, slice) else x.index_select(0, here)
+
+
+def put(x: Tensor, here: slice | Tensor, part: Tensor) -> None:
+    if isinstance(here, slice):
+        x[here] = part
+    else:
+        x.index_copy_(0, here, part)
+
+
+def add(total: Tensor, here: slice | Tensor, part: Tensor) -> None:
+    """Adds to a total; the first round, which goes over all latents in slices, begins it."""
+    if isinstance(here, slice):
+        total[here] = part
+    else:
+        total.index_add_(0, here, part)

@@ -1,0 +1,1 @@
+"""One run: its configuration, building it, its folder, training, evaluation, generation, several processes."""

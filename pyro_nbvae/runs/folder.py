@@ -1,0 +1,216 @@
+"""A run folder: all that the other commands need.
+
+    config.json    the configuration, every default resolved
+    checkpoint.pt  parameters, optimiser, random states and log after the last whole epoch
+    log.csv        one row an epoch
+    metrics.json   what ``nbvae evaluate`` measured
+    *.png          pictures
+
+Files are written under a temporary name and renamed, so that a run that is killed loses at most an epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import write_atomically, write_tensors, write_text
+from pyro_nbvae.runs.build import build, choose_device, validate
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+from pyro_nbvae.variants import VARIANTS
+
+# Of config.json. 1 had no number, and other names for some fields.
+SCHEMA = 2
+
+
+def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
+    """An older configuration under today's names."""
+    names = {"image_shape": "event_shape", "train_images": "train_size"}
+    now = {names.get(k, k): v for k, v in stored.items()}
+    for name, default in (("indicator", "sigmoid"), ("max_count", 100)):
+        if now.get(name) == default:  # the relaxation's own default, where it has one
+            now[name] = None
+    parts = VARIANTS.get(now.get("variant", ""))
+    if parts is not None and parts.relaxation is None:
+        now |= dict.fromkeys(("temperature_start", "temperature", "anneal_epochs"))
+    return now
+
+
+def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
+    """The configuration and the shape of an observation from what config.json holds.
+
+    Raises:
+        InputError: for names or numbers out of range, and for a file of a later version.
+        TypeError, KeyError, AttributeError: for what is no configuration.
+    """
+    version = stored.pop("schema_version", 1)
+    if version not in (1, SCHEMA):
+        raise InputError(f"its schema_version is {version}, this pyro-nbvae reads up to {SCHEMA}: update pyro-nbvae")
+    if version == 1:
+        stored = _from_schema_1(stored)
+    event_shape = tuple(map(int, stored.pop("event_shape")))
+    return validate(TrainConfig(**stored)), event_shape
+
+
+def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, Any]:
+    """What config.json holds of a configuration."""
+    return {"schema_version": SCHEMA, **dataclasses.asdict(config), "event_shape": list(event_shape)}
+
+
+def _restore(model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any], of: str) -> None:
+    try:
+        model.load_state_dict(state["model"])
+        guide.load_state_dict(state["guide"])
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split(":\n")[-1].split())
+        raise InputError(f"{of} ({reason[:200]}): they are of different runs") from None
+
+
+def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:
+    """Model and guide of a trained run, in evaluation mode (no dropout).
+
+    The guide keeps the run's relaxation; within ``guide.exact()`` it draws integer counts.
+
+    Args:
+        path: a run folder, or a ``.safetensors`` file that ``nbvae export`` wrote.
+        device: auto (CUDA if available) or a PyTorch device string.
+
+    Raises:
+        InputError: for a path that holds no trained run.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        model, guide = _load_weights(path)
+    else:
+        _, model, guide = Run(path).load("cpu")
+    where = choose_device(device)
+    return model.to(where).eval(), guide.to(where).eval()
+
+
+def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            stored = json.loads(file.metadata()["config"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config, event_shape = parse_config(stored)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:
+        raise InputError(f"{path} holds no exported run ({error}): name a file that nbvae export wrote") from None
+    model, guide, _ = build(config, event_shape)
+    state: dict[str, dict[str, Tensor]] = {"model": {}, "guide": {}}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition(".")
+        state.setdefault(part, {})[key] = tensor
+    _restore(model, guide, state, f"{path} does not fit its own configuration")
+    return model, guide
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.json"
+
+    def config(self) -> tuple[TrainConfig, tuple[int, ...]]:
+        """The resolved configuration and the shape of an observation.
+
+        Raises:
+            InputError: where the folder holds no run.
+        """
+        try:
+            return parse_config(json.loads(self.config_path.read_text()))
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.folder} holds no run (no config.json): name a folder that nbvae train wrote"
+            ) from None
+        except InputError as error:
+            raise InputError(f"{self.config_path}: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.config_path} is no configuration of a run ({error}): train it anew") from None
+
+    def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
+        self.write_json("config.json", config_json(config, event_shape))
+
+    def write_json(self, name: str, content: Any) -> Path:
+        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+        return self.folder / name
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What :meth:`write_json` wrote; empty where there is no such file, or a damaged one."""
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return {}
+
+    def write_log(self, rows: list[dict[str, float]]) -> None:
+        write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        write_tensors(self.checkpoint_path, state)
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        """The checkpoint, on the CPU.
+
+        Raises:
+            InputError: where there is none, or none that can be read.
+        """
+        try:
+            return torch.load(io.BytesIO(self.checkpoint_path.read_bytes()), map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise InputError(f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch") from None
+        except Exception as error:
+            raise InputError(
+                f"{self.checkpoint_path} cannot be read ({type(error).__name__}): train it anew"
+            ) from error
+
+    def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any]) -> None:
+        """Loads parameters from a checkpoint.
+
+        Raises:
+            InputError: where they are of another shape than config.json says.
+        """
+        _restore(model, guide, state, f"{self.checkpoint_path} does not fit {self.config_path}")
+
+    def load(self, device: str = "auto") -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
+        """Configuration, model and guide of a trained run, in evaluation mode, on the device."""
+        config, event_shape = self.config()
+        model, guide, _ = build(config, event_shape)
+        self.restore(model, guide, self.read_checkpoint())
+        where = choose_device(device)
+        return config, model.to(where).eval(), guide.to(where).eval()
+
+    def export(self, path: Path | None = None) -> Path:
+        """Writes the parameters as safetensors, the configuration with them; :func:`load` reads the file.
+
+        Args:
+            path: of the file. Default: ``weights.safetensors`` in the folder.
+        """
+        from safetensors.torch import save
+
+        config, event_shape = self.config()
+        state = self.read_checkpoint()
+        tensors = {f"{part}.{k}": v.clone().contiguous() for part in ("model", "guide") for k, v in state[part].items()}
+        content = save(tensors, metadata={"config": json.dumps(config_json(config, event_shape))})
+        path = path or self.folder / "weights.safetensors"
+        write_atomically(path, lambda file: file.write(content))
+        return path

@@ -1,0 +1,1 @@
+"""Many runs: grids, the processes that run them, their tables and the report."""

@@ -1,0 +1,109 @@
+"""Doing what is missing of a grid: every cell in a process, several side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pyro_nbvae import plugins
+from pyro_nbvae.runs.evaluation import METRICS, evaluate
+from pyro_nbvae.runs.training import differences, train
+from pyro_nbvae.tables.config import SCALES, Reproduction
+from pyro_nbvae.tables.grid import Cell, Table
+from pyro_nbvae.tables.jobs import Cluster, Job, LocalProcesses, Pool, one_line
+
+# Seconds between two looks at what the runs have done.
+POLL = 0.5
+# What a run imports, much of it only when it gets there: seconds, once a grid and not once a run.
+PRELOADED = ["pyro_nbvae.tables.runner", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torchmetrics.image"]
+# What evaluate leaves, beside the epochs of the log.
+EVALUATED = "metrics.json"
+
+
+def number_of_samples(options: Reproduction) -> int:
+    """Samples of the prior for FID and KID."""
+    return options.samples or SCALES[options.scale].samples
+
+
+def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str]:
+    """The metrics of a table, and the standard ones, that a cell's folder lacks or has of another checkpoint or other
+    settings."""
+    wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
+    found = cell.metrics
+    settings = {
+        "epochs": cell.config.epochs,
+        "feature_sets": list(options.features),
+        "generated_samples": number_of_samples(options),
+        "seed": 0,
+    }
+    if not found.items() >= settings.items() or differences(cell.run.config()[0], cell.config):
+        return wanted
+    return [name for name in wanted if name not in found]
+
+
+def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: list[str], device: str) -> None:
+    """Trains a cell, or what is missing of it, and evaluates it."""
+    plugins.import_modules(imports)
+    evaluate(
+        train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
+        metrics,
+        features=options.features,
+        inception_weights=options.inception_weights,
+        samples=number_of_samples(options),
+        importance_samples=0,
+        device=device,
+        progress=False,
+    )
+
+
+def _finished(cell: Cell) -> int:
+    """How many steps of a cell are done: its epochs, and its evaluation."""
+    log = cell.folder / "log.csv"
+    rows = log.read_text().count("\n") - 1 if log.exists() else 0
+    return rows + (cell.folder / EVALUATED).exists()
+
+
+def _follow(jobs: Mapping[str, Job], bar: Any, finished: Callable[[], int]) -> dict[str, str]:
+    """Waits until all jobs are done, moving the bar; returns why those failed that did."""
+    waiting = dict(jobs)
+    failed: dict[str, str] = {}
+    while waiting:
+        time.sleep(POLL)
+        for name in [name for name, job in waiting.items() if job.done()]:
+            error = waiting.pop(name).exception()
+            if error is not None:
+                failed[name] = one_line(error)
+        bar.update(max(0, finished() - bar.n))
+    return failed
+
+
+def run_grid(table: Table, grid: Sequence[Cell], options: Reproduction) -> dict[str, str]:
+    """Does what is missing of a grid, with one progress bar over its epochs and evaluations.
+
+    Returns:
+        run folder to what went wrong there, for those that failed; the others went on.
+    """
+    unique = {str(cell.folder): cell for cell in grid}
+    total = sum((cell.config.epochs or 0) + 1 for cell in unique.values())
+
+    def finished() -> int:
+        return sum(_finished(cell) for cell in unique.values())
+
+    pool: Pool
+    if options.cluster is None:
+        pool = LocalProcesses(options.jobs, options.device, preload=PRELOADED)
+    else:
+        pool = Cluster(options.cluster, Path(options.out) / "submitit", options.cluster_options, options.device)
+    with pool, tqdm(total=total, initial=finished(), desc=table.name, unit="epoch", smoothing=0) as bar:
+        missing = {name: missing_metrics(cell, table, options) for name, cell in unique.items()}
+        jobs = {
+            name: pool.submit(run_cell, unique[name], metrics, options, list(plugins.imported))
+            for name, metrics in missing.items()
+            if metrics
+        }
+        return _follow(jobs, bar, finished)

@@ -1,0 +1,299 @@
+"""Where Trace_ELBO is defined, ours agree with it in expectation: autoguides, guides out of order, scales and masks."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoStructured,
+)
+from pyro.optim import ClippedAdam
+
+from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNegativeBinomial
+from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+
+OURS = [AnalyticKL_ELBO, MonteCarloKL_ELBO]
+X = torch.tensor([2.0, 5.0])
+
+
+def gamma_poisson():
+    rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+    with pyro.plate("data", 2):
+        pyro.sample("x", dist.Poisson(rate), obs=X)
+
+
+def evidence():
+    """log p(2, 5): the rate's posterior is a Gamma, so the two counts are a Dirichlet multinomial times an NB."""
+    total = scipy.stats.nbinom.logpmf(7, 2, 0.5 / (0.5 + 2))
+    return total + scipy.stats.binom.logpmf(2, 7, 0.5)
+
+
+def regression():
+    slope = pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    dispersion = pyro.sample("dispersion", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", 4):
+        inputs = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0], [1.0, -1.0]])
+        log_mean = inputs @ slope.unsqueeze(-1)
+        counts = torch.tensor([2.0, 4.0, 9.0, 0.0])
+        logits = log_mean.squeeze(-1) - dispersion.log()
+        pyro.sample("y", NegativeBinomial(dispersion, logits=logits), obs=counts)
+
+
+def estimates(elbo, model, guide, times):
+    with torch.no_grad():
+        return torch.tensor([elbo.loss(model, guide) for _ in range(times)], dtype=torch.float64)
+
+
+def agree(a, b):
+    """Means within 4 standard errors of each other (and rounding)."""
+    error = math.hypot(float(a.std()), float(b.std())) / math.sqrt(len(a))
+    assert abs(float(a.mean() - b.mean())) < 4 * error + 1e-4, (a.mean(), b.mean(), error)
+
+
+AUTOGUIDES = [
+    AutoNormal,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoLowRankMultivariateNormal,
+    lambda model: AutoStructured(model, conditionals="normal", dependencies="linear"),
+    AutoDelta,
+]
+IDS = ["Normal", "DiagonalNormal", "MultivariateNormal", "LowRankMultivariateNormal", "Structured", "Delta"]
+
+
+@pytest.mark.parametrize("estimator", OURS)
+@pytest.mark.parametrize("program", [gamma_poisson, regression])
+@pytest.mark.parametrize("autoguide", AUTOGUIDES, ids=IDS)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_autoguides_over_constrained_latents(estimator, program, autoguide):
+    guide = autoguide(program)
+    guide()
+    agree(estimates(estimator(), program, guide, 250), estimates(Trace_ELBO(), program, guide, 250))
+
+
+@pytest.mark.parametrize("estimator", OURS)
+def test_an_autoguide_reaches_the_evidence_and_the_posterior(estimator):
+    """Gamma-Poisson: the best log-normal's bound is within 0.05 nats of log p(x), and its mean within 5 %."""
+    guide = AutoStructured(gamma_poisson, conditionals="normal", dependencies="linear")
+    svi = SVI(gamma_poisson, guide, ClippedAdam({"lr": 0.05, "lrd": 0.995}), loss=estimator(num_particles=5))
+    for _ in range(600):
+        svi.step()
+    bound = -estimates(Trace_ELBO(), gamma_poisson, guide, 2000)
+    assert evidence() - 0.05 < float(bound.mean()) < evidence() + 4 * float(bound.std()) / math.sqrt(2000)
+    rates = torch.stack([guide()["rate"].detach() for _ in range(2000)])
+    assert float(rates.mean()) == pytest.approx((2 + 7) / (0.5 + 2), rel=0.05)
+
+
+# --- two layers ------------------------------------------------------------------------------------------------------
+
+
+def layers():
+    """p(h) p(z | h) p(x | z): a continuous layer above a count."""
+    h = pyro.sample("h", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", RelaxedNegativeBinomial(2.0, logits=0.5 * h))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(3.0))
+
+
+def top_down(relaxation=None):
+    h = pyro.sample("h", dist.Normal(0.4, 0.8))
+    pyro.sample("z", RelaxedNegativeBinomial(6.0, logits=-0.5 + 0.3 * h, relaxation=relaxation))
+
+
+def bottom_up(relaxation=None):
+    """q(z) q(h | z): the descendants of z in the guide are its parents in the model."""
+    z = pyro.sample("z", RelaxedNegativeBinomial(6.0, logits=-0.5, relaxation=relaxation))
+    pyro.sample("h", dist.Normal(0.4 * z - 1, 0.6))
+
+
+@pytest.mark.parametrize("estimator", OURS)
+def test_a_guide_in_the_models_order(estimator):
+    agree(estimates(estimator(), layers, top_down, 700), estimates(Trace_ELBO(), layers, top_down, 700))
+
+
+def test_a_guide_out_of_order_is_refused_or_sampled_jointly():
+    with pytest.raises(
+        ValueError, match=r"AnalyticKL_ELBO: the guide draws 'z' before 'h' and the model 'h' before 'z'"
+    ):
+        AnalyticKL_ELBO().loss(layers, bottom_up)
+    reference = estimates(Trace_ELBO(), layers, bottom_up, 700)
+    for samples in (1, 5):
+        agree(estimates(MonteCarloKL_ELBO(samples), layers, bottom_up, 700), reference)
+    many = MonteCarloKL_ELBO(4, num_particles=50, vectorize_particles=True, max_plate_nesting=0)
+    agree(estimates(many, layers, bottom_up, 100), reference[:100])
+    # fresh samples take noise away
+    kls = [[], []]
+    for kl, elbo in zip(kls, (MonteCarloKL_ELBO(1), MonteCarloKL_ELBO(16)), strict=True):
+        for _ in range(150):
+            elbo.loss(layers, bottom_up)
+            kl.append(float(elbo.terms[1]))
+    assert torch.tensor(kls[1]).var() < torch.tensor(kls[0]).var() / 6
+
+
+def test_gradients_of_joint_samples():
+    """The pathwise gradient of the joint Monte Carlo KL at smoothstep counts equals that of Trace_ELBO, on average."""
+    shift = torch.zeros((), requires_grad=True)
+    relaxation = ArrivalTimes(0.3, indicator="smoothstep")
+
+    def guide():
+        z = pyro.sample("z", RelaxedNegativeBinomial(6.0, logits=-0.5 + shift, relaxation=relaxation))
+        pyro.sample("h", dist.Normal(0.4 * z - 1, 0.6))
+
+    def gradients(elbo):
+        losses = (elbo.differentiable_loss(layers, guide) for _ in range(500))
+        return torch.tensor([torch.autograd.grad(loss, shift)[0] for loss in losses], dtype=torch.float64)
+
+    agree(gradients(MonteCarloKL_ELBO(3)), gradients(Trace_ELBO()))
+
+
+# --- scale and mask --------------------------------------------------------------------------------------------------
+
+
+def scaled(program, site, **options):
+    """The program with poutine.scale or poutine.mask on one latent."""
+
+    class Only(poutine.messenger.Messenger):
+        def _pyro_sample(self, msg):
+            if msg["name"] == site:
+                if "scale" in options:
+                    msg["scale"] = msg["scale"] * options["scale"]
+                if "mask" in options:
+                    msg["mask"] = options["mask"]
+
+    return Only()(program)
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": 0.3}, {"scale": torch.tensor(4.0)}, {"mask": torch.tensor(False)}], ids=str
+)
+@pytest.mark.parametrize("where", ["model", "guide", "both"])
+@pytest.mark.parametrize("estimator", OURS)
+def test_scale_and_mask_of_one_latent(options, where, estimator):
+    model = layers if where == "guide" else scaled(layers, "z", **options)
+    guide = top_down if where == "model" else scaled(top_down, "z", **options)
+    reference = estimates(Trace_ELBO(), model, guide, 700)
+    agree(estimates(estimator(), model, guide, 700), reference)
+    if where != "both":  # there the KL, which is small, is all that changes
+        plain = estimates(Trace_ELBO(), layers, top_down, 700)
+        assert abs(float(reference.mean() - plain.mean())) > 0.2, "the case shows nothing"
+
+
+@pytest.mark.parametrize("estimator", OURS)
+def test_masks_of_distributions(estimator):
+    """.mask() of the model's distribution alone, of the guide's alone, and of both."""
+    mask = torch.tensor([True, False, True])
+
+    def program(masked):
+        def model():
+            prior = dist.Normal(torch.zeros(3), 1.0)
+            with pyro.plate("data", 3):
+                z = pyro.sample("z", prior.mask(mask) if masked else prior)
+                pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(3))
+
+        return model
+
+    def guide_of(masked):
+        def guide():
+            q = dist.Normal(torch.full((3,), 0.5), 0.5)
+            with pyro.plate("data", 3):
+                pyro.sample("z", q.mask(mask) if masked else q)
+
+        return guide
+
+    for one, other in ((True, False), (False, True), (True, True)):
+        pair = program(one), guide_of(other)
+        agree(estimates(estimator(), *pair, 700), estimates(Trace_ELBO(), *pair, 700))
+
+
+# --- an exact prior --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("estimator", OURS)
+@pytest.mark.parametrize("prior", [NegativeBinomial, dist.NegativeBinomial])
+def test_exact_counts_as_a_prior_of_relaxed_ones(prior, estimator, vectorize):
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", prior(torch.tensor(2.0), logits=torch.tensor(0.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor([1.0, 4.0]))
+
+    r = torch.ones(2, requires_grad=True)
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("z", RelaxedNegativeBinomial(r, logits=torch.tensor(0.3), relaxation=ArrivalTimes(0.1)))
+
+    elbo = estimator(num_particles=40, vectorize_particles=vectorize)
+    loss = elbo.differentiable_loss(model, guide)
+    assert loss.isfinite() and torch.autograd.grad(loss, r)[0].isfinite().all()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_site_that_the_guide_lacks_is_named():
+    def guide():
+        pyro.sample("h", dist.Normal(0.0, 1.0))
+
+    for estimator in OURS:
+        with pytest.raises(
+            ValueError, match=r"site 'z' is sampled by the model \(RelaxedNegativeBinomial\) and missing"
+        ):
+            estimator().loss(layers, guide)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_the_wrong_event_dimension_is_named():
+    def model():
+        pyro.sample("z", NegativeBinomial(torch.ones(3), logits=0.0).to_event(1))
+
+    def guide():
+        pyro.sample("z", RelaxedNegativeBinomial(torch.ones(3), logits=0.0))
+
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match="0 event dimensions and .* has 1: call .to_event"),
+    ):
+        AnalyticKL_ELBO().loss(model, guide)
+
+
+def test_the_true_classes_are_named():
+    class Mine(dist.Gamma):
+        pass
+
+    def model():
+        pyro.sample("z", Mine(torch.ones(2), 1.0).mask(torch.tensor([True, False])).to_event(1))
+
+    def other():
+        pyro.sample("z", Mine(torch.ones(2), 1.0).to_event(1))
+
+    def guide():
+        pyro.sample("z", RelaxedNegativeBinomial(torch.ones(2), logits=0.0).to_event(1))
+
+    with pytest.raises(NotImplementedError, match="site 'z': its mask lies inside"):
+        AnalyticKL_ELBO().loss(model, guide)
+    with pytest.raises(NotImplementedError, match=r"RelaxedNegativeBinomial \(guide\) and Mine \(model\)"):
+        AnalyticKL_ELBO().loss(other, guide)
+
+
+def test_a_site_to_be_enumerated_is_refused_with_the_remedy():
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(k.float(), 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])), infer={"enumerate": "parallel"})
+
+    with pytest.raises(ValueError, match="TraceEnum_ELBO"):
+        AnalyticKL_ELBO().loss(model, lambda: None)
+    with pytest.raises(NotImplementedError, match="TraceEnum_ELBO"):
+        AnalyticKL_ELBO().differentiable_loss(model, guide)

@@ -222,4 +222,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         return with_imports
 
-    commandline.run(parse, "nbvae --help")
+    commandline.run(parse, "nbvae")

@@ -8,6 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
@@ -18,9 +19,8 @@ from pyro_nbvae.errors import InputError
 CONFIG = (FlagCreatePairsOff,)
 
 
-def fail(message: str) -> NoReturn:
-    """Prints the message in one line and exits with 2."""
-    print(f"nbvae: {' '.join(message.split())}", file=sys.stderr)
+def _fail(program: str, message: str) -> NoReturn:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -40,12 +40,12 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return take
 
 
-def run(parse: Callable[[], Callable[[], None]], help: str) -> None:
+def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
     """Parses, then runs. Exits with 2 and one line on bad input, with 130 when interrupted.
 
     Args:
         parse: reads the command line and returns what to do.
-        help: the command that says more.
+        program: its name, which messages begin with.
     """
     complaint = io.StringIO()
     try:
@@ -53,21 +53,21 @@ def run(parse: Callable[[], Callable[[], None]], help: str) -> None:
             call = parse()
     except SystemExit as stop:
         if stop.code:
-            fail(f"{_unboxed(complaint.getvalue()).rstrip('.')}; see {help}")
+            _fail(program, f"{_unboxed(complaint.getvalue()).rstrip('.')}; see {program} --help")
         raise
     except InputError as error:
-        fail(str(error))
+        _fail(program, str(error))
     try:
         call()
     except InputError as error:
-        fail(str(error))
+        _fail(program, str(error))
     except OSError as error:  # a full disk, a folder that may not be written
-        fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        _fail(program, f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("nbvae: interrupted; the same command continues (nbvae train with --resume)", file=sys.stderr)
+        print(f"{program}: interrupted; the same command continues (nbvae train with --resume)", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def script(command: Callable[..., None]) -> None:
     """Runs a function as the command line of an experiment script."""
-    run(lambda: tyro.cli(deferred(command), config=CONFIG), "--help")
+    run(lambda: tyro.cli(deferred(command), config=CONFIG), Path(sys.argv[0]).name)

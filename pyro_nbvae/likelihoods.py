@@ -93,21 +93,30 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=h)
 
 
+def log_softplus(h: Tensor) -> Tensor:
+    """log log(1 + e^h), which is h far below 0.
+
+    A mean of softplus(h) grows like h, where e^h would explode with a burst of the latents.
+    """
+    low = h.clamp(min=-80.0)
+    return torch.where(low < -15, low, torch.nn.functional.softplus(low.clamp(min=-15)).log())
+
+
 class Poisson(Likelihood):
-    """x ~ Poisson(e^h): h is the log rate, x a count.
+    """x ~ Poisson(softplus(h)), x a count; far below 0 the rate is e^h, far above it is h.
 
     Example::
 
-        >>> float(Poisson()(torch.zeros(3)).mean[0])
-        1.0
+        >>> round(float(Poisson()(torch.zeros(3)).mean[0]), 3)
+        0.693
     """
 
     def forward(self, h: Tensor) -> dist.Poisson:
-        return dist.Poisson(h.exp())
+        return dist.Poisson(log_softplus(h).exp())
 
 
 class NegativeBinomial(Likelihood):
-    r"""x ~ NB of mean e^h and a learned dispersion r for each element of an observation: h is the log mean, x a count.
+    r"""x ~ NB of mean softplus(h) and a learned dispersion r for each element of an observation, x a count.
 
     The variance is :math:`m + m^2 / r`. ``log_total_count``, of shape event_shape, is log r; it starts at 0.
 
@@ -115,15 +124,16 @@ class NegativeBinomial(Likelihood):
 
         >>> likelihood = NegativeBinomial()
         >>> likelihood.setup((3,))
-        >>> float(likelihood(torch.zeros(3)).variance[0])
-        2.0
+        >>> x = likelihood(torch.zeros(3))
+        >>> torch.allclose(x.variance, x.mean + x.mean**2)
+        True
     """
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
         self.log_total_count = nn.Parameter(torch.zeros(event_shape))
 
     def forward(self, h: Tensor) -> distributions.NegativeBinomial:
-        return distributions.NegativeBinomial(self.log_total_count.exp(), logits=h - self.log_total_count)
+        return distributions.NegativeBinomial(self.log_total_count.exp(), logits=log_softplus(h) - self.log_total_count)
 
 
 # The names that configurations and the command use.

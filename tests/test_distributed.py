@@ -37,7 +37,7 @@ def test_two_processes_and_one_reach_the_same_loss(runs):
     for part in ("model", "guide"):
         for name, value in first[part].items():
             torch.testing.assert_close(second[part][name], value, rtol=1e-4, atol=1e-5)
-    errors = numbers(one)["loss"]
+    errors = numbers(one)["test_mse"]
     assert errors.iloc[-1] < errors.iloc[0]
 
 

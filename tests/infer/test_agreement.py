@@ -261,7 +261,7 @@ def test_the_wrong_event_dimension_is_named():
 
     with (
         pyro.validation_enabled(False),
-        pytest.raises(ValueError, match="0 event dimensions and .* has 1: call .to_event"),
+        pytest.raises(ValueError, match=r"0 event dimensions and .* has 1: call \.to_event"),
     ):
         AnalyticKL_ELBO().loss(model, guide)
 

@@ -1,0 +1,69 @@
+"""A family of your own, from outside the package: geometric spike counts.
+
+A geometric count is a negative binomial of dispersion 1, of all counts of its mean the one of largest entropy. Model
+and guide are two classes of one method each, registered under a name:
+
+    python -m examples.own_family
+    nbvae --import examples.own_family train --variant GEOMETRIC --data digits --latents 32 --out runs/geometric
+"""
+
+from pathlib import Path
+
+import torch
+import tyro
+from torch import nn
+
+import pyro_nbvae
+from pyro_nbvae.distributions import ArrivalTimes, RelaxedNegativeBinomial
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.training import train
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+from pyro_nbvae.variants import Variant, register_variant
+
+
+class GeometricPrior(nn.Module):
+    """Learned logits of each latent; the mean is e^logits."""
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(latents))
+
+
+class GeometricModel(GenerativeModel):
+    prior_class = GeometricPrior
+
+    def prior_distribution(self):
+        return RelaxedNegativeBinomial(1.0, logits=self.prior.logits)
+
+
+class GeometricGuide(AmortizedGuide):
+    prior_class = GeometricPrior
+
+    def posterior(self, x):
+        (shift,) = self.encode(x)
+        return RelaxedNegativeBinomial(1.0, logits=self.prior.logits + shift, relaxation=self.relaxation)
+
+
+register_variant("GEOMETRIC", Variant(GeometricModel, GeometricGuide, relaxation=ArrivalTimes(0.24)))
+
+
+def main(epochs: int = 20, out: Path = Path("runs/examples/geometric")) -> None:
+    """Train it as the command would, and load it again.
+
+    Args:
+        epochs: passes over the digits.
+        out: the run folder.
+    """
+    config = TrainConfig(
+        variant="GEOMETRIC", data="digits", latents=32, encoder="mlp", decoder="mlp", batch_size=100, epochs=epochs
+    )
+    run = train(config, out, resume=True)
+    log = run.read_checkpoint()["log"]
+    print(f"held-out ELBO: {log[0]['test_elbo']:.1f} nats after an epoch, {log[-1]['test_elbo']:.1f} at the end")
+    model, _ = pyro_nbvae.load(out)
+    z, images = model.generate(4)
+    print(f"four samples of the prior: counts up to {int(z.max())}, images {tuple(images.shape)}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

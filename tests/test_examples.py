@@ -1,0 +1,67 @@
+"""The examples run, in small; what they print are finite numbers, and their pictures show something."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples import bernoulli_vae, hierarchy, neurons, own_family, state_space
+from pyro_nbvae.cli import main
+from pyro_nbvae.variants import VARIANTS
+
+
+@pytest.mark.parametrize(
+    "run, says",
+    [
+        (lambda out: own_family.main(epochs=2, out=out / "run"), "held-out ELBO"),
+        (lambda out: bernoulli_vae.main(epochs=1, out=out), "after training"),
+        (lambda out: neurons.main(steps=30, trials=500, neurons=12, out=out), "correlation"),
+        (lambda out: hierarchy.main(steps=3), "AnalyticKL_ELBO on the bottom-up guide"),
+        (lambda out: state_space.main(steps=4, out=out), "score function"),
+    ],
+    ids=["own_family", "bernoulli_vae", "neurons", "hierarchy", "state_space"],
+)
+def test_every_example_runs(run, says, tmp_path, capsys):
+    run(tmp_path)
+    printed = capsys.readouterr().out
+    assert says in printed and not re.search(r"\b(nan|inf)\b", printed)
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_bernoulli_vae_learns(tmp_path, capsys):
+    bernoulli_vae.main(epochs=3, out=tmp_path)
+    before, after = (float(x) for x in re.findall(r"(-[\d.]+) nats", capsys.readouterr().out))
+    assert after > before + 30
+
+
+def test_the_population_has_the_dispersion_it_says():
+    """Neurons of the same tuning, of which only the gain differs: var = f + f^2 / r given the stimulus.
+
+    Each trial's stimulus is hidden, so neighbours in preference stand in for it: the ratio of the excess variance to
+    the squared mean over all trials is at least 1 / r for every neuron.
+    """
+    counts, dispersion = neurons.population(20_000, 8)
+    mean, variance = counts.mean(0), counts.var(0)
+    excess = (variance - mean) / mean.square()
+    assert (excess > 1 / dispersion).all()
+
+
+def test_a_family_of_ones_own_by_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(VARIANTS, "GEOMETRIC")
+    sizes = ["--latents", "4", "--encoder", "linear", "--decoder", "linear", "--epochs", "1"]
+    arguments = ["train", "--variant", "GEOMETRIC", *sizes, "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "unknown variant 'GEOMETRIC'" in capsys.readouterr().err
+    import sys
+
+    monkeypatch.delitem(sys.modules, "examples.own_family")
+    main(["--import", "examples.own_family", *arguments])
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    with pytest.raises(SystemExit):
+        main(["--import", "no_such_module", "train", "--out", str(tmp_path / "other")])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("nbvae: --import no_such_module: ModuleNotFoundError")

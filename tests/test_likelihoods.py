@@ -1,0 +1,347 @@
+"""Any likelihood, network and data: every figure is of the model's own likelihood."""
+
+import json
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from PIL import Image
+from pyro.infer import Predictive, Trace_ELBO
+from torch import nn
+
+import pyro_nbvae
+from pyro_nbvae import likelihoods
+from pyro_nbvae.cli import main
+from pyro_nbvae.data import SOURCES, Data, Source, load, register_data
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.guides import GaussianGuide, NegativeBinomialGuide, PoissonGuide
+from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.metrics import held_out, importance_weighted_bound
+from pyro_nbvae.models import GaussianModel, NegativeBinomialModel, PoissonModel
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.training import train
+from pyro_nbvae.variants import VARIANTS, Variant, register_variant
+
+SHIPPED = {
+    "gaussian": likelihoods.Gaussian(0.5),
+    "bernoulli": likelihoods.Bernoulli(),
+    "poisson": likelihoods.Poisson(),
+    "negative_binomial": likelihoods.NegativeBinomial(),
+}
+
+
+def textbook(name, h, x):
+    """log p(x | h) by torch's own classes, summed over what is no batch."""
+    d = {
+        "gaussian": lambda: torch.distributions.Normal(h, 0.5),  # beta 0.5: variance 1/4
+        "bernoulli": lambda: torch.distributions.Bernoulli(torch.sigmoid(h)),
+        "poisson": lambda: torch.distributions.Poisson(torch.log1p(torch.exp(h))),
+        "negative_binomial": lambda: torch.distributions.NegativeBinomial(
+            torch.ones(()), logits=torch.log(torch.log1p(torch.exp(h)))
+        ),
+    }[name]()
+    return d.log_prob(x).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 4)], ids=str)
+def test_the_bounds_are_of_the_models_own_likelihood(name, shape):
+    """ELBO and importance-weighted bound of one sample against the textbook's log p(x | z) on the same samples."""
+    model = NegativeBinomialModel(shape, 5, decoder="linear", likelihood=SHIPPED[name])
+    guide = NegativeBinomialGuide(model, encoder="linear")
+    x = torch.poisson(torch.ones(40, *shape)).clamp(max=1 if name == "bernoulli" else 9)
+    ours = held_out(model, guide, x, seed=3)
+    with torch.no_grad(), guide.exact():
+        torch.manual_seed(3)
+        q = guide.posterior(x)
+        z = q.sample()
+        likelihood = textbook(name, model.decoder(z), x)
+        kl = torch.distributions.kl_divergence(q, model.prior_distribution().expand(q.batch_shape)).sum(1)
+        log_ratio = (model.prior_distribution().log_prob(z) - q.log_prob(z)).sum(1)
+    assert ours.log_likelihood == pytest.approx(float(likelihood.mean()), rel=1e-4)
+    assert ours.elbo == pytest.approx(float((likelihood - kl).mean()), rel=1e-4)
+    mean = model.observation(z).mean.detach()
+    assert ours.mse == pytest.approx(float((x - mean).square().mean()), rel=1e-4)
+    assert ours.ssim is None
+    bound = importance_weighted_bound(model, guide, x, 1, seed=3)
+    torch.testing.assert_close(bound, likelihood + log_ratio, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_estimators_loss_is_of_it_too(name):
+    model = PoissonModel((6,), 4, decoder="linear", likelihood=SHIPPED[name])
+    guide = PoissonGuide(model, encoder="linear", relaxation=None)
+    x = torch.poisson(torch.ones(30, 6)).clamp(max=1 if name == "bernoulli" else 9)
+    losses = torch.tensor([[e.loss(model, guide, x) for e in (AnalyticKL_ELBO(), Trace_ELBO())] for _ in range(300)])
+    difference = losses[:, 0] - losses[:, 1]
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / math.sqrt(300)
+
+
+def test_any_callable_and_any_network():
+    """A decoder of two outputs an element, a likelihood that reads both, a distribution with an event shape already."""
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 10)
+
+        def forward(self, z):
+            return self.layer(z).unflatten(1, (2, 5))
+
+    def laplace(h):
+        location, log_scale = h.unbind(-2)
+        return dist.Laplace(location, log_scale.exp()).to_event(1)
+
+    model = NegativeBinomialModel((5,), 3, decoder=Decoder(), likelihood=laplace)
+    guide = NegativeBinomialGuide(model, encoder=nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (2, 3))))
+    x = torch.randn(8, 5)
+    loss = AnalyticKL_ELBO().differentiable_loss(model, guide, x)
+    loss.backward()
+    assert model.decoder.layer.weight.grad.abs().sum() > 0
+    assert Predictive(model, num_samples=6)(None)["x"].shape == (6, 1, 5)
+    assert model(None, 4).shape == (4, 3)
+    assert math.isfinite(held_out(model, guide, x).elbo)
+
+
+def test_networks_of_the_wrong_shape_are_refused():
+    wrong = NegativeBinomialModel((5,), 3, decoder=nn.Linear(3, 4))
+    with pytest.raises(ValueError, match=r"observations of shape \(4,\): the model's event_shape is \(5,\)"):
+        wrong(torch.randn(2, 5))
+    model = NegativeBinomialModel((5,), 3, decoder="linear")
+    guide = NegativeBinomialGuide(model, encoder=nn.Linear(5, 3))
+    with pytest.raises(ValueError, match=r"needs \(batch, 2, 3\), 2 numbers for each latent"):
+        guide(torch.randn(2, 5))
+
+
+def test_a_guide_of_another_family_is_refused():
+    with pytest.raises(TypeError, match=r"NegativeBinomialGuide needs .* NegativeBinomialPrior: GaussianModel has"):
+        NegativeBinomialGuide(GaussianModel((5,), 3, decoder="linear"), encoder="linear")
+
+
+def test_a_likelihood_without_a_mean_leaves_reconstruction_out():
+    class NoMean(dist.Normal):
+        @property
+        def mean(self):
+            raise NotImplementedError
+
+    model = GaussianModel((5,), 3, decoder="linear", likelihood=lambda h: NoMean(h, 1.0))
+    found = held_out(model, GaussianGuide(model, encoder="linear"), torch.randn(10, 5))
+    assert found.mse is None and found.squared_error is None and math.isfinite(found.elbo)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+TINY = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 50, "epochs": 2, "lr": 0.01}
+
+
+@pytest.fixture
+def data(monkeypatch):
+    """Binary vectors and counts under names of their own."""
+    for name, top in (("binary", 1), ("counts", 50)):
+        x = torch.poisson(torch.full((120, 7), 2.0), generator=torch.Generator().manual_seed(1)).clamp(max=top)
+        monkeypatch.setitem(SOURCES, name, None)
+        register_data(name, Source((7,), lambda root, x=x: (x[:100], x[100:], None, None)))
+
+
+@pytest.mark.parametrize(
+    "likelihood, name",
+    [("bernoulli", "binary"), ("poisson", "counts"), ("negative_binomial", "counts"), ("gaussian", "counts")],
+)
+def test_runs_of_every_likelihood(likelihood, name, data, tmp_path, capsys):
+    """Training, evaluation, generation, reconstruction, checkpoints and export by the command."""
+    folder = str(tmp_path / "run")
+    flags = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    main(["train", "--data", name, "--likelihood", likelihood, *flags, "--out", folder])
+    main(["evaluate", folder, "--samples", "20", "--importance-samples", "2"])
+    heading = capsys.readouterr().out.splitlines()[1].split()
+    assert "ELBO" in heading and not {"SSIM", "FID-c", "KID-c"} & set(heading)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (
+        metrics["ssim"] is None
+        and metrics["fid_c"] is None
+        and metrics["importance_weighted_bound"] > metrics["elbo"] - 1
+    )
+    main(["generate", folder, "--count", "9"])
+    main(["reconstruct", folder])
+    main(["export", folder])
+    for picture in ("samples.png", "reconstructions.png"):
+        with Image.open(tmp_path / "run" / picture) as image:
+            assert min(image.size) > 100
+    model, guide = pyro_nbvae.load(folder)
+    again, _ = pyro_nbvae.load(tmp_path / "run/weights.safetensors")
+    assert not model.training and not guide.training and model.event_shape == (7,)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    _, loaded, its_guide = Run(folder).load()
+    test = load(name).test
+    assert held_out(loaded, its_guide, test).elbo == pytest.approx(metrics["elbo"])
+
+
+@pytest.mark.parametrize("likelihood, name", [("bernoulli", "counts"), ("bernoulli", "digits"), ("poisson", "digits")])
+def test_data_out_of_the_likelihoods_support_are_refused(likelihood, name, data, tmp_path):
+    config = TrainConfig(data=name, likelihood=likelihood, **TINY)
+    with pytest.raises(InputError, match=f"training data of {name} lie in .* not in the support of"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("estimator", ["Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "RenyiELBO"])
+def test_any_elbo_of_pyros_trains(estimator, tmp_path):
+    run = train(TrainConfig(variant="P-VAE", estimator=estimator, **TINY), tmp_path, progress=False)
+    log = run.read_checkpoint()["log"]
+    assert log[1]["loss"] < log[0]["loss"] and run.config()[0].kl_warmup == 0
+    assert "kl_weight" not in log[0]
+
+
+def test_a_family_without_a_registered_kl(tmp_path, monkeypatch):
+    """Trained and evaluated with the Monte Carlo KL, whose standard error is beside it; the true KL is the normals'."""
+
+    class Model(GaussianModel):
+        def prior_distribution(self):
+            return dist.Weibull(self.prior.zeros + 1, self.prior.zeros + 1)
+
+    class Guide(GaussianGuide):
+        def posterior(self, x):
+            location, log_scale = self.encode(x)
+            return dist.LogNormal(location, (log_scale / 5).exp())
+
+    from pyro_nbvae.infer import MonteCarloKL_ELBO
+
+    monkeypatch.setitem(VARIANTS, "MINE", None)
+    register_variant("MINE", Variant(Model, Guide, MonteCarloKL_ELBO))
+    run = train(TrainConfig(variant="MINE", **TINY), tmp_path, progress=False)
+    metrics = evaluate(run, samples=20, importance_samples=0, progress=False)
+    guide = run.load()[2]
+    x = load("digits").test.float() / 255
+    q = guide.posterior(x)
+    # KL(LogNormal(a, s) || Weibull(1, 1)) = E[e^y] - E[y] - entropy of y, less E[y] from the change of variables
+    kl = (q.mean - q.loc - 0.5 * torch.log(2 * math.pi * math.e * q.scale**2)).sum(1).mean().detach()
+    assert metrics["kl_error"] > 0
+    assert abs(metrics["kl"] - float(kl)) < 4 * metrics["kl_error"]
+
+
+# --- data of a user's own --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        (tmp_path / "images" / f"{k % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{k % 2}" / f"{k:02d}.png")
+    found = load(str(tmp_path / "images"))
+    assert found.train.shape == (18, 3, 9, 11) and found.test.shape == (2, 3, 9, 11) and found.images
+    run = train(TrainConfig(data=str(tmp_path / "images"), **TINY), tmp_path / "run", progress=False)
+    metrics = evaluate(run, samples=20, importance_samples=0, progress=False)
+    assert metrics["ssim"] is not None and metrics["fid_c"] is not None
+    Image.fromarray(pixels[:5]).save(tmp_path / "images" / "odd.png")
+    with pytest.raises(InputError, match=r"odd.png is \(3, 5, 11\).* must be of one size"):
+        load(str(tmp_path / "images"))
+    (tmp_path / "images" / "0" / "00.png").write_text("no")
+    with pytest.raises(InputError, match=r"00\.png cannot be read as an image"):
+        load(str(tmp_path / "images"))
+
+
+def test_arrays(tmp_path):
+    counts = np.random.default_rng(0).poisson(3, (50, 6)).astype(np.uint8)
+    np.save(tmp_path / "counts.npy", counts)
+    found = load(str(tmp_path / "counts.npy"))
+    assert found.train.shape == (45, 6) and not found.images
+    np.testing.assert_array_equal(found.test.numpy(), counts[9::10])
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
+    np.savez(
+        tmp_path / "both.npz",
+        train=pixels[:20],
+        test=pixels[20:],
+        train_labels=np.arange(20),
+        test_labels=np.arange(10),
+    )
+    both = load(str(tmp_path / "both.npz"))
+    assert both.images and both.train_labels.tolist() == list(range(20)) and len(both.test) == 10
+    run = train(
+        TrainConfig(data=str(tmp_path / "counts.npy"), likelihood="negative_binomial", **TINY),
+        tmp_path / "run",
+        progress=False,
+    )
+    config, shape = run.config()
+    assert shape == (6,) and config.data == str(tmp_path / "counts.npy")
+
+
+def test_pixels_are_scaled_and_nothing_else_is():
+    from pyro_nbvae.data import to_floats
+
+    counts = torch.tensor([[3, 255]], dtype=torch.uint8)
+    assert to_floats(counts).tolist() == [[3.0, 255.0]]
+    assert to_floats(counts.reshape(1, 1, 1, 2)).flatten().tolist() == pytest.approx([3 / 255, 1.0])
+    assert Data("x", counts, counts).event_shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda p: np.save(p / "x.npy", np.array(["a"] * 20)), "expected numbers of shape"),
+        (lambda p: np.save(p / "x.npy", np.zeros(20)), "expected numbers of shape"),
+        (lambda p: np.save(p / "x.npy", np.full((20, 2), np.nan)), "not finite"),
+        (lambda p: np.save(p / "x.npy", np.zeros((5, 2))), "too few"),
+        (lambda p: (p / "x.npy").write_bytes(b"no"), "cannot be read as a .npy array"),
+        (lambda p: None, "does not exist"),
+    ],
+)
+def test_arrays_that_are_no_data(write, message, tmp_path):
+    write(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        load(str(tmp_path / "x.npy"))
+    assert "\n" not in str(error.value)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_older_folder_still_loads(tmp_path):
+    """config.json as it was before it had a version: other names, the relaxation's options on every variant."""
+    for name in ("EX-C", "MC-G", "G-VAE"):
+        run = train(TrainConfig(variant=name, data="digits", **TINY), tmp_path / name, progress=False)
+        now = json.loads(run.config_path.read_text())
+        old = {k: v for k, v in now.items() if k not in ("schema_version", "likelihood", "estimator")}
+        old["image_shape"], old["train_images"] = old.pop("event_shape"), old.pop("train_size")
+        old |= {
+            "indicator": "sigmoid",
+            "max_count": 100,
+            "temperature": 0.05,
+            "temperature_start": 1.0,
+            "anneal_epochs": 1.0,
+        }
+        run.config_path.write_text(json.dumps(old))
+        _, model, _ = run.load()
+        assert model.event_shape == (1, 16, 16)
+    run.config_path.write_text(json.dumps({**now, "schema_version": 99}))
+    with pytest.raises(InputError, match=r"schema_version is 99, .* update pyro-nbvae"):
+        run.load()
+
+
+def test_a_file_that_is_no_export(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="holds no exported run"):
+        pyro_nbvae.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"variant": "G-VAE", "temperature": 0.1}, "--temperature: G-VAE has no relaxation"),
+        ({"variant": "EX-G", "indicator": "smoothstep"}, "--indicator: EX-G has the relaxation GumbelSoftmax"),
+        ({"variant": "EX-C", "max_count": 50}, "--max-count: EX-C has the relaxation ArrivalTimes"),
+        ({"likelihood": "poisson", "beta": 0.1}, "--beta is for --likelihood gaussian"),
+        ({"estimator": "Trace_ELBO", "kl_warmup": 1.0}, "--kl-warmup: Trace_ELBO does not weigh the KL"),
+        ({"estimator": "SVI"}, "unknown estimator 'SVI': choose AnalyticKL_ELBO"),
+        ({"variant": "MINE"}, "one of your own needs its module, nbvae --import MODULE"),
+        ({"data": "nowhere"}, "or name a folder of images, a .npy or a .npz file"),
+    ],
+)
+def test_flags_that_do_not_go_together(changes, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        train(TrainConfig(**{**TINY, **changes}), tmp_path / "run", progress=False)
+    assert message in str(error.value) and "\n" not in str(error.value)

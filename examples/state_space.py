@@ -76,7 +76,7 @@ def main(steps: int = 300, out: Path = Path("runs/examples")) -> None:
                 bounds.append(sum(-Trace_ELBO().loss(model, guide, x) for _ in range(20)) / 20)
             svi.step(x)
         curves[name] = (taken, bounds)
-        print(f"{name}: bound {bounds[-1]:.1f} nats after {steps} steps, from {bounds[0]:.1f}")
+        print(f"{name}: bound {bounds[-1]:.1f} nats after {taken[-1]:.0f} steps, from {bounds[0]:.1f}")
     out.mkdir(parents=True, exist_ok=True)
     panel = Panel(curves, "step", "ELBO of the exact program, nats")
     plot_curves([panel], out / "state_space.png", title="Counts passed on in time")

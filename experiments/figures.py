@@ -1,4 +1,4 @@
-"""The figures, from the runs that the tables left: python experiments/figures.py --scale small --data mnist
+"""The figures, from the runs that the tables left: python -m experiments.figures --scale small --data mnist
 
 Each is a picture in OUT/SCALE/figures/DATA. One whose runs are not there is left out, and the command that makes them
 is named.

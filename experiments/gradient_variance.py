@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
-import pyro
-import torch
 import tyro
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
@@ -65,15 +63,14 @@ def table(arguments: Arguments) -> pd.DataFrame:
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(device))
     columns = {}
     cells = [(name, t) for name in RELAXATIONS for t in TEMPERATURES]
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        for name, temperature in tqdm(cells, desc="relaxations"):
-            guide.relaxation = RELAXATIONS[name].at(temperature)
-            torch.manual_seed(arguments.seed)
-            moments = {
-                label: gradient_moments(elbo, model, guide, x, arguments.repeats) for label, elbo in ESTIMATORS.items()
-            }
-            signal = moments["AnalyticKL_ELBO"].signal
-            columns[f"{name}, {temperature}"] = {label: one.noise / signal for label, one in moments.items()}
+    for name, temperature in tqdm(cells, desc="relaxations"):
+        guide.relaxation = RELAXATIONS[name].at(temperature)
+        moments = {
+            label: gradient_moments(elbo, model, guide, x, arguments.repeats, seed=arguments.seed)
+            for label, elbo in ESTIMATORS.items()
+        }
+        signal = moments["AnalyticKL_ELBO"].signal
+        columns[f"{name}, {temperature}"] = {label: one.noise / signal for label, one in moments.items()}
     return pd.DataFrame(columns)
 
 

@@ -27,7 +27,7 @@ def table(representation: Representation) -> Table:
         variants=tuple(VARIANTS),
         data=("mnist",),
         metrics=tuple(f"{prefix}{name}" for name in names),
-        command=f"python experiments/latents.py --representation {representation}",
+        command=f"python -m experiments.latents --representation {representation}",
     )
 
 

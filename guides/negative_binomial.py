@@ -24,9 +24,10 @@ class NegativeBinomialGuide(AmortizedGuide):
 
     prior: NegativeBinomialPrior
     prior_class = NegativeBinomialPrior
+    heads = 2
 
     def __init__(self, model: NegativeBinomialModel, *, shared_dispersion: bool = False, **options: Any) -> None:
-        self.heads = 1 if shared_dispersion else 2
+        self.heads = 1 if shared_dispersion else self.heads
         super().__init__(model, **options)
 
     def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:

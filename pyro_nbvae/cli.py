@@ -51,7 +51,7 @@ def evaluate(
 
     Args:
         runs: run folders that nbvae train wrote.
-        features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
+        features: which features FID and KID use: classifier (FID-c, KID-c), inception, or both.
         inception_weights: torch-fidelity's weights file. Default: the data root's, else downloaded.
         samples: samples of the prior for FID and KID.
         importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 
 CONFIG = (FlagCreatePairsOff,)
@@ -64,10 +65,18 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         _fail(program, f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command continues (nbvae train with --resume)", file=sys.stderr)
+        print(
+            f"{program}: interrupted; the same command goes on where it was (nbvae train with --resume)",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 
 def script(command: Callable[..., None]) -> None:
     """Runs a function as the command line of an experiment script."""
-    run(lambda: tyro.cli(deferred(command), config=CONFIG), Path(sys.argv[0]).name)
+
+    def parse() -> Callable[[], None]:
+        plugins.import_modules()
+        return tyro.cli(deferred(command), config=CONFIG)
+
+    run(parse, Path(sys.argv[0]).name)

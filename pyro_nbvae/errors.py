@@ -22,3 +22,9 @@ def check_member(what: str, value: object, known: Iterable[object], otherwise: s
     known = list(known)
     if value not in known:
         raise InputError(f"unknown {what} {value!r}: choose from {', '.join(map(str, known))}{otherwise}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message (Pyro adds tables of shapes), or its class where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0].strip().rstrip(":.") if text else type(error).__name__

@@ -119,7 +119,7 @@ def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, t
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         axes.legend()
-    axes.set_xlabel("mean count over held-out images")
+    axes.set_xlabel("mean count over held-out data")
     axes.set_ylabel("variance of the count")
     axes.set_title(title)
     _save(figure, path)
@@ -166,7 +166,7 @@ def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None
     for name, values in factors.items():
         left.hist(values, bins=edges, alpha=0.6, label=name)
     left.axvline(1.0, color="black", linewidth=1, label="Poisson")
-    left.set_xlabel("Fano factor of a unit over held-out images")
+    left.set_xlabel("Fano factor of a unit over held-out data")
     left.set_ylabel("units")
     right.set_yscale("log")
     right.set_xlabel("spike count")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from pyro_nbvae.errors import InputError
@@ -18,13 +18,13 @@ GROUP = "pyro_nbvae"
 imported: list[str] = []
 
 
-def import_modules(names: Iterable[str] = ()) -> None:
+def import_modules(names: Sequence[str] = ()) -> None:
     """Imports the modules of that name, found as ``python -m`` finds them, and those of installed packages.
 
     Raises:
         InputError: for a module that cannot be imported.
     """
-    if "" not in sys.path:
+    if names and "" not in sys.path:
         sys.path.insert(0, "")
     for point in entry_points(group=GROUP):
         try:

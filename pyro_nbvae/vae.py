@@ -76,9 +76,9 @@ class GenerativeModel(PyroModule):
         data_size: number of observations that a batch is a subsample of; None where a batch is all there is.
         latent_shape: of z, (latents,) unless a family arranges its K numbers otherwise.
 
-    Sites: latent ``z`` (B, K), observation ``x`` (B, *event_shape), plate ``batch``. A family's ``prior_class`` is the
-    module that holds the parameters of p(z); it is made from the latent shape. With ``mixed_precision``
-    set the decoder multiplies in bfloat16 while it is trained; densities stay in full precision.
+    Sites: latent ``z`` (B, *latent_shape), observation ``x`` (B, *event_shape), plate ``batch``. A family's
+    ``prior_class`` is the module that holds the parameters of p(z); it is made from the latent shape. With
+    ``mixed_precision`` set the decoder multiplies in bfloat16 while it is trained; densities stay in full precision.
 
     Raises:
         ValueError: for sizes or a decoder that do not exist, and, with validation on, for observations out of the
@@ -266,3 +266,20 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
     finally:
         for module, mode in modes:
             module.train(mode)
+
+
+@torch.no_grad()
+def check_support(model: GenerativeModel, x: Tensor, what: str) -> None:
+    """Raises InputError for observations (B, *event_shape) that the model's likelihood cannot have made.
+
+    Args:
+        what: what they are, for the message.
+    """
+    support = getattr(model.observation(model.prior_distribution().sample(torch.Size([1]))), "support", None)
+    allowed = "[0, 1]" if model.unit_interval else f"the support of {type(model.likelihood).__name__}"
+    valid = support is None or bool(support.check(x).all())
+    if not valid or (model.unit_interval and not bool(((x >= 0) & (x <= 1)).all())):
+        raise InputError(
+            f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: take another "
+            "--likelihood, or prepare the data (bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
+        )

@@ -33,6 +33,9 @@ class Variant:
         any_relaxation: the configuration may choose another.
         options: more arguments of the guide.
         settings: fields of the configuration that the model takes as arguments.
+
+    An argument that ``functools.partial`` fixes in ``model``, ``guide`` or ``estimator`` is the variant's own choice:
+    the configuration does not change it.
     """
 
     model: Callable[..., GenerativeModel]
@@ -92,8 +95,9 @@ def estimator(name: str) -> Callable[..., ELBO]:
     Raises:
         ValueError: for a name that neither has.
     """
-    found = getattr(infer, name, None) or getattr(pyro.infer, name, None)
-    if not (isinstance(found, type) and issubclass(found, ELBO)) or found in (ELBO, infer.SiteKL_ELBO):
+    found: Any = getattr(infer, name, None) or getattr(pyro.infer, name, None)
+    kind = isinstance(found, type) and issubclass(found, ELBO)
+    if not kind or found in (ELBO, infer.SiteKL_ELBO) or name.startswith("Jit"):  # batches differ in size
         raise InputError(
             f"unknown estimator {name!r}: choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as "
             "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO"

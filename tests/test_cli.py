@@ -147,7 +147,8 @@ def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):
         (np.zeros((2, 1, 28, 28), np.float32), "expected (batch, 1, 16, 16)"),
         (np.zeros((16, 16), np.float32), "expected (batch, 1, 16, 16)"),
         (np.full((2, 1, 16, 16), 7.0), "expected values in [0, 1]"),
-        (np.zeros((2, 1, 16, 16), np.int64), "expected numbers (N, *event_shape), images as floats or uint8"),
+        (np.full((2, 1, 16, 16), 3, np.int64), "expected values in [0, 1]"),
+        (np.full((2, 1, 16, 16), np.nan), "values that are not finite"),
     ],
 )
 def test_images_of_the_wrong_shape_or_range(capsys, folder, tmp_path, array, part):

@@ -153,6 +153,20 @@ def test_relaxed_one_hot(straight_through):
         one_hot.rsample()
 
 
+def test_a_temperature_for_each_one_hot_vector():
+    """A cold one is nearly one-hot, a hot one nearly uniform; the vectors, not the categories, differ."""
+    for categories in (2, 5):
+        relaxation = GumbelSoftmax(torch.tensor([0.01, 100.0]))
+        largest = RelaxedOneHotCategorical(logits=torch.zeros(2, categories), relaxation=relaxation).rsample((2000,))
+        cold, hot = largest.amax(-1).mean(0).tolist()
+        assert cold > 0.97 and hot == pytest.approx(1 / categories, abs=0.02)
+
+
+def test_a_category_of_no_mass():
+    d = RelaxedOneHotCategorical(logits=torch.tensor([0.0, 0.0, -math.inf]))
+    assert float(d.log_prob(torch.tensor([1.0, 0.0, 0.0]))) == pytest.approx(math.log(0.5))
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 16, 16), (3, 32, 32), (3, 64, 64)], ids=str)
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_every_variant_on_every_shape(name, shape, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pyro.distributions as dist
@@ -17,9 +18,10 @@ from pyro_nbvae.cli import main
 from pyro_nbvae.data import SOURCES, Data, Source, load, register_data
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide, NegativeBinomialGuide, PoissonGuide
-from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel, PoissonModel
+from pyro_nbvae.runs.build import build, resolve
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import evaluate
 from pyro_nbvae.runs.folder import Run
@@ -183,7 +185,7 @@ def test_runs_of_every_likelihood(likelihood, name, data, tmp_path, capsys):
 @pytest.mark.parametrize("likelihood, name", [("bernoulli", "counts"), ("bernoulli", "digits"), ("poisson", "digits")])
 def test_data_out_of_the_likelihoods_support_are_refused(likelihood, name, data, tmp_path):
     config = TrainConfig(data=name, likelihood=likelihood, **TINY)
-    with pytest.raises(InputError, match=f"training data of {name} lie in .* not in the support of"):
+    with pytest.raises(InputError, match=f"training data of {name} lie in .* and not in the support of"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -207,8 +209,6 @@ def test_a_family_without_a_registered_kl(tmp_path, monkeypatch):
         def posterior(self, x):
             location, log_scale = self.encode(x)
             return dist.LogNormal(location, (log_scale / 5).exp())
-
-    from pyro_nbvae.infer import MonteCarloKL_ELBO
 
     monkeypatch.setitem(VARIANTS, "MINE", None)
     register_variant("MINE", Variant(Model, Guide, MonteCarloKL_ELBO))
@@ -287,6 +287,7 @@ def test_pixels_are_scaled_and_nothing_else_is():
         (lambda p: np.save(p / "x.npy", np.full((20, 2), np.nan)), "not finite"),
         (lambda p: np.save(p / "x.npy", np.zeros((5, 2))), "too few"),
         (lambda p: (p / "x.npy").write_bytes(b"no"), "cannot be read as a .npy array"),
+        (lambda p: np.save(p / "x.npy", np.zeros((50, 0))), "expected numbers of shape"),
         (lambda p: None, "does not exist"),
     ],
 )
@@ -295,6 +296,31 @@ def test_arrays_that_are_no_data(write, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         load(str(tmp_path / "x.npy"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"x_train": np.zeros((30, 2)), "y_train": np.zeros(30)}, "holds x_train, y_train: expected the arrays train"),
+        ({"train": np.zeros((30, 2)), "test": np.zeros((30, 2), int)}, "must be of one type"),
+        ({"x": np.zeros((30, 2)), "labels": np.array(["a"] * 30)}, "expected 30 whole numbers"),
+        ({"x": np.zeros((30, 2)), "labels": np.zeros(29, int)}, "expected 30 whole numbers"),
+    ],
+)
+def test_files_of_several_arrays_that_are_no_data(arrays, message, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load(str(tmp_path / "x.npz"))
+
+
+def test_byte_order_and_pixel_types(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(60).reshape(30, 2).astype(">i4"))
+    assert load(str(tmp_path / "x.npy")).train[1].tolist() == [2, 3]
+    (tmp_path / "deep").mkdir()
+    for k in range(10):
+        Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep" / f"{k}.png")
+    with pytest.raises(InputError, match="has pixels of type I;16: save it with 8 bits"):
+        load(str(tmp_path / "deep"))
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -337,6 +363,11 @@ def test_a_file_that_is_no_export(tmp_path):
         ({"likelihood": "poisson", "beta": 0.1}, "--beta is for --likelihood gaussian"),
         ({"estimator": "Trace_ELBO", "kl_warmup": 1.0}, "--kl-warmup: Trace_ELBO does not weigh the KL"),
         ({"estimator": "SVI"}, "unknown estimator 'SVI': choose AnalyticKL_ELBO"),
+        ({"kl_samples": 7}, "--kl-samples is for MonteCarloKL_ELBO"),
+        ({"categories": 4}, "--categories is for C-VAE"),
+        ({"estimator": "Trace_MMD"}, "fix its arguments in a variant of your own"),
+        ({"estimator": "JitTrace_ELBO"}, "unknown estimator 'JitTrace_ELBO'"),
+        ({"estimator": "TraceTailAdaptive_ELBO"}, "EX-C with TraceTailAdaptive_ELBO cannot be trained"),
         ({"variant": "MINE"}, "one of your own needs its module, nbvae --import MODULE"),
         ({"data": "nowhere"}, "or name a folder of images, a .npy or a .npz file"),
     ],
@@ -345,3 +376,54 @@ def test_flags_that_do_not_go_together(changes, message, tmp_path):
     with pytest.raises(InputError) as error:
         train(TrainConfig(**{**TINY, **changes}), tmp_path / "run", progress=False)
     assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_variant_fixes_stays(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "MINE", None)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.Unflatten(1, (2, 6)))
+    fixed = Variant(
+        partial(NegativeBinomialModel, likelihood=likelihoods.Bernoulli()),
+        partial(NegativeBinomialGuide, encoder=encoder),
+        partial(MonteCarloKL_ELBO, num_samples=20),
+    )
+    register_variant("MINE", fixed)
+    model, guide, elbo = build(resolve(TrainConfig(variant="MINE", **TINY), (1, 16, 16)), (1, 16, 16))
+    assert isinstance(model.likelihood, likelihoods.Bernoulli) and guide.encoder is encoder
+    assert elbo.num_samples == 20
+    register_variant("MINE", Variant(NegativeBinomialModel, NegativeBinomialGuide, lambda: MonteCarloKL_ELBO(20)))
+    assert resolve(TrainConfig(variant="MINE", **TINY), (1, 16, 16)).kl_warmup == 2
+
+
+def test_another_run_is_named_as_such_whatever_its_flags(tmp_path):
+    run = train(TrainConfig(**TINY), tmp_path / "run", progress=False)
+    for changes in ({"variant": "G-VAE"}, {"likelihood": "poisson"}, {"estimator": "Trace_ELBO"}):
+        with pytest.raises(InputError, match="holds another run"):
+            train(TrainConfig(**{**TINY, **changes}), run.folder, resume=True, progress=False)
+
+
+def test_a_pair_without_a_kl_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    class Model(GaussianModel):
+        def prior_distribution(self):
+            return dist.StudentT(3.0, self.prior.zeros, self.prior.zeros + 1)
+
+    monkeypatch.setitem(VARIANTS, "MINE", None)
+    register_variant("MINE", Variant(Model, GaussianGuide))
+    with pytest.raises(
+        InputError, match=r"MINE with AnalyticKL_ELBO cannot be trained: .* Normal \(guide\) and StudentT"
+    ):
+        train(TrainConfig(variant="MINE", **TINY), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("likelihood, name", [("poisson", "counts"), ("bernoulli", "binary")])
+def test_reconstruct_checks_data_as_training_does(likelihood, name, data, tmp_path, capsys):
+    train(TrainConfig(data=name, likelihood=likelihood, **TINY), tmp_path / "run", progress=False)
+    for k, bad in enumerate((np.full((3, 7), 0.5), np.full((3, 7), -1.0), np.zeros((0, 7)), np.full((3, 7), np.nan))):
+        np.save(tmp_path / f"{k}.npy", bad)
+        with pytest.raises(SystemExit):
+            main(["reconstruct", str(tmp_path / "run"), "--input", str(tmp_path / f"{k}.npy")])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("nbvae: ") and f"{k}.npy" in error
+    np.save(tmp_path / "good.npy", np.ones((3, 7), dtype=bool))
+    main(["reconstruct", str(tmp_path / "run"), "--input", str(tmp_path / "good.npy")])

@@ -30,7 +30,7 @@ def test_mlp_of_large_images_is_narrower_than_the_image():
 
 
 def test_the_papers_sizes():
-    """DESIGN 3.7: no padding at 28 pixels (13, then 5 to a side), padding elsewhere; 128 maps of a quarter's side."""
+    """No padding at 28 pixels (13, then 5 to a side), padding elsewhere; 128 maps of a quarter's side."""
     assert build_encoder("conv", (1, 28, 28), 256, 2).heads[0][0].in_features == 64 * 5 * 5
     assert build_encoder("conv", (3, 16, 16), 256, 2).heads[0][0].in_features == 64 * 4 * 4
     assert build_encoder("conv", (3, 64, 64), 256, 2).heads[0][0].in_features == 64 * 16 * 16

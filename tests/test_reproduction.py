@@ -11,20 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
 
 from pyro_nbvae import plugins, variants
 from pyro_nbvae.cli import table_of
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.tables.formats import latex, markdown
 from pyro_nbvae.tables.grid import Table, cells
 from pyro_nbvae.tables.jobs import JobError, LocalProcesses
-from pyro_nbvae.tables.report import report, reproduce
+from pyro_nbvae.tables.report import command, report, reproduce
 
 LINEAR = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 500}
 GRID = Table(
+    command="nbvae reproduce tiny",
     name="tiny",
     title="A tiny grid",
     variants=("EX-C", "G-VAE"),
@@ -103,6 +107,30 @@ def test_a_cell_gains_the_metrics_it_lacks_without_being_trained_again(options):
         assert new["gradient_noise"] > 0 and 0.2 < new["knn_200"] <= 1
         assert f"{new['knn_200']:.3f}" in text
     assert "gradient noise" in text and "kNN 200" in text
+    assert len(pyro.get_param_store()) == 0
+    # an evaluation by hand, with the bound, and another metric after it
+    evaluate(Run(folders[0]), samples=30, importance_samples=2, progress=False)
+    reproduce(replace(grid, metrics=("mse", "means_knn_200")), options)
+    last = json.loads((folders[0] / "metrics.json").read_text())
+    assert last["importance_weighted_bound"] is not None and last["importance_samples"] == 2
+    assert set(last) == set(after[0]) | {"means_knn_200"}
+
+
+def test_a_damaged_cell_is_named_and_the_others_go_on(options):
+    grid = replace(GRID, varied=lambda base: {"": LINEAR})
+    options.seeds = (0,)
+    reproduce(grid, options)
+    damaged = cells(grid, options)[0].folder / "config.json"
+    damaged.write_text("{")
+    with pytest.raises(InputError, match="1 of 2 runs failed") as error:
+        reproduce(replace(grid, metrics=("mse", "svm_200")), options)
+    assert str(damaged) in str(error.value)
+    assert "svm_200" in json.loads((cells(grid, options)[1].folder / "metrics.json").read_text())
+
+
+def test_a_metric_that_does_not_exist_is_refused_before_anything_runs(options):
+    with pytest.raises(InputError, match="unknown metric 'mes': choose from mse"):
+        reproduce(replace(GRID, metrics=("mes",)), options)
 
 
 OWN_MODULE = """
@@ -131,11 +159,13 @@ def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypat
         data=("spikes",),
         metrics=("mse", "ssim", "elbo"),
         varied=lambda base: {"": {**LINEAR, "likelihood": "poisson"}},
+        command="",
     )
     plugins.import_modules(["my_own_module"])
     text = reproduce(grid, Reproduction(out=str(tmp_path / "out"), samples=30, jobs=2))
     assert "| MINE " in text and "SSIM" not in text
-    assert "Made by: nbvae --import my_own_module reproduce tiny" in text
+    assert "A table of its own, tiny" in text
+    assert command(replace(grid, name="main"), Reproduction()).startswith("nbvae --import my_own_module reproduce main")
 
 
 def test_the_report_is_what_the_folders_hold(options, tmp_path, monkeypatch):
@@ -154,7 +184,7 @@ def test_the_paper_stands_beside_ours_only_where_the_features_are_its(options):
     grid = replace(GRID, metrics=("fid", "fid_c", "fid_paper"), paper={("digits", "EX-C"): 78.4})
     for cell in cells(grid, options):
         cell.run.folder.mkdir(parents=True)
-        ours = {"fid": 80.0} if cell.config.seed == 0 else {}
+        ours = {"fid": 80.0} if cell.config.seed == 0 else {"fid": None}
         cell.run.write_json("metrics.json", {"epochs": 1, "fid_c": 5.0, **ours})
     with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md").read_text()
     line = next(line for line in with_inception.splitlines() if line.startswith("| EX-C  "))
@@ -168,7 +198,7 @@ def test_the_same_grid_goes_through_submitit(options):
     assert "| EX-C " in reproduce(grid, options) and len(list((Path(options.out) / "submitit").glob("*.pkl"))) == 4
     with pytest.raises(InputError, match="submitit refuses --cluster local nonsense=1"):
         reproduce(grid, replace(options, cluster_options=("nonsense=1",)))
-    with pytest.raises(InputError, match="submitit refuses --cluster moon"):
+    with pytest.raises(InputError, match="unknown cluster 'moon'"):
         reproduce(grid, replace(options, cluster="moon"))
 
 
@@ -246,3 +276,18 @@ def test_the_best_of_a_column_is_bold():
     ]
     lines = latex(groups, ["ssim"], caption="fashion_mnist").splitlines()
     assert r"b & \textbf{0.750 $\pm$ 0.000} \\" in lines and r"\caption{fashion\_mnist}" in lines
+
+
+def test_data_of_one_name_in_two_places_are_two(tmp_path):
+    """And so are a set and a file of its name: each has a folder, and figures, of its own."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for place, scale in (("a", 1), ("b", 30)):
+        (tmp_path / place).mkdir()
+        paths.append(str(tmp_path / place / "x.npy"))
+        np.save(paths[-1], scale * rng.normal(size=(60, 5)))
+    grid = replace(GRID, variants=("G-VAE",), data=tuple(paths), metrics=("mse",), varied=lambda base: {"": LINEAR})
+    options = Reproduction(out=str(tmp_path / "out"), seeds=(0,), samples=30)
+    reproduce(grid, options)
+    first, second = (json.loads((cell.folder / "metrics.json").read_text()) for cell in cells(grid, options))
+    assert second["mse"] > 100 * first["mse"]

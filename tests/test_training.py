@@ -131,7 +131,7 @@ def test_schedules():
 
 def test_the_papers_preset():
     """The released code's: KL weight min(1, 5 e / 250), temperature max(1 - 0.95 e / 250, 0.05) ..."""
-    config = resolve(TrainConfig(variant="DS-C", data="mnist", preset="paper"), (1, 28, 28))
+    config = resolve(TrainConfig(variant="MC-C", data="mnist", preset="paper"), (1, 28, 28))
     assert (config.epochs, config.batch_size, config.lr, config.latents, config.kl_samples) == (200, 512, 1e-3, 256, 5)
     for epoch in (0, 3, 60, 199):
         assert kl_weight(config, epoch) == pytest.approx(min(1, 5 * epoch / 250))
@@ -217,3 +217,19 @@ def test_broken_run_folders(tmp_path):
 def test_unknown_device(tmp_path):
     with pytest.raises(InputError, match="device 'abacus' is not available"):
         train(replace(TINY, device="abacus"), tmp_path / "run", progress=False)
+
+
+def test_the_progress_bar_changes_nothing(tmp_path):
+    """Its figures come from a forward pass whose dropout leaves training's random numbers alone."""
+    config = replace(TINY, encoder="mlp", epochs=1)
+    runs = [train(config, tmp_path / str(shown), progress=shown) for shown in (False, True)]
+    pd.testing.assert_frame_equal(*map(numbers, runs))
+    assert same_parameters(*runs)
+
+
+def test_fewer_epochs_than_are_trained_are_refused_and_change_nothing(tmp_path):
+    run = train(replace(TINY, epochs=2), tmp_path / "run", progress=False)
+    before = run.config_path.read_text()
+    with pytest.raises(InputError, match="is trained for 2 epochs already"):
+        train(replace(TINY, epochs=1, anneal_epochs=1.0), run.folder, resume=True, progress=False)
+    assert run.config_path.read_text() == before

@@ -16,6 +16,18 @@ from pyro_nbvae.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 HOLD_OUT_EVERY = 10
+# What a picture of each type becomes: grey, or red, green and blue.
+MODES = {
+    "1": "L",
+    "L": "L",
+    "LA": "L",
+    "RGB": "RGB",
+    "RGBA": "RGB",
+    "P": "RGB",
+    "PA": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+}
 
 
 def _split(x: Tensor, labels: Tensor | None = None) -> Split:
@@ -26,8 +38,9 @@ def _split(x: Tensor, labels: Tensor | None = None) -> Split:
     return x[~held_out], x[held_out], *of
 
 
-def _array(path: Path, name: str, array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "biuf" or array.ndim < 2:
+def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
+    """The numbers of an array (N, *event_shape), uint8 as it is, so that pixels are known as such."""
+    if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
         raise InputError(
             f"{path} holds no data ({name}: {array.dtype}, shape {array.shape}): expected numbers of shape "
             "(N, *event_shape)"
@@ -36,7 +49,16 @@ def _array(path: Path, name: str, array: np.ndarray) -> Tensor:
         raise InputError(f"{path} holds values that are not finite ({name})")
     # truth values are numbers, not pixels; torch has no unsigned integers wider than a byte
     kept = array.dtype == np.uint8 or array.dtype.kind in "if"
-    return torch.from_numpy(np.ascontiguousarray(array, None if kept else np.float32))
+    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=") if kept else np.float32))
+
+
+def _labels(path: Path, name: str, array: np.ndarray, number: int) -> Tensor:
+    if array.dtype.kind not in "iu" or array.shape != (number,):
+        raise InputError(
+            f"{path}: {name} is {array.dtype} of shape {array.shape}, expected {number} whole numbers, one for each "
+            "observation"
+        )
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -60,13 +82,21 @@ def _read_npz(path: Path) -> Split:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a .npz file: {error}") from None
-    labels = {k: torch.from_numpy(v.astype(np.int64)) for k, v in arrays.items() if k.endswith("labels")}
-    data = {k: _array(path, k, v) for k, v in arrays.items() if k not in labels}
-    if set(data) == {"train", "test"}:
-        return data["train"], data["test"], labels.get("train_labels"), labels.get("test_labels")
+    names = set(arrays)
+    if names <= {"train", "test", "train_labels", "test_labels"} and names >= {"train", "test"}:
+        train, test = (as_tensor(path, k, arrays[k]) for k in ("train", "test"))
+        if train.dtype != test.dtype:
+            raise InputError(f"{path}: train is {train.dtype} and test {test.dtype}: they must be of one type")
+        of_train, of_test = (
+            _labels(path, k, arrays[k], len(x)) if k in names else None
+            for k, x in (("train_labels", train), ("test_labels", test))
+        )
+        return train, test, of_train, of_test
+    data = names - {"labels"}
     if len(data) == 1:
-        (only,) = data.values()
-        return _split(only, labels.get("labels"))
+        (only,) = data
+        x = as_tensor(path, only, arrays[only])
+        return _split(x, _labels(path, "labels", arrays["labels"], len(x)) if "labels" in names else None)
     raise InputError(
         f"{path} holds {', '.join(arrays) or 'nothing'}: expected the arrays train and test (and train_labels, "
         "test_labels), or one array (and labels)"
@@ -82,16 +112,19 @@ def _read_picture(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path) as opened:
-            pixels = np.asarray(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))
+            if opened.mode not in MODES:
+                raise InputError(f"{path} has pixels of type {opened.mode}: save it with 8 bits for each channel")
+            pixels = np.asarray(opened.convert(MODES[opened.mode]))
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _read_folder(folder: Path) -> Split:
+def _read_pictures(folder: Path, files: list[Path]) -> Split:
     from tqdm.auto import tqdm
 
-    files = _pictures(folder)
     shape = _read_picture(files[0]).shape
     images = np.empty((len(files), *shape), np.uint8)
     for k, path in enumerate(tqdm(files, desc=folder.name, leave=False)):
@@ -99,7 +132,7 @@ def _read_folder(folder: Path) -> Split:
         if pixels.shape != shape:
             raise InputError(
                 f"{path} is {pixels.shape} (channels, height, width) and {files[0]} is {shape}: images of one folder "
-                "must be of one size"
+                "must be of one size and all grey or all coloured"
             )
         images[k] = pixels
     return _split(torch.from_numpy(images))
@@ -116,10 +149,11 @@ def own_source(path: Path) -> Source:
         InputError: for a file that is none of these, and a folder without images.
     """
     if path.is_dir():
-        if not _pictures(path):
+        files = _pictures(path)
+        if not files:
             raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-        return Source(_read_picture(_pictures(path)[0]).shape, lambda _: _read_folder(path), lambda _: _pictures(path))
+        return Source(_read_picture(files[0]).shape, lambda _: _read_pictures(path, files), lambda _: files)
     if not path.is_file():
         raise InputError(f"{path} does not exist: name a registered set, a folder of images, a .npy or a .npz file")
-    split = _read_npz(path) if path.suffix == ".npz" else _split(_array(path, "array", read_npy(path)))
+    split = _read_npz(path) if path.suffix == ".npz" else _split(as_tensor(path, "array", read_npy(path)))
     return Source(tuple(split[0].shape[1:]), lambda _: split)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import cached
 
 # Changed where the same files are prepared differently, so that older cached tensors are not taken.
@@ -298,11 +298,6 @@ def full_name(name: str) -> str:
     return name if name in SOURCES else str(Path(name).expanduser().resolve())
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].strip().rstrip(":.") if text else type(error).__name__
-
-
 def _missing(name: str, source: Source, root: Path, reason: str) -> InputError:
     if not source.layout:
         return InputError(f"no {name} in {root} ({reason})")
@@ -317,15 +312,20 @@ def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
     found = source.files(root)
     if found:
         return found
-    if source.download is None or not download:
+    if source.download is None:
+        raise _missing(name, source, root, "it has no download")
+    if not download:
         raise _missing(name, source, root, "not downloaded; nbvae train does, where there is a network")
     try:
         # torchvision prints every mirror that it tries
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             source.download(root)
     except Exception as error:
-        raise _missing(name, source, root, f"and it could not be downloaded: {_first_line(error)}") from error
-    return source.files(root)
+        raise _missing(name, source, root, f"and it could not be downloaded: {first_line(error)}") from error
+    found = source.files(root)
+    if not found:
+        raise _missing(name, source, root, "and its download left other files")
+    return found
 
 
 def _checked(data: Data, source: Source) -> Data:
@@ -359,7 +359,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
             raise
         except Exception as error:
             again = f": bring {source.layout} anew" if source.layout else ""
-            raise InputError(f"{name} in {where} cannot be read ({_first_line(error)}){again}") from error
+            raise InputError(f"{name} in {where} cannot be read ({first_line(error)}){again}") from error
 
     if source.files is None:
         return read()

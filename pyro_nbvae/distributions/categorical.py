@@ -84,4 +84,5 @@ class RelaxedOneHotCategorical(OneHotCategorical):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return (value * self.logits).sum(-1)
+        # a category of no mass adds nothing where it is not drawn
+        return (value * self.logits.clamp(min=torch.finfo(self.logits.dtype).min)).sum(-1)

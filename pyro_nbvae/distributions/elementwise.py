@@ -5,6 +5,7 @@ They are differentiable twice, and work under ``torch.func`` (grad, jacrev, jacf
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,8 @@ def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
 
     Integers count as the default precision; half precisions are computed in single.
     """
-    dtype = torch.float16 if any(t.is_floating_point() for t in tensors) else torch.get_default_dtype()
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            dtype = tensor.dtype if dtype == torch.float16 else torch.promote_types(dtype, tensor.dtype)
+    floats = [t.dtype for t in tensors if t.is_floating_point()]
+    dtype = functools.reduce(torch.promote_types, floats) if floats else torch.get_default_dtype()
     compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     return [t.to(compute) for t in torch.broadcast_tensors(*tensors)], dtype
 
@@ -66,7 +65,7 @@ def elementwise(
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
             arguments = ctx.saved_tensors[: ctx.number]
-            # Forward mode is off in here, also for the transforms outside of this one: without it they would see zeros.
+            # PyTorch turns forward mode off inside jvp, and outer transforms would then see zero derivatives.
             with forward_ad._set_fwd_grad_enabled(True):
                 arguments = [forward_ad.unpack_dual(a).primal for a in arguments]
                 derivatives = gradient(*arguments, [t is not None for t in tangents])

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions.elementwise import Wanted, elementwise
-from pyro_nbvae.distributions.special import softplus_difference
+from pyro_nbvae.distributions.special import log_quotient, softplus_difference
 
 # Quadrature: trapezoids in v, t = exp(c + v - exp(-v)), a double-exponential map at both ends. The right end is the
 # point at which c + v - exp(-v) is one above c. (tail that is left out, nodes), by precision.
@@ -196,31 +196,66 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
     return _shared_kl(r, l_q, l_p)
 
 
+# Terms of the series of (1 + d) log(1 + d) - d = d^2 / 2 - d^3 / 6 + d^4 / 12 - ... for |d| < 0.1, by precision.
+_TERMS = {torch.float32: 8, torch.float64: 16}
+
+
+def _poisson_value(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
+    d = (rate_q - rate_p) / rate_p
+    near = d.clamp(-0.1, 0.1)
+    series = torch.zeros_like(d)
+    for k in range(_TERMS[d.dtype] + 1, 1, -1):
+        series = series * near + (-1) ** k / (k * (k - 1))
+    far = rate_q * torch.log(rate_q / rate_p) - (rate_q - rate_p)
+    value = torch.where(d.abs() < 0.1, rate_p * near.square() * series, far)
+    return value, *_poisson_gradient(rate_q, rate_p, ())
+
+
+def _poisson_gradient(rate_q: Tensor, rate_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+    difference = rate_q - rate_p
+    return log_quotient(difference, rate_q, rate_p), -difference / rate_p
+
+
+_poisson_kl = elementwise(_poisson_value, _poisson_gradient)
+
+
 def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
-    """KL(Poisson(rate_q) || Poisson(rate_p)) in nats, elementwise, arguments broadcast."""
-    return rate_q * torch.log(rate_q / rate_p) - (rate_q - rate_p)
+    r"""KL(Poisson(rate_q) || Poisson(rate_p)) in nats, elementwise, arguments broadcast, differentiable twice.
+
+    .. math:: KL = \lambda_q \log\frac{\lambda_q}{\lambda_p} - (\lambda_q - \lambda_p)
+
+    The relative error is below 32 times the precision's epsilon, however close the rates are.
+
+    Example::
+
+        >>> float(poisson_kl(torch.tensor(2.0), torch.tensor(2.0)))
+        0.0
+    """
+    return _poisson_kl(rate_q, rate_p)
 
 
 def same_quantity(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one quantity, so that neither can move without the other.
 
-    They are if both are views of one tensor, laid out alike, or of two tensors that Pyro made from one unconstrained
-    parameter (it leaves a weak reference ``unconstrained`` to that on what it returns). Equal values alone are not
-    enough: where the dispersions of q and p agree by chance, the KL still has a derivative in their difference.
+    They are if they are one tensor, or if Pyro made both from one unconstrained parameter (it leaves a weak reference
+    ``unconstrained`` to that on what it returns), as it is now, and with a gradient to it in both or in neither. Equal
+    values alone are not enough: where the dispersions of q and p agree by chance, the KL still has a derivative in
+    their difference.
     """
-    a, b = torch.broadcast_tensors(a, b)
-    root_a, root_b = (x if x._base is None else x._base for x in (a, b))
-    alike = a.stride() == b.stride() and a.storage_offset() == b.storage_offset()
-    if root_a is root_b and alike:
+    if a is b:
         return True
-    leaves = [getattr(root, "unconstrained", None) for root in (root_a, root_b)]
-    if not (alike and all(isinstance(leaf, weakref.ref) for leaf in leaves)):
+    leaves = [getattr(x, "unconstrained", None) for x in (a, b)]
+    if not all(isinstance(leaf, weakref.ref) for leaf in leaves) or a.requires_grad != b.requires_grad:
         return False
     one, other = (leaf() for leaf in leaves)  # type: ignore[misc]
-    return one is other is not None
+    return one is other is not None and torch.equal(a, b)
 
 
 def kl_form(q: object, p: object) -> Literal["shared", "exact"]:
     """Which form ``kl_divergence(q, p)`` takes for two negative binomials: :func:`shared_dispersion_kl` or
-    :func:`negative_binomial_kl`."""
-    return "shared" if same_quantity(q.total_count, p.total_count) else "exact"  # type: ignore[attr-defined]
+    :func:`negative_binomial_kl`.
+
+    It is shared where both were made with one dispersion, ``total_count`` being :func:`same_quantity`.
+    """
+    given = [getattr(d, "given_total_count", None) for d in (q, p)]
+    return "shared" if all(isinstance(r, Tensor) for r in given) and same_quantity(*given) else "exact"  # type: ignore[arg-type]

@@ -76,6 +76,7 @@ class NegativeBinomial(TorchDistribution):
             raise ValueError("give exactly one of logits and probs")
         name, given = ("probs", probs) if logits is None else ("logits", logits)
         assert given is not None
+        self.given_total_count = total_count
         self.total_count, given = torch.broadcast_tensors(*_floats(total_count, given))
         setattr(self, name, given)
         super().__init__(self.total_count.shape, validate_args=validate_args)
@@ -103,6 +104,7 @@ class NegativeBinomial(TorchDistribution):
     def expand(self, batch_shape: Shape, _instance: Any = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
         batch_shape = torch.Size(batch_shape)
+        new.given_total_count = self.given_total_count
         new.total_count = self.total_count.expand(batch_shape)
         for name in ("logits", "probs"):
             if name in self.__dict__:
@@ -175,9 +177,7 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
         validate_args: bool | None = None,
     ) -> None:
         self._set_relaxation(relaxation)
-        temperature = getattr(relaxation, "temperature", None)
-        if isinstance(temperature, Tensor) and temperature.dim():
-            total_count, _ = torch.broadcast_tensors(as_floats(total_count), temperature)
+        total_count = self._with_temperature(total_count)
         super().__init__(total_count, probs=probs, logits=logits, validate_args=validate_args)
 
     gamma_poisson = NegativeBinomial.gamma_poisson

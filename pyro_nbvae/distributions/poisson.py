@@ -47,11 +47,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         self, rate: Tensor | float, *, relaxation: Relaxation | None = None, validate_args: bool | None = None
     ) -> None:
         self._set_relaxation(relaxation)
-        rate = as_floats(rate)
-        temperature = getattr(relaxation, "temperature", None)
-        if isinstance(temperature, Tensor) and temperature.dim():
-            rate, _ = torch.broadcast_tensors(rate, temperature)
-        super().__init__(rate, validate_args=validate_args)
+        super().__init__(as_floats(self._with_temperature(rate)), validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedPoisson:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
@@ -70,6 +66,10 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         return poisson_log_prob(value, self.rate)
 
 
-@register_kl(RelaxedPoisson, RelaxedPoisson)
-def _kl_relaxed_poisson(q: RelaxedPoisson, p: RelaxedPoisson) -> Tensor:
+def _kl_poisson(q: Any, p: Any) -> Tensor:
     return poisson_kl(q.rate, p.rate)
+
+
+register_kl(RelaxedPoisson, RelaxedPoisson)(_kl_poisson)
+register_kl(RelaxedPoisson, torch.distributions.Poisson)(_kl_poisson)
+register_kl(torch.distributions.Poisson, RelaxedPoisson)(_kl_poisson)

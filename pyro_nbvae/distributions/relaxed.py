@@ -38,6 +38,20 @@ class RelaxedCount:
             raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
         self.relaxation = relaxation
 
+    def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:
+        """A parameter, broadcast with the relaxation's temperature where that is a tensor of several."""
+        temperature = getattr(self.relaxation, "temperature", None)
+        if not isinstance(temperature, Tensor) or not temperature.dim():
+            return parameter
+        tensor = as_floats(parameter)
+        try:
+            return torch.broadcast_tensors(tensor, temperature)[0]
+        except RuntimeError:
+            raise ValueError(
+                f"temperature of shape {tuple(temperature.shape)} does not broadcast with a parameter of shape "
+                f"{tuple(tensor.shape)}"
+            ) from None
+
     @property
     def has_rsample(self) -> bool:
         """Whether there is a relaxation."""

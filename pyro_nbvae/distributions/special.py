@@ -56,7 +56,7 @@ def rho(x: Tensor) -> Tensor:
     return torch.where(x < _SERIES_FROM, torch.digamma(near) - torch.log(near), series)
 
 
-def _log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """log(x / y), given x - y without rounding: exact where the two are close, and where they are far apart."""
     relative = difference / y
     # each branch is clamped to where it is taken, so that neither spoils the other's gradient
@@ -69,13 +69,13 @@ def _negative_binomial_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tens
     relative = (r / n) * ((z - mean) / mean)  # of z to the mean m (r + z) / (r + m)
     small = relative.abs() < 0.5
     for_z = torch.where(small, z * torch.log1p(relative), torch.xlogy(z, (z / mean) * ((r + mean) / n)))
-    deviance = for_z - r * _log_quotient(z - mean, n, r + mean)
+    deviance = for_z - r * log_quotient(z - mean, n, r + mean)
     return (omega(n) - omega(r) - omega(z) - torch.log1p(z / r) - deviance,)
 
 
 def _negative_binomial_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
     mean = r * logits.exp()
-    common = _log_quotient(z - mean, r + z, r + mean)
+    common = log_quotient(z - mean, r + z, r + mean)
     for_z = for_r = for_logits = None
     if any(wanted[:2]):
         common = common + rho(r + z)

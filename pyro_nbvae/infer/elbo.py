@@ -15,6 +15,7 @@ themselves. Use exact latents (``relaxation=None``) for a bound on log p(x) of t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,7 +30,7 @@ from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import HalfNormal, Independent, TransformedDistribution, kl_divergence
 
 Site = dict[str, Any]
 
@@ -41,6 +42,11 @@ def family(distribution: Any) -> str:
     name = type(distribution).__name__
     base = getattr(distribution, "base_dist", None)
     return name if base is None or not isinstance(distribution, MaskedDistribution) else f"{name} of {family(base)}"
+
+
+def _sampled(trace: Any) -> dict[str, Site]:
+    """Name to site of what a trace samples or observes."""
+    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample"}
 
 
 def _latents(trace: Any) -> dict[str, Site]:
@@ -78,17 +84,39 @@ def _total(value: Tensor, site: Site) -> Tensor:
     return scale_and_mask(value, site["scale"], site["mask"]).sum()
 
 
+def _unchecked(distribution: Any) -> Any:
+    """A copy that does not check its support."""
+    d = copy.copy(distribution)
+    d._validate_args = False
+    for part in ("base_dist", "_component_distribution"):
+        if hasattr(d, part):
+            setattr(d, part, _unchecked(getattr(d, part)))
+    return d
+
+
 def log_mass(distribution: Any, value: Tensor) -> Tensor:
-    """``log_prob``, at relaxed counts too: where the support is the integers, the mass continued between them."""
+    """``log_prob``, at relaxed counts too: where the support is integers, the mass continued between its bounds.
 
-    def unchecked(d: Any) -> Any:
-        d = copy.copy(d)
-        d._validate_args = False
-        if hasattr(d, "base_dist"):
-            d.base_dist = unchecked(d.base_dist)
-        return d
+    Raises:
+        ValueError: with validation on, for values out of the support's bounds.
+    """
+    base = _base(distribution)
+    support: Any = getattr(base, "support", None)
+    if not (getattr(support, "is_discrete", False) and support.event_dim == 0):
+        return distribution.log_prob(value)
+    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if base._validate_args and not bool(
+        ((value >= (-torch.inf if low is None else low)) & (value <= (torch.inf if high is None else high))).all()
+    ):
+        raise ValueError(f"counts out of the support of {family(distribution)}, {low} to {high}: {value}")
+    return _unchecked(distribution).log_prob(value)
 
-    return unchecked(distribution).log_prob(value)
+
+def _log_mass_at(name: str, distribution: Any, value: Tensor) -> Tensor:
+    try:
+        return log_mass(distribution, value)
+    except ValueError as error:
+        raise ValueError(f"site {name!r}: {error}") from error
 
 
 def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> None:
@@ -98,11 +126,11 @@ def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> 
                 f"site {name!r} is sampled by the model ({family(site['fn'])}) and missing in the guide: add it to the "
                 "guide, observe it, or, if it is to be summed out, use pyro.infer.TraceEnum_ELBO"
             )
-        ours, theirs = guide_sites[name]["fn"].event_dim, site["fn"].event_dim
+        ours, theirs = guide_sites[name]["fn"].event_shape, site["fn"].event_shape
         if ours != theirs:
             raise ValueError(
-                f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has {ours} event dimensions and "
-                f"{family(site['fn'])} of the model has {theirs}: call .to_event with the same number in both"
+                f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has event shape {tuple(ours)} and "
+                f"{family(site['fn'])} of the model has {tuple(theirs)}: make them equal, by .to_event or .expand"
             )
 
 
@@ -130,7 +158,8 @@ class SiteKL_ELBO(Trace_ELBO):
         **options: those of :class:`pyro.infer.ELBO` (``num_particles``, ``vectorize_particles``, ...).
 
     Attributes:
-        terms: of the last particle, detached: the summed log likelihood and the summed KL without its weight, in nats.
+        terms: of the last particle (the mean of vectorised ones), detached: the summed log likelihood and the summed
+            KL without its weight, in nats.
 
     Raises:
         ValueError: for a latent site of the model that the guide lacks, or that has another event dimension there; and
@@ -179,20 +208,20 @@ class SiteKL_ELBO(Trace_ELBO):
         """What a site adds to the negative bound: E[s_q log q - s_p log p], s_q and s_p the scales and masks."""
         guide_site, model_site = _unmasked(guide_site), _unmasked(model_site)
         if isinstance(_base(guide_site["fn"]), Delta):
-            return self._sampled_term(guide_site, model_site)
+            return self._sampled_term(name, guide_site, model_site)
         term = _total(self.site_kl(name, guide_site, model_site), model_site)
         if not all(_same(guide_site[key], model_site[key]) for key in ("scale", "mask")):
-            log_q = log_mass(guide_site["fn"], guide_site["value"])
+            log_q = _log_mass_at(name, guide_site["fn"], guide_site["value"])
             term = term + _total(log_q, guide_site) - _total(log_q, model_site)
         return term
 
-    def _sampled_term(self, guide_site: Site, model_site: Site) -> Tensor:
+    def _sampled_term(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         value = guide_site["value"]
-        log_q, log_p = log_mass(guide_site["fn"], value), log_mass(model_site["fn"], value)
+        log_q, log_p = (_log_mass_at(name, site["fn"], value) for site in (guide_site, model_site))
         return _total(log_q, guide_site) - _total(log_p, model_site)
 
     def _divergence(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        """The KL of all latent sites, and the log density of the guide's auxiliary ones."""
+        """The KL of all latent sites, and the log density of the sites that only the guide has."""
         model_sites, guide_sites = _latents(model_trace), _latents(guide_trace)
         for a, b in _out_of_order(model_sites, guide_sites):
             if not isinstance(_base(guide_sites[b]["fn"]), Delta):
@@ -202,17 +231,19 @@ class SiteKL_ELBO(Trace_ELBO):
                     "MonteCarloKL_ELBO"
                 )
         terms = [self._site_term(name, guide_sites[name], site) for name, site in model_sites.items()]
-        return sum(terms, self._auxiliary(model_sites, guide_sites))
+        return sum(terms, self._guide_alone(model_sites, guide_trace))
 
-    def _auxiliary(self, model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> Tensor:
-        sites = [site for name, site in guide_sites.items() if name not in model_sites]
+    def _guide_alone(self, model_sites: dict[str, Site], guide_trace: Any) -> Tensor:
+        """The log density of the sites that only the guide has: auxiliary ones, observed ones, factors."""
+        sites = [site for name, site in _sampled(guide_trace).items() if name not in model_sites]
         return sum((_total(site["fn"].log_prob(site["value"]), site) for site in sites), torch.zeros(()))
 
     def _negative_elbo(self, model_trace: Any, guide_trace: Any) -> Tensor:
         observed = [site for site in model_trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
         likelihood = sum((site["log_prob_sum"] for site in observed), torch.zeros(()))
         divergence = self._divergence(model_trace, guide_trace)
-        self.terms = likelihood.detach(), divergence.detach()
+        together = self.num_particles if self.vectorize_particles else 1
+        self.terms = likelihood.detach() / together, divergence.detach() / together
         return self.kl_weight * divergence - likelihood
 
     def _average(self, model: Callable, guide: Callable, args: Any, kwargs: Any, differentiable: bool) -> Tensor:
@@ -246,6 +277,13 @@ class SiteKL_ELBO(Trace_ELBO):
         return torch_item(loss)
 
 
+def _folds(distribution: Any) -> bool:
+    """Whether torch's KL of transformed distributions is wrong for one: its transform is not one to one."""
+    if not isinstance(distribution, TransformedDistribution) or isinstance(distribution, HalfNormal):
+        return False
+    return any(not transform.bijective for transform in distribution.transforms)
+
+
 class AnalyticKL_ELBO(SiteKL_ELBO):
     """ELBO with the KL that is registered for each pair of latent distributions.
 
@@ -267,13 +305,13 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
-        try:
-            return kl_divergence(q, p)
-        except NotImplementedError:
-            raise NotImplementedError(
-                f"site {name!r}: no KL is registered for {family(q)} (guide) and {family(p)} (model); register one "
-                "with torch.distributions.register_kl or use MonteCarloKL_ELBO"
-            ) from None
+        if not any(_folds(_base(d)) for d in (q, p)):
+            with contextlib.suppress(NotImplementedError):
+                return kl_divergence(q, p)
+        raise NotImplementedError(
+            f"site {name!r}: there is no KL for {family(q)} (guide) and {family(p)} (model); register one with "
+            "torch.distributions.register_kl or use MonteCarloKL_ELBO"
+        )
 
 
 class MonteCarloKL_ELBO(SiteKL_ELBO):
@@ -291,16 +329,19 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
     """
 
     def __init__(self, num_samples: int = 5, *, kl_weight: float = 1.0, **options: Any) -> None:
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples}")
         super().__init__(kl_weight=kl_weight, **options)
         self.num_samples = num_samples
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
-        q, p, z = guide_site["fn"], model_site["fn"], guide_site["value"].unsqueeze(0)
+        q, p, z = guide_site["fn"], model_site["fn"], guide_site["value"]
+        # at the very tensors that were drawn: a flow without an inverse knows their density only
+        ratio = _log_mass_at(name, q, z) - _log_mass_at(name, p, z)
         if self.num_samples > 1:
-            z = torch.cat([z, q(torch.Size([self.num_samples - 1]))])
-        return (log_mass(q, z) - log_mass(p, z)).mean(0)
+            z = q(torch.Size([self.num_samples - 1]))
+            ratio = ratio + (_log_mass_at(name, q, z) - _log_mass_at(name, p, z)).sum(0)
+        return ratio / self.num_samples
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
         pair = super()._get_trace(model, guide, args, kwargs)
@@ -317,8 +358,9 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
         if pairs is None:
             return super()._divergence(model_trace, guide_trace)
         total = torch.zeros(())
-        for model_sites, guide_sites in (map(_latents, pair) for pair in pairs):
+        for one_model, one_guide in pairs:
+            model_sites, guide_sites = _latents(one_model), _latents(one_guide)
             for name, site in model_sites.items():
-                total = total + self._sampled_term(_unmasked(guide_sites[name]), _unmasked(site))
-            total = total + self._auxiliary(model_sites, guide_sites)
+                total = total + self._sampled_term(name, _unmasked(guide_sites[name]), _unmasked(site))
+            total = total + self._guide_alone(model_sites, one_guide)
         return total / len(pairs)

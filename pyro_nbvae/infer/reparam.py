@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions
 import torch
 from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 
 from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegativeBinomial, RelaxedPoisson
 from pyro_nbvae.infer.elbo import family
+
+# Not their subclasses, which may have another law.
+NEGATIVE_BINOMIALS = (
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    pyro.distributions.NegativeBinomial,
+    torch.distributions.NegativeBinomial,
+)
+POISSONS = (RelaxedPoisson, pyro.distributions.Poisson, torch.distributions.Poisson)
 
 
 class RelaxReparam(Reparam):
@@ -38,6 +48,8 @@ class RelaxReparam(Reparam):
     """
 
     def __init__(self, relaxation: Relaxation | None) -> None:
+        if relaxation is not None and not isinstance(relaxation, Relaxation):
+            raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
         self.relaxation = relaxation
 
     def apply(self, msg: ReparamMessage) -> ReparamResult:
@@ -49,9 +61,9 @@ class RelaxReparam(Reparam):
         while isinstance(fn, torch.distributions.Independent):
             fn = fn.base_dist
         relaxed: RelaxedNegativeBinomial | RelaxedPoisson
-        if isinstance(fn, (NegativeBinomial, torch.distributions.NegativeBinomial)):
+        if type(fn) in NEGATIVE_BINOMIALS:
             relaxed = RelaxedNegativeBinomial(fn.total_count, logits=fn.logits, relaxation=self.relaxation)
-        elif isinstance(fn, torch.distributions.Poisson):
+        elif type(fn) in POISSONS:
             relaxed = RelaxedPoisson(fn.rate, relaxation=self.relaxation)
         else:
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Going over many images under a progress bar."""
+"""Going over much data under a progress bar."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tqdm.auto import tqdm
 from pyro_nbvae.data import BATCH
 
 
-def shown(images: Tensor, what: str, progress: bool) -> Iterator[Tensor]:
-    """Batches of images (N, C, H, W) as they are, under a progress bar."""
-    return iter(tqdm(images.split(BATCH), desc=what, disable=not progress, leave=False))
+def shown(data: Tensor, what: str, progress: bool) -> Iterator[Tensor]:
+    """Batches of data (N, ...) as they are, under a progress bar."""
+    return iter(tqdm(data.split(BATCH), desc=what, disable=not progress, leave=False))

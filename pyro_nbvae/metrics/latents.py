@@ -1,7 +1,7 @@
-"""What the latents tell about the labels: representations of images, and classifiers trained on few of them.
+"""What the latents tell about the labels: representations of data, and classifiers trained on few of them.
 
-The protocol is that of the paper's released code: labelled images are drawn from the training set, accuracy is on
-images of the held-out set, so that no test image is ever trained on. The classifiers are scikit-learn's, on the
+The protocol is that of the paper's released code: labelled observations are drawn from the training set,
+accuracy is on the held-out set, so that nothing of that is ever trained on. The classifiers are scikit-learn's, on the
 representations as they are.
 """
 
@@ -33,15 +33,15 @@ TESTED = 5000
 
 
 def represent(
-    model: GenerativeModel, guide: AmortizedGuide, images: Tensor, representation: Representation, *, seed: int = 0
+    model: GenerativeModel, guide: AmortizedGuide, data: Tensor, representation: Representation, *, seed: int = 0
 ) -> NDArray[np.float32]:
-    """uint8 images (N, C, H, W) to (N, K): the encoder's first outputs (what moves the mean: logits of the negative
+    """Data (N, *event_shape) to (N, K): the encoder's first outputs (what moves the mean: logits of the negative
     binomial, log rates, locations), means of the posterior, or one exact sample of it (integer counts)."""
     device = next(model.parameters()).device
     with evaluating(model, guide, seed):
         parts = [
             REPRESENTATIONS[representation](guide, to_floats(batch.to(device))).flatten(1)
-            for batch in shown(images, representation, False)
+            for batch in shown(data, representation, False)
         ]
     return torch.cat(parts).cpu().numpy()
 

@@ -15,10 +15,10 @@ from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
-from pyro_nbvae.runs.config import PRESETS, TrainConfig
+from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
 from pyro_nbvae.runs.processes import local_rank
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
-from pyro_nbvae.variants import VARIANTS, Variant, estimator, variant
+from pyro_nbvae.variants import VARIANTS, estimator, variant
 
 _POSITIVE = [
     "train_size",
@@ -34,7 +34,8 @@ _POSITIVE = [
     "clip",
     "kl_samples",
 ]
-_OF_THE_RELAXATION = ("indicator", "max_count", "straight_through", "temperature_start", "temperature", "anneal_epochs")
+_RELAXATION_OPTIONS = ("temperature", "indicator", "max_count", "straight_through")
+_SCHEDULE = ("temperature_start", "anneal_epochs")
 
 
 def check_choices(config: Any) -> None:
@@ -71,11 +72,13 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise InputError(
             f"--kl-warmup: {config.estimator or 'the estimator'} does not weigh the KL; leave it out, or 0"
         )
-    relaxation = parts.relaxation if config.relaxation is None else RELAXATIONS[config.relaxation]()
-    known = set() if relaxation is None else {f.name for f in dataclasses.fields(relaxation)}  # type: ignore[arg-type]
-    for name in _OF_THE_RELAXATION:
-        needs = "temperature" if name in ("temperature_start", "anneal_epochs") else name
-        if getattr(config, name) and needs not in known:
+    if config.kl_samples is not None and not is_estimator(config, MonteCarloKL_ELBO):
+        raise InputError("--kl-samples is for MonteCarloKL_ELBO: leave it out")
+    if config.categories is not None and "categories" not in parts.settings:
+        raise InputError(f"--categories is for C-VAE, {config.variant} has none: leave it out")
+    relaxation, known = _chosen_relaxation(config)
+    for name in (*_RELAXATION_OPTIONS, *_SCHEDULE):
+        if getattr(config, name) and ("temperature" if name in _SCHEDULE else name) not in known:
             what = "no relaxation" if relaxation is None else f"the relaxation {type(relaxation).__name__}"
             raise InputError(
                 f"--{name.replace('_', '-')}: {config.variant} has {what}, which does not take it: leave it out"
@@ -83,26 +86,52 @@ def validate(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _estimator(config: TrainConfig) -> Any:
-    return variant(config.variant).estimator if config.estimator is None else estimator(config.estimator)
+def _pinned(factory: Any) -> set[str]:
+    """The arguments that functools.partial has fixed: a variant's own choice, which a configuration does not change."""
+    names: set[str] = set()
+    while isinstance(factory, functools.partial):
+        names |= set(factory.keywords)
+        factory = factory.func
+    return names
+
+
+def _make(factory: Any, *arguments: Any, **options: Any) -> Any:
+    """``factory(*arguments, **options)``, but for the options that it has fixed."""
+    return factory(*arguments, **{k: v for k, v in options.items() if k not in _pinned(factory)})
+
+
+def _build_estimator(config: TrainConfig) -> ELBO:
+    factory = variant(config.variant).estimator if config.estimator is None else estimator(config.estimator)
+    try:
+        elbo = factory()
+    except TypeError as error:
+        raise InputError(
+            f"estimator {config.estimator or factory}: {error}; fix its arguments in a variant of your own, "
+            "estimator=functools.partial(...)"
+        ) from None
+    if isinstance(elbo, MonteCarloKL_ELBO) and config.kl_samples and "num_samples" not in _pinned(factory):
+        elbo.num_samples = config.kl_samples
+    return elbo
 
 
 def is_estimator(config: TrainConfig, kind: type[ELBO]) -> bool:
     """Whether a configuration's estimator is of that class."""
-    found = _estimator(config)
-    while isinstance(found, functools.partial):
-        found = found.func
-    return isinstance(found, type) and issubclass(found, kind)
+    return isinstance(_build_estimator(config), kind)
 
 
-def _relaxation(config: TrainConfig, parts: Variant) -> Relaxation | None:
-    """The variant's relaxation, or the one that the configuration names, with the configuration's options."""
-    base = parts.relaxation if config.relaxation is None else RELAXATIONS[config.relaxation]()
-    if base is None:
+def _chosen_relaxation(config: TrainConfig) -> tuple[Relaxation | None, set[str]]:
+    """The variant's relaxation, or the one that the configuration names, and the names of its options."""
+    chosen = variant(config.variant).relaxation if config.relaxation is None else RELAXATIONS[config.relaxation]()
+    return chosen, set() if chosen is None else {f.name for f in dataclasses.fields(chosen)}  # type: ignore[arg-type]
+
+
+def _relaxation(config: TrainConfig) -> Relaxation | None:
+    """The configuration's relaxation with its options."""
+    chosen, known = _chosen_relaxation(config)
+    if chosen is None:
         return None
-    fields = {f.name for f in dataclasses.fields(base)}  # type: ignore[arg-type]
-    given = {name: getattr(config, name) for name in ("temperature", *_OF_THE_RELAXATION[:3])}
-    return dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None and k in fields})  # type: ignore[type-var]
+    given = {name: getattr(config, name) for name in _RELAXATION_OPTIONS if name in known}
+    return dataclasses.replace(chosen, **{k: v for k, v in given.items() if v is not None})  # type: ignore[type-var]
 
 
 def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
@@ -113,7 +142,7 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     """
     validate(config)
     preset = dict(PRESETS[config.preset])
-    relaxation = _relaxation(dataclasses.replace(config, temperature=None), variant(config.variant))
+    relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)
     preset["temperature"] = preset["temperature"].get(name, relaxation.coldest if relaxation else None)
     preset["anneal_epochs"] = preset["anneal_epochs"] or (config.epochs or preset["epochs"]) / 2
@@ -121,6 +150,8 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         preset["temperature_start"] = preset["anneal_epochs"] = None
     if not is_estimator(config, SiteKL_ELBO):
         preset["kl_warmup"] = 0.0
+    preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None
+    preset["categories"] = CATEGORIES if "categories" in variant(config.variant).settings else None
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and
     # averages the KL over latents; its units are this many squared errors per image.
     units = float(event_shape[0] * event_shape[1]) if config.decoder == "conv" and len(event_shape) == 3 else 1.0
@@ -139,17 +170,17 @@ def build(config: TrainConfig, event_shape: tuple[int, ...]) -> tuple[Generative
     settings = {name: getattr(config, name) for name in parts.settings}
     noise = {"beta": config.beta} if config.likelihood == "gaussian" else {}
     likelihood = LIKELIHOODS[config.likelihood](**noise)
-    model = parts.model(event_shape, config.latents, decoder=config.decoder, likelihood=likelihood, **settings)
-    relaxation = _relaxation(config, parts)
+    networks = {"decoder": config.decoder, "likelihood": likelihood}
+    model = _make(parts.model, event_shape, config.latents, **networks, **settings)
+    relaxation = _relaxation(config)
     options = dict(parts.options) if relaxation is None else {**parts.options, "relaxation": relaxation}
-    guide = parts.guide(model, encoder=config.encoder, **options)
+    guide = _make(parts.guide, model, encoder=config.encoder, **options)
     model.mixed_precision = guide.mixed_precision = config.mixed_precision
-    samples = {"num_samples": config.kl_samples} if is_estimator(config, MonteCarloKL_ELBO) else {}
-    return model, guide, _estimator(config)(**samples)
+    return model, guide, _build_estimator(config)
 
 
 def event_shape_of(data: str) -> tuple[int, ...]:
-    """The shape of one observation of a data set, without reading all of it."""
+    """The shape of one observation of a data set."""
     return tuple(source_of(data).event_shape)
 
 
@@ -159,10 +190,11 @@ def choose_device(name: str) -> torch.device:
     Raises:
         InputError: for a device that torch does not know or does not have.
     """
-    if name == "auto":
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "cuda":
+            device = torch.device("cuda", local_rank() if device.index is None else device.index)
+            torch.cuda.set_device(device)  # what nccl and the fused kernels take for this process's
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} is not available: use auto, cpu or a GPU that torch sees") from error

@@ -28,6 +28,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Where a flag is not given, for the estimator and the variant that have one.
+KL_SAMPLES, CATEGORIES = 5, 8
+
 Network = Literal["conv", "mlp", "linear"]
 
 
@@ -53,16 +56,16 @@ class TrainConfig:
         temperature: temperature of the relaxation at the end. Default: 0.05 for arrival times, 0.25 for Gumbel-softmax.
         anneal_epochs: epochs of temperature annealing. Default: half of all.
         relaxation: of P-VAE, arrival or gumbel; the other variants' is in their name.
-        categories: of each variable of C-VAE; latents / categories variables.
+        categories: of each variable of C-VAE; latents / categories variables. Default: 8.
         indicator: of the arrival times, sigmoid or smoothstep. Default: sigmoid.
         max_count: largest count of the Gumbel-softmax. Default: 100.
         straight_through: integer counts forward, relaxed gradients backward.
         epochs: passes over the training data.
-        batch_size: observations a step.
+        batch_size: observations per step.
         lr: learning rate of Adam.
         clip: largest gradient norm of the loss of an observation. Default: 25 squared errors, or 250 nats under another
             likelihood than the Gaussian.
-        kl_samples: samples of the Monte Carlo KL.
+        kl_samples: samples of the Monte Carlo KL. Default: 5.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         mixed_precision: multiply in bfloat16 in the networks during training, faster where the hardware supports it;
@@ -85,7 +88,7 @@ class TrainConfig:
     temperature: float | None = None
     anneal_epochs: float | None = None
     relaxation: Literal["arrival", "gumbel"] | None = None
-    categories: int = 8
+    categories: int | None = None
     indicator: Literal["sigmoid", "smoothstep"] | None = None
     max_count: int | None = None
     straight_through: bool = False
@@ -93,7 +96,7 @@ class TrainConfig:
     batch_size: int = 512
     lr: float = 1e-3
     clip: float | None = None
-    kl_samples: int = 5
+    kl_samples: int | None = None
     seed: int = 0
     device: str = "auto"
     mixed_precision: bool = False

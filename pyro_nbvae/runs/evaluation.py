@@ -29,7 +29,7 @@ from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.generation import prior_samples
 
-# Of the gradient's noise: held-out observations in the batch, and draws of the latents.
+# For gradient_noise: batch size and number of draws.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
 
 
@@ -39,7 +39,7 @@ class Evaluation:
 
     Args:
         run: a trained run.
-        features: what FID and KID compare images in, of ``classifier`` and ``inception``.
+        features: which features FID and KID use, of ``classifier`` and ``inception``.
         inception_weights: torch-fidelity's file, if it is not in the data root.
         samples: number of generated observations.
         importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
@@ -134,13 +134,16 @@ class Evaluation:
             self.classification[representation] = found
         return self.classification[representation].get(name)
 
-    def gradient_noise(self) -> float:
-        """Noise to signal of the gradient by the run's own estimator and relaxation, on a batch of held-out data."""
+    def gradient_noise(self) -> float | None:
+        """Noise to signal of the gradient by the run's own estimator and relaxation, on a batch of held-out data.
+
+        None for an estimator of Pyro's that gives no loss to differentiate (TraceGraph_ELBO, RenyiELBO).
+        """
         _, _, elbo = build(self.config, tuple(self.model.event_shape))
         x = to_floats(self.test[:GRADIENT_BATCH])
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            moments = gradient_moments(elbo, self.model, self.guide, x, GRADIENT_DRAWS)
+        if not hasattr(elbo, "differentiable_loss"):
+            return None
+        moments = gradient_moments(elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
         return moments.noise / moments.signal
 
     def seconds_per_step(self) -> float:
@@ -202,15 +205,7 @@ def _objective(e: Evaluation) -> float | None:
     return None if beta is None or error is None else error + beta * e.held_out.kl
 
 
-METRICS: dict[str, Metric] = {}
-
-
-def register_metric(metric: Metric) -> None:
-    """Makes a metric known: to ``nbvae evaluate``, and to tables that list it."""
-    METRICS[metric.name] = metric
-
-
-for _metric in (
+_SHIPPED = (
     _held("mse", "MSE", 4, "low"),
     _held("ssim", "SSIM", 3, "high"),
     # FID-c and KID-c are in our classifiers' features, FID and KID in Inception's
@@ -233,6 +228,7 @@ for _metric in (
     _held("squared_error", "SSE", 2, "low"),
     _held("kl", "KL", 2),
     _held("kl_error", "± KL", 3),
+    Metric("beta", "β", 3, None, lambda e: getattr(e.model.likelihood, "beta", None)),
     Metric("objective", "SSE+βKL", 2, "low", _objective),
     _held("dead_units", "dead", 0),
     _held("fano", "Fano", 2),
@@ -240,11 +236,18 @@ for _metric in (
     Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step),
     Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False),
     *_accuracies(),
-):
-    register_metric(_metric)
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _SHIPPED}
 
-# What a figure depends on beside the run: figures of other settings are not kept beside it.
-_SETTINGS = ("epochs", "seed", "generated_samples", "importance_samples")
+
+def register_metric(metric: Metric) -> None:
+    """Makes a metric known: to ``nbvae evaluate``, and to tables that list it."""
+    METRICS[metric.name] = metric
+
+
+def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> dict[str, Any]:
+    """What figures depend on beside the run, as ``metrics.json`` names it: figures of other settings are not kept."""
+    return {"epochs": epochs, "seed": seed, "generated_samples": samples, "feature_sets": list(features)}
 
 
 def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
@@ -277,21 +280,19 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     about = {
         "variant": config.variant,
         "data": config.data,
-        "epochs": len(this.log),
-        "seed": this.seed,
-        "generated_samples": this.samples,
+        **settings(len(this.log), this.seed, this.samples, this.features),
         "importance_samples": this.importance_samples,
         "train_size": this.trained_on,
         "test_size": len(data.test),
-        "feature_sets": list(this.features),
         "feature_networks": [network.network for network in this.networks.values()],
-        "beta": getattr(this.model.likelihood, "beta", None),
         "units": this.held_out.unit_kl.numel(),
         "kl_per_unit": this.held_out.unit_kl.tolist(),
     }
     before = run.read_json("metrics.json")
-    kept = before if all(before.get(name) == about[name] for name in _SETTINGS) else {}
-    kept = {name: value for name, value in kept.items() if name in METRICS and name not in names}
+    same = before.items() >= settings(len(this.log), this.seed, this.samples, this.features).items()
+    kept = {name: value for name, value in before.items() if same and name in METRICS and name not in names}
+    if "importance_weighted_bound" in kept:
+        about["importance_samples"] = before["importance_samples"]
     found = about | kept | {name: METRICS[name].compute(this) for name in names}
     if this.held_out.fano is not None:
         units = {"units": (this.held_out.unit_mean, this.held_out.unit_variance)}

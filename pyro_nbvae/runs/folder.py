@@ -2,7 +2,7 @@
 
     config.json    the configuration, every default resolved
     checkpoint.pt  parameters, optimiser, random states and log after the last whole epoch
-    log.csv        one row an epoch
+    log.csv        one row per epoch
     metrics.json   what ``nbvae evaluate`` measured
     *.png          pictures
 
@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_atomically, write_tensors, write_text
 from pyro_nbvae.runs.build import build, choose_device, validate
@@ -39,7 +40,12 @@ def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
     for name, default in (("indicator", "sigmoid"), ("max_count", 100)):
         if now.get(name) == default:  # the relaxation's own default, where it has one
             now[name] = None
-    parts = VARIANTS.get(now.get("variant", ""))
+    name = now.get("variant", "")
+    if not name.startswith("MC-"):
+        now["kl_samples"] = None
+    if name != "C-VAE":
+        now["categories"] = None
+    parts = VARIANTS.get(name)
     if parts is not None and parts.relaxation is None:
         now |= dict.fromkeys(("temperature_start", "temperature", "anneal_epochs"))
     return now
@@ -87,8 +93,9 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
     Raises:
         InputError: for a path that holds no trained run.
     """
+    plugins.import_modules()
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if path.is_file() or path.suffix == ".safetensors":
         model, guide = _load_weights(path)
     else:
         _, model, guide = Run(path).load("cpu")
@@ -212,5 +219,7 @@ class Run:
         tensors = {f"{part}.{k}": v.clone().contiguous() for part in ("model", "guide") for k, v in state[part].items()}
         content = save(tensors, metadata={"config": json.dumps(config_json(config, event_shape))})
         path = path or self.folder / "weights.safetensors"
+        if not path.parent.is_dir():
+            raise InputError(f"the folder {path.parent} does not exist: make it, or name another --out")
         write_atomically(path, lambda file: file.write(content))
         return path

@@ -9,11 +9,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, load, to_bytes, to_floats
-from pyro_nbvae.data.own import read_npy
+from pyro_nbvae.data.own import as_tensor, read_npy
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.plotting import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, evaluating, is_image_shape
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating, is_image_shape
 
 
 def prior_means(
@@ -64,10 +64,7 @@ def read_observations(path: str | Path) -> Tensor:
     Raises:
         InputError: for a file that is no such array.
     """
-    array = read_npy(Path(path))
-    if array.dtype.kind not in "iuf" or (array.dtype.kind == "i" and array.ndim == 4):
-        raise InputError(f"{path} holds {array.dtype}: expected numbers (N, *event_shape), images as floats or uint8")
-    return to_floats(torch.from_numpy(array))
+    return to_floats(as_tensor(Path(path), "array", read_npy(Path(path))))
 
 
 def reconstruct(
@@ -96,6 +93,7 @@ def reconstruct(
     else:
         x = read_observations(data)[:count]
         check_batch(x, model.event_shape, model.unit_interval)
+        check_support(model, x.to(next(model.parameters()).device), f"observations of {data}")
     again = reconstructions(model, guide, x, seed=seed).cpu()
     path = run.folder / "reconstructions.png"
     title = f"{config.title}: originals and reconstructions"

@@ -72,5 +72,5 @@ def processes(device: torch.device) -> Processes:
         return Processes()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)  # kept till then: torchrun's store serves one start
+        atexit.register(dist.destroy_process_group)  # only at exit: torchrun's store allows one initialisation
     return Processes(dist.get_rank(), dist.get_world_size())

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import BATCH, Data, batches, load, to_floats
+from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
 from pyro_nbvae.distributions.relaxations import DivergedError
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.processes import Processes, processes
-from pyro_nbvae.vae import GenerativeModel
+from pyro_nbvae.vae import check_support, evaluating
 
 # A resumed run may differ in these from the one it continues.
 _MAY_CHANGE = {"epochs", "device", "data_root"}
@@ -51,6 +51,14 @@ def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, A
     return {k: (there[k], here[k]) for k in here if k not in _MAY_CHANGE and there[k] != here[k]}
 
 
+def check_same_run(run: Run, config: TrainConfig) -> None:
+    """Raises InputError where a folder's configuration is another one."""
+    changed = differences(run.config()[0], config)
+    if changed:
+        what = ", ".join(f"{k} {there} there, {here} here" for k, (there, here) in changed.items())
+        raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or name another --out")
+
+
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
     """Trains a variant and leaves a run folder.
 
@@ -74,11 +82,16 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     if resume and run.config_path.exists():  # what is left open is as the run has it, not as a preset would now
         before = dataclasses.asdict(run.config()[0])
         config = dataclasses.replace(config, **{k: v for k, v in before.items() if getattr(config, k) is None})
-    data = load(config.data, config.data_root)
-    config = resolve(config, data.event_shape)
+        check_same_run(run, dataclasses.replace(config, data=full_name(config.data)))
     device = choose_device(config.device)
     group = processes(device)
+    if group.leads:
+        load(config.data, config.data_root)  # downloads and prepares what is missing, before the others look
+    group.gather(None)
+    data = load(config.data, config.data_root)
+    config = resolve(config, data.event_shape)
     trainer = Trainer(run, config, data, device, group)
+    trainer.try_out()
     if group.leads:
         trainer.claim_folder(resume)
     group.gather(None)  # nobody looks into the folder before it is there
@@ -97,7 +110,9 @@ class Trainer:
         self.model, self.guide, self.elbo = build(config, data.event_shape)
         self.model.to(device)
         self.guide.to(device)
-        check_support(self.model, data)
+        for part, whole in (("training", data.train), ("held-out", data.test)):
+            for batch in whole.split(BATCH):
+                check_support(self.model, to_floats(batch.to(device)), f"{part} data of {data.name}")
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr)
         self.log: list[dict[str, float]] = []
@@ -106,6 +121,24 @@ class Trainer:
         self.steps = math.ceil(len(self.train_set) / config.batch_size)
         # a stream for each process, none the initialisation's
         torch.manual_seed(config.seed + ((group.rank + 1) << 32))
+
+    def try_out(self) -> None:
+        """Runs the estimator once on two observations, so that what cannot work says so before anything is written.
+
+        Raises:
+            InputError: with the first line of what went wrong.
+        """
+        x = to_floats(self.train_set[:2])
+        devices = [self.device] if self.device.type == "cuda" else []
+        with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
+            try:
+                self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
+            except DivergedError:
+                pass  # training says so, with its remedy
+            except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+                kind = type(self.elbo).__name__
+                raise InputError(f"{self.config.variant} with {kind} cannot be trained: {first_line(error)}") from error
+        self.optimizer.zero_grad(set_to_none=True)
 
     def claim_folder(self, resume: bool) -> None:
         """Makes the run folder, or checks that it is this configuration's."""
@@ -117,10 +150,10 @@ class Trainer:
         elif not resume:
             raise InputError(f"{folder} already holds a run: continue it with --resume, or name another --out")
         else:
-            changed = differences(self.run.config()[0], self.config)
-            if changed:
-                what = ", ".join(f"{k} {there} there, {here} here" for k, (there, here) in changed.items())
-                raise InputError(f"{folder} holds another run ({what}): give the same flags, or name another --out")
+            trained = len(self.run.read_checkpoint()["log"]) if self.run.checkpoint_path.exists() else 0
+            if trained > (self.config.epochs or 0):
+                raise InputError(f"{folder} is trained for {trained} epochs already: --epochs must be at least that")
+            check_same_run(self.run, self.config)
         self.run.write_config(self.config, self.data.event_shape)
 
     def resume(self) -> None:
@@ -173,10 +206,11 @@ class Trainer:
             try:
                 totals += self.step(x)
             except DivergedError as trouble:  # Pyro adds lines about shapes
-                raise self.diverged(epoch, str(trouble).splitlines()[0]) from trouble
+                raise self.diverged(epoch, first_line(trouble)) from trouble
             bar.update()
             if not bar.disable and step % max(1, self.steps // 50) == 0:
-                self.show(bar, totals / min(len(self.train_set), (step + 1) * self.config.batch_size), x)
+                seen = min(len(self.train_set), (step + 1) * self.config.batch_size)
+                self.show(bar, totals * self.group.number / seen, x)
         loss, likelihood, kl = (self.group.total(totals) / len(self.train_set)).tolist()
         if not math.isfinite(loss):
             raise self.diverged(epoch, "the loss is not finite")
@@ -234,7 +268,7 @@ class Trainer:
         shown = dict(zip(("loss", "log p(x|z)", "KL"), mean.tolist(), strict=True))
         if not isinstance(self.elbo, SiteKL_ELBO):
             shown = {"loss": shown["loss"]}
-        with torch.no_grad():
+        with evaluating(self.model, self.guide, self.config.seed):  # leaves training's random numbers alone
             fano = fano_factor(self.guide.posterior(x[:64]))
         if fano is not None:
             shown["Fano"] = float(fano.mean())
@@ -264,25 +298,3 @@ class Trainer:
             f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {self.config.lr}); {self.run.folder} "
             "keeps the epochs before"
         )
-
-
-@torch.no_grad()
-def check_support(model: GenerativeModel, data: Data) -> None:
-    """Raises InputError for data that the model's likelihood cannot have made."""
-    device = next(model.parameters()).device
-    observed = model.observation(model.generate(1)[0])
-    for part, whole in (("training", data.train), ("held-out", data.test)):
-        for batch in whole.split(BATCH):
-            x = to_floats(batch.to(device))
-            valid = bool(observed.support.check(x).all()) if hasattr(observed, "support") else True
-            if not valid:
-                raise InputError(
-                    f"{part} data of {data.name} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in the "
-                    f"support of {type(model.likelihood).__name__}: take another --likelihood, or prepare the data "
-                    "(bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
-                )
-            if model.unit_interval and not bool(((x >= 0) & (x <= 1)).all()):
-                raise InputError(
-                    f"{part} data of {data.name} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}]: images must lie "
-                    "in [0, 1]"
-                )

@@ -39,7 +39,7 @@ class Reproduction:
         data: only these. Default: the table's.
         seeds: only these. Default: the scale's, 0 and up.
         out: the folder of all run folders and tables; what is finished there is kept.
-        features: what FID and KID compare images in: classifier (FID-c, KID-c), inception, or both.
+        features: which features FID and KID use: classifier (FID-c, KID-c), inception, or both.
         inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
         samples: images to generate for FID and KID. Default: 10,000, at scale smoke 1,000.
         jobs: runs side by side on this machine; its cores, or its GPUs, are shared out among them.

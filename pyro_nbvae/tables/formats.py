@@ -97,8 +97,10 @@ def markdown(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None 
 
 def latex(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None = None, *, caption: str = "") -> str:
     """The same as :func:`markdown` in LaTeX, for the package booktabs."""
-    cells = _cells(groups, metrics, r"\textbf{{{}}}", r" $\pm$ ")
-    return cells.to_latex(escape=False, caption=caption or None).replace("β", r"$\beta$").replace("_", r"\_")
+    text = _cells(groups, metrics, r"\textbf{{{}}}", r" $\pm$ ").to_latex(escape=False, caption=caption or None)
+    for letter, command in {"β": r"$\beta$", "τ": r"$\tau$", "_": r"\_"}.items():
+        text = text.replace(letter, command)
+    return text
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

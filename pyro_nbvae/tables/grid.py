@@ -7,16 +7,20 @@ again, what was stopped is resumed, and tables share the cells that they have in
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pyro_nbvae.data import SOURCES, full_name
 from pyro_nbvae.errors import check_member, check_seed
-from pyro_nbvae.runs.build import event_shape_of, resolve
+from pyro_nbvae.runs.build import check_choices, event_shape_of, resolve
 from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.tables.config import SCALES, Reproduction
+from pyro_nbvae.tables.formats import PAPER
 
 
 def _nothing(base: TrainConfig) -> Mapping[str, Mapping[str, Any]]:
@@ -32,8 +36,8 @@ class Table:
         title: one line.
         variants, data: what the grid goes over.
         metrics: the columns, names in :data:`~pyro_nbvae.runs.evaluation.METRICS`.
-        varied: what else it goes over: from a variant's configuration on a data set, every default resolved, to labels
-            and the fields of :class:`~pyro_nbvae.runs.config.TrainConfig` that each changes.
+        varied: a function. Input: the resolved configuration of a variant on a data set. Output: label to the fields of
+            :class:`~pyro_nbvae.runs.config.TrainConfig` to change.
         paper: the paper's FID of (data, label), shown beside ours where ours is in the same features, Inception's.
         reading: paragraphs for the report: what the table says.
         command: what makes it. Default: ``nbvae reproduce NAME``.
@@ -74,8 +78,18 @@ def cells(table: Table, options: Reproduction) -> list[Cell]:
     Raises:
         InputError: for a scale, variant, data set or seed that does not exist.
     """
-    check_member("scale", options.scale, SCALES)
+    check_choices(options)
+    for name in table.metrics:
+        check_member("metric", name, (*METRICS, PAPER.name))
     return list(_cells(table, options))
+
+
+def data_folder(data: str) -> str:
+    """The folder of a data set's runs: its name, or of a path its last part and a digest of all of it."""
+    if data in SOURCES:
+        return data.replace("/", "-")
+    path = full_name(data)
+    return f"{Path(path).stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
@@ -92,7 +106,7 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
                 for seed in options.seeds or range(scale.seeds):
                     check_seed(seed)
                     config = replace(changed, seed=seed, data_root=options.data_root)
-                    where = Path(options.out) / options.scale / Path(data).stem / folder / f"seed-{seed}"
+                    where = Path(options.out) / options.scale / data_folder(data) / folder / f"seed-{seed}"
                     yield Cell(f"{name} {label}".strip(), config, where)
 
 

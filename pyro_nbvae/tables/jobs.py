@@ -104,16 +104,20 @@ class LocalProcesses:
             self._context.set_forkserver_preload(list(preload))
         self._waiting = ThreadPoolExecutor(jobs)
         self._running: set[Any] = set()
-        # Whichever thread starts a process asks after all that have ended: two that ask of one get different answers.
+        # Starting a process also collects the exit codes of finished ones. Each code can be read only once, so only one
+        # thread may do this at a time.
         self._one_at_a_time = threading.Lock()
+        self._ending = False
 
     def __enter__(self) -> LocalProcesses:
         return self
 
     def __exit__(self, *reason: object) -> None:
         self._waiting.shutdown(wait=False, cancel_futures=True)
-        for process in list(self._running):
-            process.terminate()
+        with self._one_at_a_time:
+            self._ending = True
+            for process in list(self._running):
+                process.terminate()
         self._waiting.shutdown()
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
@@ -127,8 +131,10 @@ class LocalProcesses:
             work = (sender, self._threads, function, (*arguments, device))
             process = self._context.Process(target=_work, args=work, daemon=True)  # type: ignore[attr-defined]
             with self._one_at_a_time:
+                if self._ending:
+                    raise JobError("the grid was ended before it began")
                 process.start()
-            self._running.add(process)
+                self._running.add(process)
             sender.close()
             killed = False
             try:

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes
 from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
-from pyro_nbvae.tables.config import SCALES, Reproduction
+from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.tables.formats import Row, latex, markdown, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
 from pyro_nbvae.tables.runner import run_grid
@@ -25,7 +25,7 @@ def rows_of(table: Table, grid: Iterable[Cell]) -> dict[str, dict[str, list[Row]
         rows = found.setdefault(cell.config.data, {}).setdefault(cell.label, [])
         metrics = cell.metrics
         if metrics:
-            if "fid" in metrics:
+            if metrics.get("fid") is not None:
                 metrics["fid_paper"] = table.paper.get((cell.config.data, cell.label))
             rows.append({**metrics, "training_seed": cell.config.seed})
     return found
@@ -50,12 +50,14 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
         values = {tuple(v) if isinstance(v, list) else (v,) for v in (row.get(name) for row in rows)}
         return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted({x for y in values for x in y}))
 
+    known = table.command or table.name in TABLES
+    made_by = f"Made by: {command(table, options)}" if known else f"A table of its own, {table.name}"
     batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
     return (
         f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training data {all_of('train_size')}; "
         f"batches of {batches}; seeds {all_of('training_seed')}. Measured on {all_of('test_size')} held-out "
         f"observations with integer counts; FID and KID of {all_of('generated_samples')} samples of the prior against "
-        f"the training images, features: {all_of('feature_sets')}. Made by: {command(table, options)}"
+        f"the training images, features: {all_of('feature_sets')}. {made_by}"
     )
 
 

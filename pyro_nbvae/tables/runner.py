@@ -11,7 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from pyro_nbvae import plugins
-from pyro_nbvae.runs.evaluation import METRICS, evaluate
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.runs.evaluation import METRICS, evaluate, settings
 from pyro_nbvae.runs.training import differences, train
 from pyro_nbvae.tables.config import SCALES, Reproduction
 from pyro_nbvae.tables.grid import Cell, Table
@@ -35,13 +36,11 @@ def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str
     settings."""
     wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
     found = cell.metrics
-    settings = {
-        "epochs": cell.config.epochs,
-        "feature_sets": list(options.features),
-        "generated_samples": number_of_samples(options),
-        "seed": 0,
-    }
-    if not found.items() >= settings.items() or differences(cell.run.config()[0], cell.config):
+    expected = settings(cell.config.epochs or 0, 0, number_of_samples(options), options.features)
+    try:
+        if not found.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
+            return wanted
+    except InputError:  # a folder that cannot be read: its own job says why
         return wanted
     return [name for name in wanted if name not in found]
 

@@ -16,6 +16,7 @@ from pyro_nbvae.distributions import (
     RelaxedOneHotCategorical,
     RelaxedPoisson,
 )
+from pyro_nbvae.distributions.elementwise import promote
 
 R, LOGITS = torch.tensor([[0.5], [3.0]]), torch.tensor([0.0, 1.0, -0.7])  # broadcast to (2, 3)
 
@@ -238,3 +239,11 @@ def test_relaxed_counts_are_in_the_support():
     d = RelaxedNegativeBinomial(1.0, logits=0.0, relaxation=ArrivalTimes(0.5))
     assert d.support.check(d.sample(torch.Size([100]))).all()
     assert d.log_prob(torch.tensor(1.5)).isfinite()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_mixed_precisions_promote_as_torchs_do(order):
+    """Whatever the order of the arguments."""
+    for dtypes in ((torch.float16, torch.bfloat16), (torch.float16, torch.float64), (torch.int64, torch.bfloat16)):
+        tensors = [torch.ones(2, dtype=dtype) for dtype in dtypes[::order]]
+        assert promote(*tensors)[1] == torch.promote_types(*dtypes)

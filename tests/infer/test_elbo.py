@@ -229,5 +229,5 @@ def test_a_program_that_is_no_vae():
 
 
 def test_bad_number_of_samples():
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         MonteCarloKL_ELBO(0)

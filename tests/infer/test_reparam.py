@@ -120,3 +120,15 @@ def test_observed_sites_stay_and_others_are_refused():
     assert kept["fn"] is seen and kept["is_observed"]
     with pytest.raises(TypeError, match="site 'z': RelaxReparam relaxes NegativeBinomial and Poisson, not Normal"):
         relax.apply({"name": "z", "fn": dist.Normal(0.0, 1.0), "value": None, "is_observed": False})
+
+
+def test_subclasses_may_have_another_law_and_are_refused():
+    class Shifted(dist.Poisson):
+        pass
+
+    with pytest.raises(TypeError, match="not Shifted"):
+        RelaxReparam(ArrivalTimes(0.2)).apply(
+            {"name": "z", "fn": Shifted(torch.tensor(3.0)), "value": None, "is_observed": False}
+        )
+    with pytest.raises(TypeError, match="relaxation must be a Relaxation"):
+        RelaxReparam(0.2)

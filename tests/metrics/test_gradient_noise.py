@@ -21,7 +21,7 @@ class KnownGradient:
 def test_signal_and_noise_are_unbiased():
     """Means over 200 estimates, each of 50 gradients, within 4 standard errors."""
     guide = nn.Linear(PARAMETERS, 1, bias=False)
-    found = [gradient_moments(KnownGradient(), None, guide, torch.zeros(7, 1), REPEATS) for _ in range(200)]
+    found = [gradient_moments(KnownGradient(), None, guide, torch.zeros(7, 1), REPEATS, seed=k) for k in range(200)]
     truth = (PARAMETERS * SIGNAL**2, PARAMETERS * NOISE**2)
     for values, true in zip(torch.tensor(found, dtype=torch.float64).T, truth, strict=True):
         assert abs(float(values.mean()) - true) < 4 * float(values.std()) / math.sqrt(len(values))

@@ -45,7 +45,11 @@ class Relaxation(ABC):
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """Raises ValueError unless a temperature, all of it, is positive and finite."""
+    """Raises an error unless a temperature is a number or a tensor, all of it positive and finite."""
+    if not isinstance(temperature, (int, float, Tensor)) or (
+        isinstance(temperature, Tensor) and not len(temperature.reshape(-1))
+    ):
+        raise TypeError(f"temperature must be a number or a tensor of numbers, got {temperature!r}")
     lowest, highest = (float(t) for t in torch.as_tensor(temperature).detach().aminmax())
     if not (lowest > 0 and math.isfinite(highest)):
         raise ValueError(

@@ -7,6 +7,7 @@ Triton's Philox stream under a seed drawn from torch's generator on the CPU, so 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -180,6 +181,11 @@ def _run_races(
         tl.store(value + i, tl.maximum(mean + centre, 0.0), mask=there)
 
 
+def _device_of(x: Tensor) -> Any:
+    """Triton launches on the current device, whatever its arguments lie on."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
 def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[Any, Tensor, bool, int]:
     """The grid, the temperature on the device, whether there is one per latent, and a seed."""
     tau = torch.as_tensor(temperature, dtype=like.dtype)
@@ -203,23 +209,24 @@ def count_arrivals(
     grid, tau, per_latent, seed = _launch(n, temperature, logits)
     z, d_l = torch.empty_like(logits), torch.empty_like(logits)
     d_r = z if total_count is None else torch.empty_like(logits)
-    _count_arrivals[grid](
-        z if total_count is None else total_count.contiguous(),
-        logits.contiguous(),
-        tau,
-        z,
-        d_l,
-        d_r,
-        n,
-        seed,
-        MOST_ARRIVALS,
-        POISSON=total_count is None,
-        SMOOTHSTEP=indicator == "smoothstep",
-        HARD=straight_through,
-        PER_LATENT=per_latent,
-        SOFT_TAIL=soft_tail,
-        SIZE=BLOCK,
-    )
+    with _device_of(logits):
+        _count_arrivals[grid](
+            z if total_count is None else total_count.contiguous(),
+            logits.contiguous(),
+            tau,
+            z,
+            d_l,
+            d_r,
+            n,
+            seed,
+            MOST_ARRIVALS,
+            POISSON=total_count is None,
+            SMOOTHSTEP=indicator == "smoothstep",
+            HARD=straight_through,
+            PER_LATENT=per_latent,
+            SOFT_TAIL=soft_tail,
+            SIZE=BLOCK,
+        )
     return z, d_l, None if total_count is None else d_r
 
 
@@ -233,17 +240,18 @@ def run_races(
     n = len(log_rate)
     grid, tau, per_latent, seed = _launch(n, temperature, log_rate)
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
-    _run_races[grid](
-        log_rate.contiguous(),
-        reach,
-        tau,
-        z,
-        dz,
-        n,
-        seed,
-        max_count,
-        HARD=straight_through,
-        PER_LATENT=per_latent,
-        SIZE=BLOCK,
-    )
+    with _device_of(log_rate):
+        _run_races[grid](
+            log_rate.contiguous(),
+            reach,
+            tau,
+            z,
+            dz,
+            n,
+            seed,
+            max_count,
+            HARD=straight_through,
+            PER_LATENT=per_latent,
+            SIZE=BLOCK,
+        )
     return z, dz

@@ -100,7 +100,10 @@ class GumbelSoftmax(Relaxation):
 
     def one_hot(self, logits: Tensor) -> Tensor:
         """A point of the simplex for each vector of logits, softmax((logits + Gumbel noise) / temperature)."""
-        return torch.nn.functional.gumbel_softmax(logits, self.temperature, hard=self.straight_through)  # type: ignore[arg-type]
+        temperature: Any = self.temperature
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature.unsqueeze(-1)  # one for each vector
+        return torch.nn.functional.gumbel_softmax(logits, temperature, hard=self.straight_through)
 
 
 def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
@@ -218,7 +221,7 @@ class _Watch:
     def see(self, largest: Tensor, max_count: int) -> None:
         host = torch.empty((), dtype=largest.dtype, pin_memory=True).copy_(largest, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(largest.device))
         self.coming.append((event, host, max_count))
         while self.coming and self.coming[0][0].query():
             _, arrived, limit = self.coming.pop(0)

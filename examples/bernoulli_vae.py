@@ -45,10 +45,12 @@ def main(epochs: int = 30, out: Path = Path("runs/examples")) -> None:
 
     def bound() -> float:
         """The held-out ELBO of integer counts, nats per image."""
-        model.eval(), guide.eval()
+        model.eval()
+        guide.eval()
         with guide.exact():
             value = -elbo.loss(model, guide, held_out) / len(held_out)
-        model.train(), guide.train()
+        model.train()
+        guide.train()
         return value
 
     print(f"before training: {bound():.1f} nats per image")
@@ -57,7 +59,8 @@ def main(epochs: int = 30, out: Path = Path("runs/examples")) -> None:
             svi.step(batch)
     print(f"after training: {bound():.1f} nats per image")
 
-    model.eval(), guide.eval()
+    model.eval()
+    guide.eval()
     with guide.exact(), torch.no_grad():
         means = model.observation(guide(held_out[:16])).mean
     out.mkdir(parents=True, exist_ok=True)

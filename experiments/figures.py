@@ -153,16 +153,17 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
     posterior = NegativeBinomialGuide(overdispersed, encoder=config.encoder, shared_dispersion=True)
     overdispersed.decoder.load_state_dict(model.decoder.state_dict())
     posterior.encoder.load_state_dict(guide.encoder.state_dict())
-    overdispersed.to(device), posterior.to(device)
-    found = []
+    overdispersed.to(device)
+    posterior.to(device)
+    measured = []
     for r in DISPERSIONS:
         with torch.no_grad():
             overdispersed.prior.log_total_count.fill_(math.log(r))
             overdispersed.prior.logits.copy_(model.prior.log_rate - math.log(r))
-        found.append(held_out(overdispersed, posterior, images, seed=arguments.seed))
+        measured.append(held_out(overdispersed, posterior, images, seed=arguments.seed))
 
     def panel(ylabel: str, figure: Callable[[HeldOut], float | None]) -> Panel:
-        ours, limits = ([figure(one) or 0.0 for one in each] for each in (found, [limit] * len(DISPERSIONS)))
+        ours, limits = ([figure(one) or 0.0 for one in each] for each in (measured, [limit] * len(DISPERSIONS)))
         curves = {"negative binomial": (DISPERSIONS, ours), "P-VAE": (DISPERSIONS, limits)}
         return Panel(curves, "dispersion parameter r", ylabel, "log")
 

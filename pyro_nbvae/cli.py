@@ -65,7 +65,7 @@ def evaluate(
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.tables.formats import plain
 
-    found = [Run(folder) for folder in runs]
+    folders = [Run(folder) for folder in runs]
     options: dict[str, Any] = dict(
         features=features,
         inception_weights=inception_weights,
@@ -75,8 +75,8 @@ def evaluate(
         device=device,
         data_root=data_root,
     )
-    print(plain([evaluate(run, **options) for run in found]))
-    for run in found:
+    print(plain([evaluate(run, **options) for run in folders]))
+    for run in folders:
         written = [run.folder / name for name in ("metrics.json", "dispersion.png")]
         print(*(path for path in written if path.exists()))
 

@@ -204,7 +204,7 @@ _CELEBA_CROP = (15 / 178, 40 / 218, 163 / 178, 188 / 218)
 def _celeba_files(root: Path) -> list[Path]:
     images = sorted((root / "celeba" / "img_align_celeba").glob("*.jpg"))
     partition = root / "celeba" / "list_eval_partition.txt"
-    return images + [partition] * partition.is_file() if images else []
+    return [*images, *(path for path in (partition,) if path.is_file())] if images else []
 
 
 def _read_celeba64(root: Path) -> Split:
@@ -309,9 +309,9 @@ def _missing(name: str, source: Source, root: Path, reason: str) -> InputError:
 
 def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
     assert source.files is not None
-    found = source.files(root)
-    if found:
-        return found
+    files = source.files(root)
+    if files:
+        return files
     if source.download is None:
         raise _missing(name, source, root, "it has no download")
     if not download:
@@ -322,10 +322,10 @@ def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
             source.download(root)
     except Exception as error:
         raise _missing(name, source, root, f"and it could not be downloaded: {first_line(error)}") from error
-    found = source.files(root)
-    if not found:
+    files = source.files(root)
+    if not files:
         raise _missing(name, source, root, "and its download left other files")
-    return found
+    return files
 
 
 def _checked(data: Data, source: Source) -> Data:
@@ -350,20 +350,20 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     Raises:
         InputError: for an unknown name, and for files that are missing, not available or damaged.
     """
-    source, where = source_of(name), data_root(root)
+    source, folder = source_of(name), data_root(root)
 
     def read() -> Data:
         try:
-            return _checked(Data(name, *source.read(where)), source)
+            return _checked(Data(name, *source.read(folder)), source)
         except InputError:
             raise
         except Exception as error:
             again = f": bring {source.layout} anew" if source.layout else ""
-            raise InputError(f"{name} in {where} cannot be read ({first_line(error)}){again}") from error
+            raise InputError(f"{name} in {folder} cannot be read ({first_line(error)}){again}") from error
 
     if source.files is None:
         return read()
-    files = _find(name, source, where, download)
+    files = _find(name, source, folder, download)
     made_from = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
     return Data(**cached(f"{Path(name).stem}-{key}.pt", lambda: vars(read())))

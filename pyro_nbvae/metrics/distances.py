@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from typing import Any
 
@@ -48,10 +49,10 @@ def _reference(features: Features, real: Tensor, progress: bool) -> dict[str, An
     """What FID and KID need of the real images, from the cache where it was computed before."""
 
     def compute() -> dict[str, Any]:
-        found = _extract(features, real, "real images", progress).cpu()
+        extracted = _extract(features, real, "real images", progress).cpu()
         metric = _frechet(features)
-        metric.update(found, real=True)
-        return {"fid": metric.state_dict(), "kid": found[:: -(-len(found) // KID_REAL)].clone()}
+        metric.update(extracted, real=True)
+        return {"fid": metric.state_dict(), "kid": extracted[:: math.ceil(len(extracted) / KID_REAL)].clone()}
 
     pixels = hashlib.sha256(real.cpu().contiguous().numpy().tobytes())
     key = hashlib.sha256(f"{pixels.hexdigest()} {tuple(real.shape)} {features.digest} {KID_REAL}".encode())
@@ -81,17 +82,17 @@ def distances(
     if min(len(real), len(generated)) < 2:
         raise InputError(f"FID and KID need at least 2 images each, got {len(real)} and {len(generated)}")
     reference = _reference(features, real, progress)
-    found = _extract(features, generated, "generated images", progress).cpu()
+    extracted = _extract(features, generated, "generated images", progress).cpu()
     frechet = _frechet(features)
     frechet.load_state_dict(reference["fid"])
-    frechet.update(found, real=False)
-    size = min(KID_SUBSET_SIZE, len(found), len(reference["kid"]))
+    frechet.update(extracted, real=False)
+    size = min(KID_SUBSET_SIZE, len(extracted), len(reference["kid"]))
     given = _AsTheyAre(features.num_features)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features")  # as it should
         kernel = KernelInceptionDistance(feature=given, subsets=KID_SUBSETS, subset_size=size)
     kernel.update(reference["kid"], real=True)
-    kernel.update(found, real=False)
+    kernel.update(extracted, real=False)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         kid, spread = kernel.compute()

@@ -89,9 +89,9 @@ class InceptionFeatures(Features):
                 self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            where = f"{weights} does not hold them" if weights is not None else "they could not be downloaded"
+            problem = f"{weights} does not hold them" if weights is not None else "they could not be downloaded"
             raise InputError(
-                f"no Inception weights ({where}: {reason}): name torch-fidelity's file with --inception-weights, put "
+                f"no Inception weights ({problem}: {reason}): name torch-fidelity's file with --inception-weights, put "
                 f"it at {INCEPTION} in the data root, or take --features classifier"
             ) from error
         state = self.inception.state_dict()

@@ -81,14 +81,14 @@ def classification(
         return LinearSVC(dual=False)
 
     random = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
 
     def score(
         name: str, classifier: Any, chosen: NDArray[Any], tested: NDArray[Any], relabel: Any = np.asarray
     ) -> None:
         classifier.fit(train[chosen], relabel(train_labels[chosen]))
         accuracy = np.mean(classifier.predict(test[tested]) == relabel(test_labels[tested]))
-        found.setdefault(name, []).append(float(accuracy))
+        accuracies.setdefault(name, []).append(float(accuracy))
 
     classes = np.unique(train_labels)
     for _ in range(splits):
@@ -109,7 +109,7 @@ def classification(
             members = [order[train_labels[order] == label][:number] for label in classes]
             if min(map(len, members)) == number:
                 score(f"few_shot_{number}", logistic(), np.concatenate(members), tested)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    return {name: float(np.mean(values)) for name, values in accuracies.items()}
 
 
 def latent_classification(

@@ -5,6 +5,8 @@ Both work in the channels-last memory format, which halves a CPU's time for them
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -60,7 +62,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         check_image_shape(event_shape)
         channels, self.height, self.width = event_shape
-        self.start = (128, -(-self.height // 4), -(-self.width // 4))
+        self.start = (128, math.ceil(self.height / 4), math.ceil(self.width / 4))
         self.expand = weight_norm(nn.Linear(latents, 128 * self.start[1] * self.start[2], bias=False), dim=1)
         self.images = nn.Sequential(
             nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),

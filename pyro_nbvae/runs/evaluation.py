@@ -45,7 +45,7 @@ class Evaluation:
         importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
         seed: of the latents that are drawn and of KID's subsets.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if not where the run found them.
+        data_root: folder of the data sets, if not where the run figures them.
         progress: show progress bars.
 
     Raises:
@@ -78,11 +78,11 @@ class Evaluation:
                 network = build_features(
                     name, self.config.data, data_root=root, inception_weights=self.inception_weights
                 )
-                self.networks[name] = network.to(self.where)
+                self.networks[name] = network.to(self.device_used)
 
     @property
-    def where(self) -> torch.device:
-        """The device."""
+    def device_used(self) -> torch.device:
+        """The device that the run is on."""
         return next(self.model.parameters()).device
 
     @property
@@ -93,7 +93,7 @@ class Evaluation:
     @cached_property
     def test(self) -> Tensor:
         """The held-out data, on the device."""
-        return self.data.test.to(self.where)
+        return self.data.test.to(self.device_used)
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -112,13 +112,13 @@ class Evaluation:
     @cached_property
     def distances(self) -> dict[str, float]:
         """FID and KID in every feature set that was asked for; of images only."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         if self.networks:
             options = {"seed": self.seed, "progress": self.progress}
             generated = prior_samples(self.model, self.guide, self.samples, **options)  # type: ignore[arg-type]
             for network in self.networks.values():
-                found |= distances(network, self.data.train, generated, **options)  # type: ignore[arg-type]
-        return found
+                figures |= distances(network, self.data.train, generated, **options)  # type: ignore[arg-type]
+        return figures
 
     @cached_property
     def classification(self) -> dict[Representation, dict[str, float]]:
@@ -130,8 +130,8 @@ class Evaluation:
         if self.data.train_labels is None or self.data.test_labels is None:
             return None
         if representation not in self.classification:
-            found = latent_classification(self.model, self.guide, self.data, representation)
-            self.classification[representation] = found
+            figures = latent_classification(self.model, self.guide, self.data, representation)
+            self.classification[representation] = figures
         return self.classification[representation].get(name)
 
     def gradient_noise(self) -> float | None:
@@ -293,9 +293,9 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     kept = {name: value for name, value in before.items() if same and name in METRICS and name not in names}
     if "importance_weighted_bound" in kept:
         about["importance_samples"] = before["importance_samples"]
-    found = about | kept | {name: METRICS[name].compute(this) for name in names}
+    figures = about | kept | {name: METRICS[name].compute(this) for name in names}
     if this.held_out.fano is not None:
         units = {"units": (this.held_out.unit_mean, this.held_out.unit_variance)}
         plot_dispersion(units, run.folder / "dispersion.png", title=config.title)
-    run.write_json("metrics.json", found)
-    return found
+    run.write_json("metrics.json", figures)
+    return figures

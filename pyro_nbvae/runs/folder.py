@@ -99,8 +99,8 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
         model, guide = _load_weights(path)
     else:
         _, model, guide = Run(path).load("cpu")
-    where = choose_device(device)
-    return model.to(where).eval(), guide.to(where).eval()
+    chosen = choose_device(device)
+    return model.to(chosen).eval(), guide.to(chosen).eval()
 
 
 def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
@@ -203,8 +203,8 @@ class Run:
         config, event_shape = self.config()
         model, guide, _ = build(config, event_shape)
         self.restore(model, guide, self.read_checkpoint())
-        where = choose_device(device)
-        return config, model.to(where).eval(), guide.to(where).eval()
+        chosen = choose_device(device)
+        return config, model.to(chosen).eval(), guide.to(chosen).eval()
 
     def export(self, path: Path | None = None) -> Path:
         """Writes the parameters as safetensors, the configuration with them; :func:`load` reads the file.

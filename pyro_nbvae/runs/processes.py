@@ -33,8 +33,8 @@ class Processes:
         Where there are fewer observations than processes, those that get none take one that does not count, so that
         all take part in the averaging.
         """
-        mine = batch[self.rank :: self.number]
-        return (mine, len(mine)) if len(mine) else (batch[:1], 0)
+        share = batch[self.rank :: self.number]
+        return (share, len(share)) if len(share) else (batch[:1], 0)
 
     def average_gradients(self, parameters: list[nn.Parameter], scale: float, *, counts: bool = True) -> None:
         """Gradients become ``scale`` times their sum over the processes, those that do not count left out."""

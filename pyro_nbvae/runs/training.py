@@ -244,8 +244,8 @@ class Trainer:
     def step(self, x: Tensor) -> Tensor:
         """One step on a batch; returns this process's sums of the loss in nats, the log likelihood and the KL."""
         self.optimizer.zero_grad(set_to_none=True)
-        mine, counted = self.group.share(x)
-        loss = self.backward(mine)
+        share, counted = self.group.share(x)
+        loss = self.backward(share)
         self.group.average_gradients(self.parameters, self.model.loss_scale / len(x), counts=counted > 0)
         assert self.config.clip is not None
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)

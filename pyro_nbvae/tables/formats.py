@@ -75,12 +75,12 @@ def _cells(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None, b
     columns = columns_of([r for rows in groups.values() for r in rows], metrics)
     texts: dict[str, list[str]] = {}
     for column in columns:
-        found = [summarise(rows, column.name) for rows in groups.values()]
-        means = [summary.mean for summary in found if summary is not None]
+        summaries = [summarise(rows, column.name) for rows in groups.values()]
+        means = [summary.mean for summary in summaries if summary is not None]
         best = {"low": min, "high": max}[column.best](means) if column.best and len(means) > 1 else None
         texts[column.heading] = [
             "-" if s is None else bold.format(text) if s.mean == best else text
-            for s, text in ((s, s.shown(column.digits, plus_minus) if s else "") for s in found)
+            for s, text in ((s, s.shown(column.digits, plus_minus) if s else "") for s in summaries)
         ]
     return pd.DataFrame(texts, index=pd.Index(list(groups)))
 

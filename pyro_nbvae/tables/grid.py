@@ -106,8 +106,8 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
                 for seed in options.seeds or range(scale.seeds):
                     check_seed(seed)
                     config = replace(changed, seed=seed, data_root=options.data_root)
-                    where = Path(options.out) / options.scale / data_folder(data) / folder / f"seed-{seed}"
-                    yield Cell(f"{name} {label}".strip(), config, where)
+                    path = Path(options.out) / options.scale / data_folder(data) / folder / f"seed-{seed}"
+                    yield Cell(f"{name} {label}".strip(), config, path)
 
 
 def _short(value: Any) -> str:

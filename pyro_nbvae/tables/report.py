@@ -20,15 +20,15 @@ from pyro_nbvae.tables.runner import run_grid
 
 def rows_of(table: Table, grid: Iterable[Cell]) -> dict[str, dict[str, list[Row]]]:
     """The metrics that the folders of a grid hold: data set to label to a row a seed."""
-    found: dict[str, dict[str, list[Row]]] = {}
+    by_data: dict[str, dict[str, list[Row]]] = {}
     for cell in grid:
-        rows = found.setdefault(cell.config.data, {}).setdefault(cell.label, [])
+        rows = by_data.setdefault(cell.config.data, {}).setdefault(cell.label, [])
         metrics = cell.metrics
         if metrics:
             if metrics.get("fid") is not None:
                 metrics["fid_paper"] = table.paper.get((cell.config.data, cell.label))
             rows.append({**metrics, "training_seed": cell.config.seed})
-    return found
+    return by_data
 
 
 def command(table: Table, options: Reproduction) -> str:
@@ -63,11 +63,11 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
 
 def render(table: Table, options: Reproduction, grid: Sequence[Cell]) -> tuple[str, str, Sequence[Row]]:
     """A table as Markdown and LaTeX, and the runs behind it, from what the folders of the grid hold."""
-    found = rows_of(table, grid)
-    runs = [{"label": label, **row} for groups in found.values() for label, rows in groups.items() for row in rows]
+    by_data = rows_of(table, grid)
+    runs = [{"label": label, **row} for groups in by_data.values() for label, rows in groups.items() for row in rows]
     under = caption(table, options, grid, runs)
     text, tex = f"{under}\n", ""
-    for data, groups in found.items():
+    for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
     return text, tex, runs

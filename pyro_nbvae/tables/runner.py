@@ -35,14 +35,14 @@ def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str
     """The metrics of a table, and the standard ones, that a cell's folder lacks or has of another checkpoint or other
     settings."""
     wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
-    found = cell.metrics
+    measured = cell.metrics
     expected = settings(cell.config.epochs or 0, 0, number_of_samples(options), options.features)
     try:
-        if not found.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
+        if not measured.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
             return wanted
     except InputError:  # a folder that cannot be read: its own job says why
         return wanted
-    return [name for name in wanted if name not in found]
+    return [name for name in wanted if name not in measured]
 
 
 def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: list[str], device: str) -> None:

@@ -47,7 +47,7 @@ class Arguments:
         out: the folder for the weights.
         data_root: where the data are.
         device: auto or a PyTorch device string.
-        seed: of everything random.
+        seed: random seed.
     """
 
     names: tuple[str, ...] = tuple(RECIPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 # What a preset decides where a flag is not given. Schedules are linear: the KL weight rises from 0 to 1 over
@@ -106,4 +107,4 @@ class TrainConfig:
     @property
     def title(self) -> str:
         """What a picture of the run is headed by."""
-        return f"{self.variant} on {self.data}"
+        return f"{self.variant} on {Path(self.data).name}"

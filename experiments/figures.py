@@ -119,7 +119,7 @@ def dispersion(arguments: Arguments, path: Path) -> None:
     images = load(arguments.data, arguments.data_root).test[:IMAGES]
     units = {}
     for name, (model, guide) in spiking(arguments).items():
-        seen = held_out(model, guide, images.to(next(model.parameters()).device), seed=arguments.seed)
+        seen = held_out(model, guide, images.to(model.device), seed=arguments.seed)
         units[name] = (seen.unit_mean, seen.unit_variance)
     plot_dispersion(units, path, title=f"{arguments.data}: units' spike counts")
 
@@ -143,7 +143,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
     if "P-VAE" not in runs:
         raise MissingRuns("main")
     config, model, guide = runs["P-VAE"].load(arguments.device)
-    device = next(model.parameters()).device
+    device = model.device
     data = load(config.data, arguments.data_root)
     images = data.test[:IMAGES].to(device)
     limit = held_out(model, guide, images, seed=arguments.seed)

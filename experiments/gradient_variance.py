@@ -59,7 +59,7 @@ class Arguments:
 def table(arguments: Arguments) -> pd.DataFrame:
     """Noise to signal of every estimator (rows) under every relaxation and temperature (columns)."""
     config, model, guide = Run(arguments.run).load(arguments.device)
-    device = next(model.parameters()).device
+    device = model.device
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(device))
     columns = {}
     cells = [(name, t) for name in RELAXATIONS for t in TEMPERATURES]

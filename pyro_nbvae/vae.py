@@ -6,17 +6,19 @@ A family's model file defines a prior and :meth:`GenerativeModel.prior_distribut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, constraints
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.distributions import ArrivalTimes, Relaxation
 from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
@@ -28,11 +30,6 @@ BOUND = 5.0
 def bounded(h: Tensor) -> Tensor:
     """The encoder's outputs, held smoothly within +-5; 0 stays 0 with slope 1."""
     return BOUND * torch.tanh(h / BOUND)
-
-
-def is_image_shape(event_shape: tuple[int, ...]) -> bool:
-    """Whether an observation of that shape is an image: (1 or 3 channels, height, width)."""
-    return len(event_shape) == 3 and event_shape[0] in (1, 3)
 
 
 def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) -> None:
@@ -116,6 +113,11 @@ class GenerativeModel(PyroModule):
         self.prior = self.prior_class(*self.latent_shape)
 
     @property
+    def device(self) -> torch.device:
+        """Where its parameters and buffers are; the CPU where it has none."""
+        return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    @property
     def loss_scale(self) -> float:
         """What training multiplies the ELBO with: beta under a Gaussian likelihood, else 1."""
         return float(getattr(self.likelihood, "loss_scale", 1.0))
@@ -152,7 +154,7 @@ class GenerativeModel(PyroModule):
         Args:
             x: observed; None draws ``size`` observations from the prior predictive.
         """
-        device = next((p.device for p in self.parameters()), None)
+        device = self.device
         if x is not None:
             check_batch(x, self.event_shape, self.unit_interval)
             size, device = len(x), x.device
@@ -255,8 +257,7 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
     """Evaluation mode, exact latents, no gradients, and a random stream of its own."""
     check_seed(seed)
     modes = [(m, m.training) for m in (model, guide)]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    devices = [device] if device.type == "cuda" else []
+    devices = [model.device] if model.device.type == "cuda" else []
     for module in (model, guide):
         module.eval()
     try:
@@ -269,17 +270,22 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
 
 
 @torch.no_grad()
-def check_support(model: GenerativeModel, x: Tensor, what: str) -> None:
+def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> None:
     """Raises InputError for observations (B, *event_shape) that the model's likelihood cannot have made.
 
     Args:
         what: what they are, for the message.
     """
-    support = getattr(model.observation(model.prior_distribution().sample(torch.Size([1]))), "support", None)
-    allowed = "[0, 1]" if model.unit_interval else f"the support of {type(model.likelihood).__name__}"
-    valid = support is None or bool(support.check(x).all())
-    if not valid or (model.unit_interval and not bool(((x >= 0) & (x <= 1)).all())):
-        raise InputError(
-            f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: take another "
-            "--likelihood, or prepare the data (bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
-        )
+    if model.unit_interval:
+        support: Any = constraints.unit_interval
+        allowed = "[0, 1]"
+    else:
+        observed = model.observation(model.prior_distribution().sample(torch.Size([1])))
+        support = getattr(observed, "support", None)
+        allowed = f"the support of {type(model.likelihood).__name__}"
+    for x in batches if support is not None else ():
+        if not bool(support.check(x.to(model.device)).all()):
+            raise InputError(
+                f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: take another "
+                "--likelihood, or prepare the data (bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
+            )

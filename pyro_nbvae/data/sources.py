@@ -78,9 +78,14 @@ class Source:
     classifier: str = "cifar32"
 
 
+def is_image_shape(event_shape: tuple[int, ...]) -> bool:
+    """Whether an observation of that shape is an image: (1 or 3 channels, height, width)."""
+    return len(event_shape) == 3 and event_shape[0] in (1, 3)
+
+
 def is_pixels(x: Tensor) -> bool:
     """Whether a batch is of images in bytes: uint8, (N, 1 or 3, H, W)."""
-    return x.dtype == torch.uint8 and x.dim() == 4 and x.shape[1] in (1, 3)
+    return x.dtype == torch.uint8 and is_image_shape(x.shape[1:])
 
 
 def to_floats(x: Tensor) -> Tensor:

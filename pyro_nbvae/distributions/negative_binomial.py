@@ -12,7 +12,7 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import full_precision
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
@@ -176,7 +176,7 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
         relaxation: Relaxation | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self._set_relaxation(relaxation)
+        self.relaxation = check_relaxation(relaxation)
         total_count = self._with_temperature(total_count)
         super().__init__(total_count, probs=probs, logits=logits, validate_args=validate_args)
 

@@ -11,7 +11,7 @@ from torch.distributions import register_kl
 
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import full_precision
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
 from pyro_nbvae.distributions.special import poisson_log_prob
 
@@ -46,7 +46,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
     def __init__(
         self, rate: Tensor | float, *, relaxation: Relaxation | None = None, validate_args: bool | None = None
     ) -> None:
-        self._set_relaxation(relaxation)
+        self.relaxation = check_relaxation(relaxation)
         super().__init__(as_floats(self._with_temperature(rate)), validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedPoisson:

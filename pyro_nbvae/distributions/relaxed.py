@@ -33,11 +33,6 @@ class RelaxedCount:
     support: Any = constraints.nonnegative
     relaxation: Relaxation | None
 
-    def _set_relaxation(self, relaxation: Relaxation | None) -> None:
-        if relaxation is not None and not isinstance(relaxation, Relaxation):
-            raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
-        self.relaxation = relaxation
-
     def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:
         """A parameter, broadcast with the relaxation's temperature where that is a tensor of several."""
         temperature = getattr(self.relaxation, "temperature", None)

@@ -51,7 +51,7 @@ def _sampled(trace: Any) -> dict[str, Site]:
 
 def _latents(trace: Any) -> dict[str, Site]:
     """Name to site of what a trace samples and does not observe."""
-    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    return {k: s for k, s in _sampled(trace).items() if not s["is_observed"]}
 
 
 def _base(distribution: Any) -> Any:
@@ -239,7 +239,7 @@ class SiteKL_ELBO(Trace_ELBO):
         return sum((_total(site["fn"].log_prob(site["value"]), site) for site in sites), torch.zeros(()))
 
     def _negative_elbo(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        observed = [site for site in model_trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
+        observed = [site for site in _sampled(model_trace).values() if site["is_observed"]]
         likelihood = sum((site["log_prob_sum"] for site in observed), torch.zeros(()))
         divergence = self._divergence(model_trace, guide_trace)
         together = self.num_particles if self.vectorize_particles else 1

@@ -9,6 +9,7 @@ import torch
 from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 
 from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.infer.elbo import family
 
 # Not their subclasses, which may have another law.
@@ -48,9 +49,7 @@ class RelaxReparam(Reparam):
     """
 
     def __init__(self, relaxation: Relaxation | None) -> None:
-        if relaxation is not None and not isinstance(relaxation, Relaxation):
-            raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
-        self.relaxation = relaxation
+        self.relaxation = check_relaxation(relaxation)
 
     def apply(self, msg: ReparamMessage) -> ReparamResult:
         """The site's message with the relaxed distribution in it."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.data import data_root, source_of, to_floats
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import InputError, check_member, first_line
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
 # Where the weights are looked for in the data root.
@@ -88,7 +88,7 @@ class InceptionFeatures(Features):
                 path = None if weights is None else str(weights)
                 self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             problem = f"{weights} does not hold them" if weights is not None else "they could not be downloaded"
             raise InputError(
                 f"no Inception weights ({problem}: {reason}): name torch-fidelity's file with --inception-weights, put "

@@ -37,7 +37,7 @@ def represent(
 ) -> NDArray[np.float32]:
     """Data (N, *event_shape) to (N, K): the encoder's first outputs (what moves the mean: logits of the negative
     binomial, log rates, locations), means of the posterior, or one exact sample of it (integer counts)."""
-    device = next(model.parameters()).device
+    device = model.device
     with evaluating(model, guide, seed):
         parts = [
             REPRESENTATIONS[representation](guide, to_floats(batch.to(device))).flatten(1)

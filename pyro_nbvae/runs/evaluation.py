@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyro_nbvae.data import Data, load, to_floats
@@ -78,12 +77,7 @@ class Evaluation:
                 network = build_features(
                     name, self.config.data, data_root=root, inception_weights=self.inception_weights
                 )
-                self.networks[name] = network.to(self.device_used)
-
-    @property
-    def device_used(self) -> torch.device:
-        """The device that the run is on."""
-        return next(self.model.parameters()).device
+                self.networks[name] = network.to(self.model.device)
 
     @property
     def trained_on(self) -> int:
@@ -93,7 +87,7 @@ class Evaluation:
     @cached_property
     def test(self) -> Tensor:
         """The held-out data, on the device."""
-        return self.data.test.to(self.device_used)
+        return self.data.test.to(self.model.device)
 
     @cached_property
     def held_out(self) -> HeldOut:

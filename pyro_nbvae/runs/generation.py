@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, load, to_bytes, to_floats
 from pyro_nbvae.data.own import as_tensor, read_npy
+from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.plotting import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating, is_image_shape
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
 
 
 def prior_means(
@@ -42,7 +43,7 @@ def prior_samples(
 def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
     """Observations (N, *event_shape) as floats encoded and decoded, through one exact sample each (integer counts)."""
     with evaluating(model, guide, seed):
-        return model.observation(guide.posterior(x.to(next(model.parameters()).device)).sample()).mean
+        return model.observation(guide.posterior(x.to(model.device)).sample()).mean
 
 
 def generate(run: Run, *, count: int = 100, seed: int = 0, device: str = "auto") -> Path:
@@ -93,7 +94,7 @@ def reconstruct(
     else:
         x = read_observations(data)[:count]
         check_batch(x, model.event_shape, model.unit_interval)
-        check_support(model, x.to(next(model.parameters()).device), f"observations of {data}")
+        check_support(model, [x], f"observations of {data}")
     again = reconstructions(model, guide, x, seed=seed).cpu()
     path = run.folder / "reconstructions.png"
     title = f"{config.title}: originals and reconstructions"

@@ -85,18 +85,20 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
         check_same_run(run, dataclasses.replace(config, data=full_name(config.data)))
     device = choose_device(config.device)
     group = processes(device)
-    if group.leads:
-        load(config.data, config.data_root)  # downloads and prepares what is missing, before the others look
+    # the leader downloads and prepares what is missing before the others look
+    data = load(config.data, config.data_root) if group.leads else None
     group.gather(None)
-    data = load(config.data, config.data_root)
+    if data is None:
+        data = load(config.data, config.data_root)
     config = resolve(config, data.event_shape)
     trainer = Trainer(run, config, data, device, group)
     trainer.try_out()
+    state = run.read_checkpoint() if resume and run.checkpoint_path.exists() else None
     if group.leads:
-        trainer.claim_folder(resume)
-    group.gather(None)  # nobody looks into the folder before it is there
-    if resume:
-        trainer.resume()
+        trainer.claim_folder(resume, len(state["log"]) if state else 0)
+    group.gather(None)  # nobody goes on before the folder is known to be this run's
+    if state is not None:
+        trainer.resume(state)
     trainer.run_epochs(progress and group.leads)
     return run
 
@@ -111,8 +113,7 @@ class Trainer:
         self.model.to(device)
         self.guide.to(device)
         for part, whole in (("training", data.train), ("held-out", data.test)):
-            for batch in whole.split(BATCH):
-                check_support(self.model, to_floats(batch.to(device)), f"{part} data of {data.name}")
+            check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr)
         self.log: list[dict[str, float]] = []
@@ -140,8 +141,12 @@ class Trainer:
                 raise InputError(f"{self.config.variant} with {kind} cannot be trained: {first_line(error)}") from error
         self.optimizer.zero_grad(set_to_none=True)
 
-    def claim_folder(self, resume: bool) -> None:
-        """Makes the run folder, or checks that it is this configuration's."""
+    def claim_folder(self, resume: bool, trained: int) -> None:
+        """Makes the run folder, or checks that this configuration may continue it.
+
+        Args:
+            trained: epochs of its checkpoint.
+        """
         folder, path = self.run.folder, self.run.config_path
         if not path.exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -149,18 +154,14 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
         elif not resume:
             raise InputError(f"{folder} already holds a run: continue it with --resume, or name another --out")
+        elif trained > (self.config.epochs or 0):
+            raise InputError(f"{folder} is trained for {trained} epochs already: --epochs must be at least that")
         else:
-            trained = len(self.run.read_checkpoint()["log"]) if self.run.checkpoint_path.exists() else 0
-            if trained > (self.config.epochs or 0):
-                raise InputError(f"{folder} is trained for {trained} epochs already: --epochs must be at least that")
-            check_same_run(self.run, self.config)
+            check_same_run(self.run, self.config)  # again: what was left open there may be decided by now
         self.run.write_config(self.config, self.data.event_shape)
 
-    def resume(self) -> None:
-        """Takes up from the checkpoint, if there is one."""
-        if not self.run.checkpoint_path.exists():
-            return
-        state = self.run.read_checkpoint()
+    def resume(self, state: dict[str, Any]) -> None:
+        """Takes up from a checkpoint."""
         self.run.restore(self.model, self.guide, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.log = state["log"]
@@ -214,19 +215,12 @@ class Trainer:
         loss, likelihood, kl = (self.group.total(totals) / len(self.train_set)).tolist()
         if not math.isfinite(loss):
             raise self.diverged(epoch, "the loss is not finite")
-        of_terms = {"log_likelihood": likelihood, "kl": kl} if isinstance(self.elbo, SiteKL_ELBO) else {}
-        schedules: dict[str, Any] = {}
+        row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss}
         if isinstance(self.elbo, SiteKL_ELBO):
-            schedules["kl_weight"] = self.elbo.kl_weight
+            row |= {"log_likelihood": likelihood, "kl": kl, "kl_weight": self.elbo.kl_weight}
         if self.config.temperature is not None:
-            schedules["temperature"] = getattr(self.guide.relaxation, "temperature", None)
-        return {
-            "epoch": epoch + 1,
-            "loss": loss,
-            **of_terms,
-            **schedules,
-            "seconds": time.perf_counter() - began,
-        }
+            row["temperature"] = getattr(self.guide.relaxation, "temperature", None)
+        return row | {"seconds": time.perf_counter() - began}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The batches of an epoch, in an order that depends on the seed and the epoch only."""

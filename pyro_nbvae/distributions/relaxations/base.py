@@ -44,6 +44,13 @@ class Relaxation(ABC):
         return self
 
 
+def check_relaxation(relaxation: Relaxation | None) -> Relaxation | None:
+    """The relaxation; raises TypeError for what is none."""
+    if relaxation is not None and not isinstance(relaxation, Relaxation):
+        raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
+    return relaxation
+
+
 def check_temperature(temperature: float | Tensor) -> None:
     """Raises an error unless a temperature is a number or a tensor, all of it positive and finite."""
     if not isinstance(temperature, (int, float, Tensor)) or (

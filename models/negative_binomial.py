@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
-from pyro_nbvae.vae import GenerativeModel
+from pyro_nbvae.vae import CountPrior, GenerativeModel
 
 
-class NegativeBinomialPrior(nn.Module):
+class NegativeBinomialPrior(CountPrior):
     """Learned dispersion r and logits l, one per latent; both log r and l start at 0 (mean 1, Fano factor 2)."""
 
     def __init__(self, latents: int) -> None:
@@ -27,6 +27,10 @@ class NegativeBinomialPrior(nn.Module):
         r: Any = self.log_total_count.exp()
         r.unconstrained = weakref.ref(self.log_total_count)
         return r
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.log_total_count + self.logits).exp()
 
 
 class NegativeBinomialModel(GenerativeModel):

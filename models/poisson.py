@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedPoisson
-from pyro_nbvae.vae import GenerativeModel
+from pyro_nbvae.vae import CountPrior, GenerativeModel
 
 
-class PoissonPrior(nn.Module):
+class PoissonPrior(CountPrior):
     """Learned log rate, one per latent, 0 at the start (mean 1)."""
 
     def __init__(self, latents: int) -> None:
@@ -20,6 +20,10 @@ class PoissonPrior(nn.Module):
     def rate(self) -> Tensor:
         """(K,)."""
         return self.log_rate.exp()
+
+    @property
+    def mean(self) -> Tensor:
+        return self.rate
 
 
 class PoissonModel(GenerativeModel):

@@ -61,6 +61,15 @@ class StandardPrior(nn.Module):
         self.register_buffer("zeros", torch.zeros(shape), persistent=False)
 
 
+class CountPrior(nn.Module):
+    """A learned prior over counts. Guides of several families move its mean to a posterior's."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean count of each unit, (K,)."""
+        raise NotImplementedError
+
+
 class GenerativeModel(PyroModule):
     """p(z) p(x | z): latents from the family's prior, observations from the likelihood of the decoder's output.
 

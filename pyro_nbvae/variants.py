@@ -10,9 +10,16 @@ import pyro.infer
 from pyro.infer import ELBO
 
 from pyro_nbvae import infer
-from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.errors import InputError, check_member
-from pyro_nbvae.guides import CategoricalGuide, GaussianGuide, LaplaceGuide, NegativeBinomialGuide, PoissonGuide
+from pyro_nbvae.guides import (
+    CategoricalGuide,
+    ConwayMaxwellPoissonGuide,
+    GaussianGuide,
+    LaplaceGuide,
+    NegativeBinomialGuide,
+    PoissonGuide,
+)
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.models import CategoricalModel, GaussianModel, LaplaceModel, NegativeBinomialModel, PoissonModel
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
@@ -58,6 +65,10 @@ VARIANTS: dict[str, Variant] = {
     "DS-C": _nb(AnalyticKL_ELBO, ArrivalTimes(), shared_dispersion=True),
     "EX-G": _nb(AnalyticKL_ELBO, GumbelSoftmax()),
     "EX-C": _nb(AnalyticKL_ELBO, ArrivalTimes()),
+    "EX-I": _nb(AnalyticKL_ELBO, Integer()),
+    "DS-I": _nb(AnalyticKL_ELBO, Integer(), shared_dispersion=True),
+    "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer()),
+    "P-NB": Variant(NegativeBinomialModel, PoissonGuide, relaxation=Integer(), any_relaxation=True),
     "P-VAE": Variant(PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True),
     "G-VAE": Variant(GaussianModel, GaussianGuide),
     "L-VAE": Variant(LaplaceModel, LaplaceGuide),

@@ -1,15 +1,20 @@
 """Distributions over spike counts and one-hot vectors, exact and relaxed, and the KL divergences between them."""
 
 from pyro_nbvae.distributions.categorical import RelaxedOneHotCategorical
+from pyro_nbvae.distributions.com_poisson import ConwayMaxwellPoisson
+from pyro_nbvae.distributions.counts import CountDistribution
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
-from pyro_nbvae.distributions.relaxations import ArrivalTimes, GumbelSoftmax, Relaxation
+from pyro_nbvae.distributions.relaxations import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 
 __all__ = [
     "ArrivalTimes",
+    "ConwayMaxwellPoisson",
+    "CountDistribution",
     "GumbelSoftmax",
+    "Integer",
     "NegativeBinomial",
     "Relaxation",
     "RelaxedCount",

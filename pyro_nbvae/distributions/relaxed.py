@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -9,6 +10,7 @@ from pyro.distributions import constraints
 from torch import Size, Tensor
 
 from pyro_nbvae.distributions.relaxations.base import Relaxation
+from pyro_nbvae.distributions.relaxations.integer import draw_negative_binomial, draw_poisson
 
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
@@ -60,6 +62,14 @@ class RelaxedCount:
             TypeError: for a family that is neither.
         """
         raise TypeError(f"{type(self).__name__} is no Gamma-Poisson mixture: {self.relaxation} cannot relax it")
+
+    def integer_sampler(self, shape: Size) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        """What :class:`~pyro_nbvae.distributions.Integer` draws with: a sampler, and its parameters, of that shape.
+
+        The sampler takes the parameters, flat, and returns counts and their derivative in each of them.
+        """
+        r, logits = self.gamma_poisson(shape)
+        return (draw_poisson, (logits,)) if r is None else (draw_negative_binomial, (r, logits))
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, relaxation: {self.relaxation})"

@@ -102,11 +102,23 @@ def negative_binomial_log_prob(z: Tensor, total_count: Tensor, logits: Tensor) -
     return _negative_binomial_log_prob(z, total_count, logits)
 
 
-def _poisson_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
+def negative_binomial_scores(z: Tensor, total_count: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivatives of log NB(z; r, l) in r and in l; arguments broadcast, differentiable in both parameters."""
+    z, total_count, logits = torch.broadcast_tensors(z, total_count, logits)
+    return _negative_binomial_gradient(z, total_count, logits, (False, True, True))[1:]  # type: ignore[return-value]
+
+
+def poisson_deviance(z: Tensor, rate: Tensor) -> Tensor:
+    """z log(z / rate) - z + rate >= 0, without the cancellation at z near the rate; elementwise."""
     over = z - rate
     relative = over / rate
     small = relative.abs() < 0.5
-    return (over - torch.where(small, z * torch.log1p(relative), torch.xlogy(z, z / rate)) - omega(z),)
+    # each branch is clamped to where it is taken, so that neither spoils the other's gradient
+    return torch.where(small, z * torch.log1p(relative.clamp(-0.5, 0.5)), torch.xlogy(z, z / rate)) - over
+
+
+def _poisson_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
+    return (-poisson_deviance(z, rate) - omega(z),)
 
 
 def _poisson_gradient(z: Tensor, rate: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:

@@ -15,7 +15,7 @@ from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
-from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
+from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, PRIOR_PACE, TrainConfig
 from pyro_nbvae.runs.processes import local_rank
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 from pyro_nbvae.variants import VARIANTS, estimator, variant
@@ -31,6 +31,7 @@ _POSITIVE = [
     "epochs",
     "batch_size",
     "lr",
+    "prior_lr",
     "clip",
     "kl_samples",
 ]
@@ -150,6 +151,7 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         preset["temperature_start"] = preset["anneal_epochs"] = None
     if not is_estimator(config, SiteKL_ELBO):
         preset["kl_warmup"] = 0.0
+    preset["prior_lr"] = PRIOR_PACE * config.lr
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None
     preset["categories"] = CATEGORIES if "categories" in variant(config.variant).settings else None
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and

@@ -32,6 +32,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Where a flag is not given, for the estimator and the variant that have one.
 KL_SAMPLES, CATEGORIES = 5, 8
 
+# The prior's learning rate over the others', where none is given.
+PRIOR_PACE = 10.0
+
 Network = Literal["conv", "mlp", "linear"]
 
 
@@ -64,6 +67,7 @@ class TrainConfig:
         epochs: passes over the training data.
         batch_size: observations per step.
         lr: learning rate of Adam.
+        prior_lr: learning rate of the prior's parameters. Default: 10 times the others'.
         clip: largest gradient norm of the loss of an observation. Default: 25 squared errors, or 250 nats under another
             likelihood than the Gaussian.
         kl_samples: samples of the Monte Carlo KL. Default: 5.
@@ -88,7 +92,7 @@ class TrainConfig:
     temperature_start: float | None = None
     temperature: float | None = None
     anneal_epochs: float | None = None
-    relaxation: Literal["arrival", "gumbel"] | None = None
+    relaxation: Literal["arrival", "gumbel", "integer"] | None = None
     categories: int | None = None
     indicator: Literal["sigmoid", "smoothstep"] | None = None
     max_count: int | None = None
@@ -96,6 +100,7 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int = 512
     lr: float = 1e-3
+    prior_lr: float | None = None
     clip: float | None = None
     kl_samples: int | None = None
     seed: int = 0

@@ -115,7 +115,11 @@ class Trainer:
         for part, whole in (("training", data.train), ("held-out", data.test)):
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr)
+        prior = set(self.model.prior.parameters())
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters if p not in prior]}]
+        if prior:
+            groups.append({"params": [p for p in self.parameters if p in prior], "lr": config.prior_lr})
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr)
         self.log: list[dict[str, float]] = []
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)

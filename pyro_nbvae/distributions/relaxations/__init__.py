@@ -3,8 +3,9 @@
 from pyro_nbvae.distributions.relaxations.arrival_times import ArrivalTimes
 from pyro_nbvae.distributions.relaxations.base import DivergedError, Relaxation
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import GumbelSoftmax
+from pyro_nbvae.distributions.relaxations.integer import Integer
 
 # The names that configurations and the command use.
-RELAXATIONS: dict[str, type[Relaxation]] = {"arrival": ArrivalTimes, "gumbel": GumbelSoftmax}
+RELAXATIONS: dict[str, type[Relaxation]] = {"arrival": ArrivalTimes, "gumbel": GumbelSoftmax, "integer": Integer}
 
-__all__ = ["RELAXATIONS", "ArrivalTimes", "DivergedError", "GumbelSoftmax", "Relaxation"]
+__all__ = ["RELAXATIONS", "ArrivalTimes", "DivergedError", "GumbelSoftmax", "Integer", "Relaxation"]

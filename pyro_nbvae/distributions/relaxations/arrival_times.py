@@ -11,7 +11,6 @@ logistic function or the cubic smoothstep. With the noise held fixed :math:`du_k
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +18,8 @@ import torch
 from torch import Size, Tensor
 
 from pyro_nbvae.distributions.relaxations.base import (
-    DivergedError,
     Relaxation,
+    check_rates,
     check_temperature,
     flat_temperature,
     pathwise,
@@ -39,8 +38,6 @@ Indicator = Literal["sigmoid", "smoothstep"]
 TAIL: dict[Indicator, float] = {"sigmoid": 4.0, "smoothstep": 1.0}
 # A round draws no more arrivals of one latent than this.
 MOST_AT_ONCE = 4096
-# More arrivals than this in one draw are refused: minutes of work, and the mark of parameters that have diverged.
-MOST_EVENTS = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -107,17 +104,6 @@ def horizon(temperature: float | Tensor, indicator: Indicator) -> float | Tensor
     return 1 + temperature * TAIL[indicator]
 
 
-def _check_rates(mean: Tensor) -> None:
-    total = float(mean.sum())
-    if not math.isfinite(total):
-        raise DivergedError("a rate is not finite")
-    if total > MOST_EVENTS:
-        raise DivergedError(
-            f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate "
-            f"{float(mean.max()):.3g})"
-        )
-
-
 def count_arrivals(
     total_count: Tensor | None,
     logits: Tensor,
@@ -152,7 +138,7 @@ def count_arrivals(
         DivergedError: for rates that are not finite, and for more than ``MOST_EVENTS`` expected arrivals.
     """
     rate = logits.exp()
-    _check_rates(rate if total_count is None else rate.mul_(total_count))
+    check_rates(rate if total_count is None else rate.mul_(total_count))
     del rate
     # Bounds outside which nothing is ever drawn (above, or no arrival at all) keep every product below finite.
     scale = torch.exp(-logits.clamp(-80.0, 80.0))

@@ -19,6 +19,22 @@ class DivergedError(ValueError):
     """Rates that are not finite, or so large that their arrivals cannot be drawn."""
 
 
+# More arrivals than this in one draw are refused: minutes of work, and the mark of parameters that have diverged.
+MOST_EVENTS = 10_000_000_000
+
+
+def check_rates(mean: Tensor) -> None:
+    """Raises DivergedError for mean counts, (n,), that are not finite or of which too many are to be drawn."""
+    total = float(mean.sum())
+    if not math.isfinite(total):
+        raise DivergedError("a rate is not finite")
+    if total > MOST_EVENTS:
+        raise DivergedError(
+            f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate "
+            f"{float(mean.max()):.3g})"
+        )
+
+
 class Relaxation(ABC):
     """How a count is differentiated: one object, given to a distribution as ``relaxation``.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Numbers in one piece of noise: the working memory, whatever the rates. On a CPU some of these fit into a core's cache.
-PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
+PIECE = {"cpu": 1 << 15, "cuda": 1 << 22}
 
 Noise = Callable[[int, Tensor], Tensor]
 
@@ -28,7 +28,7 @@ def pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
 
 def running_sum(x: Tensor) -> Tensor:
     """Along the first axis; in place where that is short, which is quicker than a scan."""
-    if len(x) > 8:
+    if (len(x) > 8 and x[0].numel() < 512) or len(x) > 64:
         return x.cumsum(0)
     for k in range(1, len(x)):
         x[k] += x[k - 1]

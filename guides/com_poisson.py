@@ -1,0 +1,37 @@
+"""Amortised Conway-Maxwell-Poisson posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer
+from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel
+
+# log nu is within this share of the encoder's bound: nu from e^-3 to e^3.
+DISPERSION = 0.6
+
+
+class ConwayMaxwellPoissonGuide(AmortizedGuide):
+    """q(z | x) = COM-Poisson(m * dm(x), nu(x)), m the prior's mean: narrower or wider than a Poisson, unit by unit.
+
+    At encoder outputs of 0 it is Poisson(m).
+
+    Args:
+        model: one whose prior is over counts, such as a :class:`~pyro_nbvae.models.NegativeBinomialModel`.
+        **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+    """
+
+    prior: CountPrior
+    prior_class = CountPrior
+    heads = 2
+
+    def __init__(self, model: GenerativeModel, *, relaxation: Any = Integer(), **options: Any) -> None:
+        super().__init__(model, relaxation=relaxation, **options)
+
+    def posterior(self, x: Tensor) -> ConwayMaxwellPoisson:
+        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
+        shift, dispersion = self.encode(x)
+        rate = self.prior.mean * shift.exp()
+        return ConwayMaxwellPoisson(rate, (DISPERSION * dispersion).exp(), relaxation=self.relaxation)

@@ -1,0 +1,321 @@
+"""Distributions over counts that are given by their weights, and the exact KL divergences between any two."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Size, Tensor
+from torch.distributions import register_kl
+
+from pyro_nbvae.distributions import special
+from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
+from pyro_nbvae.distributions.relaxations import Relaxation
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
+from pyro_nbvae.distributions.relaxations.gumbel_softmax import largest_count
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
+from pyro_nbvae.distributions.windows import Weights, draw, expectation, log_normalizer
+
+
+class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[override]
+    r"""A distribution over the counts 0, 1, 2, ... that states its weights.
+
+    .. math:: q(k) = \frac{w_k}{\sum_j w_j}, \qquad T_k = \frac{\partial \log w_k}{\partial \theta}.
+
+    A subclass has ``arg_constraints``, whose names are its parameters in their order, and three static methods:
+
+    - ``log_weight(k, *parameters)``: :math:`\log w_k`, up to a constant in k that may depend on the parameters; -inf
+      where q has no mass;
+    - ``scores(k, *parameters)``: :math:`T_k` of every parameter, in a tuple, up to a constant in k; None for a
+      parameter without a derivative. With ``log_weight`` up to a constant in k, the constants must agree;
+    - ``window(nats, *parameters)``: the first and the last count that matter, outside which lies mass of at most
+      :math:`e^{-\mathrm{nats}}`.
+
+    From them it has samples, ``rsample`` under :class:`~pyro_nbvae.distributions.Integer`, ``log_prob``, ``mean``,
+    ``variance``, ``entropy``, ``cdf``, and a KL divergence to and from every other distribution over counts of this
+    package and of PyTorch (Poisson, negative binomial). All are sums over the window, exact up to its mass, and
+    differentiable twice; their cost is the window's width.
+
+    Args:
+        *parameters: by position or by name; they broadcast to the batch shape.
+        relaxation: how samples are differentiated; with None they have no gradient.
+
+    Raises:
+        ValueError: with validation on, for parameters or counts outside their range.
+        DivergedError: a ValueError, for parameters whose window is not finite or wider than 2^20 counts.
+
+    Example::
+
+        >>> class Geometric(CountDistribution):
+        ...     arg_constraints = {"logits": constraints.real}
+        ...     log_weight = staticmethod(lambda k, logits: k * torch.nn.functional.logsigmoid(logits))
+        ...     scores = staticmethod(lambda k, logits: (k * torch.sigmoid(-logits),))
+        ...     window = staticmethod(lambda nats, logits: (0 * logits, nats / torch.nn.functional.softplus(-logits)))
+        >>> d = Geometric(torch.tensor([0.0, 1.0]))
+        >>> [round(float(m), 4) for m in d.mean]
+        [1.0, 2.7183]
+    """
+
+    support: Any = constraints.nonnegative_integer
+    log_weight: Callable[..., Tensor]
+    scores: Callable[..., tuple[Tensor | None, ...]]
+    window: Callable[..., tuple[Tensor, Tensor]]
+
+    def __init__(
+        self,
+        *parameters: Tensor | float,
+        relaxation: Relaxation | None = None,
+        validate_args: bool | None = None,
+        **named: Tensor | float,
+    ) -> None:
+        self.relaxation = check_relaxation(relaxation)
+        names = tuple(self.arg_constraints)
+        given = dict(zip(names, parameters, strict=False)) | named
+        if len(parameters) + len(named) != len(names) or set(given) != set(names):
+            raise TypeError(f"{type(self).__name__} takes the parameters {', '.join(names)}")
+        values = [as_floats(self._with_temperature(given[name])) for name in names]
+        tensors = [v for v, name in zip(values, names, strict=True) if isinstance(given[name], Tensor)]
+        values = [
+            v.to(tensors[0]) if tensors and not isinstance(given[n], Tensor) else v
+            for v, n in zip(values, names, strict=True)
+        ]
+        for name, value in zip(names, torch.broadcast_tensors(*values), strict=True):
+            setattr(self, name, value)
+        super().__init__(torch.broadcast_tensors(*values)[0].shape, validate_args=validate_args)
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The parameters, of the batch shape, in the order of ``arg_constraints``."""
+        return tuple(getattr(self, name) for name in self.arg_constraints)
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(type(self), _instance)
+        new.relaxation = self.relaxation
+        batch_shape = torch.Size(batch_shape)
+        for name, value in zip(self.arg_constraints, self.parameters, strict=True):
+            setattr(new, name, value.expand(batch_shape))
+        super(CountDistribution, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _expect(self, integrand: Any, *arguments: Tensor) -> Tensor:
+        return expectation(type(self), len(self.parameters), integrand)(*self.parameters, *arguments)
+
+    @property
+    def log_normalizer(self) -> Tensor:
+        """The log of the sum of all weights."""
+        return log_normalizer(type(self), len(self.parameters))(*self.parameters)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._expect(_Count)
+
+    @property
+    def variance(self) -> Tensor:
+        mean = self.mean
+        about = mean.detach()
+        return self._expect(_SquaredDistance, about) - (mean - about).square()
+
+    def entropy(self) -> Tensor:
+        """In nats."""
+        return self._expect(_Surprise)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(count <= value)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._expect(_AtMost, value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        k, *own = torch.broadcast_tensors(value, *self.parameters)
+        return self.log_weight(k, *own) - self.log_normalizer
+
+    def _exact(self, shape: Size) -> Tensor:
+        own = [full_precision(p.expand(shape).reshape(-1)) for p in self.parameters]
+        return draw(type(self), own, gradient=False)[0].reshape(shape).to(self.parameters[0].dtype)
+
+    def integer_sampler(self, shape: Size) -> tuple[Any, tuple[Tensor, ...]]:
+        return lambda *own: draw(type(self), own), tuple(p.expand(shape) for p in self.parameters)
+
+
+class _Count:
+    tables = staticmethod(lambda k: (k,))
+    value = staticmethod(lambda k, log_mass, count: count)
+    gradient = staticmethod(lambda count: ())
+
+
+class _SquaredDistance:
+    """From a fixed point."""
+
+    tables = staticmethod(lambda k, point: ((k - point).square(),))
+    value = staticmethod(lambda k, log_mass, square: square)
+    gradient = staticmethod(lambda square: (None,))
+
+
+class _Surprise:
+    tables = staticmethod(lambda k: ())
+    value = staticmethod(lambda k, log_mass: -log_mass.masked_fill(log_mass == -torch.inf, 0))
+    gradient = staticmethod(lambda: ())
+
+
+class _AtMost:
+    tables = staticmethod(lambda k, value: ((k <= value).to(value.dtype),))
+    value = staticmethod(lambda k, log_mass, indicator: indicator)
+    gradient = staticmethod(lambda indicator: (None,))
+
+
+class _LogRatio:
+    """log q(k) - log p(k): tables of log p and of its derivatives in p's parameters."""
+
+    is_log_ratio = True
+
+    @staticmethod
+    def value(k: Tensor, log_mass: Tensor, log_p: Tensor, *scores: Tensor) -> Tensor:
+        return (log_mass - log_p).masked_fill(log_mass == -torch.inf, 0)
+
+    @staticmethod
+    def gradient(log_p: Tensor, *scores: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(-score for score in scores)
+
+
+class _LogPoisson(_LogRatio):
+    """The Poisson by its log mass and its score, as either side of a KL."""
+
+    @staticmethod
+    def as_com_poisson(rate: Tensor) -> tuple[Tensor, Tensor]:
+        return rate, torch.ones_like(rate)
+
+    @staticmethod
+    def window(nats: float, rate: Tensor) -> tuple[Tensor, Tensor]:
+        return poisson_window(nats, rate)
+
+    @staticmethod
+    def log_weight(k: Tensor, rate: Tensor) -> Tensor:
+        return poisson_log_weight(k, rate)
+
+    @staticmethod
+    def scores(k: Tensor, rate: Tensor) -> tuple[Tensor]:
+        return ((k - rate) / rate,)
+
+    @staticmethod
+    def tables(k: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
+        return poisson_log_weight(k, rate), (k - rate) / rate
+
+
+class _LogNegativeBinomial(_LogRatio):
+    """The negative binomial by its log mass and its scores, as either side of a KL."""
+
+    @staticmethod
+    def window(nats: float, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        # Bernstein's bounds for a sub-gamma variable; below its mean a count is sub-Gaussian
+        fano = 1 + logits.exp()
+        mean = r * logits.exp()
+        spread = torch.sqrt(2 * nats * mean * fano)
+        return mean - spread, mean + spread + nats * fano
+
+    @staticmethod
+    def log_weight(k: Tensor, r: Tensor, logits: Tensor) -> Tensor:
+        return special.negative_binomial_log_prob(k, r, logits)
+
+    @staticmethod
+    def scores(k: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return special.negative_binomial_scores(k, r, logits)
+
+    @staticmethod
+    def tables(k: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        return _LogNegativeBinomial.log_weight(k, r, logits), *_LogNegativeBinomial.scores(k, r, logits)
+
+
+def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
+    r"""log Poisson(k; rate) without cancellation; in a window at the cost of one product a count.
+
+    With the deviance :math:`D(k; \lambda) = k \log(k / \lambda) - k + \lambda` it is
+    :math:`-D(k; \lambda) - \omega(k)`, and for any a
+
+    .. math:: D(k; \lambda) = D(k; a) - (k - a) \log(\lambda / a) + D(a; \lambda).
+
+    Args:
+        k: of the shape of ``rate``, or a window (width, 1) for a ``rate`` (n,).
+    """
+    if k.dim() <= rate.dim():
+        return special.poisson_log_prob(k, rate)
+    middle = k[len(k) // 2].clamp(min=1)
+    count, a = k.double(), middle.double()
+    of_counts = (count * a.log() - a - torch.lgamma(count + 1)).to(k.dtype)  # log Poisson(k; a)
+    of_rates = special.poisson_deviance(middle, rate)
+    return torch.addcmul(of_counts - of_rates, k - middle, torch.log(rate / middle))
+
+
+def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last count of a Poisson that matter, each tail below exp(-nats): where the deviance is that."""
+    nats = torch.as_tensor(nats, dtype=rate.dtype, device=rate.device)
+    # Bernstein's bound lies to the left of the root; Newton's steps on a convex function approach it from there.
+    k = (rate - torch.sqrt(2 * nats * rate)).clamp(min=0)
+    inside = k > 0
+    for _ in range(2):
+        slope = torch.log(k / rate)
+        k = torch.where(inside, k - (k * slope - k + rate - nats) / slope, k)
+    return k.clamp(min=0) - 2, largest_count(rate, nats) + 2
+
+
+class _LogOther(_LogRatio):
+    """A CountDistribution as p: its arguments are its parameters and the log of its weights' sum."""
+
+    def __init__(self, family: Weights) -> None:
+        self.family = family
+
+    def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        *own, log_sum = arguments
+        scores = self.family.scores(k, *own)
+        zero = torch.zeros_like(log_sum)
+        return (
+            self.family.log_weight(k, *own) - log_sum,
+            *(zero + t if t is not None else zero for t in scores),
+            zero - 1,
+        )
+
+
+def _as_q(d: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """A distribution as the left side of a KL: its weights and its parameters."""
+    if isinstance(d, CountDistribution):
+        return type(d), d.parameters
+    if isinstance(d, torch.distributions.Poisson):
+        return _LogPoisson, (d.rate,)
+    return _LogNegativeBinomial, (d.total_count, d.logits)
+
+
+@functools.cache
+def _log_ratio(family: type[CountDistribution]) -> _LogOther:
+    return _LogOther(family)
+
+
+def _as_p(d: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """A distribution as the right side of a KL."""
+    if isinstance(d, CountDistribution):
+        return _log_ratio(type(d)), (*d.parameters, d.log_normalizer)
+    return _as_q(d)
+
+
+def _kl_by_sum(q: Any, p: Any) -> Tensor:
+    """KL(q || p) in nats, a sum over q's window; elementwise, differentiable twice."""
+    family, own = _as_q(q)
+    integrand, arguments = _as_p(p)
+    return expectation(family, len(own), integrand)(*own, *arguments)
+
+
+_NEGATIVE_BINOMIALS = (NegativeBinomial, torch.distributions.NegativeBinomial)
+_POISSONS = (torch.distributions.Poisson,)
+# The pairs that have a form of their own are in the files of their families.
+register_kl(CountDistribution, CountDistribution)(_kl_by_sum)
+for _other in (*_NEGATIVE_BINOMIALS, *_POISSONS):
+    register_kl(CountDistribution, _other)(_kl_by_sum)
+    register_kl(_other, CountDistribution)(_kl_by_sum)
+for _nb, _poisson in itertools.product(_NEGATIVE_BINOMIALS, _POISSONS):
+    register_kl(_nb, _poisson)(_kl_by_sum)
+    register_kl(_poisson, _nb)(_kl_by_sum)

@@ -1,0 +1,147 @@
+"""The loops that are compiled for a CPU (numba), each over the latents of one piece, in double precision inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
+
+# Counts on either side of the mode that a loop keeps the weights of.
+REACH = 1 << 20
+
+
+@compile_loop
+def _digamma(x):
+    value = 0.0
+    while x < 8:
+        value -= 1 / x
+        x += 1
+    y = 1 / (x * x)
+    return value + math.log(x) - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y / 132))))
+
+
+@compile_loop
+def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, start, end):
+    """Of :mod:`pyro_nbvae.distributions.relaxations.integer`: begins about ``start`` nats below the mode, ends where a
+    mass beyond the mean is below ``end``."""
+    for i in range(len(r)):
+        shape, logit, level = float(r[i]), float(logits[i]), float(uniform[i])
+        odds = math.exp(logit)
+        success = odds / (1 + odds)
+        mean = shape * odds
+        k, score = 0.0, -math.log1p(odds)
+        log_mass = shape * score
+        first = math.floor(mean - math.sqrt(2 * start * mean * (1 + odds)))
+        if first > 0:
+            k = first
+            log_mass += math.lgamma(shape + k) - math.lgamma(shape) - math.lgamma(k + 1) + k * math.log(success)
+            score += _digamma(shape + k) - _digamma(shape)
+        mass = math.exp(log_mass)
+        total, moment = mass, 0.0
+        while total < level and (mass > end or k < mean):
+            moment += mass * score
+            mass *= (shape + k) * success / (k + 1)
+            score += 1 / (shape + k)
+            k += 1
+            total += mass
+        z[i] = k
+        d_r[i] = -(moment / mass + 0.5 * score)
+        d_logits[i] = 0.5 * (k + (k + shape) * success)
+
+
+@compile_loop
+def _weights(log_rate, nu, mode, end, weight, log_weight):
+    """Weights of the counts around the mode over the mode's, at ``[REACH + k - mode]``, and their logs over nu; returns
+    the first and the last count that matter, of log weights above ``end``."""
+    weight[REACH], log_weight[REACH] = 1.0, 0.0
+    x, high = 0.0, mode
+    while high - mode < REACH - 1:
+        x += log_rate - math.log(high + 1.0)
+        if nu * x < end:
+            break
+        high += 1
+        weight[REACH + high - mode], log_weight[REACH + high - mode] = math.exp(nu * x), x
+    x, low = 0.0, mode
+    while low > 0 and mode - low < REACH - 1:
+        x -= log_rate - math.log(float(low))
+        if nu * x < end:
+            break
+        low -= 1
+        weight[REACH + low - mode], log_weight[REACH + low - mode] = math.exp(nu * x), x
+    return low, high
+
+
+@compile_loop
+def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
+    """Of :func:`pyro_nbvae.distributions.windows.draw`."""
+    weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
+    for i in range(len(rate)):
+        mu, v = float(rate[i]), float(nu[i])
+        mode = int(mu)
+        low, high = _weights(math.log(mu), v, mode, end, weight, log_weight)
+        total, by_count, by_log = 0.0, 0.0, 0.0
+        for j in range(low - mode, high - mode + 1):
+            w = weight[REACH + j]
+            total += w
+            by_count += w * j
+            by_log += w * log_weight[REACH + j]
+        mean_count, mean_log = by_count / total, by_log / total
+        # from the nearer end, so that nothing cancels
+        level = float(uniform[i]) * total
+        k, step, left = low, 1, level
+        if level > 0.5 * total:
+            k, step, left = high, -1, total - level
+        moment_count, moment_log = 0.0, 0.0
+        w = weight[REACH + k - mode]
+        while left > w and low <= k + step <= high:
+            left -= w
+            moment_count += w * (k - mode - mean_count)
+            moment_log += w * (log_weight[REACH + k - mode] - mean_log)
+            k += step
+            w = weight[REACH + k - mode]
+        z[i] = k
+        d_rate[i] = -step * (moment_count / w + 0.5 * (k - mode - mean_count)) * v / mu
+        d_nu[i] = -step * (moment_log / w + 0.5 * (log_weight[REACH + k - mode] - mean_log))
+
+
+@compile_loop
+def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, end):
+    """E[log q - log p] and its derivatives in the rate, in nu and in what log p depends on.
+
+    Args:
+        column: the row of the tables that each latent reads.
+        derivatives: (n, 2 + number of the others), to be filled.
+        tables: of log p and its derivatives, (1 + number, rows, counts).
+    """
+    weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
+    others = tables.shape[0] - 1
+    for i in range(len(rate)):
+        mu, v, row = float(rate[i]), float(nu[i]), column[i]
+        mode = int(mu)
+        low, high = _weights(math.log(mu), v, mode, end, weight, log_weight)
+        total, by_count, by_log = 0.0, 0.0, 0.0
+        f_total, f_count, f_log = 0.0, 0.0, 0.0
+        for s in range(others):
+            derivatives[i, 2 + s] = 0.0
+        for j in range(low - mode, high - mode + 1):
+            w, x = weight[REACH + j], log_weight[REACH + j]
+            f = v * x - tables[0, row, mode + j]
+            total += w
+            by_count += w * j
+            by_log += w * x
+            f_total += w * f
+            f_count += w * f * j
+            f_log += w * f * x
+            for s in range(others):
+                derivatives[i, 2 + s] -= w * tables[1 + s, row, mode + j]
+        mean = f_total / total
+        value[i] = mean - math.log(total)
+        derivatives[i, 0] = (f_count - mean * by_count) / total * v / mu
+        derivatives[i, 1] = (f_log - mean * by_log) / total
+        for s in range(others):
+            derivatives[i, 2 + s] /= total

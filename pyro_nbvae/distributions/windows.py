@@ -1,0 +1,305 @@
+r"""Sums over counts: what a family that is given by its weights is computed from.
+
+A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With its scores :math:`T_k = \partial \log w_k
+/ \partial \theta`, every expectation and every derivative is a sum over a window of counts,
+
+.. math:: E[f] = \sum_k q_k f_k, \qquad \frac{\partial E[f]}{\partial \theta} = \sum_k q_k (T_k - E[T]) f_k,
+
+exact up to the mass outside the window, :math:`e^{-18}` in single and :math:`e^{-36}` in double precision. The elements
+of a tensor are grouped by their windows and go through in pieces that stay in a core's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Size, Tensor
+
+from pyro_nbvae.distributions.elementwise import elementwise
+from pyro_nbvae.distributions.relaxations.base import DivergedError
+from pyro_nbvae.distributions.relaxations.noise import PIECE, running_sum
+from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
+
+# A window leaves out mass of exp(-NATS), up to a small factor.
+NATS = {torch.float32: 18.0, torch.float64: 36.0}
+# Relative weights are no lower: single-precision numbers below 1e-38 are slow.
+LOWEST = -80.0
+# The widest window: 4e9 times a Poisson's mean would be needed to fill it.
+WIDEST = 1 << 20
+
+
+class Weights(Protocol):
+    """A family over counts, by functions of its parameters; :class:`~pyro_nbvae.distributions.CountDistribution`.
+
+    One whose weights are a Conway-Maxwell-Poisson's says so by ``as_com_poisson(*parameters)``, which returns the rate
+    and nu, its parameters being the first of these: on a CPU it then takes the compiled loops.
+    """
+
+    def window(self, nats: float, *parameters: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def log_weight(self, k: Tensor, *parameters: Tensor) -> Tensor: ...
+
+    def scores(self, k: Tensor, *parameters: Tensor) -> tuple[Tensor | None, ...]: ...
+
+
+def _sizes() -> Iterator[int]:
+    size = 4
+    while True:
+        yield size
+        if size > 4:
+            yield size + size // 2
+        size *= 2
+
+
+def check_width(widest: float) -> None:
+    """Raises DivergedError for a window that is not finite, or too wide."""
+    if not widest <= WIDEST:
+        raise DivergedError(
+            f"a count distribution of which {widest:.3g} counts matter: its mean or its variance is too large"
+            if math.isfinite(widest)
+            else "a parameter of a count distribution is not finite"
+        )
+
+
+def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Elements whose windows share counts.
+
+    Args:
+        low, high: first and last count of each element's window, (n,).
+
+    Yields:
+        Counts (width, 1) and the elements (m,) whose windows lie within them; each element once.
+
+    Raises:
+        DivergedError: for windows that are not finite, or wider than 2^20 counts.
+    """
+    check_width(float((high - low).max()) + 1 if len(low) else 0.0)
+    low, high = low.clamp(min=0).floor(), high.ceil()
+    if len(high) and float(high.max()) > 2 / torch.finfo(high.dtype).eps:
+        raise DivergedError(
+            f"a count distribution of counts up to {float(high.max()):.3g}, beyond {high.dtype}'s integers"
+        )
+    left: Tensor | None = None  # all
+    for size in _sizes():
+        if (left is not None and not len(left)) or not len(low):
+            return
+        # windows of one size begin at multiples of a quarter of it, so that few of them differ
+        begin = (low / (size // 4)).floor() * (size // 4)
+        fits = high < begin + size
+        inside = fits.nonzero()[:, 0]
+        if len(inside):
+            chosen, begin = inside if left is None else left[inside], begin[inside]
+            for first in begin.unique().tolist() if bool(begin.any()) else [0.0]:
+                k = torch.arange(size, dtype=low.dtype, device=low.device)[:, None] + first
+                yield k, chosen[begin == first] if bool(begin.any()) else chosen
+            outside = (~fits).nonzero()[:, 0]
+            left = outside if left is None else left[outside]
+            low, high = low[outside], high[outside]
+
+
+def pieces(low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """As :func:`groups`, cut into pieces that fit a core's cache."""
+    most = PIECE.get(low.device.type, PIECE["cuda"])
+    return [(k, part) for k, group in groups(low, high) for part in group.split(max(1, most // len(k)))]
+
+
+def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log weights and masses of the counts ``k`` (width, 1), both (width, n), and the log of the weights' sum, (n,)."""
+    log_weight = family.log_weight(k, *parameters)
+    top = log_weight.detach().amax(0)
+    weight = (log_weight - top).clamp(min=LOWEST).exp()
+    total = weight.sum(0)
+    return log_weight, weight * total.reciprocal(), top + total.log()
+
+
+class Integrand(Protocol):
+    """What an expectation is taken of, a function of the count, of log q and of arguments of its own."""
+
+    def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """What it needs of counts (width, 1) and its arguments (n,): tensors (width, n)."""
+        ...
+
+    def value(self, k: Tensor, log_mass: Tensor, *tables: Tensor) -> Tensor:
+        """f_k, (width, n), from log q_k."""
+        ...
+
+    def gradient(self, *tables: Tensor) -> tuple[Tensor | None, ...]:
+        """Its derivatives in its arguments, (width, n)."""
+        ...
+
+
+def _unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], Tensor]:
+    """Tensors of one shape without the dimensions that all of them are only expanded along, flat; and, (n,), which of
+    their elements each element of the shape is."""
+    for dim in range(len(shape)):
+        if shape[dim] > 1 and all(a.stride(dim) == 0 for a in arguments):
+            arguments = [a.narrow(dim, 0, 1) for a in arguments]
+    kept = arguments[0].shape if arguments else torch.Size()
+    which = torch.arange(kept.numel(), device=arguments[0].device if arguments else None).reshape(kept)
+    return [a.reshape(-1) for a in arguments], which.expand(shape).reshape(-1)
+
+
+def _elementwise(
+    work: Callable[..., tuple[Tensor, ...]],
+    window: Callable[..., tuple[Tensor, Tensor]],
+    parameters: int,
+    tables: Callable[..., tuple[Tensor, ...]],
+    compiled_form: Callable[..., list[Tensor] | None] | None = None,
+) -> Callable[..., Tensor]:
+    """An elementwise function that is a sum over windows.
+
+    Args:
+        work: from the counts (width, 1), a family's parameters (m,) each, and tables (width, m), to the value and the
+            derivatives in all arguments, (m,) each.
+        window: of the parameters.
+        parameters: how many of the arguments are the family's.
+        tables: of the counts and the other arguments.
+        compiled_form: of the parameters and the other arguments, flat, and which of those each element has: value and
+            derivatives by a compiled loop, or None where that does not pay.
+    """
+
+    def run(*arguments: Tensor) -> tuple[Tensor, ...]:
+        shape = arguments[0].shape
+        own, (rest, column) = (
+            [a.reshape(-1) for a in arguments[:parameters]],
+            _unexpanded(arguments[parameters:], shape),
+        )
+        if compiled_form is not None and not torch.is_grad_enabled():
+            direct = compiled_form(own, rest, column)
+            if direct is not None:
+                return tuple(r.reshape(shape) for r in direct)
+        with torch.no_grad():
+            todo = pieces(*window(NATS[arguments[0].dtype], *(a.detach() for a in own)))
+        # a prior's parameters are the same for every observation, so one small table serves a batch
+        shared = {id(k): tables(k, *rest) for k, _ in todo} if rest and 4 * len(rest[0]) <= len(own[0]) else {}
+        results: list[tuple[Tensor, ...]] = []
+        for k, index in todo:
+            if id(k) in shared:
+                read = [t.expand(len(k), len(rest[0])).index_select(1, column[index]) for t in shared[id(k)]]
+            else:
+                read = list(tables(k, *(a[column[index]] for a in rest)))
+            results.append(work(k, *(a[index] for a in own), *read))
+        if not todo:
+            return tuple(torch.zeros_like(arguments[0]) for _ in range(1 + len(arguments)))
+        order = torch.cat([index for _, index in todo])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return tuple(torch.cat(part)[place].reshape(shape) for part in zip(*results, strict=True))
+
+    def gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
+        return run(*arguments_and_wanted[:-1])[1:]
+
+    return elementwise(run, gradient)
+
+
+@functools.cache
+def log_normalizer(family: Any, parameters: int) -> Callable[..., Tensor]:
+    r"""A function of the parameters, :math:`\log \sum_k w_k`; elementwise, differentiable twice."""
+
+    def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
+        _, q, log_sum = masses(family, k, *own)
+        scores = family.scores(k, *own)
+        return log_sum, *(torch.zeros_like(log_sum) if t is None else (q * t).sum(0) for t in scores)
+
+    return _elementwise(work, family.window, parameters, lambda k: ())
+
+
+@functools.cache
+def expectation(family: Any, parameters: int, integrand: Any) -> Callable[..., Tensor]:
+    r"""A function of a family's parameters and an integrand's arguments, :math:`\sum_k q_k f_k`; elementwise,
+    differentiable twice.
+
+    That ``f`` may be a function of :math:`\log q_k` adds nothing to the derivative: :math:`E[\partial \log q_k] = 0`.
+    """
+
+    def work(k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        own, tables = arguments[:parameters], arguments[parameters:]
+        log_weight, q, log_sum = masses(family, k, *own)
+        f = integrand.value(k, log_weight - log_sum, *tables)
+        value = (q * f).sum(0)
+        centred = q * (f - value)
+        derivatives = [None if t is None else (centred * t).sum(0) for t in family.scores(k, *own)]
+        derivatives += [None if d is None else (q * d).sum(0) for d in integrand.gradient(*tables)]
+        return value, *(torch.zeros_like(value) if d is None else d for d in derivatives)
+
+    form = None
+    if hasattr(family, "as_com_poisson") and getattr(integrand, "is_log_ratio", False):
+        form = functools.partial(_compiled_log_ratio, family, integrand)
+    return _elementwise(work, family.window, parameters, integrand.tables, form)
+
+
+def _check_reach(rate: Tensor, nu: Tensor) -> float:
+    """A count above all that matter of Conway-Maxwell-Poissons; raises DivergedError as :func:`groups`."""
+    nats = NATS[rate.dtype] / nu
+    spread = nats + torch.sqrt(2 * nats * rate)  # Bernstein
+    highest, widest = ((rate + spread).max(), spread.max()) if len(rate) else (torch.zeros(()), torch.zeros(()))
+    check_width(2 * float(widest))
+    return float(highest)
+
+
+def _compiled_log_ratio(
+    family: Any, integrand: Integrand, own: list[Tensor], rest: list[Tensor], column: Tensor
+) -> list[Tensor] | None:
+    rate, nu = family.as_com_poisson(*own)
+    if not is_compiled_for(rate):
+        return None
+    counts = int(_check_reach(rate, nu)) + 2
+    if counts * len(rest[0]) > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
+        return None
+    k = torch.arange(counts, dtype=torch.float64)[:, None]
+    read = [t.expand(counts, len(rest[0])).t() for t in integrand.tables(k, *(a.double() for a in rest))]
+    value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
+    options = torch.stack(read).contiguous().numpy(), -NATS[rate.dtype]
+    arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
+    in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
+    return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
+
+
+def draw(
+    family: Weights, parameters: Sequence[Tensor], uniform: Tensor | None = None, gradient: bool = True
+) -> list[Tensor]:
+    r"""Counts by inversion, and the derivatives of :class:`~pyro_nbvae.distributions.Integer`.
+
+    .. math:: \frac{dz}{d\theta} = -\frac{1}{q_z} \sum_k m_k\, q_k\, (T_k - E[T]), \qquad
+        m_k = 1 \text{ below } z,\ \tfrac12 \text{ at } z.
+
+    The whole sum is 0, so that above the median it is taken from the other side, where nothing cancels.
+
+    Args:
+        parameters: (n,) each.
+        uniform: of the counts, in (0, 1).
+
+    Returns:
+        The counts and, with ``gradient``, their derivative in each parameter, (n,) each.
+    """
+    like = parameters[0]
+    u = torch.rand_like(like) if uniform is None else uniform
+    out = [torch.zeros_like(like) for _ in range(1 + gradient * len(parameters))]
+
+    if hasattr(family, "as_com_poisson") and is_compiled_for(like):
+        rate, nu = family.as_com_poisson(*parameters)
+        _check_reach(rate, nu)
+        arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(like) for _ in range(3)]
+        in_pieces(compiled().com_poisson_integers, len(like), *arrays[0], *arrays[1], options=(-NATS[like.dtype],))
+        return arrays[1][: len(out)]
+    for k, index in pieces(*family.window(NATS[like.dtype], *parameters)):
+        own = [p[index] for p in parameters]
+        _, q, _ = masses(family, k, *own)
+        level = u[index]
+        summed = running_sum(q.clone())
+        z = k[0] + torch.lt(summed, level, out=summed).sum(0).clamp_(max=len(k) - 1)
+        out[0].index_copy_(0, index, z)
+        if not gradient:
+            continue
+        side = (0.5 - level).sign()  # 1: sum from below
+        share_of = (z - k).mul_(side).add_(0.5).clamp_(0, 1).mul_(q)
+        scale = side.neg().div_(q.gather(0, (z - k[0]).long()[None])[0].clamp(min=torch.finfo(q.dtype).tiny))
+        for derivative, t in zip(out[1:], family.scores(k, *own), strict=True):
+            if t is not None:
+                part = (share_of * t).sum(0) - share_of.sum(0) * (q * t).sum(0)
+                derivative.index_copy_(0, index, part.mul_(scale))
+    return out

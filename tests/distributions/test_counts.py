@@ -1,0 +1,258 @@
+"""The Conway-Maxwell-Poisson and every family that states its weights, against sums of their own."""
+
+import itertools
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+from pyro.distributions import constraints
+from torch.distributions import kl_divergence
+
+from pyro_nbvae.distributions import (
+    ConwayMaxwellPoisson,
+    CountDistribution,
+    Integer,
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    RelaxedPoisson,
+)
+from pyro_nbvae.distributions.relaxations import DivergedError
+from pyro_nbvae.distributions.windows import draw, groups
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+MEANS = (1e-3, 0.05, 0.7, 3.0, 40.0, 1e3)
+NUS = tuple(math.exp(x) for x in (-3, -1, 0, 1.5, 3, 5))
+
+
+class Binomial(CountDistribution):
+    arg_constraints = {"total_count": constraints.nonnegative_integer, "logits": constraints.real}
+    support = constraints.nonnegative_integer
+    log_weight = staticmethod(lambda k, n, logits: k * logits - torch.lgamma(k + 1) - torch.lgamma(n - k + 1))
+    scores = staticmethod(lambda k, n, logits: (None, k))
+    window = staticmethod(lambda nats, n, logits: (torch.zeros_like(n), n))
+
+
+def rate_of(mean, nu):
+    """A rate whose mean is about that."""
+    return mean if mean >= 1 else mean ** (1 / nu)
+
+
+def reference(rate, nu):
+    """Counts and log masses by direct summation in double precision, about the mode."""
+    reach = int(rate + 60 * math.sqrt(rate / nu) + 100 / nu + 60)
+    k = np.arange(reach + 1.0)
+    mode = math.floor(rate)
+    log_w = nu * ((k - mode) * math.log(rate) - (scipy.special.gammaln(k + 1) - scipy.special.gammaln(mode + 1)))
+    return k, log_w - scipy.special.logsumexp(log_w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("nu", NUS, ids=lambda nu: f"nu {nu:.3g}")
+@pytest.mark.parametrize("mean", MEANS)
+def test_accuracy(mean, nu, dtype):
+    rate = rate_of(mean, nu)
+    if torch.tensor(rate, dtype=dtype) < torch.finfo(dtype).tiny:
+        pytest.skip("the rate is below the smallest number")
+    d = ConwayMaxwellPoisson(torch.tensor(rate, dtype=dtype), torch.tensor(nu, dtype=dtype))
+    k, log_q = reference(float(d.rate), float(d.nu))
+    q = np.exp(log_q)
+    m = float((q * k).sum())
+    likely = log_q > -30
+    at = torch.tensor(k[likely], dtype=dtype)
+    p = NegativeBinomial(torch.tensor(1.7, dtype=dtype), logits=torch.tensor(math.log(max(m, 0.1)), dtype=dtype))
+    log_p = scipy.stats.nbinom.logpmf(k, float(p.total_count), float(torch.sigmoid(-p.logits.double())))
+    expected = {
+        "mean": (d.mean, m),
+        "variance": (d.variance, (q * (k - m) ** 2).sum()),
+        "entropy": (d.entropy(), -(q * log_q).sum()),
+        "log_prob": (d.log_prob(at), log_q[likely]),
+        "cdf": (d.cdf(torch.tensor(math.floor(m) + 1.0, dtype=dtype)), q[: math.floor(m) + 2].sum()),
+        "kl": (kl_divergence(d, p), (q * (log_q - log_p)).sum()),
+    }
+    for name, (ours, theirs) in expected.items():
+        theirs = np.asarray(theirs)
+        error = np.abs(ours.double().numpy() - theirs) / np.maximum(1, np.abs(theirs))
+        assert error.max() < TOLERANCE[dtype], (name, error.max())
+
+
+def test_normalizer_against_mpmath():
+    """Where the counts are few and nu is no integer: sum (mu^k / k!)^nu e^(-mu nu) to 30 digits."""
+    mpmath.mp.dps = 30
+    for rate, nu in ((0.3, 0.7), (2.5, 1.9), (6.0, 0.2)):
+        series = mpmath.nsum(lambda k, a=rate, b=nu: (mpmath.mpf(a) ** k / mpmath.factorial(k)) ** b, [0, mpmath.inf])
+        d = ConwayMaxwellPoisson(torch.tensor(rate, dtype=torch.float64), torch.tensor(nu, dtype=torch.float64))
+        expected = float(-mpmath.log(series))
+        assert abs(float(d.log_prob(torch.tensor(0.0).double())) - expected) < 1e-12
+
+
+def test_it_is_the_poisson_at_one():
+    rate = torch.tensor([0.01, 0.7, 5.0, 300.0]).double()
+    one, poisson = ConwayMaxwellPoisson(rate, 1.0), torch.distributions.Poisson(rate)
+    k = torch.arange(400.0).double()[:, None]
+    torch.testing.assert_close(one.log_prob(k), poisson.log_prob(k), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(one.mean, rate)
+    torch.testing.assert_close(one.variance, rate)
+
+
+def test_a_binomial_in_five_lines():
+    n, logits = torch.tensor([1.0, 5.0, 30.0, 30.0]).double(), torch.tensor([0.3, -1.0, 0.0, 4.0]).double()
+    d = Binomial(n, logits)
+    theirs = scipy.stats.binom(n.numpy(), torch.sigmoid(logits).numpy())
+    k = torch.arange(2.0).double()[:, None]
+    np.testing.assert_allclose(d.mean, theirs.mean(), rtol=1e-10)
+    np.testing.assert_allclose(d.variance, theirs.var(), rtol=1e-10)
+    np.testing.assert_allclose(d.entropy(), theirs.entropy(), rtol=1e-10)
+    np.testing.assert_allclose(d.cdf(k), theirs.cdf(k.numpy()), rtol=1e-10, atol=1e-30)
+    np.testing.assert_allclose(d.log_prob(k), theirs.logpmf(k.numpy()), rtol=1e-10)
+    assert (
+        kl_divergence(RelaxedPoisson(torch.ones(2).double()), Binomial(n[:2], logits[:2])).isinf().all()
+    )  # mass beyond n
+
+
+def families():
+    """One of each kind, with overlapping counts."""
+    a = torch.tensor([0.3, 2.0, 9.0]).double()
+    return {
+        "poisson": RelaxedPoisson(a),
+        "torch's poisson": torch.distributions.Poisson(a + 0.5),
+        "nb": NegativeBinomial(torch.tensor(1.5).double(), logits=(a / 2).log()),
+        "torch's nb": torch.distributions.NegativeBinomial(torch.tensor(4.0).double(), logits=(a / 5).log()),
+        "relaxed nb": RelaxedNegativeBinomial(torch.tensor(2.5).double(), logits=(a / 3).log()),
+        "com-poisson": ConwayMaxwellPoisson(a, torch.tensor([0.4, 3.0, 1.2]).double()),
+        "binomial": Binomial(torch.tensor([4.0, 9.0, 30.0]).double(), a.log() - 1),
+    }
+
+
+@pytest.mark.parametrize(("q", "p"), list(itertools.product(families(), families())))
+def test_every_pair_has_its_kl(q, p):
+    """Against the sum of q (log q - log p); infinite where p lacks counts that q has."""
+    q, p = families()[q], families()[p]
+    k = torch.arange(400.0).double()[:, None]
+    for d in (q, p):
+        d._validate_args = False
+    log_q, log_p = q.log_prob(k), p.log_prob(k)
+    terms = torch.where(log_q < -600, 0, log_q.exp() * (log_q - log_p))
+    expected = terms.sum(0)
+    torch.testing.assert_close(kl_divergence(q, p), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("p", ["nb", "poisson", "com-poisson"])
+def test_kl_derivatives(p):
+    """Once and twice, in q's and in p's parameters, against finite differences."""
+
+    def kl(rate, nu, a, b):
+        prior = {
+            "nb": lambda: NegativeBinomial(a, logits=b),
+            "poisson": lambda: RelaxedPoisson(a),
+            "com-poisson": lambda: ConwayMaxwellPoisson(a, b.exp()),
+        }[p]()
+        return kl_divergence(ConwayMaxwellPoisson(rate, nu), prior)
+
+    points = [torch.tensor(x).double() for x in ([0.4, 6.0], [2.5, 0.6], [1.3, 2.0], [0.2, -0.5])]
+    points = [x.requires_grad_() for x in points]
+    assert torch.autograd.gradcheck(kl, points)
+    assert torch.autograd.gradgradcheck(kl, points)
+
+
+def test_derivatives_of_moments():
+    def all_of(rate, nu):
+        d = ConwayMaxwellPoisson(rate, nu)
+        return (
+            d.mean,
+            d.variance,
+            d.entropy(),
+            d.cdf(torch.tensor(2.0).double()),
+            d.log_prob(torch.tensor(3.0).double()),
+        )
+
+    points = [torch.tensor(x).double().requires_grad_() for x in ([0.4, 6.0, 2.0], [2.5, 0.6, 1.0])]
+    assert torch.autograd.gradcheck(all_of, points)
+    assert torch.autograd.gradgradcheck(all_of, points)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("p", ["nb", "poisson"])
+def test_the_compiled_loop_is_the_sum(p, dtype):
+    """A batch over one prior, which the compiled loop takes, against the same elements without their batch."""
+    generator = torch.Generator().manual_seed(0)
+    log_rate, log_nu = (torch.randn(300, 4, generator=generator, dtype=dtype) for _ in range(2))
+    a = torch.linspace(0.5, 3.0, 4, dtype=dtype)
+
+    def gradients(rows):
+        leaves = [x.clone().requires_grad_() for x in (log_rate[rows], log_nu[rows], a)]
+        prior = NegativeBinomial(leaves[2], logits=leaves[2] / 5) if p == "nb" else RelaxedPoisson(leaves[2])
+        q = ConwayMaxwellPoisson((2 * leaves[0]).exp(), leaves[1].exp())
+        kl = kl_divergence(q, prior.expand(q.batch_shape))
+        return kl, torch.autograd.grad(kl.sum(), leaves)
+
+    kl, whole = gradients(slice(None))
+    rows = [gradients(slice(i, i + 1)) for i in range(0, 300, 13)]
+    for i, (one, parts) in zip(range(0, 300, 13), rows, strict=True):
+        torch.testing.assert_close(kl[i : i + 1], one, rtol=1e-5, atol=2e-6)
+        for both, single in zip(whole[:2], parts[:2], strict=True):
+            torch.testing.assert_close(both[i : i + 1], single, rtol=1e-4, atol=2e-5)
+    everything = [gradients(slice(i, i + 1))[1][2] for i in range(300)]
+    torch.testing.assert_close(whole[2], torch.stack(everything).sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nu", [0.2, 1.0, 6.0])
+@pytest.mark.parametrize("rate", [0.4, 5.0, 60.0])
+def test_samples_fit_the_masses(rate, nu):
+    d = ConwayMaxwellPoisson(rate, torch.tensor(nu), relaxation=Integer())
+    k, log_q = reference(float(d.rate), float(d.nu))
+    z = d.rsample(torch.Size([100_000])).numpy()
+    edges = [0, *np.flatnonzero(np.diff(np.floor(np.exp(log_q).cumsum() * 20))) + 1, len(k)]
+    observed = np.histogram(z, bins=np.array(edges) - 0.5)[0]
+    expected = np.add.reduceat(np.exp(log_q), edges[:-1]) * len(z)
+    kept = expected > 5
+    statistic = ((observed - expected) ** 2 / expected)[kept].sum()
+    assert scipy.stats.chi2.sf(statistic, max(1, kept.sum() - 1)) > 1e-4
+
+
+def test_the_compiled_draw_is_the_general_one():
+    """On the same uniforms, where none falls on a boundary of two counts."""
+    generator = torch.Generator().manual_seed(0)
+    rate, nu = (torch.randn(5_000, generator=generator, dtype=torch.float64).exp() for _ in range(2))
+    uniform = torch.rand(5_000, generator=generator, dtype=torch.float64)
+
+    class General(ConwayMaxwellPoisson):
+        as_com_poisson = property()
+
+    class Plain:
+        window, log_weight, scores = General.window, General.log_weight, General.scores
+
+    for ours, theirs in zip(
+        draw(ConwayMaxwellPoisson, [rate, nu], uniform), draw(Plain, [rate, nu], uniform), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def test_every_window_is_in_one_group():
+    low = torch.tensor([0.0, 0, 3, 90, 95, 1000, 7, 0])
+    high = low + torch.tensor([0.0, 5, 11, 40, 17, 700, 3, 300])
+    seen = torch.zeros(len(low))
+    for k, index in groups(low, high):
+        assert (k[0] <= low[index]).all() and (k[-1] >= high[index]).all()
+        seen[index] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, 1e14])
+def test_parameters_that_cannot_be_summed(rate):
+    d = ConwayMaxwellPoisson(torch.tensor(rate), 0.5, relaxation=Integer(), validate_args=False)
+    for call in (d.rsample, lambda: d.mean, lambda: kl_divergence(d, RelaxedPoisson(1.0))):
+        with pytest.raises(DivergedError, match="count distribution"):
+            call()
+
+
+def test_wrong_parameters():
+    with pytest.raises(TypeError, match="takes the parameters rate, nu"):
+        ConwayMaxwellPoisson(1.0)
+    with pytest.raises(ValueError, match="nu"):
+        ConwayMaxwellPoisson(1.0, -1.0, validate_args=True)
+    with pytest.raises(ValueError, match="support"):
+        ConwayMaxwellPoisson(1.0, 1.0, validate_args=True).log_prob(torch.tensor(0.5))

@@ -1,0 +1,170 @@
+"""Integer samples and their gradient, against exact derivatives by summation."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_nbvae.distributions import (
+    ConwayMaxwellPoisson,
+    Integer,
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    RelaxedPoisson,
+)
+from pyro_nbvae.distributions.relaxations import DivergedError, integer
+from pyro_nbvae.distributions.windows import draw
+
+F64 = torch.float64
+
+
+def every_count(log_mass):
+    """The counts whose mass is above 1e-12, that mass, and a uniform that inversion sends to each."""
+    mass = log_mass.exp()
+    uniform = mass.cumsum(0) - mass / 2
+    likely = mass > 1e-12
+    return torch.arange(len(mass), dtype=F64)[likely], mass[likely], uniform[likely]
+
+
+def truth(moment, *parameters):
+    leaves = [torch.tensor(p, dtype=F64, requires_grad=True) for p in parameters]
+    return torch.autograd.grad(moment(*leaves), leaves)
+
+
+# E[z] and E[z^2] of a negative binomial
+def first(r, logits):
+    return r * logits.exp()
+
+
+def second(r, logits):
+    return first(r, logits) * (1 + logits.exp()) + first(r, logits) ** 2
+
+
+@pytest.mark.parametrize("mean", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("r", [0.05, 0.5, 4.0, 300.0])
+def test_negative_binomial_is_unbiased_for_quadratics(r, mean):
+    """The sum over all counts of q(z) f'(z) dz/dtheta against d E[f]/dtheta, f = z and f = z^2."""
+    logits = math.log(mean / r)
+    exact = NegativeBinomial(torch.tensor(r, dtype=F64), logits=torch.tensor(logits, dtype=F64))
+    k, mass, uniform = every_count(exact.log_prob(torch.arange(40_000.0, dtype=F64)))
+    z, d_r, d_logits = integer.draw_negative_binomial(torch.full_like(k, r), torch.full_like(k, logits), uniform)
+    assert torch.equal(z, k)
+    for moment, slope in ((first, torch.ones_like(k)), (second, 2 * k)):
+        for ours, theirs in zip((d_r, d_logits), truth(moment, r, logits), strict=True):
+            torch.testing.assert_close((mass * slope * ours).sum(), theirs, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(d_logits, (k + (k + r) * torch.sigmoid(torch.tensor(logits, dtype=F64))) / 2)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1.0, 30.0])
+def test_poisson_is_unbiased_for_quadratics(rate):
+    k, mass, _ = every_count(torch.distributions.Poisson(torch.tensor(rate, dtype=F64)).log_prob(torch.arange(200.0)))
+    torch.manual_seed(0)
+    log_rate = torch.full((50,), math.log(rate), dtype=F64, requires_grad=True)
+    z = RelaxedPoisson(log_rate.exp(), relaxation=Integer()).rsample()
+    (slope,) = torch.autograd.grad(z.sum(), log_rate)
+    torch.testing.assert_close(slope, (rate + z.detach()) / 2)
+    torch.testing.assert_close((mass * 2 * k * (rate + k) / 2).sum(), torch.tensor(rate + 2 * rate**2, dtype=F64))
+
+
+@pytest.mark.parametrize("nu", [0.3, 1.0, 6.0])
+@pytest.mark.parametrize("rate", [0.3, 4.0, 90.0])
+def test_com_poisson_is_unbiased_for_quadratics(rate, nu):
+    def d(rate, nu):
+        return ConwayMaxwellPoisson(rate, nu)
+
+    point = torch.tensor(rate, dtype=F64), torch.tensor(nu, dtype=F64)
+    k, mass, uniform = every_count(d(*point).log_prob(torch.arange(600.0, dtype=F64)))
+    z, *slopes = draw(ConwayMaxwellPoisson, [torch.full_like(k, rate), torch.full_like(k, nu)], uniform)
+    assert torch.equal(z, k)
+    moments = (
+        (lambda a, b: d(a, b).mean, torch.ones_like(k)),
+        (
+            lambda a, b: d(a, b).variance + d(a, b).mean ** 2,
+            2 * k,
+        ),
+    )
+    for moment, slope in moments:
+        for ours, theirs in zip(slopes, truth(moment, rate, nu), strict=True):
+            torch.testing.assert_close((mass * slope * ours).sum(), theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_large_dispersion_is_the_poisson():
+    """At r = 1e7 and mean 3, dz/d(log mean) at fixed r is the Poisson's (mean + z) / 2."""
+    r, mean = 1e7, 3.0
+    uniform = torch.rand(2_000, dtype=F64)
+    logits = torch.full_like(uniform, math.log(mean / r))
+    z, d_r, d_logits = integer.draw_negative_binomial(torch.full_like(uniform, r), logits, uniform)
+    expected = (mean + z) / 2
+    torch.testing.assert_close(d_logits, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(d_r * r, expected, rtol=1e-5, atol=1e-6)
+
+
+CASES = {
+    "nb": lambda a, b, **o: RelaxedNegativeBinomial(a.exp(), logits=b, **o),
+    "com-poisson": lambda a, b, **o: ConwayMaxwellPoisson(a.exp(), b.exp(), **o),
+    "poisson": lambda a, b, **o: RelaxedPoisson((a + b).exp(), **o),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampled_gradients_of_a_smooth_function(name):
+    """Of E[e^(-z/3)], within 4 standard errors of the exact derivative, plus the 3 % of the trapezoid on that slope."""
+    make = CASES[name]
+    points = [torch.tensor(x, requires_grad=True) for x in (0.5, 0.4)]
+    k = torch.arange(3_000.0, dtype=F64)
+    leaves = [p.detach().double().requires_grad_() for p in points]
+    expected = torch.autograd.grad((make(*leaves).log_prob(k).exp() * (-k / 3).exp()).sum(), leaves)
+    wide = [p.detach().expand(200_000).clone().requires_grad_() for p in points]
+    z = make(*wide, relaxation=Integer()).rsample()
+    for one, theirs in zip(torch.autograd.grad((-z / 3).exp().sum(), wide), expected, strict=True):
+        error = float(one.std()) / math.sqrt(len(one))
+        assert abs(float(one.double().mean() - theirs)) < 4 * error + 0.03 * abs(float(theirs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_finite_over_the_whole_range(dtype):
+    log_r, logits = torch.meshgrid(torch.linspace(-14, 18, 40), torch.linspace(-15, 6, 30), indexing="ij")
+    keep = log_r + logits < 12
+    a, b = (x[keep].to(dtype).repeat(20).requires_grad_() for x in (log_r, logits))
+    z = RelaxedNegativeBinomial(a.exp(), logits=b, relaxation=Integer()).rsample()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (a, b)))
+    log_rate, log_nu = torch.meshgrid(torch.linspace(-9, 7, 40), torch.linspace(-3, 5, 30), indexing="ij")
+    a, b = (x.reshape(-1).to(dtype).repeat(20).requires_grad_() for x in (log_rate, log_nu))
+    z = ConwayMaxwellPoisson(a.exp(), b.exp(), relaxation=Integer()).rsample()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (a, b)))
+
+
+@pytest.mark.parametrize("mean", [0.3, 40.0])
+def test_the_compiled_loop_is_the_general_form(mean, monkeypatch):
+    """On the same uniforms."""
+    r = torch.tensor([0.07, 1.0, 50.0], dtype=F64).repeat(500)
+    logits = (mean / r).log()
+    uniform = torch.rand_like(r)
+    compiled = integer.draw_negative_binomial(r, logits, uniform)
+    monkeypatch.setattr(integer, "is_compiled_for", lambda x: False)
+    for ours, theirs in zip(compiled, integer.draw_negative_binomial(r, logits, uniform), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_draws_do_not_depend_on_the_number_of_threads():
+    r, logits = torch.rand(3, 20_000)[:2] * 3
+    threads = torch.get_num_threads()
+    drawn = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        torch.manual_seed(0)
+        drawn.append(RelaxedNegativeBinomial(r, logits=logits, relaxation=Integer()).rsample())
+    torch.set_num_threads(threads)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("logits", [math.nan, math.inf])
+def test_rates_that_are_not_finite(logits):
+    q = RelaxedNegativeBinomial(torch.ones(3), logits=torch.tensor(logits), relaxation=Integer(), validate_args=False)
+    with pytest.raises(DivergedError, match="finite"):
+        q.rsample()
+
+
+def test_empty():
+    for make in CASES.values():
+        assert make(torch.zeros(0, 3), torch.zeros(0, 3), relaxation=Integer()).rsample().shape == (0, 3)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from pyro_nbvae.distributions.threads import PIECE
+
 compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 
 # Counts on either side of the mode that a loop keeps the weights of.
@@ -145,3 +147,99 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, e
         derivatives[i, 1] = (f_log - mean * by_log) / total
         for s in range(others):
             derivatives[i, 2 + s] /= total
+
+
+@compile_loop
+def _mix(x):
+    """splitmix64 (Steele, Lea and Flood, 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@compile_loop
+def exponential(seed, latent, k):
+    """The k-th unit exponential of a latent."""
+    stream = _mix(np.uint64(seed) + np.uint64(latent) * np.uint64(0x9E3779B97F4A7C15))
+    bits = _mix(stream + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15))
+    return -math.log((float(bits >> np.uint64(11)) + 0.5) * 2.0**-53)
+
+
+@compile_loop
+def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through):
+    """Of :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`; r plays no part if ``poisson``."""
+    for i in range(len(logits)):
+        tau, shape = float(temperature[i]), max(float(r[i]), 1e-15)
+        scale = math.exp(-min(max(float(logits[i]), -80.0), 80.0))
+        latest = 1 + tail * tau
+        clock, drift, u, waiting, h = 0.0, 0.0, 0.0, shape, 0.0
+        soft, hard, in_l, in_r = 0.0, 0.0, 0.0, 0.0
+        n = 0
+        while u < latest:
+            gap = exponential(seed, piece * PIECE + i, n)
+            if poisson:
+                clock += gap
+                u = clock * scale
+            else:
+                waiting = shape + n
+                clock += gap / waiting
+                drift += gap / (waiting * waiting)
+                u = min(math.expm1(clock) * scale, 1e30)
+            n += 1
+            x = (1 - u) / tau
+            if smoothstep:
+                x = min(max(x, -1.0), 1.0)
+                h = 0.5 + x * (0.75 - 0.25 * x * x)
+                slope = 0.75 * (1 - x * x) / tau
+            else:
+                h = 1 / (1 + math.exp(-x))
+                slope = h * (1 - h) / tau
+            soft += h
+            if u < 1:
+                hard += 1
+            in_l += slope * u
+            in_r += slope * (u + scale) * drift
+        if not smoothstep:  # the mean of what comes after the last arrival drawn
+            rate = 1 / scale if poisson else (shape + n) / (scale + u)
+            left = -math.log1p(-h) * rate * tau
+            flux = rate * h
+            soft += left
+            in_l += left + flux * u
+            in_r += left / (shape + n) + drift * (left + flux * (scale + u))
+        z[i] = hard if straight_through else soft
+        d_logits[i] = in_l
+        d_r[i] = in_r
+
+
+@compile_loop
+def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, straight_through):
+    """Of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`; ``reach``: the largest count of
+    each."""
+    for i in range(len(log_rate)):
+        tau, log_mass, last = float(temperature[i]), float(log_rate[i]), min(float(reach[i]), float(max_count))
+        rate = math.exp(log_mass)
+        # a mass over that at 0 may overflow where the rate is large: counts far below it take no part
+        first = max(0.0, math.floor(2 * rate - float(reach[i])))
+        first = min(first, last)
+        mass, top, best, winner = 1.0, -1e300, -1.0, first
+        s0, s1, s2 = 0.0, 0.0, 0.0
+        k = first
+        while True:
+            speed = mass / exponential(seed, piece * PIECE + i, k)
+            if speed > best:
+                best, winner = speed, k
+            x = math.log(speed) / tau
+            if x > top:
+                shrink = math.exp(top - x)
+                s0, s1, s2, top = s0 * shrink, s1 * shrink, s2 * shrink, x
+            w, j = math.exp(x - top), k - first
+            s0 += w
+            s1 += w * j
+            s2 += w * j * j
+            if k + 1 > last:
+                break
+            mass *= rate / (k + 1)
+            k += 1
+        average = s1 / s0
+        z[i] = winner if straight_through else first + average
+        d_log_rate[i] = max(s2 / s0 - average * average, 0.0) / tau

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from pyro_nbvae.distributions.relaxations import arrival_times, fused, gumbel_softmax
+from tests.distributions import by_textbook
 
 
 @triton.jit
@@ -16,8 +17,8 @@ def _draw(out, n, seed, ROWS: tl.constexpr, SIZE: tl.constexpr):
         tl.store(out + k * n + i, fused._exponential(seed + k, i), mask=i < n)
 
 
-def noise(rows, n, seed):
-    """The unit exponentials that the kernels draw after ``torch.manual_seed(seed)``, (rows, n)."""
+def noise(rows, n, seed=3):
+    """The unit exponentials that the kernels draw next, (rows, n)."""
     torch.manual_seed(seed)
     stream = int(torch.randint(2**31 - 2**24, ()))
     out = torch.empty(rows, n)
@@ -26,76 +27,22 @@ def noise(rows, n, seed):
     return out.double()
 
 
-def close(got, expected):
-    torch.testing.assert_close(got.double(), expected.detach(), rtol=2e-5, atol=2e-5)
+def arrivals(r, logits, temperature, indicator, hard):
+    return fused.count_arrivals(r, logits, temperature, indicator, hard, arrival_times.TAIL[indicator])
 
 
-def arrivals(poisson, indicator, per_latent, hard):
-    n = 150  # of means from 0.1 to 6, dispersions up to 1e4
-    r = torch.logspace(-1, 4, n, dtype=torch.float64).requires_grad_()
-    log_mean = torch.linspace(-2.3, 1.8, n, dtype=torch.float64)
-    logits = (log_mean if poisson else log_mean - r.detach().log()).requires_grad_()
-    tau = torch.linspace(0.05, 1.0, n) if per_latent else torch.tensor(0.3)
-    gaps = noise(100, n, seed=3)
-    count = None if poisson else r.detach().float()
-    tail = arrival_times.TAIL[indicator]
-    given = tau if per_latent else 0.3
-    z, d_l, d_r = fused.count_arrivals(count, logits.detach().float(), given, indicator, hard, tail)
-    textbook, integers = [], []
-    for i in range(n):
-        t = float(tau[i] if per_latent else tau)
-        b = torch.exp(-logits[i])
-        if poisson:
-            u = b * gaps[:, i].cumsum(0)
-        else:
-            u = b * torch.expm1((gaps[:, i] / (r[i] + torch.arange(len(gaps)))).cumsum(0))
-        drawn = int((u < 1 + tail * t).sum()) + 1
-        u = u[:drawn]
-        x = (1 - u) / t
-        if indicator == "sigmoid":
-            future = logits[i].exp() if poisson else (r[i] + drawn) / (b + u[-1])
-            textbook.append(torch.sigmoid(x).sum() + future * t * torch.nn.functional.softplus(x[-1]))
-        else:
-            x = x.clamp(-1, 1)
-            textbook.append((0.5 + 0.75 * x - 0.25 * x**3).sum())
-        integers.append((u < 1).sum())
-    soft = torch.stack(textbook)
-    expected = torch.autograd.grad(soft.sum(), (logits,) if poisson else (logits, r))
-    close(z, torch.stack(integers).double() if hard else soft)
-    close(d_l, expected[0])
-    assert (d_r is None) == poisson
-    if not poisson:
-        close(d_r, expected[1])
-
-
-def races(per_latent, hard):
-    n, max_count = 150, 30
-    log_rate = torch.linspace(2, -2, n, dtype=torch.float64).requires_grad_()
-    tau = torch.linspace(0.1, 1.0, n) if per_latent else torch.tensor(0.5)
-    exponentials = noise(max_count + 1, n, seed=4)
-    rate = log_rate.detach().float()
-    given = tau if per_latent else 0.5
-    reach = gumbel_softmax.gumbel_reach(rate.exp(), given)
-    z, dz = fused.run_races(rate, reach, given, max_count, hard)
-    textbook, winners = [], []
-    for i in range(n):
-        k = torch.arange(min(max_count, math.floor(reach[i])) + 1.0, dtype=torch.float64)
-        score = k * log_rate[i] - torch.lgamma(k + 1) - exponentials[: len(k), i].log()
-        textbook.append((torch.softmax(score / float(tau[i] if per_latent else tau), 0) * k).sum())
-        winners.append(score.argmax())
-    soft = torch.stack(textbook)
-    close(z, torch.stack(winners).double() if hard else soft)
-    expected = torch.autograd.grad(soft.sum(), log_rate)[0]
-    torch.testing.assert_close(dz.double(), expected, rtol=1e-3, atol=1e-4)
+def races(log_rate, temperature, max_count, hard):
+    reach = gumbel_softmax.gumbel_reach(log_rate.exp(), temperature)
+    return fused.run_races(log_rate, reach, temperature, max_count, hard)
 
 
 if __name__ == "__main__":
     for poisson in (False, True):
         for indicator in arrival_times.TAIL:
-            arrivals(poisson, indicator, per_latent=poisson, hard=False)
-            arrivals(poisson, indicator, per_latent=not poisson, hard=True)
-    races(per_latent=False, hard=False)
-    races(per_latent=True, hard=True)
+            by_textbook.arrivals(arrivals, noise, poisson, indicator, per_latent=poisson, hard=False)
+            by_textbook.arrivals(arrivals, noise, poisson, indicator, per_latent=not poisson, hard=True)
+    by_textbook.races(races, noise, per_latent=False, hard=False)
+    by_textbook.races(races, noise, per_latent=True, hard=True)
     tail = arrival_times.TAIL["sigmoid"]
     bad, *_ = fused.count_arrivals(
         None, torch.tensor([0.0, math.nan]), 0.1, "sigmoid", False, arrival_times.TAIL["sigmoid"]

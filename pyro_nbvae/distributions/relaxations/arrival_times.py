@@ -23,9 +23,20 @@ from pyro_nbvae.distributions.relaxations.base import (
     check_temperature,
     flat_temperature,
     pathwise,
+    per_latent,
 )
 from pyro_nbvae.distributions.relaxations.kernels import fused_kernels
-from pyro_nbvae.distributions.relaxations.noise import Noise, add, pieces, put, running_sum, take, unit_exponentials
+from pyro_nbvae.distributions.relaxations.noise import (
+    Noise,
+    add,
+    pieces,
+    put,
+    running_sum,
+    seed,
+    take,
+    unit_exponentials,
+)
+from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
 
 if TYPE_CHECKING:
     from pyro_nbvae.distributions.relaxed import RelaxedCount
@@ -90,10 +101,12 @@ class ArrivalTimes(Relaxation):
             r, logits = flat[0] if len(flat) == 2 else None, flat[-1]
             options = (temperature, self.indicator, self.straight_through)
             kernels = fused_kernels(logits)
-            if kernels is None:
-                z, d_logits, d_r = count_arrivals(r, logits, *options)
-            else:
+            if kernels is not None:
                 z, d_logits, d_r = kernels.count_arrivals(r, logits, *options, TAIL[self.indicator])
+            elif is_compiled_for(logits):
+                z, d_logits, d_r = _compiled_arrivals(r, logits, *options)
+            else:
+                z, d_logits, d_r = count_arrivals(r, logits, *options)
             return (z, d_logits) if d_r is None else (z, d_r, d_logits)
 
         return pathwise(sampler, *parameters)
@@ -102,6 +115,26 @@ class ArrivalTimes(Relaxation):
 def horizon(temperature: float | Tensor, indicator: Indicator) -> float | Tensor:
     """The time T up to which arrivals are drawn one by one: 1 + c * temperature."""
     return 1 + temperature * TAIL[indicator]
+
+
+def _compiled_arrivals(
+    r: Tensor | None, logits: Tensor, temperature: float | Tensor, indicator: Indicator, straight_through: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As :func:`count_arrivals`, by a compiled loop."""
+    rate = logits.exp()
+    check_rates(rate if r is None else rate.mul_(r))
+    z, d_logits, d_r = (torch.empty_like(logits) for _ in range(3))
+    arrays = (
+        (logits if r is None else r).contiguous(),
+        logits.contiguous(),
+        per_latent(temperature, logits),
+        z,
+        d_r,
+        d_logits,
+    )
+    options = seed(), r is None, indicator == "smoothstep", TAIL[indicator], straight_through
+    in_pieces(compiled().arrivals, len(logits), *arrays, options=options)
+    return z, d_logits, None if r is None else d_r
 
 
 def count_arrivals(

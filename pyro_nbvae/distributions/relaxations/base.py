@@ -87,6 +87,13 @@ def flat_temperature(temperature: float | Tensor, like: Tensor) -> float | Tenso
     return temperature
 
 
+def per_latent(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """One temperature for each element of ``like``, (n,)."""
+    if isinstance(temperature, Tensor) and temperature.dim():
+        return temperature.to(like).contiguous()
+    return torch.full_like(like, float(temperature))
+
+
 def full_precision(x: Tensor) -> Tensor:
     """Half precisions in single, others as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

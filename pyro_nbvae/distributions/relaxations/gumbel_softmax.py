@@ -22,10 +22,12 @@ from pyro_nbvae.distributions.relaxations.base import (
     check_temperature,
     flat_temperature,
     pathwise,
+    per_latent,
 )
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.distributions.relaxations.kernels import fused_kernels
-from pyro_nbvae.distributions.relaxations.noise import Noise, pieces, put, take, unit_exponentials
+from pyro_nbvae.distributions.relaxations.noise import Noise, pieces, put, seed, take, unit_exponentials
+from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
 
 if TYPE_CHECKING:
     from pyro_nbvae.distributions.relaxed import RelaxedCount
@@ -88,13 +90,13 @@ class GumbelSoftmax(Relaxation):
             largest = flat.max().exp()
             arguments = (temperature, self.max_count, self.straight_through)
             kernels = fused_kernels(flat)
-            if kernels is None:
-                if not bool(largest.isfinite()):
-                    raise DivergedError("a rate is not finite")
-                _warn_if_cut(largest, self.max_count)
-                return run_races(flat, *arguments)
-            _watch.see(largest, self.max_count)
-            return kernels.run_races(flat, gumbel_reach(flat.exp(), temperature), *arguments)
+            if kernels is not None:
+                _watch.see(largest, self.max_count)
+                return kernels.run_races(flat, gumbel_reach(flat.exp(), temperature), *arguments)
+            if not bool(largest.isfinite()):
+                raise DivergedError("a rate is not finite")
+            _warn_if_cut(largest, self.max_count)
+            return (_compiled_races if is_compiled_for(flat) else run_races)(flat, *arguments)
 
         return pathwise(sampler, log_rate)
 
@@ -200,6 +202,17 @@ def run_races(
     mean = s1.div_(s0)
     dz = s2.div_(s0).sub_(mean * mean).clamp_(min=0).div_(temperature)
     return (mean.add_(centre).clamp_(min=0) if winner is None else winner), dz
+
+
+def _compiled_races(
+    log_rate: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
+) -> tuple[Tensor, Tensor]:
+    """As :func:`run_races`, by a compiled loop."""
+    z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
+    reach = gumbel_reach(log_rate.exp(), temperature)
+    arrays = log_rate.contiguous(), per_latent(temperature, log_rate), reach, z, dz
+    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed(), max_count, straight_through))
+    return z, dz
 
 
 def _warn_if_cut(largest: Tensor, max_count: int) -> None:

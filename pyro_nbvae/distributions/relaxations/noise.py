@@ -20,6 +20,11 @@ def unit_exponentials(width: int, like: Tensor) -> Tensor:
     return uniform.clamp_(min=torch.finfo(like.dtype).eps / 4).log_().neg_()
 
 
+def seed() -> int:
+    """A seed for a compiled loop, from torch's generator."""
+    return int(torch.randint(1 << 62, ()))
+
+
 def pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
     """Slices of ``count`` latents so that ``width`` numbers for each make one piece."""
     size = max(1, PIECE.get(device.type, PIECE["cuda"]) // width)

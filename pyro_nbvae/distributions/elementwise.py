@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
@@ -26,6 +26,17 @@ def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
     dtype = functools.reduce(torch.promote_types, floats) if floats else torch.get_default_dtype()
     compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     return [t.to(compute) for t in torch.broadcast_tensors(*tensors)], dtype
+
+
+def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], Tensor]:
+    """Tensors of one shape without the dimensions that all of them are only expanded along, flat; and, (n,), which of
+    their elements each element of the shape is."""
+    for dim in range(len(shape)):
+        if shape[dim] > 1 and all(a.stride(dim) == 0 for a in arguments):
+            arguments = [a.narrow(dim, 0, 1) for a in arguments]
+    kept = arguments[0].shape if arguments else torch.Size()
+    which = torch.arange(kept.numel(), device=arguments[0].device if arguments else None).reshape(kept)
+    return [a.reshape(-1) for a in arguments], which.expand(shape).reshape(-1)
 
 
 def elementwise(

@@ -13,14 +13,17 @@ where :math:`J` vanishes where the dispersions agree and is a one-dimensional in
 from __future__ import annotations
 
 import weakref
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_nbvae.distributions.elementwise import Wanted, elementwise
-from pyro_nbvae.distributions.special import log_quotient, softplus_difference
+from pyro_nbvae.distributions import special
+from pyro_nbvae.distributions.elementwise import Wanted, elementwise, unexpanded
+from pyro_nbvae.distributions.special import digamma_difference, log_quotient, softplus_difference
+from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
 
 # Quadrature: trapezoids in v, t = exp(c + v - exp(-v)), a double-exponential map at both ends. The right end is the
 # point at which c + v - exp(-v) is one above c. (tail that is left out, nodes), by precision.
@@ -194,6 +197,59 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
         0.0
     """
     return _shared_kl(r, l_q, l_p)
+
+
+def _log_ratio_value(*arguments: Tensor) -> tuple[Tensor, ...]:
+    """The sum over the samples of log q - log p, and its derivatives; the samples come first."""
+    *samples, r_q, l_q, r_p, l_p = arguments
+    if not is_compiled_for(r_q):
+        z = torch.stack(samples)
+        of_q, of_p = (special.negative_binomial_log_prob(z, r, logits) for r, logits in ((r_q, l_q), (r_p, l_p)))
+        return ((of_q - of_p).sum(0),)
+    shape, prior = r_q.shape, (r_p, l_p)
+    (r_p, l_p), column = unexpanded(prior, shape)
+    z = torch.stack([z.reshape(-1) for z in samples], dim=1)
+    value, d_z = torch.empty_like(z[:, 0]), torch.empty_like(z)
+    d_q, d_p = (z.new_empty(len(z), 2) for _ in range(2))
+    arrays = z, r_q.reshape(-1).contiguous(), l_q.reshape(-1).contiguous(), column, value, d_z, d_q, d_p
+    table = torch.stack([r_p.double(), l_p.double()], dim=1).numpy()
+    in_pieces(compiled().negative_binomial_log_ratio, len(z), *arrays, options=(table,))
+    derivatives = [*d_z.unbind(1), *d_q.unbind(1), *d_p.unbind(1)]
+    return tuple(part.reshape(shape) for part in (value, *derivatives))
+
+
+def _log_ratio_gradient(*arguments: Any) -> tuple[Tensor, ...]:
+    *samples, r_q, l_q, r_p, l_p, _ = arguments
+    gain = softplus_difference(-l_p, -l_q)
+    of_z = [digamma_difference(z, r_q, r_p) + gain for z in samples]
+    scores = [special.negative_binomial_scores(z, r, logits) for z in samples for r, logits in ((r_q, l_q), (r_p, l_p))]
+    of_q, of_p = scores[::2], scores[1::2]
+    sums = [torch.stack([one[i] for one in side]).sum(0) for side in (of_q, of_p) for i in range(2)]
+    return *of_z, sums[0], sums[1], -sums[2], -sums[3]
+
+
+_log_ratio = elementwise(_log_ratio_value, _log_ratio_gradient)
+
+
+def negative_binomial_log_ratio(
+    samples: Sequence[Tensor], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor
+) -> Tensor:
+    r"""The sum over samples of log NB(z; r_q, l_q) - log NB(z; r_p, l_p), in which z! cancels.
+
+    Args:
+        samples: non-negative reals; they broadcast with
+        r_q, l_q, r_p, l_p: dispersions and logits.
+
+    Elementwise, differentiable in all arguments, twice. For r up to 1e6 the error is below 1e-8 * max(1, |value|) in
+    float64 and 1e-4 in float32.
+
+    Example::
+
+        >>> one, two = torch.tensor(1.0), torch.tensor(2.0)
+        >>> float(negative_binomial_log_ratio([two, two], one, one, one, one))
+        0.0
+    """
+    return _log_ratio(*samples, r_q, l_q, r_p, l_p)
 
 
 # Terms of the series of (1 + d) log(1 + d) - d = d^2 / 2 - d^3 / 6 + d^4 / 12 - ... for |d| < 0.1, by precision.

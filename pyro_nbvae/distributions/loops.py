@@ -32,7 +32,7 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
     """Of :mod:`pyro_nbvae.distributions.relaxations.integer`: begins about ``start`` nats below the mode, ends where a
     mass beyond the mean is below ``end``."""
     for i in range(len(r)):
-        shape, logit, level = float(r[i]), float(logits[i]), float(uniform[i])
+        shape, logit, level = np.float64(r[i]), np.float64(logits[i]), np.float64(uniform[i])
         odds = math.exp(logit)
         success = odds / (1 + odds)
         mean = shape * odds
@@ -70,7 +70,7 @@ def _weights(log_rate, nu, mode, end, weight, log_weight):
         weight[REACH + high - mode], log_weight[REACH + high - mode] = math.exp(nu * x), x
     x, low = 0.0, mode
     while low > 0 and mode - low < REACH - 1:
-        x -= log_rate - math.log(float(low))
+        x -= log_rate - math.log(np.float64(low))
         if nu * x < end:
             break
         low -= 1
@@ -83,7 +83,7 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
     """Of :func:`pyro_nbvae.distributions.windows.draw`."""
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
-        mu, v = float(rate[i]), float(nu[i])
+        mu, v = np.float64(rate[i]), np.float64(nu[i])
         mode = int(mu)
         low, high = _weights(math.log(mu), v, mode, end, weight, log_weight)
         total, by_count, by_log = 0.0, 0.0, 0.0
@@ -94,7 +94,7 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
             by_log += w * log_weight[REACH + j]
         mean_count, mean_log = by_count / total, by_log / total
         # from the nearer end, so that nothing cancels
-        level = float(uniform[i]) * total
+        level = np.float64(uniform[i]) * total
         k, step, left = low, 1, level
         if level > 0.5 * total:
             k, step, left = high, -1, total - level
@@ -123,7 +123,7 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, e
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     others = tables.shape[0] - 1
     for i in range(len(rate)):
-        mu, v, row = float(rate[i]), float(nu[i]), column[i]
+        mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
         mode = int(mu)
         low, high = _weights(math.log(mu), v, mode, end, weight, log_weight)
         total, by_count, by_log = 0.0, 0.0, 0.0
@@ -162,15 +162,15 @@ def exponential(seed, latent, k):
     """The k-th unit exponential of a latent."""
     stream = _mix(np.uint64(seed) + np.uint64(latent) * np.uint64(0x9E3779B97F4A7C15))
     bits = _mix(stream + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15))
-    return -math.log((float(bits >> np.uint64(11)) + 0.5) * 2.0**-53)
+    return -math.log((np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53)
 
 
 @compile_loop
 def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through):
     """Of :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`; r plays no part if ``poisson``."""
     for i in range(len(logits)):
-        tau, shape = float(temperature[i]), max(float(r[i]), 1e-15)
-        scale = math.exp(-min(max(float(logits[i]), -80.0), 80.0))
+        tau, shape = np.float64(temperature[i]), max(np.float64(r[i]), 1e-15)
+        scale = math.exp(-min(max(np.float64(logits[i]), -80.0), 80.0))
         latest = 1 + tail * tau
         clock, drift, u, waiting, h = 0.0, 0.0, 0.0, shape, 0.0
         soft, hard, in_l, in_r = 0.0, 0.0, 0.0, 0.0
@@ -216,10 +216,14 @@ def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, s
     """Of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`; ``reach``: the largest count of
     each."""
     for i in range(len(log_rate)):
-        tau, log_mass, last = float(temperature[i]), float(log_rate[i]), min(float(reach[i]), float(max_count))
+        tau, log_mass, last = (
+            np.float64(temperature[i]),
+            np.float64(log_rate[i]),
+            min(np.float64(reach[i]), np.float64(max_count)),
+        )
         rate = math.exp(log_mass)
         # a mass over that at 0 may overflow where the rate is large: counts far below it take no part
-        first = max(0.0, math.floor(2 * rate - float(reach[i])))
+        first = max(0.0, math.floor(2 * rate - np.float64(reach[i])))
         first = min(first, last)
         mass, top, best, winner = 1.0, -1e300, -1.0, first
         s0, s1, s2 = 0.0, 0.0, 0.0
@@ -243,3 +247,56 @@ def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, s
         average = s1 / s0
         z[i] = winner if straight_through else first + average
         d_log_rate[i] = max(s2 / s0 - average * average, 0.0) / tau
+
+
+@compile_loop
+def _log_gamma_and_digamma(x):
+    """Both at once, by Stirling's series above 8 and the recurrence below."""
+    product, harmonic = 1.0, 0.0
+    while x < 8:
+        product *= x
+        harmonic += 1 / x
+        x += 1
+    log, inverse = math.log(x), 1 / x
+    y = inverse * inverse
+    series = inverse * (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * 691 / 360360)))))
+    value = (x - 0.5) * log - x + 0.9189385332046727 + series - math.log(product)
+    slope = 1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y * (1 / 132 - y * 691 / 32760))))
+    return value, log - 0.5 * inverse - y * slope - harmonic
+
+
+@compile_loop
+def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p, prior):
+    """Of :func:`pyro_nbvae.distributions.kl.negative_binomial_log_ratio`.
+
+    Args:
+        z, d_z: (n, samples).
+        column: which row of ``prior``, (rows, 2), each latent reads.
+        d_q, d_p: (n, 2), to be filled.
+    """
+    for i in range(len(r_q)):
+        a, x, row = np.float64(r_q[i]), np.float64(l_q[i]), column[i]
+        b, y = prior[row, 0], prior[row, 1]
+        fired_q, fired_p = 1 / (1 + math.exp(-x)), 1 / (1 + math.exp(-y))
+        # logs of sigma(-l)
+        rest_q = -x - math.log1p(math.exp(-x)) if x > 0 else -math.log1p(math.exp(x))
+        rest_p = -y - math.log1p(math.exp(-y)) if y > 0 else -math.log1p(math.exp(y))
+        gain = x + rest_q - y - rest_p
+        of_a, slope_a = _log_gamma_and_digamma(a)
+        of_b, slope_b = _log_gamma_and_digamma(b)
+        total, count, in_a, in_b = 0.0, 0.0, 0.0, 0.0
+        samples = z.shape[1]
+        for s in range(samples):
+            k = np.float64(z[i, s])
+            with_a, slope_with_a = _log_gamma_and_digamma(k + a)
+            with_b, slope_with_b = _log_gamma_and_digamma(k + b)
+            total += with_a - with_b + k * gain
+            count += k
+            in_a += slope_with_a
+            in_b += slope_with_b
+            d_z[i, s] = slope_with_a - slope_with_b + gain
+        value[i] = total + samples * (of_b - of_a + a * rest_q - b * rest_p)
+        d_q[i, 0] = in_a + samples * (rest_q - slope_a)
+        d_q[i, 1] = count * (1 - fired_q) - samples * a * fired_q
+        d_p[i, 0] = samples * (slope_b - rest_p) - in_b
+        d_p[i, 1] = samples * b * fired_p - count * (1 - fired_p)

@@ -56,6 +56,11 @@ def rho(x: Tensor) -> Tensor:
     return torch.where(x < _SERIES_FROM, torch.digamma(near) - torch.log(near), series)
 
 
+def digamma_difference(z: Tensor, r: Tensor, s: Tensor) -> Tensor:
+    """digamma(z + r) - digamma(z + s), without cancellation at large arguments."""
+    return log_quotient(r - s, z + r, z + s) + (rho(z + r) - rho(z + s))
+
+
 def log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """log(x / y), given x - y without rounding: exact where the two are close, and where they are far apart."""
     relative = difference / y

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
-from pyro_nbvae.distributions.elementwise import elementwise
+from pyro_nbvae.distributions.elementwise import elementwise, unexpanded
 from pyro_nbvae.distributions.relaxations.base import DivergedError
 from pyro_nbvae.distributions.relaxations.noise import PIECE, running_sum
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
@@ -132,17 +132,6 @@ class Integrand(Protocol):
         ...
 
 
-def _unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], Tensor]:
-    """Tensors of one shape without the dimensions that all of them are only expanded along, flat; and, (n,), which of
-    their elements each element of the shape is."""
-    for dim in range(len(shape)):
-        if shape[dim] > 1 and all(a.stride(dim) == 0 for a in arguments):
-            arguments = [a.narrow(dim, 0, 1) for a in arguments]
-    kept = arguments[0].shape if arguments else torch.Size()
-    which = torch.arange(kept.numel(), device=arguments[0].device if arguments else None).reshape(kept)
-    return [a.reshape(-1) for a in arguments], which.expand(shape).reshape(-1)
-
-
 def _elementwise(
     work: Callable[..., tuple[Tensor, ...]],
     window: Callable[..., tuple[Tensor, Tensor]],
@@ -166,7 +155,7 @@ def _elementwise(
         shape = arguments[0].shape
         own, (rest, column) = (
             [a.reshape(-1) for a in arguments[:parameters]],
-            _unexpanded(arguments[parameters:], shape),
+            unexpanded(arguments[parameters:], shape),
         )
         if compiled_form is not None and not torch.is_grad_enabled():
             direct = compiled_form(own, rest, column)

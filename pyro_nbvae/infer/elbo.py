@@ -32,6 +32,9 @@ from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import HalfNormal, Independent, TransformedDistribution, kl_divergence
 
+from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
+from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
+
 Site = dict[str, Any]
 
 
@@ -117,6 +120,16 @@ def _log_mass_at(name: str, distribution: Any, value: Tensor) -> Tensor:
         return log_mass(distribution, value)
     except ValueError as error:
         raise ValueError(f"site {name!r}: {error}") from error
+
+
+def _negative_binomial_log_ratio(name: str, q: Any, p: Any, samples: list[Tensor]) -> Tensor:
+    """log q - log p, summed over samples."""
+    a, b = _base(q), _base(p)
+    for z in samples if a._validate_args or b._validate_args else ():
+        if not bool((z >= 0).all()):
+            raise ValueError(f"site {name!r}: counts out of the support of {family(q)}, 0 to inf: {z}")
+    ratio = negative_binomial_log_ratio(samples, a.total_count, a.logits, b.total_count, b.logits)
+    return ratio.flatten(ratio.dim() - len(q.event_shape)).sum(-1) if q.event_shape else ratio
 
 
 def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> None:
@@ -336,10 +349,13 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p, z = guide_site["fn"], model_site["fn"], guide_site["value"]
+        more = torch.Size([self.num_samples - 1])
+        if all(isinstance(_base(d), RelaxedNegativeBinomial) for d in (q, p)):
+            return _negative_binomial_log_ratio(name, q, p, [z, *q(more).unbind(0)]) / self.num_samples
         # at the very tensors that were drawn: a flow without an inverse knows their density only
         ratio = _log_mass_at(name, q, z) - _log_mass_at(name, p, z)
         if self.num_samples > 1:
-            z = q(torch.Size([self.num_samples - 1]))
+            z = q(more)
             ratio = ratio + (_log_mass_at(name, q, z) - _log_mass_at(name, p, z)).sum(0)
         return ratio / self.num_samples
 

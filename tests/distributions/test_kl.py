@@ -21,6 +21,8 @@ from pyro_nbvae.distributions import (
     poisson_kl,
     shared_dispersion_kl,
 )
+from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
+from pyro_nbvae.distributions.special import negative_binomial_log_prob
 from pyro_nbvae.models import NegativeBinomialModel
 
 
@@ -294,3 +296,39 @@ def test_kl_lies_between_zero_and_the_kl_of_the_gammas(log_r, log_ratio, log_mea
     )
     slack = (1e-4 if dtype is torch.float32 else 1e-7) * max(1.0, math.exp(log_mean_q), math.exp(log_mean_p))
     assert -slack <= kl <= float(rates) * (1 + 1e-5) + slack
+
+
+# --- the log ratio --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log_ratio_is_the_difference_of_log_masses(dtype):
+    """In double precision by the mass functions, over r from 1e-3 to 1e6 and relaxed counts up to 1e3."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(400, generator=generator, dtype=torch.float64)
+
+    z = [uniform(-4, 7).exp() - math.exp(-4) for _ in range(3)]
+    r_q, r_p, mean_q, mean_p = uniform(-7, 14).exp(), uniform(-7, 14).exp(), uniform(-3, 5).exp(), uniform(-3, 5).exp()
+    arguments = [x.to(dtype) for x in (*z, r_q, (mean_q / r_q).log(), r_p, (mean_p / r_p).log())]
+    *z, r_q, l_q, r_p, l_p = (x.double() for x in arguments)
+    expected = sum(negative_binomial_log_prob(x, r_q, l_q) - negative_binomial_log_prob(x, r_p, l_p) for x in z)
+    value = negative_binomial_log_ratio(arguments[:3], *arguments[3:])
+    size = sum(negative_binomial_log_prob(x, r_q, l_q).abs() + negative_binomial_log_prob(x, r_p, l_p).abs() for x in z)
+    error = (value.double() - expected).abs() / size.clamp(min=1)
+    assert error.max() < (1e-8 if dtype == torch.float64 else 1e-6)
+
+
+def test_log_ratio_derivatives():
+    """Of a batch over one prior, once and twice, against finite differences."""
+    z = [torch.tensor([[0.0, 2.3], [5.1, 1.0]]).double(), torch.tensor([[1.0, 0.2], [3.0, 7.5]]).double()]
+    q = [torch.tensor([[0.5, 2.0], [1.0, 9.0]]).double(), torch.tensor([[0.3, -1.0], [0.7, -0.5]]).double()]
+    p = [torch.tensor([1.5, 0.7]).double(), torch.tensor([-0.2, 0.4]).double()]
+    points = [x.requires_grad_() for x in (*z, *q, *p)]
+
+    def ratio(a, b, *parameters):
+        return negative_binomial_log_ratio([a, b], *parameters)
+
+    assert torch.autograd.gradcheck(ratio, points, atol=1e-5)
+    assert torch.autograd.gradgradcheck(ratio, [points[0] + 0.5, *points[1:]], atol=1e-5)

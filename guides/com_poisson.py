@@ -26,6 +26,7 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
     prior: CountPrior
     prior_class = CountPrior
     heads = 2
+    spread = 0.2
 
     def __init__(self, model: GenerativeModel, *, relaxation: Any = Integer(), **options: Any) -> None:
         super().__init__(model, relaxation=relaxation, **options)

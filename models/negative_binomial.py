@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
+from pyro_nbvae.errors import check_positive
 from pyro_nbvae.vae import CountPrior, GenerativeModel
 
 
@@ -34,10 +36,25 @@ class NegativeBinomialPrior(CountPrior):
 
 
 class NegativeBinomialModel(GenerativeModel):
-    """z ~ NB(r, l), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
+    """z ~ NB(r, l), x ~ likelihood(decoder(z)).
+
+    Args:
+        prior_mean: mean count of each unit at the start; the Fano factor is then 1 + prior_mean.
+        **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    The prior's parameters are few and far from their optimum: give them a learning rate of their own, some 30 times
+    the networks' (``model.prior.parameters()``).
+    """
 
     prior_class = NegativeBinomialPrior
     prior: NegativeBinomialPrior
+
+    def __init__(
+        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
+    ) -> None:
+        check_positive("prior_mean", prior_mean)
+        super().__init__(event_shape, latents, **options)
+        nn.init.constant_(self.prior.logits, math.log(prior_mean))
 
     def prior_distribution(self) -> RelaxedNegativeBinomial:
         """NB(r, l), batch shape (K,): samples are integers, the support takes relaxed counts too."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedPoisson
+from pyro_nbvae.errors import check_positive
 from pyro_nbvae.vae import CountPrior, GenerativeModel
 
 
@@ -27,10 +31,22 @@ class PoissonPrior(CountPrior):
 
 
 class PoissonModel(GenerativeModel):
-    """z ~ Poisson(rate), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
+    """z ~ Poisson(rate), x ~ likelihood(decoder(z)).
+
+    Args:
+        prior_mean: mean count of each unit at the start.
+        **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+    """
 
     prior_class = PoissonPrior
     prior: PoissonPrior
+
+    def __init__(
+        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
+    ) -> None:
+        check_positive("prior_mean", prior_mean)
+        super().__init__(event_shape, latents, **options)
+        nn.init.constant_(self.prior.log_rate, math.log(prior_mean))
 
     def prior_distribution(self) -> RelaxedPoisson:
         """Poisson(rate), batch shape (K,): samples are integers, the support takes relaxed counts too."""

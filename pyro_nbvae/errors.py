@@ -1,5 +1,6 @@
 """The error for what a user can put right, and the checks that everything shares."""
 
+import math
 from collections.abc import Iterable
 
 
@@ -11,6 +12,12 @@ def check_seed(seed: int) -> None:
     """Raises InputError for a seed that a generator does not take."""
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises InputError for a number that is not positive and finite."""
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name} must be positive, got {value}")
 
 
 def check_member(what: str, value: object, known: Iterable[object], otherwise: str = "") -> None:

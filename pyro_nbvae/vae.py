@@ -189,14 +189,16 @@ class AmortizedGuide(PyroModule):
         relaxation: how counts are differentiated; a plain attribute, to be annealed between steps
             (``guide.relaxation = guide.relaxation.at(0.1)``). None gives the exact latents, without a gradient.
 
-    A family whose prior must be of a class says so in ``prior_class``. With ``mixed_precision`` set the encoder
-    multiplies in bfloat16 while it is trained.
+    A family whose prior must be of a class says so in ``prior_class``; ``spread`` is the factor of the built-in
+    encoders' outputs before training. With ``mixed_precision`` set the encoder multiplies in bfloat16 while it is
+    trained.
 
     Raises:
         TypeError: for a model of another family.
     """
 
     heads = 1
+    spread = 1.0
     prior_class: type[nn.Module] = nn.Module
     prior: Any
     mixed_precision = False
@@ -221,8 +223,9 @@ class AmortizedGuide(PyroModule):
         self.data_size = model.data_size
         self.prior = model.prior
         self.relaxation = relaxation
-        heads = (self.latents, self.heads)
-        self.encoder = build_encoder(encoder, self.event_shape, *heads) if isinstance(encoder, str) else encoder
+        if isinstance(encoder, str):
+            encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, self.spread)
+        self.encoder = encoder
 
     @contextmanager
     def exact(self) -> Iterator[None]:

@@ -54,8 +54,13 @@ class Variant:
     settings: tuple[str, ...] = ()
 
 
+LEARNED_PRIOR = ("prior_mean",)
+
+
 def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: Any) -> Variant:
-    return Variant(NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, options=options)
+    return Variant(
+        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, options=options, settings=LEARNED_PRIOR
+    )
 
 
 VARIANTS: dict[str, Variant] = {
@@ -67,9 +72,13 @@ VARIANTS: dict[str, Variant] = {
     "EX-C": _nb(AnalyticKL_ELBO, ArrivalTimes()),
     "EX-I": _nb(AnalyticKL_ELBO, Integer()),
     "DS-I": _nb(AnalyticKL_ELBO, Integer(), shared_dispersion=True),
-    "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer()),
-    "P-NB": Variant(NegativeBinomialModel, PoissonGuide, relaxation=Integer(), any_relaxation=True),
-    "P-VAE": Variant(PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True),
+    "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer(), settings=LEARNED_PRIOR),
+    "P-NB": Variant(
+        NegativeBinomialModel, PoissonGuide, relaxation=Integer(), any_relaxation=True, settings=LEARNED_PRIOR
+    ),
+    "P-VAE": Variant(
+        PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True, settings=LEARNED_PRIOR
+    ),
     "G-VAE": Variant(GaussianModel, GaussianGuide),
     "L-VAE": Variant(LaplaceModel, LaplaceGuide),
     "C-VAE": Variant(CategoricalModel, CategoricalGuide, relaxation=GumbelSoftmax(), settings=("categories",)),

@@ -13,14 +13,18 @@ ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "mlp": MLPEncoder, 
 DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder, "linear": LinearDecoder}
 
 
-def build_encoder(name: str, event_shape: tuple[int, ...], latents: int, heads: int) -> nn.Module:
+def build_encoder(name: str, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> nn.Module:
     """An encoder from observations (B, *event_shape) to (B, heads, latents), unbounded reals.
+
+    Args:
+        spread: factor of the outputs before training; of ``"conv"``, whose heads end in a LayerNorm, their standard
+            deviation over the latents.
 
     Raises:
         ValueError: for an unknown name, and for ``"conv"`` on what is no image.
     """
     check_member("encoder", name, ENCODERS)
-    return ENCODERS[name](event_shape, latents, heads)
+    return ENCODERS[name](event_shape, latents, heads, spread)
 
 
 def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> nn.Module:

@@ -29,7 +29,7 @@ class ConvEncoder(nn.Module):
     Images (B, C, H, W) to (B, heads, latents).
     """
 
-    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
         super().__init__()
         check_image_shape(event_shape)
         padding = 0 if event_shape[1:] == (28, 28) else 1
@@ -45,6 +45,9 @@ class ConvEncoder(nn.Module):
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(width, latents), nn.LayerNorm(latents)) for _ in range(heads)
         )
+        for part in self.heads.modules():
+            if isinstance(part, nn.LayerNorm):
+                nn.init.constant_(part.weight, spread)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.features(x.contiguous(memory_format=torch.channels_last))

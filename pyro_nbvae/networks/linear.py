@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
+
+
+@torch.no_grad()
+def scale_outputs(layer: nn.Linear, factor: float) -> None:
+    """Multiplies what a layer gives."""
+    for parameter in layer.parameters():
+        parameter.mul_(factor)
 
 
 class LinearEncoder(nn.Module):
     """Observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(math.prod(event_shape), heads * latents), nn.Unflatten(1, (heads, latents))
-        )
+        last = nn.Linear(math.prod(event_shape), heads * latents)
+        scale_outputs(last, spread)
+        self.layers = nn.Sequential(nn.Flatten(), last, nn.Unflatten(1, (heads, latents)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

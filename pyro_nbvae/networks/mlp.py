@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor, nn
 
+from pyro_nbvae.networks.linear import scale_outputs
+
 # The residual block works on the observation itself up to this many numbers; on larger ones (64-pixel
 # colour would take 1.2e9 weights a layer) on a linear projection to this width.
 WIDEST = 1024
@@ -26,15 +28,17 @@ class ResidualDense(nn.Module):
 class MLPEncoder(nn.Module):
     """A residual dense block and a linear layer; observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
         super().__init__()
         size = math.prod(event_shape)
         width = min(size, WIDEST)
+        last = nn.Linear(width, heads * latents)
+        scale_outputs(last, spread)
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Identity() if width == size else nn.Linear(size, width),
             ResidualDense(width),
-            nn.Linear(width, heads * latents),
+            last,
             nn.Unflatten(1, (heads, latents)),
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -12,10 +11,10 @@ from pyro.infer import ELBO
 
 from pyro_nbvae.data import full_name, source_of
 from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
-from pyro_nbvae.errors import InputError, check_member, check_seed
+from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
-from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, PRIOR_PACE, TrainConfig
+from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
 from pyro_nbvae.runs.processes import local_rank
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 from pyro_nbvae.variants import VARIANTS, estimator, variant
@@ -32,6 +31,7 @@ _POSITIVE = [
     "batch_size",
     "lr",
     "prior_lr",
+    "prior_mean",
     "clip",
     "kl_samples",
 ]
@@ -59,8 +59,8 @@ def validate(config: TrainConfig) -> TrainConfig:
     check_choices(config)
     for name in _POSITIVE:
         value = getattr(config, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if value is not None:
+            check_positive(f"--{name.replace('_', '-')}", value)
     check_seed(config.seed)
     if config.kl_warmup is not None and not config.kl_warmup >= 0:
         raise InputError(f"--kl-warmup must not be negative, got {config.kl_warmup}")
@@ -77,6 +77,9 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise InputError("--kl-samples is for MonteCarloKL_ELBO: leave it out")
     if config.categories is not None and "categories" not in parts.settings:
         raise InputError(f"--categories is for C-VAE, {config.variant} has none: leave it out")
+    for name in ("prior_lr", "prior_mean"):
+        if getattr(config, name) is not None and "prior_mean" not in parts.settings:
+            raise InputError(f"--{name.replace('_', '-')}: the prior of {config.variant} is not learned: leave it out")
     relaxation, known = _chosen_relaxation(config)
     for name in (*_RELAXATION_OPTIONS, *_SCHEDULE):
         if getattr(config, name) and ("temperature" if name in _SCHEDULE else name) not in known:
@@ -151,7 +154,10 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         preset["temperature_start"] = preset["anneal_epochs"] = None
     if not is_estimator(config, SiteKL_ELBO):
         preset["kl_warmup"] = 0.0
-    preset["prior_lr"] = PRIOR_PACE * config.lr
+    pace = preset.pop("prior_pace")
+    preset["prior_lr"] = pace * config.lr
+    if "prior_mean" not in variant(config.variant).settings:
+        preset["prior_lr"] = preset["prior_mean"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None
     preset["categories"] = CATEGORIES if "categories" in variant(config.variant).settings else None
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and
@@ -169,7 +175,7 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
 def build(config: TrainConfig, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, AmortizedGuide, ELBO]:
     """The model, guide and estimator of a resolved configuration."""
     parts = variant(config.variant)
-    settings = {name: getattr(config, name) for name in parts.settings}
+    settings = {name: getattr(config, name) for name in parts.settings if getattr(config, name) is not None}
     noise = {"beta": config.beta} if config.likelihood == "gaussian" else {}
     likelihood = LIKELIHOODS[config.likelihood](**noise)
     networks = {"decoder": config.decoder, "likelihood": likelihood}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 # What a preset decides where a flag is not given. Schedules are linear: the KL weight rises from 0 to 1 over
 # `kl_warmup` epochs, the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`.
-# A temperature that is None is the relaxation's `coldest`.
+# A temperature that is None is the relaxation's `coldest`; the prior's learning rate is `prior_pace` times `lr`.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "epochs": 20,
@@ -17,6 +17,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": {},
         "anneal_epochs": None,  # half of all
         "clip": 25.0,
+        "prior_pace": 30.0,
+        "prior_mean": 2.0,
     },
     # The released code's: epochs out of 250, of which 200 are run; its clip of 1.0 is in units of its own loss.
     "paper": {
@@ -26,14 +28,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": {"arrival": 0.05, "gumbel": 1.0},
         "anneal_epochs": 250.0,
         "clip": None,
+        "prior_pace": 1.0,
+        "prior_mean": 1.0,
     },
 }
 
 # Where a flag is not given, for the estimator and the variant that have one.
 KL_SAMPLES, CATEGORIES = 5, 8
-
-# The prior's learning rate over the others', where none is given.
-PRIOR_PACE = 10.0
 
 Network = Literal["conv", "mlp", "linear"]
 
@@ -67,7 +68,8 @@ class TrainConfig:
         epochs: passes over the training data.
         batch_size: observations per step.
         lr: learning rate of Adam.
-        prior_lr: learning rate of the prior's parameters. Default: 10 times the others'.
+        prior_lr: learning rate of the prior's parameters, where it has any. Default: 30 * lr.
+        prior_mean: mean count of the prior at the start, where it is learned. Default: 2.
         clip: largest gradient norm of the loss of an observation. Default: 25 squared errors, or 250 nats under another
             likelihood than the Gaussian.
         kl_samples: samples of the Monte Carlo KL. Default: 5.
@@ -101,6 +103,7 @@ class TrainConfig:
     batch_size: int = 512
     lr: float = 1e-3
     prior_lr: float | None = None
+    prior_mean: float | None = None
     clip: float | None = None
     kl_samples: int | None = None
     seed: int = 0

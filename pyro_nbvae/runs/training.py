@@ -115,7 +115,7 @@ class Trainer:
         for part, whole in (("training", data.train), ("held-out", data.test)):
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
-        prior = set(self.model.prior.parameters())
+        prior = set(self.model.prior.parameters()) if config.prior_lr is not None else set()
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters if p not in prior]}]
         if prior:
             groups.append({"params": [p for p in self.parameters if p in prior], "lr": config.prior_lr})

@@ -20,16 +20,19 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
 
     Args:
         model: one whose prior is over counts, such as a :class:`~pyro_nbvae.models.NegativeBinomialModel`.
+        relaxation: :class:`~pyro_nbvae.distributions.Integer`, or None.
+        spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`; a small one has trained best.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
     """
 
     prior: CountPrior
     prior_class = CountPrior
     heads = 2
-    spread = 0.2
 
-    def __init__(self, model: GenerativeModel, *, relaxation: Any = Integer(), **options: Any) -> None:
-        super().__init__(model, relaxation=relaxation, **options)
+    def __init__(
+        self, model: GenerativeModel, *, relaxation: Any = Integer(), spread: float = 0.2, **options: Any
+    ) -> None:
+        super().__init__(model, relaxation=relaxation, spread=spread, **options)
 
     def posterior(self, x: Tensor) -> ConwayMaxwellPoisson:
         """q(z | x), batch shape (B, K), under the guide's present relaxation."""

@@ -188,17 +188,16 @@ class AmortizedGuide(PyroModule):
             or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
         relaxation: how counts are differentiated; a plain attribute, to be annealed between steps
             (``guide.relaxation = guide.relaxation.at(0.1)``). None gives the exact latents, without a gradient.
+        spread: factor of a built-in encoder's outputs before training: a small one starts near the prior's mean.
 
-    A family whose prior must be of a class says so in ``prior_class``; ``spread`` is the factor of the built-in
-    encoders' outputs before training. With ``mixed_precision`` set the encoder multiplies in bfloat16 while it is
-    trained.
+    A family whose prior must be of a class says so in ``prior_class``. With ``mixed_precision`` set the encoder
+    multiplies in bfloat16 while it is trained.
 
     Raises:
         TypeError: for a model of another family.
     """
 
     heads = 1
-    spread = 1.0
     prior_class: type[nn.Module] = nn.Module
     prior: Any
     mixed_precision = False
@@ -209,6 +208,7 @@ class AmortizedGuide(PyroModule):
         *,
         encoder: str | nn.Module = "conv",
         relaxation: Relaxation | None = ArrivalTimes(),
+        spread: float = 1.0,
     ) -> None:
         super().__init__()
         if not isinstance(model.prior, self.prior_class):
@@ -224,7 +224,7 @@ class AmortizedGuide(PyroModule):
         self.prior = model.prior
         self.relaxation = relaxation
         if isinstance(encoder, str):
-            encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, self.spread)
+            encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, spread)
         self.encoder = encoder
 
     @contextmanager

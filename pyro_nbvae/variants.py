@@ -74,7 +74,12 @@ VARIANTS: dict[str, Variant] = {
     "DS-I": _nb(AnalyticKL_ELBO, Integer(), shared_dispersion=True),
     "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer(), settings=LEARNED_PRIOR),
     "P-NB": Variant(
-        NegativeBinomialModel, PoissonGuide, relaxation=Integer(), any_relaxation=True, settings=LEARNED_PRIOR
+        NegativeBinomialModel,
+        PoissonGuide,
+        relaxation=Integer(),
+        any_relaxation=True,
+        options={"spread": 0.2},
+        settings=LEARNED_PRIOR,
     ),
     "P-VAE": Variant(
         PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True, settings=LEARNED_PRIOR

@@ -1,0 +1,92 @@
+"""Bias and noise of gradients where both are known, and the exact gradient against a closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer
+from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
+from pyro_nbvae.likelihoods import Gaussian
+from pyro_nbvae.metrics.gradient_bias import (
+    compare,
+    draw_many,
+    exact_draw,
+    gradient_errors,
+    outputs,
+    pathwise_draw,
+    score_draw,
+)
+from pyro_nbvae.models import NegativeBinomialModel
+
+SHAPE, LATENTS = (6,), 4
+
+
+def pair(guide, **options):
+    """A linear decoder and squared errors: the gradient is known."""
+    model = NegativeBinomialModel(SHAPE, LATENTS, decoder=nn.Linear(LATENTS, 6), likelihood=Gaussian(2.0))
+    return model, guide(model, encoder="linear", **options)
+
+
+def closed_form(model, guide, x):
+    """The gradient of |x - W m - b|^2 + sum v_k |W_k|^2 over 2 sigma^2, in the encoder's outputs, averaged."""
+    with outputs(guide, x) as leaves:
+        q = guide.posterior(x)
+        weight = model.decoder.weight
+        error = (x - model.decoder(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+        loss = error.sum() / model.likelihood.beta
+        return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
+
+
+@pytest.mark.parametrize("guide", [NegativeBinomialGuide, PoissonGuide, ConwayMaxwellPoissonGuide])
+@pytest.mark.parametrize("way", ["exact", "integer", "score", "VarGrad"])
+def test_unbiased_ways_meet_the_closed_form(guide, way):
+    """Means of 600 draws within 4.5 standard errors in every coordinate."""
+    model, guide = pair(guide)
+    x = torch.rand(5, *SHAPE)
+    draw = {
+        "exact": lambda: exact_draw(model, guide, x),
+        "integer": lambda: pathwise_draw(model, guide, x, Integer()),
+        "score": lambda: score_draw(model, guide, x, 1),
+        "VarGrad": lambda: score_draw(model, guide, x, 4),
+    }[way]
+    drawn = draw_many(draw, 600)
+    difference = (drawn.mean(0) - closed_form(model, guide, x)).abs()
+    assert (difference < 4.5 * drawn.std(0) / math.sqrt(600) + 1e-6).all()
+
+
+def test_bias_and_noise_are_unbiased():
+    """Of gradients of known moments: means over 300 estimates within 4 standard errors."""
+    truth, shift, sigma = torch.full((30,), 0.5).double(), 0.2, 3.0
+    found = []
+    for _ in range(300):
+        exact = truth + 0.1 * torch.randn(20, 30, dtype=torch.float64)
+        found.append(compare(truth + shift + sigma * torch.randn(25, 30, dtype=torch.float64), exact, batches=4.0))
+    norm = float(truth.square().sum())
+    for values, true in (
+        ([f.bias for f in found], 30 * shift**2 / norm),
+        ([f.noise for f in found], 30 * 9 / 4 / norm),
+    ):
+        values = torch.tensor(values, dtype=torch.float64)
+        assert abs(float(values.mean()) - true) < 4 * float(values.std()) / math.sqrt(300)
+    spread = torch.tensor([f.bias for f in found]).std()
+    claimed = torch.tensor([f.bias_error for f in found]).mean()
+    assert 0.7 < float(claimed / spread) < 1.5
+
+
+def test_warm_relaxations_are_found_biased():
+    model, guide = pair(NegativeBinomialGuide)
+    state = torch.get_rng_state()
+    errors = gradient_errors(
+        model,
+        guide,
+        torch.rand(5, *SHAPE),
+        [Integer(), ArrivalTimes(1.0), GumbelSoftmax(1.0)],
+        draws=300,
+        exact_draws=300,
+    )
+    integer, arrival, gumbel = errors
+    assert abs(integer.bias) < 4 * integer.bias_error
+    assert arrival.bias > 4 * arrival.bias_error and gumbel.bias > 4 * gumbel.bias_error
+    assert torch.equal(torch.get_rng_state(), state) and isinstance(guide.relaxation, ArrivalTimes)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
@@ -173,4 +174,39 @@ def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None
     right.set_ylabel("fraction of counts")
     left.legend()
     right.legend()
+    _save(figure, path)
+
+
+def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Ways to estimate a gradient: squared bias against noise, both over the squared norm of the truth.
+
+    Args:
+        rows: ``case``, ``posterior``, ``way``, ``temperature`` (or None), ``bias``, ``± bias`` and ``noise``. A bias
+            below its standard error is drawn there, hollow: at most so much.
+    """
+    panels = list(dict.fromkeys((row["case"], row["posterior"]) for row in rows))
+    names = list(dict.fromkeys(row["way"] for row in rows))
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.9 * lines + 0.7), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (case, posterior) in zip(grid.flat, panels, strict=False):
+        for number, name in enumerate(names):
+            here = [r for r in rows if (r["case"], r["posterior"], r["way"]) == (case, posterior, name)]
+            if not here:
+                continue
+            color, marker = f"C{number}", "osD^vPX*"[number % 8]
+            at = [(max(r["bias"], r["± bias"]), r["noise"], r["bias"] > 2 * r["± bias"]) for r in here]
+            axes.plot([a[0] for a in at], [a[1] for a in at], color=color, lw=0.8, alpha=0.6)
+            for (bias, noise, seen), row in zip(at, here, strict=True):
+                axes.scatter(bias, noise, s=36, marker=marker, color=color, facecolor=color if seen else "white")
+                if row["temperature"] is not None:
+                    axes.annotate(f"{row['temperature']:g}", (bias, noise), (3, 3), textcoords="offset points", size=6)
+        axes.set(xscale="log", yscale="log", title=f"{posterior}\n{case}", xlabel="squared bias", ylabel="noise")
+    handles = [
+        Line2D([], [], color=f"C{k}", marker="osD^vPX*"[k % 8], lw=0.8, label=name) for k, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)

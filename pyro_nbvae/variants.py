@@ -59,7 +59,7 @@ LEARNED_PRIOR = ("prior_mean",)
 
 def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: Any) -> Variant:
     return Variant(
-        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, options=options, settings=LEARNED_PRIOR
+        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, settings=LEARNED_PRIOR
     )
 
 

@@ -1,6 +1,7 @@
 """Training: reproducible, resumable, and on the schedules it says."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics import HeldOut
 from pyro_nbvae.runs import training
-from pyro_nbvae.runs.build import resolve
+from pyro_nbvae.runs.build import resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.training import kl_weight, temperature, train
@@ -233,3 +234,39 @@ def test_fewer_epochs_than_are_trained_are_refused_and_change_nothing(tmp_path):
     with pytest.raises(InputError, match="is trained for 2 epochs already"):
         train(replace(TINY, epochs=1, anneal_epochs=1.0), run.folder, resume=True, progress=False)
     assert run.config_path.read_text() == before
+
+
+def test_relaxation_auto_takes_the_least_error_and_says_so(tmp_path, capsys):
+    """The choice is recorded with all candidates, trained with at a constant temperature, and kept on resuming."""
+    config = TrainConfig(variant="P-VAE", relaxation="auto", latents=6, encoder="linear", decoder="linear", epochs=1)
+    run = train(config, tmp_path / "run")
+    candidates = run.read_json("relaxation.json")["candidates"]
+    assert candidates == sorted(candidates, key=lambda row: row["total"])
+    resolved = run.config()[0]
+    assert resolved.relaxation == candidates[0]["relaxation"]
+    assert resolved.temperature == resolved.temperature_start == candidates[0]["temperature"]
+    assert f"relaxation: {resolved.relaxation}" in capsys.readouterr().err
+    train(replace(config, epochs=2), tmp_path / "run", resume=True, progress=False)
+    assert len(run.read_checkpoint()["log"]) == 2 and run.config()[0].relaxation == resolved.relaxation
+
+
+@pytest.mark.parametrize("flag", [{"temperature": 0.1}, {"indicator": "smoothstep"}, {"temperature_start": 0.5}])
+def test_relaxation_auto_chooses_the_options_itself(flag):
+    with pytest.raises(InputError, match="relaxation auto, which does not take it"):
+        validate(TrainConfig(variant="P-VAE", relaxation="auto", **flag))
+
+
+@pytest.mark.parametrize("variant", ["CMP", "EX-C", "P-VAE"])
+def test_the_prior_learns_at_its_own_rate(variant, tmp_path):
+    """One Adam step moves every parameter with a gradient by its learning rate."""
+    config = TrainConfig(variant=variant, latents=4, encoder="linear", decoder="linear", batch_size=2_000, epochs=1)
+    run = train(replace(config, lr=1e-3, prior_lr=0.04, prior_mean=3.0), tmp_path / "run", progress=False)
+    model, _ = run.load("cpu")[1:]
+    logits = model.prior.log_rate if variant == "P-VAE" else model.prior.logits
+    torch.testing.assert_close((logits - math.log(3.0)).abs(), torch.full((4,), 0.04), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("flag", [{"prior_lr": 0.1}, {"prior_mean": 2.0}])
+def test_a_fixed_prior_has_no_pace(flag):
+    with pytest.raises(InputError, match="the prior of G-VAE is not learned"):
+        validate(TrainConfig(variant="G-VAE", **flag))

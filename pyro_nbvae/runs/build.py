@@ -81,9 +81,12 @@ def validate(config: TrainConfig) -> TrainConfig:
         if getattr(config, name) is not None and "prior_mean" not in parts.settings:
             raise InputError(f"--{name.replace('_', '-')}: the prior of {config.variant} is not learned: leave it out")
     relaxation, known = _chosen_relaxation(config)
+    if config.relaxation == "auto":
+        known = set()  # it chooses them
     for name in (*_RELAXATION_OPTIONS, *_SCHEDULE):
         if getattr(config, name) and ("temperature" if name in _SCHEDULE else name) not in known:
-            what = "no relaxation" if relaxation is None else f"the relaxation {type(relaxation).__name__}"
+            kind = "auto" if config.relaxation == "auto" else type(relaxation).__name__
+            what = "no relaxation" if relaxation is None else f"the relaxation {kind}"
             raise InputError(
                 f"--{name.replace('_', '-')}: {config.variant} has {what}, which does not take it: leave it out"
             )
@@ -125,7 +128,8 @@ def is_estimator(config: TrainConfig, kind: type[ELBO]) -> bool:
 
 def _chosen_relaxation(config: TrainConfig) -> tuple[Relaxation | None, set[str]]:
     """The variant's relaxation, or the one that the configuration names, and the names of its options."""
-    chosen = variant(config.variant).relaxation if config.relaxation is None else RELAXATIONS[config.relaxation]()
+    name = None if config.relaxation == "auto" else config.relaxation
+    chosen = variant(config.variant).relaxation if name is None else RELAXATIONS[name]()
     return chosen, set() if chosen is None else {f.name for f in dataclasses.fields(chosen)}  # type: ignore[arg-type]
 
 

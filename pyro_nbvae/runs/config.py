@@ -60,7 +60,8 @@ class TrainConfig:
         temperature_start: temperature of the relaxation at the start.
         temperature: temperature of the relaxation at the end. Default: 0.05 for arrival times, 0.25 for Gumbel-softmax.
         anneal_epochs: epochs of temperature annealing. Default: half of all.
-        relaxation: of P-VAE, arrival or gumbel; the other variants' is in their name.
+        relaxation: how counts are differentiated: arrival, gumbel, integer, or auto: the one, and the temperature,
+            whose gradient is nearest the truth as training begins. Default: the variant's.
         categories: of each variable of C-VAE; latents / categories variables. Default: 8.
         indicator: of the arrival times, sigmoid or smoothstep. Default: sigmoid.
         max_count: largest count of the Gumbel-softmax. Default: 100.
@@ -94,7 +95,7 @@ class TrainConfig:
     temperature_start: float | None = None
     temperature: float | None = None
     anneal_epochs: float | None = None
-    relaxation: Literal["arrival", "gumbel", "integer"] | None = None
+    relaxation: Literal["arrival", "gumbel", "integer", "auto"] | None = None
     categories: int | None = None
     indicator: Literal["sigmoid", "smoothstep"] | None = None
     max_count: int | None = None

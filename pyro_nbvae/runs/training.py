@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
+from pyro_nbvae.runs.choice import choose, explain
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.processes import Processes, processes
@@ -81,7 +83,9 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     run = Run(out)
     if resume and run.config_path.exists():  # what is left open is as the run has it, not as a preset would now
         before = dataclasses.asdict(run.config()[0])
-        config = dataclasses.replace(config, **{k: v for k, v in before.items() if getattr(config, k) is None})
+        config = dataclasses.replace(
+            config, **{k: v for k, v in before.items() if getattr(config, k) in (None, "auto")}
+        )
         check_same_run(run, dataclasses.replace(config, data=full_name(config.data)))
     device = choose_device(config.device)
     group = processes(device)
@@ -90,12 +94,19 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     group.gather(None)
     if data is None:
         data = load(config.data, config.data_root)
+    compared: list[dict[str, Any]] = []
+    if config.relaxation == "auto":
+        config, compared = choose(config, data, device)
     config = resolve(config, data.event_shape)
     trainer = Trainer(run, config, data, device, group)
     trainer.try_out()
     state = run.read_checkpoint() if resume and run.checkpoint_path.exists() else None
     if group.leads:
         trainer.claim_folder(resume, len(state["log"]) if state else 0)
+        if compared:
+            run.write_json("relaxation.json", {"candidates": compared})
+            if progress:
+                tqdm.write(explain(compared), file=sys.stderr)
     group.gather(None)  # nobody goes on before the folder is known to be this run's
     if state is not None:
         trainer.resume(state)

@@ -1,0 +1,155 @@
+"""Bias and noise of every way to differentiate through a count, as a table and a picture.
+
+python -m experiments.gradients [RUN ...]    RUN: run folders with integer counts to measure at, EX-I or P-NB say
+
+First a case in which the gradient of the objective with integer counts is known in closed form: a linear decoder W
+and squared errors, E|x - W z|^2 = |x - W m|^2 + sum v_k |W_k|^2, with m and v the means and variances of the counts.
+Then the trained runs, where the truth is the mean of exact draws (Cong et al., 2019). Written are ``gradients.csv`` and
+``gradients.png``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
+from pyro_nbvae.files import write_text
+from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
+from pyro_nbvae.likelihoods import Gaussian
+from pyro_nbvae.metrics.gradient_bias import (
+    GROUPS,
+    compare,
+    draw_many,
+    exact_draw,
+    outputs,
+    pathwise_draw,
+    score_draw,
+    undisturbed,
+)
+from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.plotting import plot_bias_and_noise
+from pyro_nbvae.runs.folder import Run
+
+WARM, COLD = (1.0, 0.5, 0.24, 0.1, 0.05), (1.0, 0.5, 0.25, 0.1)
+RELAXED: dict[str, list[Relaxation]] = {
+    "arrival, sigmoid": [ArrivalTimes(t) for t in WARM],
+    "arrival, smoothstep": [ArrivalTimes(t, indicator="smoothstep") for t in WARM],
+    "arrival, straight-through": [ArrivalTimes(t, straight_through=True) for t in WARM],
+    "Gumbel-softmax": [GumbelSoftmax(t, max_count=1000) for t in COLD],
+    "integer": [Integer()],
+}
+SCORES = {"score function": 1, "VarGrad, 4 samples": 4}
+GUIDES: dict[str, Callable[..., Any]] = {
+    "negative binomial": NegativeBinomialGuide,
+    "Poisson": PoissonGuide,
+    "COM-Poisson": ConwayMaxwellPoissonGuide,
+}
+OBSERVED, LATENTS, OBSERVATIONS = 64, 16, 8
+
+
+@dataclass
+class Arguments:
+    """Bias and noise of every way to differentiate through a count.
+
+    Args:
+        runs: run folders of count variants.
+        images: held-out observations of a run in the batch.
+        draws: gradients of each way.
+        exact_draws: of the truth at a run; each decodes every observation once for each latent.
+        seed: of the latents.
+        out: folder of the table and the picture.
+        device: auto or a PyTorch device string.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    images: int = 16
+    draws: int = 400
+    exact_draws: int = 100
+    seed: int = 0
+    out: str = "runs/gradients"
+    device: str = "auto"
+
+
+def ways(model: Any, guide: Any, x: Tensor) -> Iterator[tuple[str, float | None, Callable[[], Tensor]]]:
+    """Name, temperature and a draw of the gradient of each way that the guide's family takes."""
+    for name, relaxations in RELAXED.items():
+        if isinstance(guide, ConwayMaxwellPoissonGuide) and name != "integer":
+            continue
+        for one in relaxations:
+            yield name, getattr(one, "temperature", None), partial(pathwise_draw, model, guide, x, one)
+    for name, samples in SCORES.items():
+        yield name, None, partial(score_draw, model, guide, x, samples)
+
+
+def closed_form(model: Any, guide: Any, x: Tensor) -> Tensor:
+    """The gradient under a linear decoder and a Gaussian likelihood."""
+    with outputs(guide, x) as leaves:
+        q, weight = guide.posterior(x), model.decoder.weight
+        error = (x - model.decoder(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+        loss = error.sum() / model.likelihood.beta
+        return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
+
+
+def rows_of(case: str, family: str, model: Any, guide: Any, x: Tensor, exact: Tensor, draws: int) -> list[dict]:
+    """A row of the table for each way."""
+    rows = []
+    for name, temperature, draw in tqdm(list(ways(model, guide, x)), desc=f"{case}, {family}", leave=False):
+        error = compare(draw_many(draw, draws), exact)
+        shown = {"bias": error.bias, "± bias": error.bias_error, "noise": error.noise}
+        rows.append({"case": case, "posterior": family, "way": name, "temperature": temperature, **shown})
+    return rows
+
+
+def linear_case(family: str, draws: int, seed: int) -> list[dict]:
+    """A random linear decoder and encoder."""
+    torch.manual_seed(seed)
+    decoder = nn.Linear(LATENTS, OBSERVED)
+    options = {"latents": LATENTS, "decoder": decoder, "likelihood": Gaussian(1.0), "prior_mean": 2.0}
+    model = NegativeBinomialModel((OBSERVED,), **options)  # type: ignore[arg-type]
+    guide = GUIDES[family](model, encoder="linear", spread=1.0)
+    x = torch.randn(OBSERVATIONS, OBSERVED)
+    truth = closed_form(model, guide, x)
+    with undisturbed(guide, x.device, seed):
+        return rows_of("linear decoder", family, model, guide, x, truth.expand(GROUPS, -1), draws)
+
+
+def trained_case(folder: str, arguments: Arguments) -> list[dict]:
+    """A run, at its checkpoint."""
+    config, model, guide = Run(folder).load(arguments.device)
+    x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(model.device))
+    model.eval()
+    guide.eval()
+    family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))  # type: ignore[arg-type]
+    with undisturbed(guide, x.device, arguments.seed):
+        exact = draw_many(lambda: exact_draw(model, guide, x), arguments.exact_draws)
+        return rows_of(f"trained, {config.title}", family, model, guide, x, exact, arguments.draws)
+
+
+def main(arguments: Arguments) -> None:
+    rows: list[dict] = []
+    for family in GUIDES:
+        rows += linear_case(family, arguments.draws, arguments.seed)
+    for folder in arguments.runs:
+        rows += trained_case(folder, arguments)
+    table = pd.DataFrame(rows)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "gradients.csv", table.to_csv(index=False, float_format="%.4g"))
+    plot_bias_and_noise(rows, out / "gradients.png")
+    print(table.round(4).to_markdown(index=False))
+    print(out / "gradients.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,70 @@
+"""``--relaxation auto``: the relaxation and temperature whose gradient is nearest the truth as training begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from pyro_nbvae.data import Data, to_floats
+from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
+from pyro_nbvae.distributions.relaxations import RELAXATIONS
+from pyro_nbvae.metrics.gradient_bias import gradient_errors
+from pyro_nbvae.runs.build import build, resolve
+from pyro_nbvae.runs.config import TrainConfig
+
+CANDIDATES: tuple[Relaxation, ...] = (
+    Integer(),
+    *(ArrivalTimes(t) for t in (1.0, 0.5, 0.24, 0.1, 0.05)),
+    *(GumbelSoftmax(t) for t in (1.0, 0.5, 0.25)),
+)
+# Observations of the first batch that gradients are compared on, draws of each candidate, and of the exact gradient.
+OBSERVATIONS, DRAWS, EXACT_DRAWS = 16, 20, 10
+
+
+def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """The configuration with the relaxation of least mean squared error before training, at a constant temperature.
+
+    Of the model's objective with integer counts: squared bias plus the noise of a batch (:func:`gradient_errors`).
+
+    Returns:
+        The configuration, and a row a candidate, best first.
+    """
+    torch.manual_seed(config.seed)
+    plain = resolve(dataclasses.replace(config, relaxation=None), data.event_shape)
+    model, guide, _ = build(plain, data.event_shape)
+    model.to(device)
+    guide.to(device)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003)
+    train_set = data.train[: config.train_size]
+    first = torch.randperm(len(train_set), generator=generator)[:OBSERVATIONS]
+    x = to_floats(train_set[first]).to(device)
+    options = {"draws": DRAWS, "exact_draws": EXACT_DRAWS, "batch_size": config.batch_size, "seed": config.seed}
+    errors = gradient_errors(model, guide, x, CANDIDATES, **options)
+    rows = [
+        {
+            "relaxation": next(name for name, kind in RELAXATIONS.items() if isinstance(one, kind)),
+            "temperature": getattr(one, "temperature", None),
+            **dataclasses.asdict(error),
+            "total": error.total,
+        }
+        for one, error in zip(CANDIDATES, errors, strict=True)
+    ]
+    rows.sort(key=lambda row: row["total"])
+    best = rows[0]
+    chosen = {"relaxation": best["relaxation"], "temperature": best["temperature"]}
+    return dataclasses.replace(config, **chosen, temperature_start=best["temperature"]), rows
+
+
+def explain(rows: list[dict[str, Any]]) -> str:
+    """What was chosen and why, in a line."""
+
+    def name(row: dict[str, Any]) -> str:
+        return row["relaxation"] + ("" if row["temperature"] is None else f" at {row['temperature']:g}")
+
+    best, second = rows[:2]
+    return (
+        f"relaxation: {name(best)}, of the least mean squared error of the gradient, {best['total']:.3g} of its "
+        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); next {name(second)}, {second['total']:.3g}"
+    )

@@ -1,4 +1,4 @@
-"""EX-C beside P-VAE on scikit-learn's digits: trains them, prints their metrics and where the pictures are.
+"""CMP beside P-VAE on scikit-learn's digits: trains them, prints their metrics and where the pictures are.
 
 python -m experiments.demo [--out FOLDER]    about a minute on two cores
 """
@@ -25,7 +25,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
     Args:
         out: the folder of the runs; what is finished there is not trained again.
     """
-    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("EX-C", "P-VAE")]
+    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("CMP", "P-VAE")]
     print(plain([evaluate(run, samples=2000) for run in runs]))
     for run in runs:
         print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")

@@ -31,7 +31,7 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Held-out images that statistics of units are of.
 IMAGES = 2_000
-SPIKING = ("EX-C", "P-VAE")
+SPIKING = ("CMP", "P-VAE")
 DISPERSIONS = tuple(10.0**k for k in range(6))
 
 

@@ -1,4 +1,4 @@
-"""The main table: reconstruction and generation of the ten variants on the four image sets."""
+"""The main table: reconstruction and generation of every variant on the four image sets."""
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.tables.grid import Table

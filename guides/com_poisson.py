@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer
@@ -39,3 +40,9 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
         shift, dispersion = self.encode(x)
         rate = self.prior.mean * shift.exp()
         return ConwayMaxwellPoisson(rate, (DISPERSION * dispersion).exp(), relaxation=self.relaxation)
+
+    @torch.no_grad()
+    def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over the prior's mean, and the Fano factor over a Poisson's, which is 1; (B, K) each."""
+        q = self.posterior(x)
+        return q.mean / self.prior.mean, torch.where(q.mean > 0, q.variance / q.mean, 1.0)

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import register_kl
+from torch.distributions.utils import lazy_property
 
 from pyro_nbvae.distributions import special
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
@@ -105,16 +106,16 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     def _expect(self, integrand: Any, *arguments: Tensor) -> Tensor:
         return expectation(type(self), len(self.parameters), integrand)(*self.parameters, *arguments)
 
-    @property
+    @lazy_property
     def log_normalizer(self) -> Tensor:
         """The log of the sum of all weights."""
         return log_normalizer(type(self), len(self.parameters))(*self.parameters)
 
-    @property
+    @lazy_property
     def mean(self) -> Tensor:
         return self._expect(_Count)
 
-    @property
+    @lazy_property
     def variance(self) -> Tensor:
         mean = self.mean
         about = mean.detach()

@@ -36,7 +36,8 @@ class HeldOut:
     are of the likelihood's mean, None where it has none. ``ssim`` is the structural similarity, None where the data are
     not images. ``kl_error`` is the standard error of a Monte Carlo KL, None where the KL is exact. ``fano`` is the
     posterior's mean variance over mean, None where the latents are not counts. The rest is per unit: mean and variance
-    of the samples across observations, (*latent_shape), and mean KL in nats, of the prior's batch shape.
+    of the samples across observations, (*latent_shape), mean KL in nats, of the prior's batch shape, and, of counts,
+    the posterior's mean and variance, averaged over observations.
     """
 
     log_likelihood: float
@@ -50,11 +51,21 @@ class HeldOut:
     unit_mean: Tensor
     unit_variance: Tensor
     unit_kl: Tensor
+    posterior_mean: Tensor | None = None
+    posterior_variance: Tensor | None = None
 
     @property
     def dead_units(self) -> int:
         """How many units have a mean KL below 0.01 nats."""
         return int((self.unit_kl < DEAD_NATS).sum())
+
+    @property
+    def underdispersed_units(self) -> float | None:
+        """The share of the units that are not dead whose posterior varies less than a Poisson; None without any."""
+        alive = self.unit_kl >= DEAD_NATS
+        if self.posterior_mean is None or self.posterior_variance is None or not bool(alive.any()):
+            return None
+        return float((self.posterior_variance < (1 - 1e-4) * self.posterior_mean)[alive].double().mean())
 
     @property
     def overdispersion(self) -> float | None:
@@ -66,10 +77,13 @@ class HeldOut:
 
 
 def fano_factor(q: TorchDistribution) -> Tensor | None:
-    """Variance over mean of a posterior over counts, averaged over units; None where the latents are not counts."""
+    """Variance over mean of a posterior over counts, averaged over units; None where the latents are not counts.
+
+    A unit that does not fire at all counts as 1, the limit at small means.
+    """
     if not isinstance(q, RelaxedCount):
         return None
-    return (q.variance / q.mean).mean(-1)
+    return torch.where(q.mean > 0, q.variance / q.mean, 1.0).mean(-1)
 
 
 def mean_of(observed: Any) -> Tensor | None:
@@ -139,6 +153,8 @@ def held_out(
             factor = fano_factor(q)
             if factor is not None:
                 sums.add("fano", factor.double().sum())
+                sums.add("posterior_mean", q.mean.double().sum(0))
+                sums.add("posterior_variance", q.variance.double().sum(0))
     number = len(data)
     unit_mean, kl_of_units = sums.of["z"] / number, sums.of["kl"] / number
     nats, likelihood = float(kl_of_units.sum()), float(sums.of["log_likelihood"]) / number
@@ -155,4 +171,6 @@ def held_out(
         unit_mean=unit_mean,
         unit_variance=(sums.of["z_squared"] - number * unit_mean.square()).clamp_min(0) / max(1, number - 1),
         unit_kl=kl_of_units,
+        posterior_mean=sums.of["posterior_mean"] / number if factor is not None else None,
+        posterior_variance=sums.of["posterior_variance"] / number if factor is not None else None,
     )

@@ -66,5 +66,6 @@ def explain(rows: list[dict[str, Any]]) -> str:
     best, second = rows[:2]
     return (
         f"relaxation: {name(best)}, of the least mean squared error of the gradient, {best['total']:.3g} of its "
-        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); next {name(second)}, {second['total']:.3g}"
+        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); next {name(second)}, "
+        f"{second['total']:.3g}"
     )

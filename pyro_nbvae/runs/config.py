@@ -44,8 +44,9 @@ class TrainConfig:
     """What a run is. Flags that are not given are decided by the preset.
 
     Args:
-        variant: which VAE: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax) of the
-            negative binomial, as in EX-C; or a baseline, P-VAE, G-VAE, L-VAE or C-VAE; or a registered one.
+        variant: which VAE: CMP (COM-Poisson posterior, negative binomial prior); P-NB (Poisson posterior, the same
+            prior); a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers) of the
+            negative binomial, as in EX-I; a baseline, P-VAE, G-VAE, L-VAE or C-VAE; or a registered one.
         data: digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered set; or a folder of images, a
             .npy or a .npz file.
         train_size: train on only the first so many observations. Default: all.
@@ -82,7 +83,7 @@ class TrainConfig:
         preset: default, or paper (the paper's schedules and 200 epochs).
     """
 
-    variant: str = "EX-C"
+    variant: str = "CMP"
     data: str = "digits"
     train_size: int | None = None
     latents: int = 256

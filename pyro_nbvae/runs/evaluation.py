@@ -226,6 +226,7 @@ _SHIPPED = (
     Metric("objective", "SSE+βKL", 2, "low", _objective),
     _held("dead_units", "dead", 0),
     _held("fano", "Fano", 2),
+    _held("underdispersed_units", "Fano < 1", 2),
     _held("overdispersion", "var/mean", 2),
     Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step),
     Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False),
@@ -251,7 +252,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     one sample; ``fid_c``, ``kid_c`` and ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``)
     compare samples of the prior with the training images; ``elbo`` and ``importance_weighted_bound`` are nats per
     observation, ``bits_per_dim`` is -elbo / (elements * ln 2) (of images add 8 for 8-bit pixels); ``kl`` is nats per
-    observation; ``dead_units`` have a mean KL below 0.01 nats; ``fano`` is the posterior's mean variance over mean;
+    observation; ``dead_units`` have a mean KL below 0.01 nats; ``fano`` is the posterior's mean variance over mean,
+    ``underdispersed_units`` the share of the other units whose posterior varies less than a Poisson;
     ``overdispersion`` is the mean over units of the variance over the mean of their counts across observations. What
     does not exist for a run (SSIM without images, say) is None.
 
@@ -289,7 +291,9 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         about["importance_samples"] = before["importance_samples"]
     figures = about | kept | {name: METRICS[name].compute(this) for name in names}
     if this.held_out.fano is not None:
-        units = {"units": (this.held_out.unit_mean, this.held_out.unit_variance)}
+        units = {"across observations": (this.held_out.unit_mean, this.held_out.unit_variance)}
+        if this.held_out.posterior_mean is not None and this.held_out.posterior_variance is not None:
+            units["given one: the posterior"] = this.held_out.posterior_mean, this.held_out.posterior_variance
         plot_dispersion(units, run.folder / "dispersion.png", title=config.title)
     run.write_json("metrics.json", figures)
     return figures

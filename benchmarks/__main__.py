@@ -1,6 +1,6 @@
 """Runs every benchmark."""
 
-from benchmarks import kl, samplers, scaling, step
+from benchmarks import contention, kl, samplers, scaling, step
 
-for benchmark in (samplers, kl, step, scaling):
+for benchmark in (samplers, kl, step, scaling, contention):
     benchmark.main()

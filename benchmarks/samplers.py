@@ -10,7 +10,15 @@ from torch import Tensor
 
 from benchmarks import textbook
 from benchmarks.measure import device, forward_backward, peak_bytes, progress, report, seconds
-from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation, RelaxedNegativeBinomial
+from pyro_nbvae.distributions import (
+    ArrivalTimes,
+    ConwayMaxwellPoisson,
+    GumbelSoftmax,
+    Integer,
+    Relaxation,
+    RelaxedNegativeBinomial,
+    RelaxedPoisson,
+)
 
 SHAPE = (512, 256)
 
@@ -39,6 +47,21 @@ def theirs(relaxation: ArrivalTimes | GumbelSoftmax):
     return sample
 
 
+def com_poisson(log_nu: Tensor, log_rate: Tensor) -> Tensor:
+    return ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), relaxation=Integer(), validate_args=False).rsample()
+
+
+def poisson(unused: Tensor, log_rate: Tensor) -> Tensor:
+    q = RelaxedPoisson(log_rate.exp(), relaxation=Integer(), validate_args=False)
+    return q.rsample() + 0 * unused
+
+
+# The textbook has no gradient at integers.
+INTEGERS = {
+    "integers, negative binomial": ours(Integer()),
+    "integers, Poisson": poisson,
+    "integers, COM-Poisson": com_poisson,
+}
 CASES: dict[str, ArrivalTimes | GumbelSoftmax] = {
     "arrival times, sigmoid, temperature 0.1": ArrivalTimes(0.1),
     "arrival times, sigmoid, temperature 1": ArrivalTimes(1.0),
@@ -67,6 +90,18 @@ def main() -> None:
                 "ratio": round(taken["textbook"] / taken["ours"], 1),
                 "ours, peak memory / output": round(peak_bytes(runs["ours"]) / output, 1),
                 "textbook's": round(peak_bytes(runs["textbook"]) / output, 1),
+            }
+        )
+    together = {name: forward_backward(sample, *both) for name, sample in INTEGERS.items()}
+    together["arrivals"] = forward_backward(ours(ArrivalTimes(0.1)), *both)
+    taken = seconds(together, repeats=15)
+    for name in INTEGERS:
+        rows.append(
+            {
+                "sampler": name,
+                "ours, ms": round(1e3 * taken[name], 1),
+                "arrivals at 0.1 / this": round(taken["arrivals"] / taken[name], 2),
+                "ours, peak memory / output": round(peak_bytes(together[name]) / output, 1),
             }
         )
     report("samplers", rows, f"Relaxed negative binomial, {SHAPE[0]} x {SHAPE[1]} latents, forward and backward")

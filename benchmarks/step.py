@@ -12,11 +12,18 @@ import pyro
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from benchmarks.measure import device, forward_backward, progress, report, seconds
-from benchmarks.samplers import parameters
+from benchmarks.samplers import com_poisson, parameters
 from pyro_nbvae.data import load, to_floats
-from pyro_nbvae.distributions import ArrivalTimes, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.distributions import (
+    ArrivalTimes,
+    ConwayMaxwellPoisson,
+    NegativeBinomial,
+    RelaxedNegativeBinomial,
+    RelaxedPoisson,
+)
 from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.runs.build import build, resolve
 from pyro_nbvae.runs.config import TrainConfig
@@ -24,7 +31,7 @@ from pyro_nbvae.vae import bounded
 from pyro_nbvae.variants import VARIANTS
 
 RELAXATION = ArrivalTimes(0.1)
-BATCH = 512
+BATCH, SMALL = 512, 200
 # Steps before anything is measured: the counts are then of a model that has begun to learn.
 BEGUN = 20
 
@@ -77,10 +84,12 @@ def stepper(parameters: list[nn.Parameter], loss_of: Loss, x: Tensor) -> Callabl
     return step
 
 
-def steps_of(name: str, x: Tensor, data: str) -> dict[str, Callable[[], Tensor]]:
+def steps_of(name: str, x: Tensor, data: str, network: Any = "conv") -> dict[str, Callable[[], Tensor]]:
     """Steps of a variant: through Pyro, by hand where that is written above, and of its networks alone."""
     torch.manual_seed(0)
-    model, guide, elbo = build(resolve(TrainConfig(variant=name, data=data), tuple(x.shape[1:])), tuple(x.shape[1:]))
+    shape = tuple(x.shape[1:])
+    config = resolve(TrainConfig(variant=name, data=data, encoder=network, decoder=network), shape)
+    model, guide, elbo = build(config, shape)
     if isinstance(guide.relaxation, ArrivalTimes):
         guide.relaxation = RELAXATION
     through_pyro = elbo(model, guide).to(x.device)
@@ -127,6 +136,16 @@ def main(data: str = "mnist") -> None:
             lambda r, logits: negative_binomial_kl(r.exp(), logits, torch.ones_like(r[0]), torch.zeros_like(r[0])),
             *parameters(),
         )
+        cases["COM-Poisson", "sample"] = forward_backward(com_poisson, *parameters())
+        cases["COM-Poisson", "KL"] = forward_backward(
+            lambda log_nu, log_rate: kl_divergence(
+                ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False),
+                NegativeBinomial(torch.ones_like(log_nu[0]), logits=torch.zeros_like(log_nu[0])).expand(log_nu.shape),
+            ),
+            *parameters(),
+        )
+        small = steps_of("G-VAE", x[:SMALL], data, "linear")
+        cases |= {("linear", kind): small[kind] for kind in ("Pyro", "by hand")}
         taken = seconds(cases, repeats=9)  # type: ignore[arg-type]
     rows = []
     for name, kinds in steps.items():
@@ -143,8 +162,24 @@ def main(data: str = "mnist") -> None:
             }
         )
     share = taken["exact KL", "alone"] / taken["DS-C", "Pyro"]  # type: ignore[index]
+    t = {kind: taken["linear", kind] for kind in ("Pyro", "by hand")}  # type: ignore[index]
+    rows.append(
+        {
+            "variant": f"G-VAE, linear networks, batch {SMALL}",
+            "step, ms": round(1e3 * t["Pyro"], 1),
+            "by hand, ms": round(1e3 * t["by hand"], 1),
+            "Pyro / by hand": round(t["Pyro"] / t["by hand"], 3),
+        }
+    )
+    both = taken["COM-Poisson", "sample"] + taken["COM-Poisson", "KL"]  # type: ignore[index]
+    of_step = both / taken["CMP", "Pyro"]  # type: ignore[index]
     note = f"Training steps on {data}, batch {BATCH}, 256 latents, {RELAXATION}"
-    report("step", rows, f"{note}; the exact KL alone, forward and backward, takes {share:.1%} of DS-C's step")
+    report(
+        "step",
+        rows,
+        f"{note}; the exact KL alone, forward and backward, takes {share:.1%} of DS-C's "
+        f"step, a COM-Poisson's sample and KL {1e3 * both:.0f} ms, {of_step:.1%} of CMP's",
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from torch import Size, Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
+from pyro_nbvae.distributions.threads import unsplit
+
 Wanted = Sequence[bool]
 
 
@@ -71,7 +73,8 @@ def elementwise(
             arguments, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
             if torch.is_grad_enabled() or not derivatives:
                 derivatives = gradient(*arguments, ctx.needs_input_grad)
-            return tuple(None if d is None else grad * d for d in derivatives)
+            with unsplit():
+                return tuple(None if d is None else grad * d for d in derivatives)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:

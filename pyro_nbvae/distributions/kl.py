@@ -23,7 +23,7 @@ from torch.nn.functional import softplus
 from pyro_nbvae.distributions import special
 from pyro_nbvae.distributions.elementwise import Wanted, elementwise, unexpanded
 from pyro_nbvae.distributions.special import digamma_difference, log_quotient, softplus_difference
-from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
+from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
 # Quadrature: trapezoids in v, t = exp(c + v - exp(-v)), a double-exponential map at both ends. The right end is the
 # point at which c + v - exp(-v) is one above c. (tail that is left out, nodes), by precision.
@@ -206,8 +206,15 @@ def _log_ratio_value(*arguments: Tensor) -> tuple[Tensor, ...]:
         z = torch.stack(samples)
         of_q, of_p = (special.negative_binomial_log_prob(z, r, logits) for r, logits in ((r_q, l_q), (r_p, l_p)))
         return ((of_q - of_p).sum(0),)
-    shape, prior = r_q.shape, (r_p, l_p)
-    (r_p, l_p), column = unexpanded(prior, shape)
+    with unsplit():
+        return _compiled_log_ratio(samples, r_q, l_q, r_p, l_p)
+
+
+def _compiled_log_ratio(
+    samples: Sequence[Tensor], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor
+) -> tuple[Tensor, ...]:
+    shape = r_q.shape
+    (r_p, l_p), column = unexpanded((r_p, l_p), shape)
     z = torch.stack([z.reshape(-1) for z in samples], dim=1)
     value, d_z = torch.empty_like(z[:, 0]), torch.empty_like(z)
     d_q, d_p = (z.new_empty(len(z), 2) for _ in range(2))

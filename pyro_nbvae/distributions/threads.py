@@ -7,9 +7,11 @@ takes whole pieces of the latents through all of a computation, and only the end
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -42,6 +44,25 @@ def is_compiled_for(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
+_own = threading.local()
+
+
+@contextlib.contextmanager
+def unsplit() -> Iterator[None]:
+    """Within this context PyTorch splits no operation of this thread, and :func:`in_pieces` has its threads still."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    _own.threads = before
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        del _own.threads
+
+
 def in_pieces(loop: Callable[..., None], number: int, *arrays: Tensor, options: tuple[Any, ...] = ()) -> None:
     """Calls ``loop(piece, *arrays, *options)`` for all pieces, in as many threads as PyTorch has.
 
@@ -57,7 +78,7 @@ def in_pieces(loop: Callable[..., None], number: int, *arrays: Tensor, options: 
         for start in starts:  # next() of a range's iterator is atomic
             loop(start // PIECE, *(v[start : start + PIECE] for v in views), *options)
 
-    threads = min(torch.get_num_threads(), -(-number // PIECE))
+    threads = min(getattr(_own, "threads", torch.get_num_threads()), -(-number // PIECE))
     helpers = [_pool(threads - 1).submit(run) for _ in range(threads - 1)]
     try:
         run()

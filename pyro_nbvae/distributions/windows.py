@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_nbvae.distributions.elementwise import elementwise, unexpanded
 from pyro_nbvae.distributions.relaxations.base import DivergedError
 from pyro_nbvae.distributions.relaxations.noise import PIECE, running_sum
-from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
+from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
 # A window leaves out mass of exp(-NATS), up to a small factor.
 NATS = {torch.float32: 18.0, torch.float64: 36.0}
@@ -158,7 +158,8 @@ def _elementwise(
             unexpanded(arguments[parameters:], shape),
         )
         if compiled_form is not None and not torch.is_grad_enabled():
-            direct = compiled_form(own, rest, column)
+            with unsplit():
+                direct = compiled_form(own, rest, column)
             if direct is not None:
                 return tuple(r.reshape(shape) for r in direct)
         with torch.no_grad():

@@ -11,6 +11,8 @@ import torch
 from torch import Size, Tensor
 from torch.autograd.function import Function, FunctionCtx
 
+from pyro_nbvae.distributions.threads import unsplit
+
 if TYPE_CHECKING:
     from pyro_nbvae.distributions.relaxed import RelaxedCount
 
@@ -129,16 +131,18 @@ class _DependsOn(Function):
 class _Pathwise(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, sampler: Callable[..., Any], *parameters: Tensor) -> Tensor:
-        value, *derivatives = sampler(*(full_precision(p.reshape(-1)) for p in parameters))
-        like = parameters[0]
-        ctx.save_for_backward(*(d.view(like.shape).to(like.dtype) for d in derivatives), *parameters)
-        return value.view(like.shape).to(like.dtype)
+        with unsplit():
+            value, *derivatives = sampler(*(full_precision(p.reshape(-1)) for p in parameters))
+            like = parameters[0]
+            ctx.save_for_backward(*(d.view(like.shape).to(like.dtype) for d in derivatives), *parameters)
+            return value.view(like.shape).to(like.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         derivatives, parameters = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        gradients = [gradient * d for d in derivatives]
+        with unsplit():
+            gradients = [gradient * d for d in derivatives]
         if torch.is_grad_enabled():  # a second derivative may be asked for
             refusing = [_Refuse.apply(p) for p in parameters]
             gradients = [_DependsOn.apply(g, *refusing) for g in gradients]

@@ -2,10 +2,10 @@
 
 python -m experiments.gradients [RUN ...]    RUN: run folders with integer counts to measure at, EX-I or P-NB say
 
-First a case in which the gradient of the objective with integer counts is known in closed form: a linear decoder W
-and squared errors, E|x - W z|^2 = |x - W m|^2 + sum v_k |W_k|^2, with m and v the means and variances of the counts.
-Then the trained runs, where the truth is the mean of exact draws (Cong et al., 2019). Written are ``gradients.csv`` and
-``gradients.png``.
+At a run the truth is the mean of exact draws of the gradient of the objective with integer counts (Cong et al., 2019).
+Beside the runs there is a case in which it is known in closed form: a linear decoder W and squared errors,
+E|x - W z|^2 = |x - W m|^2 + sum v_k |W_k|^2, with m and v the means and variances of the counts. Written are
+``gradients.csv`` and ``gradients.png``.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ def trained_case(folder: str, arguments: Arguments) -> list[dict]:
 
 def main(arguments: Arguments) -> None:
     rows: list[dict] = []
+    for folder in arguments.runs:  # first: what is missing is then known at once
+        rows += trained_case(folder, arguments)
     for family in GUIDES:
         rows += linear_case(family, arguments.draws, arguments.seed)
-    for folder in arguments.runs:
-        rows += trained_case(folder, arguments)
     table = pd.DataFrame(rows)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

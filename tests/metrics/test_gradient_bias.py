@@ -83,10 +83,10 @@ def test_warm_relaxations_are_found_biased():
         guide,
         torch.rand(5, *SHAPE),
         [Integer(), ArrivalTimes(1.0), GumbelSoftmax(1.0)],
-        draws=300,
-        exact_draws=300,
+        draws=1500,
+        exact_draws=1000,
     )
     integer, arrival, gumbel = errors
     assert abs(integer.bias) < 4 * integer.bias_error
-    assert arrival.bias > 4 * arrival.bias_error and gumbel.bias > 4 * gumbel.bias_error
+    assert arrival.bias > 3 * arrival.bias_error and gumbel.bias > 3 * gumbel.bias_error
     assert torch.equal(torch.get_rng_state(), state) and isinstance(guide.relaxation, ArrivalTimes)

@@ -192,7 +192,11 @@ def test_data_out_of_the_likelihoods_support_are_refused(likelihood, name, data,
 
 @pytest.mark.parametrize("estimator", ["Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "RenyiELBO"])
 def test_any_elbo_of_pyros_trains(estimator, tmp_path):
-    run = train(TrainConfig(variant="P-VAE", estimator=estimator, **TINY), tmp_path, progress=False)
+    run = train(
+        TrainConfig(variant="P-VAE", estimator=estimator, prior_lr=1e-3, prior_mean=1.0, **TINY),
+        tmp_path,
+        progress=False,
+    )
     log = run.read_checkpoint()["log"]
     assert log[1]["loss"] < log[0]["loss"] and run.config()[0].kl_warmup == 0
     assert "kl_weight" not in log[0]
@@ -367,7 +371,7 @@ def test_a_file_that_is_no_export(tmp_path):
         ({"categories": 4}, "--categories is for C-VAE"),
         ({"estimator": "Trace_MMD"}, "fix its arguments in a variant of your own"),
         ({"estimator": "JitTrace_ELBO"}, "unknown estimator 'JitTrace_ELBO'"),
-        ({"estimator": "TraceTailAdaptive_ELBO"}, "EX-C with TraceTailAdaptive_ELBO cannot be trained"),
+        ({"estimator": "TraceTailAdaptive_ELBO"}, "CMP with TraceTailAdaptive_ELBO cannot be trained"),
         ({"variant": "MINE"}, "one of your own needs its module, nbvae --import MODULE"),
         ({"data": "nowhere"}, "or name a folder of images, a .npy or a .npz file"),
     ],

@@ -87,7 +87,7 @@ def test_what_fails_is_named_and_the_others_go_on(options):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as error:
         patch.setitem(SCALES, "smoke", replace(SCALES["smoke"], config=changed))
         reproduce(replace(grid, variants=("EX-C",)), options)
-    assert "holds another run (lr 0.001 there, 0.1 here)" in str(error.value)
+    assert "holds another run (lr 0.001 there, 0.1 here, prior_lr 0.03 there, 3.0 here)" in str(error.value)
 
 
 def test_a_cell_gains_the_metrics_it_lacks_without_being_trained_again(options):

@@ -21,7 +21,15 @@ from pyro_nbvae.runs.training import kl_weight, temperature, train
 from pyro_nbvae.variants import VARIANTS
 
 TINY = TrainConfig(
-    data="digits", latents=8, encoder="linear", decoder="linear", batch_size=300, epochs=4, lr=0.01, device="cpu"
+    variant="EX-C",
+    data="digits",
+    latents=8,
+    encoder="linear",
+    decoder="linear",
+    batch_size=300,
+    epochs=4,
+    lr=0.01,
+    device="cpu",
 )
 
 

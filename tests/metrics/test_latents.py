@@ -72,7 +72,7 @@ def test_representations_are_of_the_posterior(name):
     assert encoder.shape == means.shape == counts.shape == (20, 16)
     np.testing.assert_allclose(means, q.mean.flatten(1).numpy(), rtol=1e-5)
     parameters = {
-        "P-VAE": lambda: q.rate.log() - model.prior.log_rate,
+        **dict.fromkeys(("P-VAE", "P-NB", "CMP"), lambda: q.rate.log() - model.prior.mean.log()),
         "G-VAE": lambda: q.loc,
         "L-VAE": lambda: q.loc,
         "C-VAE": lambda: q.logits,

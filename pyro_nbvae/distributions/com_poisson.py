@@ -30,6 +30,7 @@ class ConwayMaxwellPoisson(CountDistribution):
 
     Example::
 
+        >>> import torch
         >>> d = ConwayMaxwellPoisson(4.0, torch.tensor([0.5, 1.0, 4.0]))
         >>> [round(float(v), 2) for v in d.variance / d.mean]
         [1.74, 1.0, 0.28]

@@ -77,11 +77,12 @@ def test_bias_and_noise_are_unbiased():
 
 def test_warm_relaxations_are_found_biased():
     model, guide = pair(NegativeBinomialGuide)
+    x = torch.rand(5, *SHAPE)
     state = torch.get_rng_state()
     errors = gradient_errors(
         model,
         guide,
-        torch.rand(5, *SHAPE),
+        x,
         [Integer(), ArrivalTimes(1.0)],
         draws=1500,
         exact_draws=1000,

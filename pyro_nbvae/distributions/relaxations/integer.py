@@ -45,7 +45,7 @@ class Integer(Relaxation):
         >>> rate = torch.tensor([3.0], requires_grad=True)
         >>> z = RelaxedPoisson(rate, relaxation=Integer()).rsample()
         >>> z.sum().backward()
-        >>> bool(rate.grad == (1 + z / 3.0) / 2), bool(z == z.round())
+        >>> torch.allclose(rate.grad, (1 + z / 3.0) / 2), torch.equal(z, z.round())
         (True, True)
     """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from benchmarks import textbook
 from benchmarks.measure import device, forward_backward, peak_bytes, progress, report, seconds
@@ -15,6 +16,7 @@ from pyro_nbvae.distributions import (
     ConwayMaxwellPoisson,
     GumbelSoftmax,
     Integer,
+    NegativeBinomial,
     Relaxation,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
@@ -49,6 +51,13 @@ def theirs(relaxation: ArrivalTimes | GumbelSoftmax):
 
 def com_poisson(log_nu: Tensor, log_rate: Tensor) -> Tensor:
     return ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), relaxation=Integer(), validate_args=False).rsample()
+
+
+def com_poisson_kl(log_nu: Tensor, log_rate: Tensor) -> Tensor:
+    """To one negative binomial prior of mean 1 for each latent, as a model has it."""
+    zero = torch.zeros_like(log_nu[0])
+    prior = NegativeBinomial(zero.exp(), logits=zero, validate_args=False).expand(log_nu.shape)
+    return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), prior)
 
 
 def poisson(unused: Tensor, log_rate: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import largest_count
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
 from pyro_nbvae.distributions.windows import Weights, draw, expectation, log_normalizer
 
 
@@ -78,15 +78,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         given = dict(zip(names, parameters, strict=False)) | named
         if len(parameters) + len(named) != len(names) or set(given) != set(names):
             raise TypeError(f"{type(self).__name__} takes the parameters {', '.join(names)}")
-        values = [as_floats(self._with_temperature(given[name])) for name in names]
-        tensors = [v for v, name in zip(values, names, strict=True) if isinstance(given[name], Tensor)]
-        values = [
-            v.to(tensors[0]) if tensors and not isinstance(given[n], Tensor) else v
-            for v, n in zip(values, names, strict=True)
-        ]
-        for name, value in zip(names, torch.broadcast_tensors(*values), strict=True):
+        values = torch.broadcast_tensors(*(self._with_temperature(v) for v in floats(*(given[n] for n in names))))
+        for name, value in zip(names, values, strict=True):
             setattr(self, name, value)
-        super().__init__(torch.broadcast_tensors(*values)[0].shape, validate_args=validate_args)
+        super().__init__(values[0].shape, validate_args=validate_args)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

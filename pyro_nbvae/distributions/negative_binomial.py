@@ -14,16 +14,8 @@ from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_di
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
-
-
-def _floats(total_count: Tensor | float, other: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Numbers take the precision of the tensor beside them."""
-    a, b = as_floats(total_count), as_floats(other)
-    if isinstance(total_count, Tensor) != isinstance(other, Tensor):
-        a, b = (a, b.to(a)) if isinstance(total_count, Tensor) else (a.to(b), b)
-    return a, b
 
 
 class NegativeBinomial(TorchDistribution):
@@ -77,7 +69,7 @@ class NegativeBinomial(TorchDistribution):
         name, given = ("probs", probs) if logits is None else ("logits", logits)
         assert given is not None
         self.given_total_count = total_count
-        self.total_count, given = torch.broadcast_tensors(*_floats(total_count, given))
+        self.total_count, given = torch.broadcast_tensors(*floats(total_count, given))
         setattr(self, name, given)
         super().__init__(self.total_count.shape, validate_args=validate_args)
 

@@ -21,6 +21,15 @@ def as_floats(value: Tensor | float) -> Tensor:
     return tensor if isinstance(value, Tensor) and value.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
+def floats(*values: Tensor | float) -> list[Tensor]:
+    """Each as :func:`as_floats`; numbers take the precision and the device of the first tensor beside them."""
+    tensors = [as_floats(v) for v in values]
+    like = next((t for t, v in zip(tensors, values, strict=True) if isinstance(v, Tensor)), None)
+    if like is None:
+        return tensors
+    return [t if isinstance(v, Tensor) else t.to(like) for t, v in zip(tensors, values, strict=True)]
+
+
 class RelaxedCount:
     """Mixin of a distribution over counts whose samples may be relaxed.
 

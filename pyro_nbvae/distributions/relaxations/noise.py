@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Numbers in one piece of noise: the working memory, whatever the rates. On a CPU some of these fit into a core's cache.
-PIECE = {"cpu": 1 << 15, "cuda": 1 << 22}
+PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
 
 Noise = Callable[[int, Tensor], Tensor]
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
-from pyro_nbvae.errors import check_positive
-from pyro_nbvae.vae import CountPrior, GenerativeModel
+from pyro_nbvae.vae import CountModel, CountPrior
 
 
 class NegativeBinomialPrior(CountPrior):
@@ -34,8 +33,12 @@ class NegativeBinomialPrior(CountPrior):
     def mean(self) -> Tensor:
         return (self.log_total_count + self.logits).exp()
 
+    def start(self, mean: float) -> None:
+        """Sets the logits, at a dispersion of 1."""
+        nn.init.constant_(self.logits, math.log(mean))
 
-class NegativeBinomialModel(GenerativeModel):
+
+class NegativeBinomialModel(CountModel):
     """z ~ NB(r, l), x ~ likelihood(decoder(z)).
 
     Args:
@@ -48,13 +51,6 @@ class NegativeBinomialModel(GenerativeModel):
 
     prior_class = NegativeBinomialPrior
     prior: NegativeBinomialPrior
-
-    def __init__(
-        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
-    ) -> None:
-        check_positive("prior_mean", prior_mean)
-        super().__init__(event_shape, latents, **options)
-        nn.init.constant_(self.prior.logits, math.log(prior_mean))
 
     def prior_distribution(self) -> RelaxedNegativeBinomial:
         """NB(r, l), batch shape (K,): samples are integers, the support takes relaxed counts too."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import RelaxedPoisson
-from pyro_nbvae.errors import check_positive
-from pyro_nbvae.vae import CountPrior, GenerativeModel
+from pyro_nbvae.vae import CountModel, CountPrior
 
 
 class PoissonPrior(CountPrior):
@@ -29,8 +27,11 @@ class PoissonPrior(CountPrior):
     def mean(self) -> Tensor:
         return self.rate
 
+    def start(self, mean: float) -> None:
+        nn.init.constant_(self.log_rate, math.log(mean))
 
-class PoissonModel(GenerativeModel):
+
+class PoissonModel(CountModel):
     """z ~ Poisson(rate), x ~ likelihood(decoder(z)).
 
     Args:
@@ -40,13 +41,6 @@ class PoissonModel(GenerativeModel):
 
     prior_class = PoissonPrior
     prior: PoissonPrior
-
-    def __init__(
-        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
-    ) -> None:
-        check_positive("prior_mean", prior_mean)
-        super().__init__(event_shape, latents, **options)
-        nn.init.constant_(self.prior.log_rate, math.log(prior_mean))
 
     def prior_distribution(self) -> RelaxedPoisson:
         """Poisson(rate), batch shape (K,): samples are integers, the support takes relaxed counts too."""

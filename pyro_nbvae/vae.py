@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 
 from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.distributions import ArrivalTimes, Relaxation
-from pyro_nbvae.errors import InputError, check_seed
+from pyro_nbvae.errors import InputError, check_positive, check_seed
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
 
@@ -67,6 +67,10 @@ class CountPrior(nn.Module):
     @property
     def mean(self) -> Tensor:
         """The mean count of each unit, (K,)."""
+        raise NotImplementedError
+
+    def start(self, mean: float) -> None:
+        """Gives every unit that mean count."""
         raise NotImplementedError
 
 
@@ -177,6 +181,27 @@ class GenerativeModel(PyroModule):
         """``count`` latents from the prior, integers where they are counts, and the means of their observations."""
         z = self.prior_distribution().sample(torch.Size([count]))
         return z, self.observation(z).mean
+
+
+class CountModel(GenerativeModel):
+    """A model whose latents are counts under a learned prior.
+
+    Args:
+        prior_mean: mean count of each unit at the start.
+        **options: as :class:`GenerativeModel`.
+
+    Raises:
+        ValueError: as :class:`GenerativeModel`, and for a mean that is not positive.
+    """
+
+    prior: CountPrior
+
+    def __init__(
+        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
+    ) -> None:
+        check_positive("prior_mean", prior_mean)
+        super().__init__(event_shape, latents, **options)
+        self.prior.start(prior_mean)
 
 
 class AmortizedGuide(PyroModule):

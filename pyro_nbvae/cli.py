@@ -163,7 +163,7 @@ def reproduce(
     """Run what is missing of a table of the experiments, and print and write the table.
 
     Args:
-        table: main, latents, decoder, beta, mc-samples, relaxation or families.
+        table: main, prior, latents, decoder, beta, mc-samples, relaxation or families.
         report: run nothing; write docs/results.md from the run folders that there are, of all tables or the one named.
     """
     names = TABLES if table is None else (table,)

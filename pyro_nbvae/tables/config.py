@@ -25,7 +25,7 @@ SCALES: dict[ScaleName, Scale] = {
 }
 
 # The scripts in experiments/ that state a table.
-TABLES = ("main", "latents", "decoder", "beta", "mc-samples", "relaxation", "families")
+TABLES = ("main", "prior", "latents", "decoder", "beta", "mc-samples", "relaxation", "families")
 
 
 @dataclass

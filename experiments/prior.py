@@ -1,0 +1,29 @@
+"""The prior's pace: how fast a learned prior moves beside the networks, and from which mean count it starts."""
+
+from pyro_nbvae.commandline import script
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.grid import Table
+from pyro_nbvae.tables.report import command_of
+
+PACES = (1, 10, 30, 100)
+MEANS = (1.0, 4.0)
+
+
+def _paces(base: TrainConfig) -> dict[str, dict[str, object]]:
+    assert base.prior_mean is not None and base.prior_lr is not None
+    own = base.prior_lr / base.lr
+    paces = {f"pace {pace}, mean {base.prior_mean:g}": {"prior_lr": pace * base.lr} for pace in PACES}
+    return paces | {f"pace {own:g}, mean {mean:g}": {"prior_mean": mean} for mean in MEANS}
+
+
+TABLE = Table(
+    name="prior",
+    title="The prior's learning rate, in multiples of the networks', and the mean count that it starts from",
+    variants=("CMP", "EX-C"),
+    data=("mnist",),
+    metrics=("elbo", "mse", "fid_c", "kl", "dead_units"),
+    varied=_paces,
+)
+
+if __name__ == "__main__":
+    script(command_of(TABLE))

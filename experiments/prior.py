@@ -12,7 +12,9 @@ MEANS = (1.0, 4.0)
 def _paces(base: TrainConfig) -> dict[str, dict[str, object]]:
     assert base.prior_mean is not None and base.prior_lr is not None
     own = base.prior_lr / base.lr
-    paces = {f"pace {pace}, mean {base.prior_mean:g}": {"prior_lr": pace * base.lr} for pace in PACES}
+    paces: dict[str, dict[str, object]] = {
+        f"pace {pace}, mean {base.prior_mean:g}": {"prior_lr": pace * base.lr} for pace in PACES
+    }
     return paces | {f"pace {own:g}, mean {mean:g}": {"prior_mean": mean} for mean in MEANS}
 
 

@@ -68,8 +68,10 @@ class Evaluation:
             raise InputError(f"--importance-samples must not be negative, got {self.importance_samples}")
         if self.samples < 2:
             raise InputError(f"--samples must be at least 2, got {self.samples}")
-        self.config, self.model, self.guide = self.run.load(self.device)
-        self.log: list[dict[str, float]] = self.run.read_checkpoint()["log"]
+        state = self.run.read_checkpoint()  # once: a training beside this one may write the next
+        self.config, self.model, self.guide = self.run.load_from(state, self.device)
+        self.log: list[dict[str, float]] = state["log"]
+        self.made_by: dict[str, Any] = state.get("made_by", {})
         root = self.data_root or self.config.data_root
         self.data: Data = load(self.config.data, root)
         if self.data.images:
@@ -255,7 +257,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     observation; ``dead_units`` have a mean KL below 0.01 nats; ``fano`` is the posterior's mean variance over mean,
     ``underdispersed_units`` the share of the other units whose posterior varies less than a Poisson;
     ``overdispersion`` is the mean over units of the variance over the mean of their counts across observations. What
-    does not exist for a run (SSIM without images, say) is None.
+    does not exist for a run (SSIM without images, say) is None. Beside the figures stands what trained the run:
+    ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
 
     Args:
         run: a trained run.
@@ -281,6 +284,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         "train_size": this.trained_on,
         "test_size": len(data.test),
         "feature_networks": [network.network for network in this.networks.values()],
+        **this.made_by,
         "units": this.held_out.unit_kl.numel(),
         "kl_per_unit": this.held_out.unit_kl.tolist(),
     }

@@ -200,9 +200,15 @@ class Run:
 
     def load(self, device: str = "auto") -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
         """Configuration, model and guide of a trained run, in evaluation mode, on the device."""
+        return self.load_from(self.read_checkpoint(), device)
+
+    def load_from(
+        self, state: dict[str, Any], device: str = "auto"
+    ) -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
+        """The same as :meth:`load`, of a checkpoint that has been read already."""
         config, event_shape = self.config()
         model, guide, _ = build(config, event_shape)
-        self.restore(model, guide, self.read_checkpoint())
+        self.restore(model, guide, state)
         chosen = choose_device(device)
         return config, model.to(chosen).eval(), guide.to(chosen).eval()
 

@@ -25,6 +25,7 @@ from pyro_nbvae.runs.choice import choose, explain
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.processes import Processes, processes
+from pyro_nbvae.runs.provenance import provenance
 from pyro_nbvae.vae import check_support, evaluating
 
 # A resumed run may differ in these from the one it continues.
@@ -297,6 +298,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "log": self.log,
                 "rng": states,
+                "made_by": provenance(self.device),
             }
         )
         self.run.write_log(self.log)

@@ -25,8 +25,11 @@ from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.plotting import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
 from pyro_nbvae.runs import generation
 from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.tables import results
 from pyro_nbvae.tables.config import Reproduction, ScaleName
+from pyro_nbvae.tables.formats import summarise
 from pyro_nbvae.tables.grid import Cell, cells
+from pyro_nbvae.tables.report import group
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Held-out images that statistics of units are of.
@@ -102,11 +105,16 @@ def reconstructions(arguments: Arguments, path: Path) -> None:
 
 
 def rate_distortion(arguments: Arguments, path: Path) -> None:
-    """Squared error against KL, a curve a variant over beta."""
+    """Squared error against KL, means over the seeds, a curve a variant over beta; kept rows are enough."""
+    table = table_of("beta")
+    grid = cells(table, Reproduction(scale=arguments.scale, data=(arguments.data,), out=arguments.out))
+    rows = results.read(results.RESULTS / f"{arguments.scale}.csv") | results.rows_of(grid)
     points: dict[str, list[tuple[float, float]]] = {}
-    for cell in finished("beta", arguments):
-        metrics = cell.metrics
-        points.setdefault(cell.config.variant, []).append((metrics["kl"], metrics["squared_error"]))
+    for groups in group(table, grid, rows).values():
+        for label, each in groups.items():
+            means = [summarise(each, metric) for metric in ("kl", "squared_error")]
+            if means[0] and means[1]:
+                points.setdefault(label.partition(" ")[0], []).append((means[0].mean, means[1].mean))
     curves = {name: tuple(zip(*sorted(each), strict=True)) for name, each in points.items() if len(each) > 1}
     if not curves:
         raise MissingRuns("beta")

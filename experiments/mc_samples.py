@@ -2,6 +2,7 @@
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.claims import Alike, Claim
 from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import command_of
 
@@ -17,10 +18,20 @@ TABLE = Table(
     data=("mnist",),
     metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "fano", "seconds_per_step"),
     varied=_samples,
-    reading="""
-As in the paper, more samples of the Monte Carlo KL change nothing that is visible; one is enough. The exact KL needs
-none.
-""",
+    claims=(
+        Claim(
+            "More samples of the Monte Carlo KL change nothing that is visible (2 %).",
+            [
+                Alike(metric, [f"MC-C {n} samples" for n in (1, 5, 15, 25)], ("mnist",), within=0.02)
+                for metric in ("mse", "elbo")
+            ],
+            "paper",
+        ),
+        Claim(
+            "The exact KL, which needs no samples, trains as well as 25 samples (2 %).",
+            [Alike(metric, ("MC-C 25 samples", "EX-C"), ("mnist",), within=0.02) for metric in ("mse", "elbo")],
+        ),
+    ),
 )
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.runs.evaluation import evaluate
 from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.tables.claims import Ahead, Claim, Reaches
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.tables.formats import latex, markdown
 from pyro_nbvae.tables.grid import Table, cells
@@ -168,16 +169,56 @@ def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypat
     assert command(replace(grid, name="main"), Reproduction()).startswith("nbvae --import my_own_module reproduce main")
 
 
-def test_the_report_is_what_the_folders_hold(options, tmp_path, monkeypatch):
+def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(options, tmp_path):
     """Seed 1 and the second variant were never run: the report says so and runs nothing."""
-    grid = replace(GRID, varied=lambda base: {"": LINEAR}, reading="EX-C it is.")
+    claim = Claim("EX-C it is.", [Ahead("mse", ("EX-C",), ("G-VAE",), ("digits",))])
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, claims=[claim])
     reproduce(grid, replace(options, seeds=(0,), variants=("EX-C",)))
-    path = report([grid, replace(grid, name="other", data=("mnist",))], options, tmp_path / "docs" / "results.md")
+    kept = tmp_path / "results"
+    tables = [grid, replace(grid, name="other", data=("mnist",))]
+    path = report(tables, options, tmp_path / "docs" / "results.md", kept)
     text = path.read_text()
     assert "1 of 4 runs are finished." in text
-    assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text and "EX-C it is." in text
-    assert "G-VAE" not in text and "other" not in text and "small" not in text
+    assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text
+    assert "| not enough runs | ours | EX-C it is. | tiny, smoke |" in text
+    assert "G-VAE -" in text and "other" not in text and "small" not in text
     assert not [cell for cell in cells(grid, options) if cell.config.variant == "G-VAE" and cell.folder.exists()]
+
+    table = pd.read_csv(kept / "smoke.csv")
+    metrics = cells(grid, options)[0].metrics
+    assert table["mse"][0] == pytest.approx(metrics["mse"], rel=1e-6) and table["commit"][0] == metrics["commit"]
+    assert json.loads(table["config"][0])["latents"] == 6
+    rows = (kept / "smoke.csv").read_bytes()
+    again = report(tables, replace(options, out=str(tmp_path / "nothing")), tmp_path / "again.md", kept)
+    assert again.read_text() == text and (kept / "smoke.csv").read_bytes() == rows
+    # rows of another configuration are not a table's
+    other = replace(grid, varied=lambda base: {"": {**LINEAR, "lr": 0.5}})
+    with pytest.raises(InputError, match=r"no finished run in .* and no row in"):
+        report([other], replace(options, out=str(tmp_path / "nothing")), again, kept)
+    assert again.read_text() == text
+
+
+def test_a_damaged_file_of_results_is_named(options, tmp_path):
+    (tmp_path / "smoke.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"smoke.csv is no table of results"):
+        report([GRID], options, tmp_path / "results.md", tmp_path)
+    assert (tmp_path / "smoke.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "results.md").exists()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_claims_are_about_rows_that_the_table_has(name, options):
+    table = table_of(name)
+    labels = {(cell.config.data, cell.label) for cell in cells(table, options)}
+    for claim in table.claims:
+        for condition in claim.conditions:
+            data = [condition.data] if isinstance(condition.data, str) else condition.data
+            for one in data:
+                groups = {one: {label: [] for where, label in labels if where == one}}
+                assert condition.metric in table.metrics
+                named = [condition.label] if isinstance(condition, Reaches) else getattr(condition, "labels", None)
+                for label in named or (*condition.first, *condition.others):
+                    assert label in groups[one], (claim.sentence, label)
+        assert claim.judge({})[0] == "not enough runs"
 
 
 def test_the_paper_stands_beside_ours_only_where_the_features_are_its(options):
@@ -185,11 +226,13 @@ def test_the_paper_stands_beside_ours_only_where_the_features_are_its(options):
     for cell in cells(grid, options):
         cell.run.folder.mkdir(parents=True)
         ours = {"fid": 80.0} if cell.config.seed == 0 else {"fid": None}
+        cell.run.write_config(cell.config, (1, 8, 8))
         cell.run.write_json("metrics.json", {"epochs": 1, "fid_c": 5.0, **ours})
-    with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md").read_text()
+    kept = Path(options.out) / "kept"
+    with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md", kept).read_text()
     line = next(line for line in with_inception.splitlines() if line.startswith("| EX-C  "))
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["**5.00**", "**80.0**", "78.4"]
-    assert "(paper)" not in report([grid], replace(options, seeds=(1,)), Path(options.out) / "b.md").read_text()
+    assert "(paper)" not in report([grid], replace(options, seeds=(1,)), Path(options.out) / "b.md", kept).read_text()
 
 
 def test_the_same_grid_goes_through_submitit(options):

@@ -158,6 +158,7 @@ class Metric(NamedTuple):
         best: which end is best, if either is.
         compute: from an :class:`Evaluation`; None where the figure does not exist for the run.
         standard: whether ``nbvae evaluate`` computes it; otherwise only a table that lists it does.
+        of: what it is measured on, for a table's caption.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Metric(NamedTuple):
     best: Literal["low", "high"] | None
     compute: Callable[[Evaluation], float | None]
     standard: bool = True
+    of: Literal["held-out data", "samples", "latents", "training"] = "held-out data"
 
 
 def _held(name: str, heading: str, digits: int, best: Literal["low", "high"] | None = None) -> Metric:
@@ -173,7 +175,7 @@ def _held(name: str, heading: str, digits: int, best: Literal["low", "high"] | N
 
 
 def _distance(name: str, heading: str, digits: int, best: Literal["low", "high"] | None = "low") -> Metric:
-    return Metric(name, heading, digits, best, lambda e: e.distances.get(name))
+    return Metric(name, heading, digits, best, lambda e: e.distances.get(name), of="samples")
 
 
 def _accuracies() -> list[Metric]:
@@ -189,7 +191,7 @@ def _accuracies() -> list[Metric]:
 
     representations: tuple[Representation, ...] = ("encoder", "means", "counts")
     return [
-        Metric(f"{prefix}{name}", heading, 3, "high", partial(accuracy, name, kind), standard=False)
+        Metric(f"{prefix}{name}", heading, 3, "high", partial(accuracy, name, kind), standard=False, of="latents")
         for kind in representations
         for prefix in ("" if kind == "encoder" else f"{kind}_",)
         for name, heading in columns
@@ -224,13 +226,13 @@ _SHIPPED = (
     _held("squared_error", "SSE", 2, "low"),
     _held("kl", "KL", 2),
     _held("kl_error", "± KL", 3),
-    Metric("beta", "β", 3, None, lambda e: getattr(e.model.likelihood, "beta", None)),
+    Metric("beta", "β", 3, None, lambda e: getattr(e.model.likelihood, "beta", None), of="training"),
     Metric("objective", "SSE+βKL", 2, "low", _objective),
     _held("dead_units", "dead", 0),
     _held("fano", "Fano", 2),
     _held("underdispersed_units", "Fano < 1", 2),
     _held("overdispersion", "var/mean", 2),
-    Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step),
+    Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step, of="training"),
     Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False),
     *_accuracies(),
 )

@@ -59,7 +59,7 @@ def provenance(device: torch.device) -> dict[str, str | int | None]:
     return {
         "version": _version("pyro-nbvae"),
         "commit": commit(),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),

@@ -19,6 +19,7 @@ from pyro_nbvae.runs.build import check_choices, event_shape_of, resolve
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.tables.claims import Claim
 from pyro_nbvae.tables.config import SCALES, Reproduction
 from pyro_nbvae.tables.formats import PAPER
 
@@ -39,7 +40,7 @@ class Table:
         varied: a function. Input: the resolved configuration of a variant on a data set. Output: label to the fields of
             :class:`~pyro_nbvae.runs.config.TrainConfig` to change.
         paper: the paper's FID of (data, label), shown beside ours where ours is in the same features, Inception's.
-        reading: paragraphs for the report: what the table says.
+        claims: about its rows; the report says which hold.
         command: what makes it. Default: ``nbvae reproduce NAME``.
     """
 
@@ -50,7 +51,7 @@ class Table:
     metrics: Sequence[str]
     varied: Callable[[TrainConfig], Mapping[str, Mapping[str, Any]]] = _nothing
     paper: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    reading: str = ""
+    claims: Sequence[Claim] = ()
     command: str = ""
 
 

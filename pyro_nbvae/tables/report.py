@@ -12,22 +12,24 @@ from tyro.conf import OmitArgPrefixes
 from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
+from pyro_nbvae.runs.build import check_choices
+from pyro_nbvae.tables import claims, results
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
-from pyro_nbvae.tables.formats import Row, latex, markdown, write_csv
+from pyro_nbvae.tables.formats import columns_of, latex, markdown, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
+from pyro_nbvae.tables.results import Row
 from pyro_nbvae.tables.runner import run_grid
 
 
-def rows_of(table: Table, grid: Iterable[Cell]) -> dict[str, dict[str, list[Row]]]:
-    """The metrics that the folders of a grid hold: data set to label to a row a seed."""
+def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> dict[str, dict[str, list[Row]]]:
+    """The rows of a grid's cells: data set to label to a row a seed."""
     by_data: dict[str, dict[str, list[Row]]] = {}
     for cell in grid:
-        rows = by_data.setdefault(cell.config.data, {}).setdefault(cell.label, [])
-        metrics = cell.metrics
-        if metrics:
-            if metrics.get("fid") is not None:
-                metrics["fid_paper"] = table.paper.get((cell.config.data, cell.label))
-            rows.append({**metrics, "training_seed": cell.config.seed})
+        group = by_data.setdefault(cell.config.data, {}).setdefault(cell.label, [])
+        row = results.of_cell(rows, cell)
+        if row is not None:
+            paper = table.paper.get((cell.config.data, cell.label)) if row.get("fid") is not None else None
+            group.append(row | {"fid_paper": paper})
     return by_data
 
 
@@ -44,32 +46,43 @@ def command(table: Table, options: Reproduction) -> str:
 
 
 def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row]) -> str:
-    """Under what conditions a table was made."""
+    """Under what conditions a table was made: of its own columns and rows, and of nothing else."""
 
     def all_of(name: str) -> str:
-        values = {tuple(v) if isinstance(v, list) else (v,) for v in (row.get(name) for row in rows)}
-        return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in sorted({x for y in values for x in y}))
+        found = sorted({row[name] for row in rows if row.get(name) is not None})
+        return ", ".join(f"{int(v):,}" if isinstance(v, int | float) else str(v) for v in found)
 
+    shown = {one.of for one in columns_of(rows, table.metrics)}
+    of = {
+        "held-out data": f"Measured on {all_of('test_size')} held-out observations with integer counts.",
+        "samples": f"FID and KID of {all_of('generated_samples')} samples of the prior against the training images, "
+        f"features: {all_of('feature_sets')}.",
+        "latents": "Accuracies of classifiers on latents, of held-out labels.",
+    }
+    measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)
+    made = f"Trained at commit {all_of('commit') or 'unknown'}, threads a run {all_of('threads') or 'unknown'}."
     known = table.command or table.name in TABLES
     made_by = f"Made by: {command(table, options)}" if known else f"A table of its own, {table.name}"
     batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
     return (
         f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training data {all_of('train_size')}; "
-        f"batches of {batches}; seeds {all_of('training_seed')}. Measured on {all_of('test_size')} held-out "
-        f"observations with integer counts; FID and KID of {all_of('generated_samples')} samples of the prior against "
-        f"the training images, features: {all_of('feature_sets')}. {made_by}"
+        f"batches of {batches}; seeds {all_of('seed')}.{measured} {made} {made_by}"
     )
 
 
-def render(table: Table, options: Reproduction, grid: Sequence[Cell]) -> tuple[str, str, Sequence[Row]]:
-    """A table as Markdown and LaTeX, and the runs behind it, from what the folders of the grid hold."""
-    by_data = rows_of(table, grid)
+def render(
+    table: Table, options: Reproduction, grid: Sequence[Cell], rows: dict[results.Key, Row]
+) -> tuple[str, str, Sequence[Row]]:
+    """A table, with its claims, as Markdown and LaTeX, and the rows behind it."""
+    by_data = group(table, grid, rows)
     runs = [{"label": label, **row} for groups in by_data.values() for label, rows in groups.items() for row in rows]
     under = caption(table, options, grid, runs)
     text, tex = f"{under}\n", ""
     for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
+    if table.claims:
+        text += f"\nClaims:\n\n{claims.listed(table.claims, by_data)}"
     return text, tex, runs
 
 
@@ -85,7 +98,7 @@ def reproduce(table: Table, options: Reproduction) -> str:
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_grid(table, grid, options)
-    text, tex, runs = render(table, options, grid)
+    text, tex, runs = render(table, options, grid, results.rows_of(grid))
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.tex", tex)
     write_csv(folder / f"{table.name}.csv", runs)
@@ -106,20 +119,49 @@ def command_of(table: Table) -> Callable[[Reproduction], None]:
     return main
 
 
-def report(tables: Iterable[Table], options: Reproduction, path: Path) -> Path:
-    """Writes every table of which there are finished runs, at every scale, as one Markdown file."""
-    text = (
-        "# Results\n\nMade by `nbvae reproduce --report` from the run folders. Mean ± standard deviation over seeds.\n"
-    )
+def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Path = results.RESULTS) -> Path:
+    """Keeps the finished runs as rows, and writes every table and claim that there are rows for as one Markdown file.
+
+    Args:
+        tables: which.
+        options: ``out`` says where run folders are looked for; without any, the rows that were kept are enough.
+        path: of the Markdown file.
+        kept: the folder of the rows, a file a scale.
+
+    Raises:
+        InputError: where there is neither a finished run nor a row; nothing is written then.
+    """
+    check_choices(options)
+    parts, verdicts = "", ""
     for table in tables:
         for scale in SCALES:
             here = replace(options, scale=scale)
-            wanted = cells(table, here)
-            grid = [cell for cell in wanted if cell.metrics]
-            if grid:
-                text += f"\n## {table.name}, {scale}\n\n{len(grid)} of {len(wanted)} runs are finished. "
-                text += render(table, here, grid)[0]
-                text += f"\n{table.reading.strip()}\n" if table.reading else ""
+            grid = cells(table, here)
+            rows = results.keep(kept / f"{scale}.csv", grid)
+            there = [cell for cell in grid if results.of_cell(rows, cell)]
+            if not there:
+                continue
+            parts += f"\n## {table.name}, {scale}\n\n{len(there)} of {len(grid)} runs are finished. "
+            parts += render(table, here, there, rows)[0]
+            by_data = group(table, there, rows)
+            verdicts += "".join(
+                f"| {claim.judge(by_data)[0]} | {'the paper' if claim.source == 'paper' else 'ours'} "
+                f"| {claim.sentence} | {table.name}, {scale} |\n"
+                for claim in table.claims
+            )
+    if not parts:
+        raise InputError(
+            f"no finished run in {options.out} and no row in {kept}: nbvae reproduce TABLE makes some; {path} stays"
+        )
+    text = (
+        "# Results\n\nMade by `nbvae reproduce --report` from the rows in `results/`. Mean ± standard deviation over "
+        "seeds.\n"
+    )
+    if verdicts:
+        text += (
+            "\n## Claims\n\nA claim holds or fails where the seeds decide it at 5 %; each stands with its figures "
+            f"under its table below.\n\n| verdict | claimed by | claim | table |\n|---|---|---|---|\n{verdicts}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_text(path, text + parts)
     return path

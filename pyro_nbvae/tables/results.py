@@ -1,0 +1,101 @@
+"""Kept results: a row a finished run, in ``results/SCALE.csv``. Tables, claims and curves are made from the rows alone.
+
+A row holds where the run stands in a grid (``data``, ``run``, ``seed``), what made it (commit, machine, threads, day),
+its resolved configuration as JSON, and every figure that was measured. Rows are added by a command, never by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import write_text
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.tables.grid import Cell
+
+Row = dict[str, Any]
+Key = tuple[str, str, int]
+
+# Where the rows are kept, beside the code.
+RESULTS = Path("results")
+# Of a configuration, what says where a run was made and not what it is.
+_PLACE = ("device", "data_root")
+_KEY = ("data", "run", "seed")
+# Significant digits of a kept figure: more than any table shows.
+_DIGITS = 7
+
+
+def _what(config: TrainConfig) -> str:
+    """A configuration as text that two runs share where they differ in nothing but the place."""
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in _PLACE}, sort_keys=True)
+
+
+def key_of(cell: Cell) -> Key:
+    """Where a cell's row stands."""
+    return cell.folder.parent.parent.name, cell.folder.parent.name, cell.config.seed
+
+
+def row_of(cell: Cell) -> Row | None:
+    """The row of a cell whose folder holds a finished, measured run of the cell's configuration; else None."""
+    try:
+        config = cell.run.config()[0]
+    except InputError:
+        return None
+    metrics = cell.metrics
+    if not metrics or _what(config) != _what(cell.config):
+        return None
+    figures = {k: v for k, v in metrics.items() if k not in ("data", "seed") and v is not None}
+    about = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in figures.items() if k != "kl_per_unit"}
+    return {**dict(zip(_KEY, key_of(cell), strict=True)), "config": _what(config), **about}
+
+
+def rows_of(grid: Iterable[Cell]) -> dict[Key, Row]:
+    """The rows of the finished runs of a grid, from their folders."""
+    return {key_of(cell): row for cell in grid if (row := row_of(cell))}
+
+
+def read(path: Path) -> dict[Key, Row]:
+    """The rows that a file holds, none where there is no file.
+
+    Raises:
+        InputError: for a file that holds something else.
+    """
+    import pandas as pd
+
+    if not path.exists():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype={"seed": int, "commit": str, "version": str})
+        rows = [{k: v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict("records")]
+        return {(str(row["data"]), str(row["run"]), int(row["seed"])): row for row in rows}  # type: ignore[misc]
+    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no table of results ({error}): restore it from version control") from None
+
+
+def write(path: Path, rows: dict[Key, Row]) -> None:
+    """Writes rows, sorted, so that a new run is a new line and nothing else."""
+    import pandas as pd
+
+    ordered = [rows[key] for key in sorted(rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, pd.DataFrame(ordered).to_csv(index=False, float_format=f"%.{_DIGITS}g"))
+
+
+def keep(path: Path, grid: Iterable[Cell]) -> dict[Key, Row]:
+    """Adds the finished runs of a grid to a file of rows, and returns all of its rows."""
+    rows = read(path)
+    new = rows_of(grid)
+    if new:
+        rows |= new
+        write(path, rows)
+    return rows
+
+
+def of_cell(rows: dict[Key, Row], cell: Cell) -> Row | None:
+    """The kept row of a cell; None where there is none, or one of another configuration."""
+    row = rows.get(key_of(cell))
+    return row if row is not None and row["config"] == _what(cell.config) else None

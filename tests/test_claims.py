@@ -1,0 +1,77 @@
+"""Claims are judged by the rows: against scipy's tests, and by what must hold whatever the figures."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pyro_nbvae.tables.claims import Ahead, Alike, Claim, Reaches, listed
+
+
+def groups(**figures):
+    return {"mnist": {label: [{"mse": v, "elbo": -v} for v in each] for label, each in figures.items()}}
+
+
+AHEAD = Ahead("mse", ("a",), ("b",), ("mnist",))
+
+
+def verdict(condition, **figures):
+    return Claim("so it is", [condition]).judge(groups(**figures))[0]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_a_comparison_is_welchs_test(shift):
+    rng = np.random.default_rng(0)
+    decided = 0
+    for _ in range(50):
+        a, b = rng.normal(size=3), rng.normal(shift, 2.0, size=4)
+        test = stats.ttest_ind(a, b, equal_var=False)
+        expected = "not enough runs" if test.pvalue > 0.05 else "holds" if test.statistic < 0 else "fails"
+        assert verdict(AHEAD, a=a, b=b) == expected
+        decided += expected != "not enough runs"
+    assert decided < 10 if shift == 0 else decided or shift < 4
+
+
+@given(st.lists(st.floats(-10, 10), min_size=0, max_size=5), st.lists(st.floats(-10, 10), min_size=0, max_size=5))
+def test_exchanging_the_sides_exchanges_the_verdict(a, b):
+    opposite = {"holds": "fails", "fails": "holds", "not enough runs": "not enough runs"}
+    assert verdict(AHEAD, a=b, b=a) == opposite[verdict(AHEAD, a=a, b=b)]
+    assert verdict(Ahead("elbo", ("a",), ("b",), ("mnist",)), a=a, b=b) == verdict(AHEAD, a=a, b=b)
+    if min(len(a), len(b)) < 2:
+        assert verdict(AHEAD, a=a, b=b) == "not enough runs"
+
+
+def test_all_must_hold_and_one_may_fail():
+    both = Ahead("mse", ("a",), ("b", "c"), ("mnist",))
+    far, near = (1.0, 1.1, 0.9), (5.0, 5.1, 4.9)
+    assert verdict(both, a=far, b=near, c=near) == "holds"
+    assert verdict(both, a=near, b=near, c=far) == "fails"
+    assert verdict(both, a=far, b=near, c=(5.0,)) == "not enough runs"
+    assert verdict(both, a=far, b=near) == "not enough runs"
+
+
+def test_alike_is_two_one_sided_tests():
+    alike = Alike("mse", ("a", "b"), ("mnist",), within=0.1)
+    a = (1.0, 1.001, 0.999)
+    assert verdict(alike, a=a, b=(1.01, 1.011, 1.009)) == "holds"
+    assert verdict(alike, a=a, b=(1.5, 1.501, 1.499)) == "fails"
+    assert verdict(alike, a=a, b=(0.5, 1.5, 1.01)) == "not enough runs"
+    assert verdict(alike, a=a, b=(1.0,)) == "not enough runs"
+
+
+def test_a_figure_is_reached():
+    reaches = Reaches("mse", "a", "mnist", 1.0)
+    assert verdict(reaches, a=(0.5, 0.51, 0.49)) == "holds"
+    assert verdict(reaches, a=(1.5, 1.51, 1.49)) == "fails"
+    assert verdict(reaches, a=(0.5, 1.6, 0.9)) == "not enough runs"
+    assert verdict(reaches, a=(0.5,)) == "not enough runs"
+    assert verdict(reaches, a=(0.5, 0.5)) == "holds"
+
+
+def test_a_list_shows_the_figures_behind_a_verdict():
+    text = listed([Claim("a is best.", [AHEAD], "paper")], groups(a=(1.0, 3.0), b=(2.0,)))
+    assert text == (
+        "- **not enough runs**: The paper: a is best.\n"
+        "  - not enough runs: mnist, MSE: a 2.0000 ± 1.4142, b 2.0000 (one seed)\n"
+    )

@@ -60,7 +60,7 @@ def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     total = sum(parts)
     if not total > 0:
         return difference, difference
-    freedom = total**2 / sum(v**2 / (len(each) - 1) for v, each in zip(parts, (a, b), strict=True))
+    freedom = 1 / sum((v / total) ** 2 / (len(each) - 1) for v, each in zip(parts, (a, b), strict=True))
     return _around(difference, math.sqrt(total), freedom)
 
 

@@ -34,10 +34,12 @@ def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> d
 
 
 def command(table: Table, options: Reproduction) -> str:
-    """The command that makes a table: the flags that are not at their defaults."""
+    """The command that makes a table: the flags that are not at their defaults, but for where files lie."""
     imports = [word for name in plugins.imported for word in ("--import", name)]
     words = (table.command or " ".join(["nbvae", *imports, "reproduce", table.name])).split()
     for one in fields(Reproduction):
+        if one.name in ("out", "data_root"):
+            continue
         value = getattr(options, one.name)
         if one.name == "scale" or value != one.default:
             values = value if isinstance(value, tuple) else (value,)

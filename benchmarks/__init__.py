@@ -1,1 +1,4 @@
-"""Speed and memory, always as ratios of things measured side by side in one run; ``make bench`` runs them all."""
+"""Benchmarks of speed and memory.
+
+Results are ratios of things measured side by side in one run. ``make bench`` runs all of them.
+"""

@@ -1,4 +1,4 @@
-"""Runs every benchmark."""
+"""Run every benchmark."""
 
 from benchmarks import contention, kl, samplers, scaling, step
 

@@ -1,4 +1,4 @@
-"""The samplers and the COM-Poisson's KL while other processes keep every core busy.
+"""Time of the samplers and of the COM-Poisson's KL while other processes keep every core busy.
 
 python -m benchmarks.contention    about a minute
 """

@@ -1,4 +1,4 @@
-"""The forms of the KL between counts, forward and backward.
+"""Time of the forms of the KL between counts, forward and backward.
 
 python -m benchmarks.kl    seconds
 """

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: alternating, medians, one run; and how they report."""
+"""Measuring and reporting for all benchmarks: the cases alternate in one run, and the median counts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _finish() -> None:
 
 
 def seconds(cases: Mapping[str, Callable[[], object]], repeats: int = 9, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each case; the cases take turns, so that whatever slows the machine slows them all."""
+    """Return the median seconds of each case; the cases alternate, so that a slow machine slows all of them."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warm_up + repeats):
         for name, run in cases.items():
@@ -44,7 +44,7 @@ def seconds(cases: Mapping[str, Callable[[], object]], repeats: int = 9, warm_up
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most memory that the call held at once, beyond what was there before."""
+    """Return the peak memory of a call, beyond what was allocated before."""
     if torch.cuda.is_available():
         _finish()
         before = torch.cuda.memory_allocated()
@@ -63,7 +63,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def forward_backward(sample: Callable[..., Tensor], *parameters: Tensor) -> Callable[[], Tensor]:
-    """A call that draws a sample and differentiates its sum in the parameters."""
+    """Return a function that draws a sample and differentiates its sum in the parameters."""
     leaves = [p.detach().requires_grad_() for p in parameters]
 
     def run() -> Tensor:
@@ -79,14 +79,14 @@ def progress(items: Sequence[Any], what: str) -> tqdm:
 
 
 def machine() -> str:
-    """The hardware and the versions, in a line."""
+    """Describe the hardware and the versions in one line."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     return f"{torch.get_num_threads()} CPU threads ({platform.machine()}), torch {torch.__version__}"
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], note: str) -> None:
-    """Prints the rows as a Markdown table; writes them to ``runs/bench`` as that and as lines of JSON."""
+    """Print the rows as a Markdown table, and write them to ``runs/bench`` as Markdown and as JSON lines."""
     text = f"{note} ({machine()}; `python -m benchmarks.{name}`)\n\n{pd.DataFrame(rows).to_markdown(index=False)}\n"
     FOLDER.mkdir(parents=True, exist_ok=True)
     write_text(FOLDER / f"{name}.md", text)

@@ -1,4 +1,4 @@
-"""The relaxed negative binomial's samplers against the textbook's, forward and backward: time and memory.
+"""Time and memory of the relaxed negative binomial's samplers against the textbook's, forward and backward.
 
 python -m benchmarks.samplers    a minute or two on two cores
 """
@@ -26,7 +26,7 @@ SHAPE = (512, 256)
 
 
 def parameters(shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
-    """log r ~ N(0, 0.5^2), logits ~ N(0, 0.7^2)."""
+    """Draw log r ~ N(0, 0.5^2) and logits ~ N(0, 0.7^2)."""
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device())
     return 0.5 * noise[0], 0.7 * noise[1]
 
@@ -54,7 +54,7 @@ def com_poisson(log_nu: Tensor, log_rate: Tensor) -> Tensor:
 
 
 def com_poisson_kl(log_nu: Tensor, log_rate: Tensor) -> Tensor:
-    """To one negative binomial prior of mean 1 for each latent, as a model has it."""
+    """KL to a negative binomial prior of mean 1 for each latent, shared by the batch as in a model."""
     zero = torch.zeros_like(log_nu[0])
     prior = NegativeBinomial(zero.exp(), logits=zero, validate_args=False).expand(log_nu.shape)
     return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), prior)
@@ -65,7 +65,7 @@ def poisson(unused: Tensor, log_rate: Tensor) -> Tensor:
     return q.rsample() + 0 * unused
 
 
-# The textbook has no gradient at integers.
+# There is no textbook gradient for integers.
 INTEGERS = {
     "integers, negative binomial": ours(Integer()),
     "integers, Poisson": poisson,

@@ -1,4 +1,4 @@
-"""How the samplers and the exact KL scale: with the batch, the latents and the mean count, and with one busy unit.
+"""Scaling of the samplers and of the exact KL: with the batch, the latents, the mean count, and one unit of large mean.
 
 python -m benchmarks.scaling    about a minute on two cores
 """

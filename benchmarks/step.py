@@ -1,4 +1,4 @@
-"""A training step of every variant, beside the same mathematics without Pyro and beside the networks alone.
+"""Time of a training step of every variant, compared with the same step without Pyro and with the networks alone.
 
 python -m benchmarks.step [--data mnist]    some minutes on two cores
 """
@@ -29,7 +29,7 @@ from pyro_nbvae.variants import VARIANTS
 
 RELAXATION = ArrivalTimes(0.1)
 BATCH, SMALL = 512, 200
-# Steps before anything is measured: the counts are then of a model that has begun to learn.
+# Steps before the measurement, so that the counts are those of a model that has started to learn.
 BEGUN = 20
 
 Loss = Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ BY_HAND: dict[str, Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def stepper(parameters: list[nn.Parameter], loss_of: Loss, x: Tensor) -> Callable[[], Tensor]:
-    """One step of Adam with clipped gradients, as the trainer takes it."""
+    """Return a function that takes one step of Adam with clipped gradients, as in training."""
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
 
     def step() -> Tensor:
@@ -82,7 +82,7 @@ def stepper(parameters: list[nn.Parameter], loss_of: Loss, x: Tensor) -> Callabl
 
 
 def steps_of(name: str, x: Tensor, data: str, network: Any = "conv") -> dict[str, Callable[[], Tensor]]:
-    """Steps of a variant: through Pyro, by hand where that is written above, and of its networks alone."""
+    """Return the steps of a variant: through Pyro, by hand (if it is in BY_HAND), and of its networks alone."""
     torch.manual_seed(0)
     shape = tuple(x.shape[1:])
     config = resolve(TrainConfig(variant=name, data=data, encoder=network, decoder=network), shape)
@@ -123,7 +123,7 @@ def main(data: str = "mnist") -> None:
     """Time training steps.
 
     Args:
-        data: whose images; of their first 512.
+        data: name of the data set; its first 512 images are used.
     """
     x = to_floats(load(data).train[:BATCH]).to(device())
     with pyro.validation_enabled(False), pyro.get_param_store().scope():

@@ -1,4 +1,4 @@
-"""The relaxed counts as they are usually written: autograd through all of the noise."""
+"""Relaxed counts in the usual form, with autograd through all of the noise."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-# What the paper's released code draws at most.
+# The largest number of arrivals in the paper's released code.
 MOST = 826
 
 
 def arrival_events(rate: Tensor) -> int:
-    """How many arrivals the fixed-length form draws for every latent."""
+    """Return the number of arrivals that the fixed-length form draws for every latent."""
     return min(MOST, math.ceil(5 * max(float(rate.max()), 1.0)))
 
 
 def arrivals(rate: Tensor, temperature: float) -> Tensor:
-    """sum_k sigmoid((1 - S_k) / temperature), S_k running sums of exponentials of that rate."""
+    """sum_k sigmoid((1 - S_k) / temperature), with S_k the running sums of exponentials of that rate."""
     gaps = torch.empty(arrival_events(rate), *rate.shape, device=rate.device).exponential_() / rate
     return torch.sigmoid((1 - gaps.cumsum(0)) / temperature).sum(0)
 
@@ -31,5 +31,5 @@ def gumbel(rate: Tensor, temperature: float, max_count: int) -> Tensor:
 
 
 def negative_binomial_rate(log_r: Tensor, logits: Tensor) -> Tensor:
-    """The Gamma step, by torch's own distribution."""
+    """Draw the Gamma-distributed rate with torch's own distribution."""
     return torch.distributions.Gamma(log_r.exp(), torch.exp(-logits), validate_args=False).rsample()

@@ -1,1 +1,1 @@
-"""Programs that a user would write, a page each. Run one as ``python -m examples.NAME``."""
+"""Example programs, one page each. Run one with ``python -m examples.NAME``."""

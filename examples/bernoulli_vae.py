@@ -2,7 +2,7 @@
 
     python -m examples.bernoulli_vae
 
-Writes a picture of held-out digits above the probabilities that the model gives their pixels.
+Writes a picture of held-out digits, and below them the probabilities that the model gives to their pixels.
 """
 
 from pathlib import Path
@@ -23,12 +23,12 @@ from pyro_nbvae.plotting import plot_pairs
 
 
 def binary(images: torch.Tensor) -> torch.Tensor:
-    """Pixels that are brighter than half, as ones."""
+    """Return 1 for pixels brighter than half, else 0."""
     return (to_floats(images) > 0.5).float()
 
 
 def main(epochs: int = 30, out: Path = Path("runs/examples")) -> None:
-    """Train it and show reconstructions.
+    """Train the model and plot reconstructions.
 
     Args:
         epochs: passes over the digits.
@@ -44,7 +44,7 @@ def main(epochs: int = 30, out: Path = Path("runs/examples")) -> None:
     svi = SVI(model, guide, ClippedAdam({"lr": 1e-3}), loss=elbo)
 
     def bound() -> float:
-        """The held-out ELBO of integer counts, nats per image."""
+        """Held-out ELBO with integer counts, in nats per image."""
         model.eval()
         guide.eval()
         with guide.exact():

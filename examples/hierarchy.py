@@ -1,11 +1,11 @@
-"""Two layers: a continuous cause above spike counts.
+"""Two layers: a continuous latent variable above spike counts.
 
     python -m examples.hierarchy
 
 p(h) p(z | h) p(x | z): a standard normal h of 2 dimensions sets the logits of 16 negative binomial counts z, and the
-counts make the data. One guide is top-down, q(h | x) q(z | h, x), in the model's order: the KL at z is analytic, given
-h. The other is bottom-up, q(z | x) q(h | z): out of order, so that AnalyticKL_ELBO refuses it, and MonteCarloKL_ELBO
-samples both layers together.
+counts generate the data. One guide is top-down, q(h | x) q(z | h, x), in the model's order: the KL at z is analytic,
+given h. The other is bottom-up, q(z | x) q(h | z), in another order: AnalyticKL_ELBO raises an error, and
+MonteCarloKL_ELBO samples both layers together.
 """
 
 import pyro
@@ -66,10 +66,10 @@ class Guide(PyroModule):
 
 
 def main(steps: int = 1500) -> None:
-    """Fit both guides to data that the model made, and compare their bounds at integer counts.
+    """Fit both guides to data drawn from the model, and compare their bounds with integer counts.
 
     Args:
-        steps: of batches of 100.
+        steps: training steps for each guide, with batches of 100.
     """
     pyro.clear_param_store()
     pyro.set_rng_seed(0)

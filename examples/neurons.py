@@ -1,12 +1,12 @@
-"""A population of neurons: spike counts whose gain fluctuates, and which neuron fluctuates how much.
+"""A population of neurons with a fluctuating gain: how much does the gain of each neuron fluctuate?
 
     python -m examples.neurons
 
 The counts are simulated, trials x neurons, by the modulated Poisson model of R. Goris, J. Movshon and E. Simoncelli,
 "Partitioning neuronal variability", Nature Neuroscience 17 (2014): on each trial a neuron's tuned rate is multiplied by
-a gain of mean 1 and variance s^2 that is Gamma distributed, so that given the stimulus its count is negative binomial
-of dispersion r = 1 / s^2. The stimuli are not shown to the model: count latents must find them, and the dispersion that
-the likelihood learns for each neuron is what they leave unexplained. The picture shows it against the true one.
+a Gamma-distributed gain of mean 1 and variance s^2, so that given the stimulus its count is negative binomial with
+dispersion r = 1 / s^2. The model does not see the stimuli: its count latents must find them, and the dispersion that
+the likelihood learns for each neuron describes the remaining variability. The picture shows it against the true one.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def population(trials: int, neurons: int, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 class Encoder(nn.Module):
-    """Counts (B, neurons) to (B, 2, latents)."""
+    """A small network from counts (B, neurons) to (B, 2, latents)."""
 
     def __init__(self, neurons: int, latents: int) -> None:
         super().__init__()
@@ -56,8 +56,9 @@ def main(steps: int = 3000, trials: int = 4000, neurons: int = 50, out: Path = P
     """Fit the population and draw the picture.
 
     Args:
-        steps: of batches of 200 trials.
-        trials, neurons: size of the population.
+        steps: training steps, with batches of 200 trials.
+        trials: number of simulated trials.
+        neurons: number of simulated neurons.
         out: folder of the picture.
     """
     pyro.clear_param_store()

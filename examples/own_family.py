@@ -1,7 +1,7 @@
-"""A family of your own, from outside the package: geometric spike counts.
+"""A family of your own, defined outside the package: geometric spike counts.
 
-A geometric count is a negative binomial of dispersion 1, of all counts of its mean the one of largest entropy. Model
-and guide are two classes of one method each, registered under a name:
+A geometric distribution is a negative binomial with dispersion 1; it has the largest entropy of all count distributions
+with its mean. Model and guide are two classes with one method each, registered under a name:
 
     python -m examples.own_family
     nbvae --import examples.own_family train --variant GEOMETRIC --data digits --latents 32 --out runs/geometric
@@ -48,7 +48,7 @@ register_variant("GEOMETRIC", Variant(GeometricModel, GeometricGuide, relaxation
 
 
 def main(epochs: int = 20, out: Path = Path("runs/examples/geometric")) -> None:
-    """Train it as the command would, and load it again.
+    """Train the variant as the command does, and load the run.
 
     Args:
         epochs: passes over the digits.

@@ -1,11 +1,11 @@
-"""A state-space program over counts, relaxed from outside.
+"""A state-space program over counts, relaxed without changing the program.
 
     python -m examples.state_space
 
-A population of spikes is passed on: z_t ~ Poisson(0.9 z_{t-1} + 0.5), observed as x_t ~ Normal(z_t, 1). Model and guide
-are written with exact counts, which have no pathwise gradient. ``RelaxReparam`` gives them one from outside; the score
-function (Pyro's Trace_ELBO on the programs as they are) needs none, and is noisier. Both take the same number of steps,
-and both bounds are of the exact program.
+A population of spikes changes in time: z_t ~ Poisson(0.9 z_{t-1} + 0.5), observed as x_t ~ Normal(z_t, 1). Model and
+guide are written with exact counts, which have no pathwise gradient. ``RelaxReparam`` adds one without changing them;
+the score function (Pyro's Trace_ELBO on the unchanged programs) needs none, but is noisier. Both take the same number
+of steps, and both bounds are those of the exact program.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def guide(x: Tensor) -> None:
 
 
 def simulate() -> Tensor:
-    """Observations of one run of the model."""
+    """Return the observations of one run of the model."""
     z, seen = torch.tensor(3.0), []
     for _ in range(LENGTH):
         z = torch.poisson(0.9 * z + 0.5)
@@ -52,10 +52,10 @@ def simulate() -> Tensor:
 
 
 def main(steps: int = 300, out: Path = Path("runs/examples")) -> None:
-    """Fit it both ways and draw the bounds.
+    """Fit the program both ways and plot the bounds.
 
     Args:
-        steps: of either.
+        steps: training steps for each way.
         out: folder of the picture.
     """
     pyro.set_rng_seed(3)
@@ -79,7 +79,7 @@ def main(steps: int = 300, out: Path = Path("runs/examples")) -> None:
         print(f"{name}: bound {bounds[-1]:.1f} nats after {taken[-1]:.0f} steps, from {bounds[0]:.1f}")
     out.mkdir(parents=True, exist_ok=True)
     panel = Panel(curves, "step", "ELBO of the exact program, nats")
-    plot_curves([panel], out / "state_space.png", title="Counts passed on in time")
+    plot_curves([panel], out / "state_space.png", title="Spike counts over time")
     print(out / "state_space.png")
 
 

@@ -1,4 +1,4 @@
-"""Amortised guides, one file a family."""
+"""Amortised guides, one file per family."""
 
 from pyro_nbvae.guides.categorical import CategoricalGuide
 from pyro_nbvae.guides.com_poisson import ConwayMaxwellPoissonGuide

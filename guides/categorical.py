@@ -1,4 +1,4 @@
-"""Amortised categorical posterior, Gumbel-softmax (C-VAE)."""
+"""Amortised guide with a categorical posterior and Gumbel-softmax samples (C-VAE)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,27 @@ from pyro_nbvae.vae import AmortizedGuide
 
 
 class CategoricalGuide(AmortizedGuide):
-    """q(z | x) = one-hot categorical with the encoder's logits, relaxed; at encoder outputs of 0 it is the prior.
+    """q(z | x) = one-hot categorical with the encoder's logits, relaxed.
+
+    It equals the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.CategoricalModel`.
         encoder: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
-        relaxation: a :class:`~pyro_nbvae.distributions.GumbelSoftmax`.
+        relaxation: a :class:`~pyro_nbvae.distributions.GumbelSoftmax`; None for exact latents.
+
+    Raises:
+        TypeError: for another relaxation, when the posterior is made.
+        ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_nbvae.models import CategoricalModel
+        >>> model = CategoricalModel((5,), latents=12, categories=4, decoder="linear")
+        >>> guide = CategoricalGuide(model, encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     relaxation: Any
@@ -32,6 +47,9 @@ class CategoricalGuide(AmortizedGuide):
         super().__init__(model, encoder=encoder, relaxation=relaxation)
 
     def posterior(self, x: Tensor) -> RelaxedOneHotCategorical:
-        """q(z | x), batch shape (B, variables), under the guide's present relaxation."""
+        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, variables).
+
+        It has the guide's current relaxation.
+        """
         (logits,) = self.encode(x)
         return RelaxedOneHotCategorical(logits=logits.unflatten(1, self.latent_shape), relaxation=self.relaxation)

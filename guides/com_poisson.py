@@ -1,4 +1,4 @@
-"""Amortised Conway-Maxwell-Poisson posterior."""
+"""Amortised guide with a Conway-Maxwell-Poisson posterior."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ from torch import Tensor
 from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer
 from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel
 
-# log nu is within this share of the encoder's bound: nu from e^-3 to e^3.
+# Factor of the encoder's bounded output, from -5 to 5, in log nu: nu is from e^-3 to e^3.
 DISPERSION = 0.6
 
 
 class ConwayMaxwellPoissonGuide(AmortizedGuide):
-    """q(z | x) = COM-Poisson(m * dm(x), nu(x)), m the prior's mean: narrower or wider than a Poisson, unit by unit.
+    """q(z | x) = COM-Poisson(m * dm(x), nu(x)), with m the prior's mean: each unit is narrower or wider than a Poisson.
 
-    At encoder outputs of 0 it is Poisson(m).
+    It equals Poisson(m) if the encoder's outputs are 0.
 
     Args:
-        model: one whose prior is over counts, such as a :class:`~pyro_nbvae.models.NegativeBinomialModel`.
-        relaxation: :class:`~pyro_nbvae.distributions.Integer`, or None.
-        spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`; a small one has trained best.
+        model: a model with a prior over counts, such as :class:`~pyro_nbvae.models.NegativeBinomialModel`.
+        relaxation: :class:`~pyro_nbvae.distributions.Integer`, or None for exact latents without a gradient.
+        spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`; small values have trained best.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Raises:
+        TypeError, ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> from pyro_nbvae.models import NegativeBinomialModel
+        >>> model = NegativeBinomialModel((5,), latents=3, decoder="linear")
+        >>> guide = ConwayMaxwellPoissonGuide(model, encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     prior: CountPrior
@@ -36,13 +47,13 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
         super().__init__(model, relaxation=relaxation, spread=spread, **options)
 
     def posterior(self, x: Tensor) -> ConwayMaxwellPoisson:
-        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
+        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
         shift, dispersion = self.encode(x)
         rate = self.prior.mean * shift.exp()
         return ConwayMaxwellPoisson(rate, (DISPERSION * dispersion).exp(), relaxation=self.relaxation)
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean over the prior's mean, and the Fano factor over a Poisson's, which is 1; (B, K) each."""
+        """Return the posterior's mean over the prior's mean, and its Fano factor (1 for a Poisson), (B, K) each."""
         q = self.posterior(x)
         return q.mean / self.prior.mean, torch.where(q.mean > 0, q.variance / q.mean, 1.0)

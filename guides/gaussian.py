@@ -1,4 +1,4 @@
-"""Amortised normal posterior (G-VAE)."""
+"""Amortised guide with a normal posterior (G-VAE)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ from pyro_nbvae.vae import AmortizedGuide
 
 
 class GaussianGuide(AmortizedGuide):
-    """q(z | x) = Normal(location, scale), both from the encoder; at encoder outputs of 0 it is the prior.
+    """q(z | x) = Normal(location, scale), both from the encoder.
 
-    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a :class:`~pyro_nbvae.models.GaussianModel`; the relaxation
-    plays no part.
+    It equals the prior if the encoder's outputs are 0.
+
+    Args:
+        model: a :class:`~pyro_nbvae.models.GaussianModel`.
+        encoder, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        relaxation: not used.
+
+    Raises:
+        ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_nbvae.models import GaussianModel
+        >>> model = GaussianModel((5,), latents=3, decoder="linear")
+        >>> guide = GaussianGuide(model, encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     heads = 2
 
     def posterior(self, x: Tensor) -> dist.Normal:
-        """q(z | x), batch shape (B, K)."""
+        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
         location, log_scale = self.encode(x)
         return dist.Normal(location, log_scale.exp())

@@ -1,4 +1,4 @@
-"""Amortised Laplace posterior (L-VAE)."""
+"""Amortised guide with a Laplace posterior (L-VAE)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ from pyro_nbvae.vae import AmortizedGuide
 
 
 class LaplaceGuide(AmortizedGuide):
-    """q(z | x) = Laplace(location, scale), both from the encoder; at encoder outputs of 0 it is the prior.
+    """q(z | x) = Laplace(location, scale), both from the encoder.
 
-    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a :class:`~pyro_nbvae.models.LaplaceModel`; the relaxation
-    plays no part.
+    It equals the prior if the encoder's outputs are 0.
+
+    Args:
+        model: a :class:`~pyro_nbvae.models.LaplaceModel`.
+        encoder, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        relaxation: not used.
+
+    Raises:
+        ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_nbvae.models import LaplaceModel
+        >>> model = LaplaceModel((5,), latents=3, decoder="linear")
+        >>> guide = LaplaceGuide(model, encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     heads = 2
 
     def posterior(self, x: Tensor) -> dist.Laplace:
-        """q(z | x), batch shape (B, K)."""
+        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
         location, log_scale = self.encode(x)
         return dist.Laplace(location, log_scale.exp())

@@ -1,4 +1,4 @@
-"""Amortised negative binomial posterior."""
+"""Amortised guide with a negative binomial posterior."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ from pyro_nbvae.vae import AmortizedGuide
 
 
 class NegativeBinomialGuide(AmortizedGuide):
-    """q(z | x) = NB(r * dr(x), l + dl(x)), relaxed; at encoder outputs of 0 it is the prior.
+    """q(z | x) = NB(r * dr(x), l + dl(x)), relaxed.
+
+    It equals the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.NegativeBinomialModel`.
-        shared_dispersion: leave the dispersion at the prior's (dr = 1, the DS variants); the encoder then has one
-            head, not two.
+        shared_dispersion: keep the prior's dispersion (dr = 1, the DS variants); the encoder then has one head, not
+            two.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Raises:
+        TypeError, ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> from pyro_nbvae.models import NegativeBinomialModel
+        >>> model = NegativeBinomialModel((5,), latents=3, decoder="linear")
+        >>> guide = NegativeBinomialGuide(model, encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     prior: NegativeBinomialPrior
@@ -31,7 +44,7 @@ class NegativeBinomialGuide(AmortizedGuide):
         super().__init__(model, **options)
 
     def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
-        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
+        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
         shift, *log_ratio = self.encode(x)
         r = self.prior.total_count
         if log_ratio:
@@ -40,6 +53,6 @@ class NegativeBinomialGuide(AmortizedGuide):
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The paper's modulation ratios (dr, dp) = (r_q / r, sigma(-l_q) / sigma(-l)) of observations, (B, K) each."""
+        """Return the paper's modulation ratios (dr, dp) = (r_q / r, sigma(-l_q) / sigma(-l)), (B, K) each."""
         q = self.posterior(x)
         return q.total_count / self.prior.total_count, torch.sigmoid(-q.logits) / torch.sigmoid(-self.prior.logits)

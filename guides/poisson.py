@@ -1,4 +1,4 @@
-"""Amortised Poisson posterior (P-VAE)."""
+"""Amortised guide with a Poisson posterior (P-VAE)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,32 @@ from pyro_nbvae.vae import AmortizedGuide, CountPrior
 
 
 class PoissonGuide(AmortizedGuide):
-    """q(z | x) = Poisson(m * dr(x)), relaxed, m the prior's mean; over a Poisson prior, encoder outputs of 0 give it.
+    """q(z | x) = Poisson(m * dr(x)), relaxed, with m the prior's mean.
 
-    Arguments as :class:`~pyro_nbvae.vae.AmortizedGuide`, of a model whose prior is over counts:
-    :class:`~pyro_nbvae.models.PoissonModel` or :class:`~pyro_nbvae.models.NegativeBinomialModel`.
+    It equals a Poisson prior if the encoder's outputs are 0.
+
+    Args:
+        model: a model with a prior over counts: :class:`~pyro_nbvae.models.PoissonModel` or
+            :class:`~pyro_nbvae.models.NegativeBinomialModel`.
+        encoder, relaxation, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Raises:
+        TypeError, ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     prior: CountPrior
     prior_class = CountPrior
 
     def posterior(self, x: Tensor) -> RelaxedPoisson:
-        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
+        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
         (log_ratio,) = self.encode(x)
         return RelaxedPoisson(self.prior.mean * log_ratio.exp(), relaxation=self.relaxation)

@@ -1,4 +1,4 @@
-"""Generative models, one file a family."""
+"""Generative models, one file per family."""
 
 from pyro_nbvae.models.categorical import CategoricalModel
 from pyro_nbvae.models.gaussian import GaussianModel

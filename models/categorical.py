@@ -1,4 +1,4 @@
-"""Uniform categorical prior over the latents (C-VAE)."""
+"""Generative model with a uniform categorical prior (C-VAE)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from pyro_nbvae.vae import GenerativeModel, StandardPrior
 
 
 class CategoricalModel(GenerativeModel):
-    """z ~ one-hot categorical, uniform, x ~ likelihood(decoder(z)).
-
-    Args:
-        latents: dimensions of z, variables times categories.
-        categories: of each variable; 8 by default, which makes 32 variables of 256 dimensions.
-        **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+    """z ~ uniform one-hot categorical, x ~ likelihood(decoder(z)).
 
     Site ``z`` is (B, variables, categories).
 
+    Args:
+        event_shape, **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+        latents: dimension of z, the number of variables times ``categories``.
+        categories: number of categories of each variable. The defaults give 32 variables.
+
     Raises:
-        InputError: where ``categories`` does not divide ``latents``, or is below 2.
+        InputError: if ``categories`` does not divide ``latents``, or is below 2.
+        ValueError: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    Example::
+
+        >>> z, mean = CategoricalModel((5,), latents=12, categories=4, decoder="linear").generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3, 4]), torch.Size([2, 5]))
     """
 
     prior: StandardPrior
@@ -33,5 +40,5 @@ class CategoricalModel(GenerativeModel):
         super().__init__(event_shape, latents, latent_shape=(latents // categories, categories), **options)
 
     def prior_distribution(self) -> RelaxedOneHotCategorical:
-        """Uniform over the categories, batch shape (variables,): samples are one-hot, the support is the simplex."""
+        """Return the uniform prior, batch shape (variables,): samples are one-hot, the support is the simplex."""
         return RelaxedOneHotCategorical(logits=self.prior.zeros)

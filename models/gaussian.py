@@ -1,4 +1,4 @@
-"""Standard normal prior over the latents (G-VAE)."""
+"""Generative model with a standard normal prior (G-VAE)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from pyro_nbvae.vae import GenerativeModel, StandardPrior
 
 
 class GaussianModel(GenerativeModel):
-    """z ~ Normal(0, 1), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
+    """z ~ Normal(0, 1), x ~ likelihood(decoder(z)).
+
+    Arguments and errors as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    Example::
+
+        >>> z, mean = GaussianModel((5,), latents=3, decoder="linear").generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3]), torch.Size([2, 5]))
+    """
 
     prior: StandardPrior
 
     def prior_distribution(self) -> dist.Normal:
-        """Normal(0, 1), batch shape (K,)."""
+        """Return Normal(0, 1), batch shape (K,)."""
         return dist.Normal(self.prior.zeros, self.prior.zeros + 1)

@@ -1,4 +1,4 @@
-"""Standard Laplace prior over the latents (L-VAE)."""
+"""Generative model with a standard Laplace prior (L-VAE)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from pyro_nbvae.vae import GenerativeModel, StandardPrior
 
 
 class LaplaceModel(GenerativeModel):
-    """z ~ Laplace(0, 1), x ~ likelihood(decoder(z)); arguments as :class:`~pyro_nbvae.vae.GenerativeModel`."""
+    """z ~ Laplace(0, 1), x ~ likelihood(decoder(z)).
+
+    Arguments and errors as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    Example::
+
+        >>> z, mean = LaplaceModel((5,), latents=3, decoder="linear").generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3]), torch.Size([2, 5]))
+    """
 
     prior: StandardPrior
 
     def prior_distribution(self) -> dist.Laplace:
-        """Laplace(0, 1), batch shape (K,)."""
+        """Return Laplace(0, 1), batch shape (K,)."""
         return dist.Laplace(self.prior.zeros, self.prior.zeros + 1)

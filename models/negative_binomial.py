@@ -1,4 +1,4 @@
-"""Negative binomial prior over the latents."""
+"""Generative model with a negative binomial prior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_nbvae.vae import CountModel, CountPrior
 
 
 class NegativeBinomialPrior(CountPrior):
-    """Learned dispersion r and logits l, one per latent; both log r and l start at 0 (mean 1, Fano factor 2)."""
+    """Learned dispersion r and logits l of each latent; log r and l start at 0 (mean 1, Fano factor 2)."""
 
     def __init__(self, latents: int) -> None:
         super().__init__()
@@ -23,35 +23,48 @@ class NegativeBinomialPrior(CountPrior):
 
     @property
     def total_count(self) -> Tensor:
-        """r, (K,). Like Pyro's own constrained parameters it remembers what it is made from, so that the KL can tell
-        where model and guide share it."""
+        """r, (K,).
+
+        Like Pyro's own constrained parameters it has a reference to its unconstrained parameter, so that the KL can
+        tell whether model and guide share it.
+        """
         r: Any = self.log_total_count.exp()
         r.unconstrained = weakref.ref(self.log_total_count)
         return r
 
     @property
     def mean(self) -> Tensor:
+        """r e^l, (K,)."""
         return (self.log_total_count + self.logits).exp()
 
     def start(self, mean: float) -> None:
-        """Sets the logits, at a dispersion of 1."""
+        """Set the logits for this mean count, at a dispersion of 1."""
         nn.init.constant_(self.logits, math.log(mean))
 
 
 class NegativeBinomialModel(CountModel):
     """z ~ NB(r, l), x ~ likelihood(decoder(z)).
 
-    Args:
-        prior_mean: mean count of each unit at the start; the Fano factor is then 1 + prior_mean.
-        **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+    The prior has few parameters, far from their optimum: give them a separate learning rate, about 30 times that of the
+    networks (``model.prior.parameters()``).
 
-    The prior's parameters are few and far from their optimum: give them a learning rate of their own, some 30 times
-    the networks' (``model.prior.parameters()``).
+    Args:
+        prior_mean: initial mean count of each unit, positive; the initial Fano factor is 1 + prior_mean.
+        event_shape, latents, **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    Raises:
+        ValueError: as :class:`~pyro_nbvae.vae.CountModel`.
+
+    Example::
+
+        >>> z, mean = NegativeBinomialModel((5,), latents=3, decoder="linear").generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3]), torch.Size([2, 5]))
     """
 
     prior_class = NegativeBinomialPrior
     prior: NegativeBinomialPrior
 
     def prior_distribution(self) -> RelaxedNegativeBinomial:
-        """NB(r, l), batch shape (K,): samples are integers, the support takes relaxed counts too."""
+        """Return NB(r, l), batch shape (K,): samples are integers, the support includes relaxed counts."""
         return RelaxedNegativeBinomial(self.prior.total_count, logits=self.prior.logits)

@@ -1,4 +1,4 @@
-"""Poisson prior over the latents (P-VAE)."""
+"""Generative model with a Poisson prior (P-VAE)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_nbvae.vae import CountModel, CountPrior
 
 
 class PoissonPrior(CountPrior):
-    """Learned log rate, one per latent, 0 at the start (mean 1)."""
+    """Learned log rate of each latent; it starts at 0 (mean 1)."""
 
     def __init__(self, latents: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class PoissonPrior(CountPrior):
 
     @property
     def rate(self) -> Tensor:
-        """(K,)."""
+        """Rate, (K,)."""
         return self.log_rate.exp()
 
     @property
@@ -35,13 +35,22 @@ class PoissonModel(CountModel):
     """z ~ Poisson(rate), x ~ likelihood(decoder(z)).
 
     Args:
-        prior_mean: mean count of each unit at the start.
-        **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+        prior_mean: initial mean count of each unit, positive.
+        event_shape, latents, **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    Raises:
+        ValueError: as :class:`~pyro_nbvae.vae.CountModel`.
+
+    Example::
+
+        >>> z, mean = PoissonModel((5,), latents=3, decoder="linear").generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3]), torch.Size([2, 5]))
     """
 
     prior_class = PoissonPrior
     prior: PoissonPrior
 
     def prior_distribution(self) -> RelaxedPoisson:
-        """Poisson(rate), batch shape (K,): samples are integers, the support takes relaxed counts too."""
+        """Return Poisson(rate), batch shape (K,): samples are integers, the support includes relaxed counts."""
         return RelaxedPoisson(self.prior.rate)

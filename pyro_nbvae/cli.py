@@ -42,6 +42,7 @@ def evaluate(
     features: tuple[Literal["classifier", "inception"], ...] = ("classifier",),
     inception_weights: str | None = None,
     samples: int = 10_000,
+    sampler: Literal["prior", "mixture"] = "prior",
     importance_samples: int = 5,
     seed: int = 0,
     device: str = "auto",
@@ -53,7 +54,9 @@ def evaluate(
         runs: run folders that nbvae train wrote.
         features: which features FID and KID use: classifier (FID-c, KID-c), inception, or both.
         inception_weights: torch-fidelity's weights file. Default: the data root's, else downloaded.
-        samples: samples of the prior for FID and KID.
+        samples: number of generated samples for FID and KID.
+        sampler: where their latents are drawn from: the prior, or a mixture fitted to the posteriors of the training
+            data; of a mixture only FID and KID are measured, into metrics-mixture.json.
         importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
         seed: of the latents that are drawn.
         device: auto (CUDA if available) or a PyTorch device string.
@@ -61,7 +64,7 @@ def evaluate(
     """
     if not runs:
         raise InputError("no run named: give one or more folders that nbvae train wrote")
-    from pyro_nbvae.runs.evaluation import evaluate
+    from pyro_nbvae.runs.evaluation import evaluate, metrics_file
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.tables.formats import plain
 
@@ -70,6 +73,7 @@ def evaluate(
         features=features,
         inception_weights=inception_weights,
         samples=samples,
+        sampler=sampler,
         importance_samples=importance_samples,
         seed=seed,
         device=device,
@@ -77,23 +81,32 @@ def evaluate(
     )
     print(plain([evaluate(run, **options) for run in folders]))
     for run in folders:
-        written = [run.folder / name for name in ("metrics.json", "dispersion.png")]
+        written = [run.folder / name for name in (metrics_file(sampler), *(["dispersion.png"] * (sampler == "prior")))]
         print(*(path for path in written if path.exists()))
 
 
-def generate(run: Positional[str], count: int = 100, seed: int = 0, device: str = "auto") -> None:
-    """Draw samples from the prior, integer counts; write samples.png.
+def generate(
+    run: Positional[str],
+    count: int = 100,
+    sampler: Literal["prior", "mixture"] = "prior",
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> None:
+    """Draw samples, integer counts; write samples.png.
 
     Args:
         run: a run folder that nbvae train wrote.
         count: how many.
+        sampler: where latents are drawn from: the prior, or a mixture fitted to the posteriors of the training data.
         seed: of the latents that are drawn.
         device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if not where the run found them.
     """
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.runs.generation import generate
 
-    print(generate(Run(run), count=count, seed=seed, device=device))
+    print(generate(Run(run), count=count, sampler=sampler, seed=seed, device=device, data_root=data_root))
 
 
 def reconstruct(

@@ -1,30 +1,36 @@
-"""The error for what a user can put right, and the checks that everything shares."""
+"""The error for mistakes that the user can fix, and checks that all modules share."""
 
 import math
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input. Its message is one line: what is wrong, and what would be right; the command prints it and exits 2."""
+    """Invalid input.
+
+    The message is one line that states what is wrong and how to fix it. The command prints it and exits with status 2.
+    """
 
 
 def check_seed(seed: int) -> None:
-    """Raises InputError for a seed that a generator does not take."""
+    """Raise InputError unless a seed is from 0 to 2^32 - 1."""
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises InputError for a number that is not positive and finite."""
+    """Raise InputError unless a number is positive and finite."""
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name} must be positive, got {value}")
 
 
 def check_member(what: str, value: object, known: Iterable[object], otherwise: str = "") -> None:
-    """Raises InputError for a name that is not among those that are known, listing them.
+    """Raise InputError unless a value is one of the known ones, which the message lists.
 
     Args:
-        otherwise: what else would be right, added to the message.
+        what: kind of the value, for the message.
+        value: the value to check.
+        known: the known values.
+        otherwise: text to append to the message.
     """
     known = list(known)
     if value not in known:
@@ -32,6 +38,9 @@ def check_member(what: str, value: object, known: Iterable[object], otherwise: s
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message (Pyro adds tables of shapes), or its class where it has none."""
+    """Return the first line of an error's message, or the name of its class if it has none.
+
+    (Pyro appends tables of shapes to its messages.)
+    """
     text = str(error).strip()
     return text.splitlines()[0].strip().rstrip(":.") if text else type(error).__name__

@@ -1,8 +1,8 @@
-"""What a decoder's output says of the data: p(x | z) as a distribution.
+"""Likelihoods p(x | z), as distributions that are computed from a decoder's output.
 
-A likelihood is a callable from the decoder's output, (..., *event_shape), to a distribution. These four ship; a model
-takes any other callable in their place. Each says what it reads the output as, so that a decoder of your own knows what
-to give; the built-in decoders end in what the likelihood asks for.
+A likelihood is a callable from the decoder's output, (..., *event_shape), to a distribution. These four are included; a
+model accepts any other callable instead. Each states what it reads the output as, so that you know what your own
+decoder must return; the built-in decoders end in the layer that the likelihood asks for.
 """
 
 from __future__ import annotations
@@ -19,37 +19,49 @@ from pyro_nbvae.errors import InputError
 
 
 class Likelihood(nn.Module):
-    """Base of the likelihoods: from a decoder's output h to p(x | h), element by element.
+    """Base class of likelihoods: from a decoder's output h to p(x | h), element by element.
 
     Attributes:
-        loss_scale: what training multiplies the ELBO with, so that losses are in handy units; 1 for nats.
+        loss_scale: factor of the ELBO in training, so that losses are in convenient units; 1 for nats.
+
+    Example::
+
+        >>> class Laplace(Likelihood):
+        ...     def forward(self, h):
+        ...         return dist.Laplace(h, 1.0)
+        >>> Laplace()(torch.zeros(3)).batch_shape
+        torch.Size([3])
     """
 
     loss_scale = 1.0
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
-        """Called by the model with the shape of one observation, before it is used: the place to make parameters."""
-
-    def output(self, on_images: bool) -> nn.Module:
-        """What a built-in decoder ends in: the identity, unless a subclass says otherwise.
+        """Create parameters for observations of this shape; the model calls this before the likelihood is used.
 
         Args:
-            on_images: whether an observation is an image, values in [0, 1].
+            event_shape: shape of one observation.
+        """
+
+    def output(self, on_images: bool) -> nn.Module:
+        """Return the last layer of a built-in decoder: the identity, unless a subclass overrides this.
+
+        Args:
+            on_images: whether an observation is an image with values in [0, 1].
         """
         return nn.Identity()
 
     def forward(self, h: Tensor) -> Any:
-        """The distribution of x, of batch shape ``h.shape``."""
+        """Return the distribution of x, of batch shape ``h.shape``."""
         raise NotImplementedError
 
 
 class Gaussian(Likelihood):
-    r"""x ~ Normal(h, sqrt(beta / 2)): h is the mean.
+    r"""Gaussian likelihood, x ~ Normal(h, sqrt(beta / 2)): h is the mean.
 
     .. math:: -\beta \log p(x \mid h) = (x - h)^2 + \tfrac{\beta}{2} \log(\pi \beta)
 
-    so that -beta * ELBO is the squared error + beta * KL + a constant: beta is the squared error that a nat of KL is
-    worth. Training minimises that. On images the built-in decoders end in a sigmoid, elsewhere in a linear layer.
+    so that -beta * ELBO, which training minimises, is the squared error + beta * KL + a constant: one nat of KL is
+    worth a squared error of beta. On images the built-in decoders end in a sigmoid, otherwise in a linear layer.
 
     Args:
         beta: 2 sigma^2, positive, in squared units of the data.
@@ -81,7 +93,7 @@ class Gaussian(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """x ~ Bernoulli(sigma(h)): h is the logit, x is 0 or 1.
+    """Bernoulli likelihood, x ~ Bernoulli(sigma(h)): h is the logit, x is 0 or 1.
 
     Example::
 
@@ -94,16 +106,18 @@ class Bernoulli(Likelihood):
 
 
 def log_softplus(h: Tensor) -> Tensor:
-    """log log(1 + e^h), which is h far below 0.
+    """log log(1 + e^h), which approaches h for very negative h.
 
-    A mean of softplus(h) grows like h, where e^h would explode with a burst of the latents.
+    A mean of softplus(h) grows linearly in h, whereas e^h would explode when the latents are large.
     """
     low = h.clamp(min=-80.0)
     return torch.where(low < -15, low, torch.nn.functional.softplus(low.clamp(min=-15)).log())
 
 
 class Poisson(Likelihood):
-    """x ~ Poisson(softplus(h)), x a count; far below 0 the rate is e^h, far above it is h.
+    """Poisson likelihood for counts x, x ~ Poisson(softplus(h)).
+
+    The rate approaches e^h for very negative h and h for large h.
 
     Example::
 
@@ -116,9 +130,10 @@ class Poisson(Likelihood):
 
 
 class NegativeBinomial(Likelihood):
-    r"""x ~ NB of mean softplus(h) and a learned dispersion r for each element of an observation, x a count.
+    """Negative binomial likelihood for counts x, of mean m = softplus(h).
 
-    The variance is :math:`m + m^2 / r`. ``log_total_count``, of shape event_shape, is log r; it starts at 0.
+    Each element of an observation has its own learned dispersion r; the variance is :math:`m + m^2 / r`. The parameter
+    ``log_total_count``, of shape event_shape, is log r; it starts at 0.
 
     Example::
 
@@ -136,7 +151,7 @@ class NegativeBinomial(Likelihood):
         return distributions.NegativeBinomial(self.log_total_count.exp(), logits=log_softplus(h) - self.log_total_count)
 
 
-# The names that configurations and the command use.
+# Names in configurations and on the command line.
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,

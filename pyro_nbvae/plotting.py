@@ -1,4 +1,4 @@
-"""Pictures. Each function writes one PNG, under a temporary name first."""
+"""Figures. Each function writes one PNG file, never half of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _draw(axes: Axes, grid: Tensor) -> None:
-    """A picture (C, H, W) in [0, 1], pixel by pixel."""
+    """Draw an image (C, H, W) in [0, 1], pixel by pixel."""
     axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
 
 
@@ -35,7 +35,13 @@ def _show(figure: Figure, grid: Tensor, title: str) -> None:
 
 
 def plot_grid(images: Tensor, path: Path, *, title: str) -> None:
-    """Images (N, C, H, W) in [0, 1] as one nearly square grid."""
+    """Plot images in one nearly square grid.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        path: the PNG file.
+        title: above the grid.
+    """
     from torchvision.utils import make_grid
 
     columns = math.ceil(math.sqrt(len(images)))
@@ -46,7 +52,13 @@ def plot_grid(images: Tensor, path: Path, *, title: str) -> None:
 
 
 def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title: str) -> None:
-    """Two sets of images (N, C, H, W) in rows of up to 16: originals, and below them their reconstructions."""
+    """Plot images in rows of up to 16, and their reconstructions below each row.
+
+    Args:
+        originals, reconstructions: (N, C, H, W) in [0, 1].
+        path: the PNG file.
+        title: above the rows.
+    """
     from torchvision.utils import make_grid
 
     columns = min(16, len(originals))
@@ -63,7 +75,13 @@ def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title:
 
 
 def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
-    """Observations (N, ...) of any shape as heat maps, a panel a set, an observation a row, on one colour scale."""
+    """Plot observations of any shape as heat maps on one colour scale, one panel per set, one row per observation.
+
+    Args:
+        sets: maps the name of a set to its observations (N, ...).
+        path: the PNG file.
+        title: above the panels.
+    """
     figure = Figure(figsize=(5 * len(sets) + 0.8, 4.5), layout="constrained")
     figure.suptitle(title)
     low = min(float(x.min()) for x in sets.values())
@@ -79,7 +97,13 @@ def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
 
 
 def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
-    """A labelled row of images (N, C, H, W) in [0, 1] for every entry."""
+    """Plot one labelled row of images per entry.
+
+    Args:
+        rows: maps a label to images (N, C, H, W) in [0, 1].
+        path: the PNG file.
+        title: above the rows.
+    """
     from torchvision.utils import make_grid
 
     strips = {name: make_grid(images, nrow=len(images), padding=1, pad_value=0.5) for name, images in rows.items()}
@@ -96,10 +120,12 @@ def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
 
 
 def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, title: str) -> None:
-    """The variance of each unit's counts against their mean, both (K,), with the Poisson line variance = mean.
+    """Plot the variance of each unit's counts against their mean, with the Poisson line variance = mean.
 
     Args:
-        units: name of a population to its units' means and variances.
+        units: maps the name of a population to its units' means and variances, (K,) each.
+        path: the PNG file.
+        title: above the plot.
     """
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -127,7 +153,13 @@ def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, t
 
 
 class Panel(NamedTuple):
-    """Curves of one pair of axes: name to abscissas and ordinates, what the axes are, and matplotlib's scale of x."""
+    """One panel of curves.
+
+    Args:
+        curves: maps the name of a curve to its x and y values.
+        xlabel, ylabel: labels of the axes.
+        xscale: matplotlib's scale of the x axis.
+    """
 
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     xlabel: str
@@ -136,7 +168,13 @@ class Panel(NamedTuple):
 
 
 def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
-    """Curves, a panel beside the other, one legend for all."""
+    """Plot panels of curves side by side, with one legend for all.
+
+    Args:
+        panels: the panels, from left to right; the legend is that of the last one.
+        path: the PNG file.
+        title: above the panels.
+    """
     figure = Figure(figsize=(5 * len(panels) + 1.3, 4.2), layout="constrained")
     figure.suptitle(title)
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
@@ -150,7 +188,13 @@ def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
 
 
 def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None:
-    """Histograms of units' Fano factors, variance over mean across images, and of their counts, (N, K) each."""
+    """Plot histograms of the units' Fano factors (variance over mean across observations) and of their counts.
+
+    Args:
+        counts: maps the name of a population to its counts (N, K).
+        path: the PNG file.
+        title: above the histograms.
+    """
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
@@ -178,11 +222,15 @@ def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None
 
 
 def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Ways to estimate a gradient: squared bias against noise, both over the squared norm of the truth.
+    """Plot gradient estimators by squared bias and noise, both relative to the squared norm of the true gradient.
+
+    A bias below its standard error is drawn at the standard error; a marker is hollow if the bias is less than twice
+    its standard error.
 
     Args:
-        rows: ``case``, ``posterior``, ``way``, ``temperature`` (or None), ``bias``, ``± bias`` and ``noise``. A bias
-            below its standard error is drawn there, hollow: at most so much.
+        rows: ``case``, ``posterior``, ``way``, ``temperature`` (or None), ``bias``, ``± bias`` (its standard error) and
+            ``noise``.
+        path: the PNG file.
     """
     panels = list(dict.fromkeys((row["case"], row["posterior"]) for row in rows))
     names = list(dict.fromkeys(row["way"] for row in rows))

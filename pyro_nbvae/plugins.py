@@ -1,7 +1,7 @@
-"""Modules of a user's own, imported so that what they register is known: variants, data, metrics.
+"""The user's own modules, imported so that the variants, data and metrics that they register are known.
 
-``nbvae --import my_module ...`` names them; an installed package names its own in the entry-point group
-``pyro_nbvae``. Processes that a grid starts import the same.
+``nbvae --import my_module ...`` names them; an installed package lists its own in the entry-point group
+``pyro_nbvae``. The processes of a grid import the same modules.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from importlib.metadata import entry_points
 from pyro_nbvae.errors import InputError
 
 GROUP = "pyro_nbvae"
-# What was asked for, so that other processes can be told.
+# Names of the modules imported so far, for other processes.
 imported: list[str] = []
 
 
 def import_modules(names: Sequence[str] = ()) -> None:
-    """Imports the modules of that name, found as ``python -m`` finds them, and those of installed packages.
+    """Import the modules with these names, found as ``python -m`` finds them, and those of installed packages.
+
+    Args:
+        names: names of modules, as in import statements.
 
     Raises:
         InputError: for a module that cannot be imported.
@@ -36,8 +39,8 @@ def import_modules(names: Sequence[str] = ()) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise InputError(
-                f"--import {name}: {type(error).__name__}: {error}; name a module as in import statements, in this "
-                "folder or installed"
+                f"--import {name}: {type(error).__name__}: {error}; give a module's name as in an import statement, in "
+                "this folder or installed"
             ) from error
         if name not in imported:
             imported.append(name)

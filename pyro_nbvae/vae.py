@@ -1,4 +1,4 @@
-"""What the model and guide of every family share: the batch plate, the observation, the encoder's bounds.
+"""Base classes of models and guides: the batch plate, the observation, and the bounds of the encoder's outputs.
 
 A family's model file defines a prior and :meth:`GenerativeModel.prior_distribution`; its guide file defines
 :meth:`AmortizedGuide.posterior`. Everything else is here.
@@ -28,13 +28,16 @@ BOUND = 5.0
 
 
 def bounded(h: Tensor) -> Tensor:
-    """The encoder's outputs, held smoothly within +-5; 0 stays 0 with slope 1."""
+    """Bound the encoder's outputs smoothly to the range from -5 to 5; 0 stays 0, with slope 1."""
     return BOUND * torch.tanh(h / BOUND)
 
 
 def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) -> None:
-    """Raises InputError, a ValueError, unless ``x`` is floating point of shape (B, *event_shape), and, where it must be
-    and validation is on, in [0, 1]."""
+    """Check that ``x`` is floating point, of shape (B, *event_shape), and, with validation on, in [0, 1] if it must be.
+
+    Raises:
+        InputError: a ValueError, if it is not.
+    """
     if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
         want = ", ".join(map(str, ("batch", *event_shape)))
         raise InputError(f"data have shape {tuple(x.shape)}: expected ({want})")
@@ -47,12 +50,12 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) ->
 
 
 def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Any:
-    """The context for a network: bfloat16 multiplications in training where the module asks for them."""
+    """Context for a network: bfloat16 multiplications in training if the module has ``mixed_precision`` set."""
     return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
 
 
 class StandardPrior(nn.Module):
-    """A prior with nothing to learn: ``zeros`` of the latents' shape, on the model's device."""
+    """A prior without learned parameters: ``zeros`` of the latents' shape, on the model's device."""
 
     zeros: Tensor
 
@@ -62,7 +65,7 @@ class StandardPrior(nn.Module):
 
 
 class CountPrior(nn.Module):
-    """A learned prior over counts. Guides of several families move its mean to a posterior's."""
+    """Base class of learned priors over counts. Guides of several families scale its mean to a posterior's."""
 
     @property
     def mean(self) -> Tensor:
@@ -70,29 +73,40 @@ class CountPrior(nn.Module):
         raise NotImplementedError
 
     def start(self, mean: float) -> None:
-        """Gives every unit that mean count."""
+        """Set the mean count of every unit."""
         raise NotImplementedError
 
 
 class GenerativeModel(PyroModule):
-    """p(z) p(x | z): latents from the family's prior, observations from the likelihood of the decoder's output.
+    r"""Base class of generative models: latents from the family's prior, observations from the likelihood.
+
+    .. math:: z \sim p(z), \qquad x \sim p(x \mid z) = \mathrm{likelihood}(\mathrm{decoder}(z))
+
+    Sites: latent ``z`` (B, *latent_shape), observation ``x`` (B, *event_shape), plate ``batch``. A family's
+    ``prior_class`` is the module that holds the parameters of p(z); it is made from the latent shape. With
+    ``mixed_precision`` set, the decoder multiplies in bfloat16 in training; densities stay in full precision.
 
     Args:
-        event_shape: of one observation; of an image (channels, height, width).
+        event_shape: shape of one observation; for an image (channels, height, width).
         latents: number of latents K.
         decoder: a module from latents (B, K) to the output that the likelihood reads, (B, *event_shape) for those of
             :mod:`pyro_nbvae.likelihoods`; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
         likelihood: a callable from the decoder's output to a distribution over observations. Default: Gaussian(1).
-        data_size: number of observations that a batch is a subsample of; None where a batch is all there is.
-        latent_shape: of z, (latents,) unless a family arranges its K numbers otherwise.
-
-    Sites: latent ``z`` (B, *latent_shape), observation ``x`` (B, *event_shape), plate ``batch``. A family's
-    ``prior_class`` is the module that holds the parameters of p(z); it is made from the latent shape. With
-    ``mixed_precision`` set the decoder multiplies in bfloat16 while it is trained; densities stay in full precision.
+        data_size: number of observations in the data set of which a batch is a subsample; None if a batch is all data.
+        latent_shape: shape of z. Default: (latents,); a family may arrange its K numbers in another way.
 
     Raises:
-        ValueError: for sizes or a decoder that do not exist, and, with validation on, for observations out of the
-            likelihood's support or, where a built-in decoder ends in a sigmoid, out of [0, 1].
+        ValueError: for fewer than one latent, an unknown decoder, or ``"conv"`` for data that are not images; and, with
+            validation on, for observations outside the likelihood's support or, if a built-in decoder ends in a
+            sigmoid, outside [0, 1].
+
+    Example::
+
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> z, mean = model.generate(4)
+        >>> z.shape, mean.shape
+        (torch.Size([4, 3]), torch.Size([4, 5]))
     """
 
     prior_class: Callable[..., nn.Module] = StandardPrior
@@ -127,30 +141,30 @@ class GenerativeModel(PyroModule):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters and buffers are; the CPU where it has none."""
+        """Device of its parameters and buffers; the CPU if it has none."""
         return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def loss_scale(self) -> float:
-        """What training multiplies the ELBO with: beta under a Gaussian likelihood, else 1."""
+        """Factor of the ELBO in training: beta for a Gaussian likelihood, else 1."""
         return float(getattr(self.likelihood, "loss_scale", 1.0))
 
     def prior_distribution(self) -> TorchDistribution:
-        """p(z), batch shape (K,)."""
+        """Return p(z), batch shape (K,)."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (..., *latent_shape) to the decoder's output, (..., *event_shape) or what the likelihood reads."""
+        """Decode latents (..., *latent_shape) to (..., *event_shape), or to the shape that the likelihood reads."""
         leading = z.shape[: z.dim() - len(self.latent_shape)]
         with network_precision(self, z):
             h = self.decoder(z.reshape(-1, self.latents))
         return h.to(z.dtype).reshape(*leading, *h.shape[1:])
 
     def observation(self, z: Tensor) -> Any:
-        """p(x | z) for latents (..., *latent_shape): a distribution of event shape (*event_shape).
+        """Return p(x | z) for latents (..., *latent_shape): a distribution of event shape (*event_shape).
 
         Raises:
-            InputError: where decoder and likelihood make observations of another shape.
+            InputError: if decoder and likelihood make observations of another shape.
         """
         observed = self.likelihood(self.decode(z))
         observed = observed.to_event(max(0, len(self.event_shape) - len(observed.event_shape)))
@@ -162,10 +176,15 @@ class GenerativeModel(PyroModule):
         return observed
 
     def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
-        """The generative program on observations ``x`` (B, *event_shape); returns ``z``.
+        """Run the generative program on a batch and return ``z``, (B, *latent_shape).
 
         Args:
-            x: observed; None draws ``size`` observations from the prior predictive.
+            x: observations (B, *event_shape); None draws ``size`` observations from the prior predictive.
+            size: number of observations if ``x`` is None.
+
+        Raises:
+            InputError: for observations of another shape or type, and, with validation on, outside [0, 1] if they must
+                be inside.
         """
         device = self.device
         if x is not None:
@@ -178,20 +197,34 @@ class GenerativeModel(PyroModule):
 
     @torch.no_grad()
     def generate(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` latents from the prior, integers where they are counts, and the means of their observations."""
+        """Draw latents from the prior and return them with the means of their observations.
+
+        Args:
+            count: number of draws N.
+
+        Returns:
+            ``(z, mean)``: latents (N, *latent_shape), integers for count families, and means (N, *event_shape).
+        """
         z = self.prior_distribution().sample(torch.Size([count]))
         return z, self.observation(z).mean
 
 
 class CountModel(GenerativeModel):
-    """A model whose latents are counts under a learned prior.
+    """Base class of models whose latents are counts with a learned prior.
 
     Args:
-        prior_mean: mean count of each unit at the start.
-        **options: as :class:`GenerativeModel`.
+        prior_mean: initial mean count of each unit, positive.
+        event_shape, latents, **options: as :class:`GenerativeModel`.
 
     Raises:
-        ValueError: as :class:`GenerativeModel`, and for a mean that is not positive.
+        ValueError: as :class:`GenerativeModel`, and for a mean that is not positive and finite.
+
+    Example::
+
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear", prior_mean=2.0)
+        >>> [round(mean, 4) for mean in model.prior.mean.tolist()]
+        [2.0, 2.0, 2.0]
     """
 
     prior: CountPrior
@@ -205,21 +238,31 @@ class CountModel(GenerativeModel):
 
 
 class AmortizedGuide(PyroModule):
-    """q(z | x): an encoder whose bounded outputs move the model's prior to the posterior.
+    """Base class of amortised guides q(z | x): an encoder's bounded outputs shift the model's prior to the posterior.
+
+    A family that needs a prior of a certain class sets ``prior_class``. With ``mixed_precision`` set, the encoder
+    multiplies in bfloat16 in training.
 
     Args:
-        model: the model that this is the guide of; its prior is shared, not copied.
-        encoder: a module from observations (B, *event_shape) to (B, heads, K), unbounded, ``heads`` being the family's;
-            or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
-        relaxation: how counts are differentiated; a plain attribute, to be annealed between steps
-            (``guide.relaxation = guide.relaxation.at(0.1)``). None gives the exact latents, without a gradient.
-        spread: factor of a built-in encoder's outputs before training: a small one starts near the prior's mean.
-
-    A family whose prior must be of a class says so in ``prior_class``. With ``mixed_precision`` set the encoder
-    multiplies in bfloat16 while it is trained.
+        model: the generative model; its prior is shared, not copied.
+        encoder: a module from observations (B, *event_shape) to unbounded outputs (B, heads, K), where ``heads`` is the
+            family's number of outputs for each latent; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
+        relaxation: how counts are differentiated; a plain attribute that may be changed between steps, for annealing
+            (``guide.relaxation = guide.relaxation.at(0.1)``). With None the latents are exact, without a gradient.
+        spread: initial factor of a built-in encoder's outputs; with a small one the posterior starts near the prior's
+            mean.
 
     Raises:
-        TypeError: for a model of another family.
+        TypeError: for a model whose prior is not a ``prior_class``.
+        ValueError: for an unknown encoder, or ``"conv"`` for data that are not images.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> guide = PoissonGuide(PoissonModel((5,), latents=3, decoder="linear"), encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
     """
 
     heads = 1
@@ -254,7 +297,7 @@ class AmortizedGuide(PyroModule):
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Within this context the guide draws exact latents, integers where they are counts."""
+        """Context in which the guide draws exact latents, integers for count families."""
         relaxation, self.relaxation = self.relaxation, None
         try:
             yield
@@ -262,10 +305,10 @@ class AmortizedGuide(PyroModule):
             self.relaxation = relaxation
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The bounded outputs of the encoder, one (B, K) tensor a head.
+        """Return the bounded outputs of the encoder for ``x`` (B, *event_shape), one (B, K) tensor per head.
 
         Raises:
-            InputError: for observations of another shape, and for an encoder that gives another.
+            InputError: for observations of another shape or type, and for an encoder whose output has another shape.
         """
         check_batch(x, self.event_shape, self.unit_interval)
         with network_precision(self, x):
@@ -278,11 +321,11 @@ class AmortizedGuide(PyroModule):
         return bounded(h.to(x.dtype)).unbind(1)
 
     def posterior(self, x: Tensor) -> TorchDistribution:
-        """q(z | x), batch shape (B, K), under the guide's present relaxation."""
+        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """The guide on observations ``x`` (B, *event_shape); returns ``z``."""
+        """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         posterior = self.posterior(x)
         subsample = torch.arange(len(x), device=x.device)
         with pyro.plate("batch", self.data_size or len(x), subsample=subsample, dim=-1):
@@ -291,7 +334,15 @@ class AmortizedGuide(PyroModule):
 
 @contextmanager
 def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
-    """Evaluation mode, exact latents, no gradients, and a random stream of its own."""
+    """Context for evaluation: evaluation mode, exact latents, no gradients, and a separate random stream.
+
+    Args:
+        model, guide: set to evaluation mode; their modes are restored afterwards.
+        seed: random seed, 0 to 2^32 - 1.
+
+    Raises:
+        InputError: for a seed outside this range.
+    """
     check_seed(seed)
     modes = [(m, m.training) for m in (model, guide)]
     devices = [model.device] if model.device.type == "cuda" else []
@@ -308,10 +359,15 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
 
 @torch.no_grad()
 def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> None:
-    """Raises InputError for observations (B, *event_shape) that the model's likelihood cannot have made.
+    """Check that observations lie in the support of the model's likelihood.
 
     Args:
-        what: what they are, for the message.
+        model: the model.
+        batches: observations (B, *event_shape) each.
+        what: name of the observations in the message.
+
+    Raises:
+        InputError: for observations outside the support.
     """
     if model.unit_interval:
         support: Any = constraints.unit_interval
@@ -323,6 +379,6 @@ def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) 
     for x in batches if support is not None else ():
         if not bool(support.check(x.to(model.device)).all()):
             raise InputError(
-                f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: take another "
+                f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: choose another "
                 "--likelihood, or prepare the data (bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
             )

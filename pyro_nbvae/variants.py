@@ -1,4 +1,4 @@
-"""The registry of variants: a name to the model, the guide and the ELBO estimator that it is made of."""
+"""The registry of variants: from a name to its model, guide and ELBO estimator."""
 
 from __future__ import annotations
 
@@ -27,22 +27,26 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant is built of.
-
-    Args:
-        model: of :class:`~pyro_nbvae.vae.GenerativeModel`, called with the event shape, the number of latents, and
-            ``decoder`` and ``likelihood`` by keyword.
-        guide: of :class:`~pyro_nbvae.vae.AmortizedGuide`, called with the model and with ``encoder`` and ``relaxation``
-            by keyword.
-        estimator: any of Pyro's ELBOs or ours, a class; ``--estimator`` names another.
-        relaxation: how its counts are differentiated; None where there is nothing to choose (the guide's default). A
-            run's configuration sets its options.
-        any_relaxation: the configuration may choose another.
-        options: more arguments of the guide.
-        settings: fields of the configuration that the model takes as arguments.
+    """The parts of a variant.
 
     An argument that ``functools.partial`` fixes in ``model``, ``guide`` or ``estimator`` is the variant's own choice:
     the configuration does not change it.
+
+    Args:
+        model: makes a :class:`~pyro_nbvae.vae.GenerativeModel`; called with the event shape, the number of latents, and
+            ``decoder`` and ``likelihood`` by keyword.
+        guide: makes an :class:`~pyro_nbvae.vae.AmortizedGuide`; called with the model, and with ``encoder`` and
+            ``relaxation`` by keyword.
+        estimator: a class of ELBO, Pyro's or this package's; ``--estimator`` selects another.
+        relaxation: the default relaxation, whose options a run's configuration sets; None leaves it to the guide.
+        any_relaxation: whether the configuration may choose another relaxation.
+        options: more arguments of the guide.
+        settings: fields of the configuration that are passed to the model.
+
+    Example::
+
+        >>> VARIANTS["CMP"].guide.__name__
+        'ConwayMaxwellPoissonGuide'
     """
 
     model: Callable[..., GenerativeModel]
@@ -91,7 +95,11 @@ VARIANTS: dict[str, Variant] = {
 
 
 def register_variant(name: str, variant: Variant) -> None:
-    """Makes a variant known by a name, to ``--variant`` and everywhere else.
+    """Register a variant under a name, for ``--variant`` and everywhere else.
+
+    Args:
+        name: its name; an existing variant of this name is replaced.
+        variant: its parts.
 
     Example::
 
@@ -105,20 +113,36 @@ def register_variant(name: str, variant: Variant) -> None:
 
 
 def variant(name: str) -> Variant:
-    """The variant of that name.
+    """Return the variant with this name.
+
+    Args:
+        name: a key of ``VARIANTS``.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones.
+        ValueError: for an unknown name; the message lists the known ones.
+
+    Example::
+
+        >>> variant("CMP").estimator.__name__
+        'AnalyticKL_ELBO'
     """
-    check_member("variant", name, VARIANTS, "; one of your own needs its module, nbvae --import MODULE ...")
+    check_member("variant", name, VARIANTS, "; for a variant of your own, import its module: nbvae --import MODULE ...")
     return VARIANTS[name]
 
 
 def estimator(name: str) -> Callable[..., ELBO]:
-    """An ELBO by the name of its class, ours or Pyro's.
+    """Return the ELBO class with this name, this package's or Pyro's.
+
+    Args:
+        name: name of the class, such as ``"AnalyticKL_ELBO"`` or ``"Trace_ELBO"``.
 
     Raises:
-        ValueError: for a name that neither has.
+        ValueError: for an unknown name.
+
+    Example::
+
+        >>> estimator("Trace_ELBO").__name__
+        'Trace_ELBO'
     """
     found: Any = getattr(infer, name, None) or getattr(pyro.infer, name, None)
     kind = isinstance(found, type) and issubclass(found, ELBO)

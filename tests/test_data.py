@@ -72,7 +72,7 @@ def test_missing_data_with_no_network(name, tmp_path, offline):
 def test_damaged_data(mnist):
     path = mnist / "MNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"mnist in .* cannot be read .*: bring the four"):
+    with pytest.raises(InputError, match=r"mnist in .* cannot be read .*: replace the four"):
         load("mnist", mnist)
 
 

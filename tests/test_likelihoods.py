@@ -372,7 +372,7 @@ def test_a_file_that_is_no_export(tmp_path):
         ({"estimator": "Trace_MMD"}, "fix its arguments in a variant of your own"),
         ({"estimator": "JitTrace_ELBO"}, "unknown estimator 'JitTrace_ELBO'"),
         ({"estimator": "TraceTailAdaptive_ELBO"}, "CMP with TraceTailAdaptive_ELBO cannot be trained"),
-        ({"variant": "MINE"}, "one of your own needs its module, nbvae --import MODULE"),
+        ({"variant": "MINE"}, "for a variant of your own, import its module: nbvae --import MODULE"),
         ({"data": "nowhere"}, "or name a folder of images, a .npy or a .npz file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Data: sources by name or from a user's own files, and batches of them."""
+"""Data sets, by name or from the user's own files, and batches of them."""
 
 from pyro_nbvae.data.sources import (
     BATCH,

@@ -1,6 +1,6 @@
-"""Data of a user's own: a folder of images, a ``.npy`` or a ``.npz`` file.
+"""The user's own data: a folder of images, a ``.npy`` or a ``.npz`` file.
 
-Where a file says nothing of what is held out, every tenth observation is.
+Every tenth observation is held out, unless the file says which ones are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyro_nbvae.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 HOLD_OUT_EVERY = 10
-# What a picture of each type becomes: grey, or red, green and blue.
+# Type to which images of each type are converted: grey, or red, green and blue.
 MODES = {
     "1": "L",
     "L": "L",
@@ -39,7 +39,11 @@ def _split(x: Tensor, labels: Tensor | None = None) -> Split:
 
 
 def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
-    """The numbers of an array (N, *event_shape), uint8 as it is, so that pixels are known as such."""
+    """Convert an array (N, *event_shape) to a tensor; uint8 is kept, so that pixels are recognised.
+
+    Raises:
+        InputError: for an array that does not hold finite numbers of this shape.
+    """
     if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
         raise InputError(
             f"{path} holds no data ({name}: {array.dtype}, shape {array.shape}): expected numbers of shape "
@@ -47,7 +51,7 @@ def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{path} holds values that are not finite ({name})")
-    # truth values are numbers, not pixels; torch has no unsigned integers wider than a byte
+    # booleans are numbers, not pixels; torch has no unsigned integers wider than a byte
     kept = array.dtype == np.uint8 or array.dtype.kind in "if"
     return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=") if kept else np.float32))
 
@@ -62,17 +66,17 @@ def _labels(path: Path, name: str, array: np.ndarray, number: int) -> Tensor:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of a ``.npy`` file.
+    """Read the array of a ``.npy`` file.
 
     Raises:
-        InputError: for a file that is none.
+        InputError: for a file that is not a ``.npy`` array.
     """
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read as a .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} cannot be read as a .npy array: it holds several")
+        raise InputError(f"{path} cannot be read as a .npy array: it holds several arrays")
     return array
 
 
@@ -139,11 +143,11 @@ def _read_pictures(folder: Path, files: list[Path]) -> Split:
 
 
 def own_source(path: Path) -> Source:
-    """The source of a folder of images (all of one size, searched in subfolders too) or of a ``.npy`` or ``.npz`` file.
+    """Return the source of a folder of images, or of a ``.npy`` or ``.npz`` file.
 
-    An array is (N, *event_shape). uint8 of (N, 1 or 3, H, W) are pixels, put in [0, 1]; everything else is taken as it
-    is. A ``.npz`` file holds ``train`` and ``test`` (and ``train_labels``, ``test_labels``), or one array (and
-    ``labels``).
+    The images of a folder and its subfolders must have one size. An array is (N, *event_shape): uint8 arrays (N, 1 or
+    3, H, W) are pixels, scaled to [0, 1]; all other values are used unchanged. A ``.npz`` file holds ``train`` and
+    ``test`` (and ``train_labels``, ``test_labels``), or one array (and ``labels``).
 
     Raises:
         InputError: for a file that is none of these, and a folder without images.
@@ -154,6 +158,6 @@ def own_source(path: Path) -> Source:
             raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
         return Source(_read_picture(files[0]).shape, lambda _: _read_pictures(path, files), lambda _: files)
     if not path.is_file():
-        raise InputError(f"{path} does not exist: name a registered set, a folder of images, a .npy or a .npz file")
+        raise InputError(f"{path} does not exist: give a registered name, a folder of images, a .npy or a .npz file")
     split = _read_npz(path) if path.suffix == ".npz" else _split(as_tensor(path, "array", read_npy(path)))
     return Source(tuple(split[0].shape[1:]), lambda _: split)

@@ -1,7 +1,7 @@
-"""Sources of data. Each says which files it is made from and reads them to tensors; ``SOURCES`` names them.
+"""Sources of data sets. Each lists the files that it is made from and reads them to tensors; ``SOURCES`` names them.
 
-The prepared tensors are kept in a cache outside the data root, keyed by the source and its files, so that a set is
-decoded and resized once.
+The prepared tensors are cached outside the data root, keyed by the source and its files, so that a data set is decoded
+and resized only once.
 """
 
 from __future__ import annotations
@@ -22,18 +22,29 @@ from torch import Tensor
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import cached
 
-# Changed where the same files are prepared differently, so that older cached tensors are not taken.
+# Increase this when the same files are prepared differently, so that older cached tensors are not used.
 RECIPE = 2
-# Observations at a time where they are only looked at.
+# Batch size when nothing is trained.
 BATCH = 500
 
 
 @dataclass(frozen=True)
 class Data:
-    """Observations (N, *event_shape) and labels (N,) as int64 (None where there are none), for training and held out.
+    """A data set: observations and labels for training, and held out.
 
-    uint8 arrays of images, (N, 1 or 3, H, W), are pixels: :func:`to_floats` puts them in [0, 1]. Everything else is
-    taken as it is.
+    uint8 arrays of images, (N, 1 or 3, H, W), are pixels: :func:`to_floats` scales them to [0, 1]. All other values are
+    used unchanged.
+
+    Args:
+        name: name of the data set.
+        train, test: observations for training and held out, (N, *event_shape).
+        train_labels, test_labels: (N,), int64; None if there are none.
+
+    Example::
+
+        >>> data = Data("noise", torch.rand(90, 7), torch.rand(10, 7))
+        >>> data.event_shape, data.images
+        ((7,), False)
     """
 
     name: str
@@ -44,7 +55,7 @@ class Data:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one observation."""
+        """Shape of one observation."""
         return tuple(self.train.shape[1:])
 
     @property
@@ -58,16 +69,23 @@ Split = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class Source:
-    """How a set is found, read and downloaded.
+    """How a data set is found, read and downloaded.
 
     Args:
-        event_shape: of one observation; of an image (channels, height, width).
-        read: from the data root to (train, test, train labels, test labels).
-        files: the files in a data root that it is made from; an empty list where they are not all there. None where it
-            needs none: then nothing is looked for, downloaded or cached.
-        download: brings the files into the data root.
-        layout: what belongs where in the data root, for the message where it is missing.
-        classifier: whose features its FID-c and KID-c are taken in, a name in ``pyro_nbvae/metrics/weights``.
+        event_shape: shape of one observation; for an image (channels, height, width).
+        read: maps the data root to (train, test, train labels, test labels).
+        files: maps the data root to the files that the data set is made from; an empty list if any is missing. None if
+            it needs no files: then nothing is searched, downloaded or cached.
+        download: downloads the files into the data root.
+        layout: which files belong where in the data root, for the message if they are missing.
+        classifier: whose features its FID-c and KID-c are computed in, a name in ``pyro_nbvae/metrics/weights``.
+
+    Example::
+
+        >>> noise = torch.rand(100, 7)
+        >>> source = Source((7,), lambda root: (noise[:90], noise[90:], None, None))
+        >>> source.event_shape, source.files is None
+        ((7,), True)
     """
 
     event_shape: tuple[int, ...]
@@ -79,34 +97,78 @@ class Source:
 
 
 def is_image_shape(event_shape: tuple[int, ...]) -> bool:
-    """Whether an observation of that shape is an image: (1 or 3 channels, height, width)."""
+    """Whether an observation of this shape is an image: (1 or 3 channels, height, width)."""
     return len(event_shape) == 3 and event_shape[0] in (1, 3)
 
 
 def is_pixels(x: Tensor) -> bool:
-    """Whether a batch is of images in bytes: uint8, (N, 1 or 3, H, W)."""
+    """Whether a batch contains images as pixels: uint8, (N, 1 or 3, H, W)."""
     return x.dtype == torch.uint8 and is_image_shape(x.shape[1:])
 
 
 def to_floats(x: Tensor) -> Tensor:
-    """A batch as a model takes it: pixels in [0, 1], anything else as floats of the same values."""
+    """Convert a batch to the floats that a model takes: pixels scaled to [0, 1], other values unchanged.
+
+    Args:
+        x: (N, *event_shape).
+
+    Returns:
+        Of the same shape, in single precision.
+
+    Example::
+
+        >>> float(to_floats(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)).max())
+        1.0
+    """
     return x.float().div_(255) if is_pixels(x) else x.float()
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] as uint8, rounded to the nearest."""
+    """Convert images in [0, 1] to uint8, rounded to the nearest; values outside are clamped.
+
+    Args:
+        images: any shape.
+
+    Returns:
+        Of the same shape, uint8.
+
+    Example::
+
+        >>> to_bytes(torch.tensor([0.0, 0.4, 1.0])).tolist()
+        [0, 102, 255]
+    """
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-    """Batches as :func:`to_floats` makes them, in the given order; the last may be smaller."""
+    """Iterate over batches, converted by :func:`to_floats`.
+
+    Args:
+        x: (N, *event_shape).
+        size: observations per batch; the last batch may be smaller.
+        order: indices of the observations, in their order. Default: all of them.
+
+    Example::
+
+        >>> [len(batch) for batch in batches(torch.rand(5, 7), size=2)]
+        [2, 2, 1]
+    """
     for start in range(0, len(x if order is None else order), size):
         chosen = slice(start, start + size) if order is None else order[start : start + size]
         yield to_floats(x[chosen])
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The data root: the argument, else the variable NBVAE_DATA, else the platform's user data folder."""
+    """Return the data root, the folder with the files of the registered data sets.
+
+    Args:
+        root: the folder. Default: the environment variable NBVAE_DATA, else the platform's user data folder.
+
+    Example::
+
+        >>> str(data_root("my_data"))
+        'my_data'
+    """
     import platformdirs
 
     return Path(root or os.environ.get("NBVAE_DATA") or platformdirs.user_data_dir("nbvae")).expanduser()
@@ -135,7 +197,7 @@ def _read_digits(root: Path) -> Split:
 
 
 def _idx(folder: str, class_name: str, classifier: str) -> Source:
-    """A set in MNIST's format: torchvision reads and downloads it."""
+    """A data set in MNIST's format, read and downloaded by torchvision."""
 
     def dataset(root: Path, train: bool, download: bool = False):
         import torchvision.datasets
@@ -178,7 +240,7 @@ def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cifar(area: int, classifier: str) -> Source:
-    """CIFAR-10 averaged over areas of that many pixels each way."""
+    """CIFAR-10, averaged over squares of ``area`` x ``area`` pixels."""
 
     def prepared(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
         pixels, labels = (torch.from_numpy(np.concatenate(a)) for a in zip(*parts, strict=True))
@@ -213,7 +275,7 @@ def _celeba_files(root: Path) -> list[Path]:
 
 
 def _read_celeba64(root: Path) -> Split:
-    """Faces, cropped as the paper does and resized; held out is the official test part, or the last tenth."""
+    """Faces, cropped as in the paper and resized; the official test part, or else the last tenth, is held out."""
     from PIL import Image
     from tqdm.auto import tqdm
 
@@ -268,7 +330,11 @@ SOURCES: dict[str, Source] = {
 
 
 def register_data(name: str, source: Source) -> None:
-    """Makes a set known by a name, to ``--data`` and everywhere else.
+    """Register a data set under a name, for ``--data`` and everywhere else.
+
+    Args:
+        name: its name; an existing data set of this name is replaced.
+        source: how it is read.
 
     Example::
 
@@ -281,10 +347,18 @@ def register_data(name: str, source: Source) -> None:
 
 
 def source_of(name: str) -> Source:
-    """The source of that name, or of a folder of images, a ``.npy`` or a ``.npz`` file (:mod:`pyro_nbvae.data.own`).
+    """Return the source of a data set.
+
+    Args:
+        name: a registered name, a folder of images, or a ``.npy`` or ``.npz`` file (:mod:`pyro_nbvae.data.own`).
 
     Raises:
         InputError: for a name that is none of these.
+
+    Example::
+
+        >>> source_of("cifar16").event_shape
+        (3, 16, 16)
     """
     from pyro_nbvae.data.own import own_source
 
@@ -299,7 +373,16 @@ def source_of(name: str) -> Source:
 
 
 def full_name(name: str) -> str:
-    """A registered name as it is, a path in full, so that it means the same everywhere."""
+    """Return a registered name unchanged, and a path as an absolute path, which is valid in every folder.
+
+    Args:
+        name: a registered name, or the path of a folder or a file.
+
+    Example::
+
+        >>> full_name("mnist")
+        'mnist'
+    """
     return name if name in SOURCES else str(Path(name).expanduser().resolve())
 
 
@@ -307,8 +390,8 @@ def _missing(name: str, source: Source, root: Path, reason: str) -> InputError:
     if not source.layout:
         return InputError(f"no {name} in {root} ({reason})")
     return InputError(
-        f"no {name} in {root} ({reason}): put {source.layout} there, or name the folder that holds it with "
-        "--data-root or the variable NBVAE_DATA"
+        f"no {name} in {root} ({reason}): put {source.layout} there, or give the folder that holds it with "
+        "--data-root or the environment variable NBVAE_DATA"
     )
 
 
@@ -320,16 +403,16 @@ def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
     if source.download is None:
         raise _missing(name, source, root, "it has no download")
     if not download:
-        raise _missing(name, source, root, "not downloaded; nbvae train does, where there is a network")
+        raise _missing(name, source, root, "not downloaded; nbvae train downloads it if there is a network")
     try:
         # torchvision prints every mirror that it tries
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             source.download(root)
     except Exception as error:
-        raise _missing(name, source, root, f"and it could not be downloaded: {first_line(error)}") from error
+        raise _missing(name, source, root, f"the download failed: {first_line(error)}") from error
     files = source.files(root)
     if not files:
-        raise _missing(name, source, root, "and its download left other files")
+        raise _missing(name, source, root, "its download has other files than expected")
     return files
 
 
@@ -345,15 +428,20 @@ def _checked(data: Data, source: Source) -> Data:
 
 
 def load(name: str, root: str | Path | None = None, *, download: bool = True) -> Data:
-    """The data of that name, from the cache where it has been prepared before.
+    """Load a data set, from the cache if it has been prepared before.
 
     Args:
         name: a registered name (``SOURCES``), a folder of images, or a ``.npy`` or ``.npz`` file.
-        root: where a registered set's files are; see :func:`data_root`.
-        download: bring missing files into the data root.
+        root: folder with the files of registered data sets; see :func:`data_root`.
+        download: download missing files into the data root.
 
     Raises:
         InputError: for an unknown name, and for files that are missing, not available or damaged.
+
+    Example::
+
+        >>> load("digits").train.shape
+        torch.Size([1500, 1, 16, 16])
     """
     source, folder = source_of(name), data_root(root)
 
@@ -363,7 +451,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
         except InputError:
             raise
         except Exception as error:
-            again = f": bring {source.layout} anew" if source.layout else ""
+            again = f": replace {source.layout}" if source.layout else ""
             raise InputError(f"{name} in {folder} cannot be read ({first_line(error)}){again}") from error
 
     if source.files is None:
@@ -375,7 +463,18 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
 
 
 def describe(data: Data) -> str:
-    """Shapes, counts, ranges and labels of a set, a line each."""
+    """Describe a data set by its shapes, counts, ranges and labels, one line for each part.
+
+    Args:
+        data: the data set.
+
+    Example::
+
+        >>> print(describe(Data("ones", torch.ones(9, 7), torch.ones(1, 7))))
+        ones: 7 (float32, as it is)
+        train: 9 observations, values 1 to 1, mean 1.0000, deviation 0.0000, no labels
+        held out: 1 observations, values 1 to 1, mean 1.0000, deviation 0.0000, no labels
+    """
     kind = "channels, height, width" if data.images else f"{str(data.train.dtype).removeprefix('torch.')}, as it is"
     lines = [f"{data.name}: {' x '.join(map(str, data.event_shape))} ({kind})"]
     things, values = ("images", "pixels") if data.images else ("observations", "values")

@@ -1,4 +1,4 @@
-"""The relaxed one-hot categorical: Gumbel-softmax samples, the exact distribution's mass and KL."""
+"""Relaxed one-hot categorical: Gumbel-softmax samples, and the log mass and KL of the exact distribution."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from pyro_nbvae.distributions.relaxed import Shape
 
 
 class RelaxedOneHotCategorical(OneHotCategorical):
-    r"""A one-hot categorical whose samples are points of the simplex with pathwise gradients (Jang et al., 2017).
+    r"""One-hot categorical distribution whose samples are points of the simplex with pathwise gradients.
 
-    Samples are softmax((logits + Gumbel noise) / temperature), one-hot without a relaxation. ``log_prob`` is the sum of
-    z_k log p_k, which on one-hot vectors is the exact mass; mean, variance and the KL are the exact distribution's.
-    (torch's class of the same name has instead the density of the relaxed variable, and no KL.)
+    .. math:: z = \mathrm{softmax}((l + g) / \tau), \qquad g_k \sim \mathrm{Gumbel}(0, 1)
+
+    Without a relaxation, samples are one-hot. ``log_prob`` is :math:`\sum_k z_k \log p_k`, the exact log mass at
+    one-hot vectors. Mean, variance and KL are those of the exact distribution. (torch's class of the same name has the
+    density of the relaxed variable instead, and no KL.)
 
     Args:
-        probs, logits: as in torch, (..., categories); give one, by name.
-        relaxation: :class:`~pyro_nbvae.distributions.relaxations.GumbelSoftmax`, whose ``max_count`` plays no part;
-            with None samples are one-hot, without a gradient, and ``has_rsample`` is False.
+        probs, logits: as in torch, (..., categories); give exactly one, by name.
+        relaxation: :class:`~pyro_nbvae.distributions.relaxations.GumbelSoftmax`; its ``max_count`` is not used. With
+            None, samples are one-hot without a gradient, and ``has_rsample`` is False.
 
     Raises:
         ValueError: as torch's OneHotCategorical.
-        TypeError: for another relaxation.
+        TypeError: if ``relaxation`` is of another class.
+
+    Reference: Jang et al., 2017.
 
     Example::
 
@@ -52,7 +56,7 @@ class RelaxedOneHotCategorical(OneHotCategorical):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether there is a relaxation."""
+        """Whether the distribution has a relaxation."""
         return self.relaxation is not None
 
     def __repr__(self) -> str:
@@ -64,25 +68,30 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         return super().expand(batch_shape, _instance=new)
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Points of the simplex, sample_shape + batch_shape + (categories,), differentiable in the parameters.
+        """Draw points of the simplex, of shape sample_shape + batch_shape + (categories,), with pathwise gradients.
 
         Raises:
-            NotImplementedError: without a relaxation.
+            NotImplementedError: if there is no relaxation.
         """
         if self.relaxation is None:
             raise NotImplementedError(
-                f"{type(self).__name__} without a relaxation draws one-hot vectors: it has no rsample. Give one, such "
-                "as relaxation=GumbelSoftmax(0.5)"
+                f"{type(self).__name__} has no rsample without a relaxation, because it draws one-hot vectors: give it "
+                "one, such as relaxation=GumbelSoftmax(0.5)"
             )
         return self.relaxation.one_hot(self.logits.expand(self._extended_shape(sample_shape)))
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Relaxed samples without a gradient; one-hot without a relaxation."""
+        """Draw relaxed samples without a gradient, or one-hot samples if there is no relaxation."""
         with torch.no_grad():
             return self.rsample(sample_shape) if self.has_rsample else super().sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the sum of z_k log p_k over the categories, in nats, of ``value`` (..., categories).
+
+        Raises:
+            ValueError: with validation on, for values outside the simplex.
+        """
         if self._validate_args:
             self._validate_sample(value)
-        # a category of no mass adds nothing where it is not drawn
+        # a category of probability 0 adds 0, not nan, where z_k is 0
         return (value * self.logits.clamp(min=torch.finfo(self.logits.dtype).min)).sum(-1)

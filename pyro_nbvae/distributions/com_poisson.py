@@ -1,4 +1,4 @@
-"""The Conway-Maxwell-Poisson: counts that vary more or less than a Poisson's."""
+"""Conway-Maxwell-Poisson distribution: counts with more or less variance than a Poisson."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from pyro_nbvae.distributions.counts import CountDistribution, poisson_log_weigh
 
 
 class ConwayMaxwellPoisson(CountDistribution):
-    r"""Spike counts of any dispersion.
+    r"""Conway-Maxwell-Poisson distribution: counts of any dispersion.
 
     .. math:: q(k) \propto \Big(\frac{\mu^k}{k!}\Big)^{\nu}, \qquad k = 0, 1, 2, \ldots
 
-    At :math:`\nu = 1` it is Poisson(:math:`\mu`), above it is narrower, below wider. The mean is about
-    :math:`\mu + 1 / (2 \nu) - 1/2`, the variance about :math:`\mu / \nu`, where :math:`\mu` is not small; the mode is
-    floor(:math:`\mu`). (Shmueli et al., 2005; :math:`\mu = \lambda^{1/\nu}` is the centring of Guikema and Coffelt,
-    2008.)
+    It is Poisson(:math:`\mu`) at :math:`\nu = 1`, narrower for larger :math:`\nu` and wider for smaller :math:`\nu`.
+    Unless :math:`\mu` is small, the mean is about :math:`\mu + 1 / (2 \nu) - 1/2` and the variance about
+    :math:`\mu / \nu`. The mode is floor(:math:`\mu`).
 
-    Mean, variance, entropy, ``log_prob`` and KL are accurate to 1e-8 * max(1, value) in float64 and 1e-4 in float32
-    for means from 1e-3 to 1e3 and nu from e^-3 to e^5. Beyond they are finite and cost the window's width, about
-    12 standard deviations in float32, until that is wider than 2^20 counts (DivergedError). A float32 rate below 1e-38
-    counts as 0.
+    The errors of mean, variance, entropy, ``log_prob`` and KL are below 1e-8 * max(1, value) in float64 and
+    1e-4 * max(1, value) in float32, for means from 1e-3 to 1e3 and nu from e^-3 to e^5. Outside this range they are
+    finite. The cost grows with the width of the window, about 12 standard deviations in float32; a window wider than
+    2^20 counts raises DivergedError. A float32 rate below 1e-38 is treated as 0.
 
     Args:
-        rate: :math:`\mu > 0`.
-        nu: :math:`\nu > 0`.
-        relaxation, validate_args, and what is raised: as :class:`CountDistribution`.
+        rate: :math:`\mu`, positive; broadcasts with ``nu`` to the batch shape.
+        nu: :math:`\nu`, positive.
+        relaxation, validate_args: as :class:`CountDistribution`.
+
+    Raises:
+        ValueError, TypeError, DivergedError: as :class:`CountDistribution`.
+
+    Reference: Shmueli et al., 2005; the parameter :math:`\mu = \lambda^{1/\nu}` is that of Guikema and Coffelt, 2008.
 
     Example::
 
@@ -40,17 +44,20 @@ class ConwayMaxwellPoisson(CountDistribution):
 
     @staticmethod
     def log_weight(k: Tensor, rate: Tensor, nu: Tensor) -> Tensor:
+        """Return the log weight nu * log Poisson(k; rate)."""
         return poisson_log_weight(k, rate) * nu
 
     @staticmethod
     def scores(k: Tensor, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of the log weight in rate and nu."""
         return (k - rate) * (nu / rate), poisson_log_weight(k, rate)
 
     @staticmethod
     def window(nats: float, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the last count of the window."""
         return poisson_window(nats / nu, rate)
 
     @staticmethod
     def as_com_poisson(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """What compiled loops are told of."""
+        """Return rate and nu, for the compiled loops."""
         return rate, nu

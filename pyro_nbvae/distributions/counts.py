@@ -1,4 +1,4 @@
-"""Distributions over counts that are given by their weights, and the exact KL divergences between any two."""
+"""Count distributions that are defined by their weights, and the exact KL divergence between any two of them."""
 
 from __future__ import annotations
 
@@ -23,31 +23,34 @@ from pyro_nbvae.distributions.windows import Weights, draw, expectation, log_nor
 
 
 class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[override]
-    r"""A distribution over the counts 0, 1, 2, ... that states its weights.
+    r"""Base class of distributions over the counts 0, 1, 2, ... that are defined by their weights.
 
     .. math:: q(k) = \frac{w_k}{\sum_j w_j}, \qquad T_k = \frac{\partial \log w_k}{\partial \theta}.
 
-    A subclass has ``arg_constraints``, whose names are its parameters in their order, and three static methods:
+    A subclass defines ``arg_constraints``, which names its parameters in order, and three static methods:
 
     - ``log_weight(k, *parameters)``: :math:`\log w_k`, up to a constant in k that may depend on the parameters; -inf
       where q has no mass;
-    - ``scores(k, *parameters)``: :math:`T_k` of every parameter, in a tuple, up to a constant in k; None for a
-      parameter without a derivative. With ``log_weight`` up to a constant in k, the constants must agree;
-    - ``window(nats, *parameters)``: the first and the last count that matter, outside which lies mass of at most
+    - ``scores(k, *parameters)``: a tuple with :math:`T_k` of every parameter, up to a constant in k; None for a
+      parameter without a derivative. If ``log_weight`` leaves out a constant, ``scores`` must leave out its derivative;
+    - ``window(nats, *parameters)``: the first and the last count of a window; the mass outside it is at most
       :math:`e^{-\mathrm{nats}}`.
 
-    From them it has samples, ``rsample`` under :class:`~pyro_nbvae.distributions.Integer`, ``log_prob``, ``mean``,
-    ``variance``, ``entropy``, ``cdf``, and a KL divergence to and from every other distribution over counts of this
-    package and of PyTorch (Poisson, negative binomial). All are sums over the window, exact up to its mass, and
-    differentiable twice; their cost is the window's width.
+    They give the distribution samples, ``rsample`` with :class:`~pyro_nbvae.distributions.Integer`, ``log_prob``,
+    ``mean``, ``variance``, ``entropy``, ``cdf``, and a KL divergence to and from every other count distribution of this
+    package and of PyTorch (Poisson, negative binomial). All are sums over the window, exact up to the mass outside it,
+    and differentiable twice (``rsample`` once); the cost grows with the width of the window.
 
     Args:
         *parameters: by position or by name; they broadcast to the batch shape.
         relaxation: how samples are differentiated; with None they have no gradient.
+        validate_args: as in torch.
 
     Raises:
         ValueError: with validation on, for parameters or counts outside their range.
-        DivergedError: a ValueError, for parameters whose window is not finite or wider than 2^20 counts.
+        TypeError: for missing or unknown parameters, or if ``relaxation`` is not a
+            :class:`~pyro_nbvae.distributions.Relaxation`.
+        DivergedError: a ValueError, for parameters whose window is not finite or is wider than 2^20 counts.
 
     Example::
 
@@ -103,30 +106,41 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
     @lazy_property
     def log_normalizer(self) -> Tensor:
-        """The log of the sum of all weights."""
+        """Log of the sum of all weights, of the batch shape."""
         return log_normalizer(type(self), len(self.parameters))(*self.parameters)
 
     @lazy_property
     def mean(self) -> Tensor:
+        """Mean count, of the batch shape."""
         return self._expect(_Count)
 
     @lazy_property
     def variance(self) -> Tensor:
+        """Variance of the count, of the batch shape."""
         mean = self.mean
         about = mean.detach()
         return self._expect(_SquaredDistance, about) - (mean - about).square()
 
     def entropy(self) -> Tensor:
-        """In nats."""
+        """Return the entropy in nats, of the batch shape."""
         return self._expect(_Surprise)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """P(count <= value)."""
+        """Return P(count <= value); ``value`` broadcasts with the batch shape.
+
+        Raises:
+            ValueError: with validation on, for values that are not counts.
+        """
         if self._validate_args:
             self._validate_sample(value)
         return self._expect(_AtMost, value)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.
+
+        Raises:
+            ValueError: with validation on, for values that are not counts.
+        """
         if self._validate_args:
             self._validate_sample(value)
         k, *own = torch.broadcast_tensors(value, *self.parameters)
@@ -147,7 +161,7 @@ class _Count:
 
 
 class _SquaredDistance:
-    """From a fixed point."""
+    """Squared distance of the count from a fixed point."""
 
     tables = staticmethod(lambda k, point: ((k - point).square(),))
     value = staticmethod(lambda k, log_mass, square: square)
@@ -167,7 +181,7 @@ class _AtMost:
 
 
 class _LogRatio:
-    """log q(k) - log p(k): tables of log p and of its derivatives in p's parameters."""
+    """log q(k) - log p(k), from tables of log p and of its derivatives in p's parameters."""
 
     is_log_ratio = True
 
@@ -181,7 +195,7 @@ class _LogRatio:
 
 
 class _LogPoisson(_LogRatio):
-    """The Poisson by its log mass and its score, as either side of a KL."""
+    """The Poisson, given by its log mass and its score, as either side of a KL."""
 
     @staticmethod
     def as_com_poisson(rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +219,7 @@ class _LogPoisson(_LogRatio):
 
 
 class _LogNegativeBinomial(_LogRatio):
-    """The negative binomial by its log mass and its scores, as either side of a KL."""
+    """The negative binomial, given by its log mass and its scores, as either side of a KL."""
 
     @staticmethod
     def window(nats: float, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,7 +243,7 @@ class _LogNegativeBinomial(_LogRatio):
 
 
 def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
-    r"""log Poisson(k; rate) without cancellation; in a window at the cost of one product a count.
+    r"""log Poisson(k; rate) without cancellation; in a window, at the cost of one product per count.
 
     With the deviance :math:`D(k; \lambda) = k \log(k / \lambda) - k + \lambda` it is
     :math:`-D(k; \lambda) - \omega(k)`, and for any a
@@ -237,7 +251,7 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
     .. math:: D(k; \lambda) = D(k; a) - (k - a) \log(\lambda / a) + D(a; \lambda).
 
     Args:
-        k: of the shape of ``rate``, or a window (width, 1) for a ``rate`` (n,).
+        k: counts of the shape of ``rate``, or a window (width, 1) for a ``rate`` of shape (n,).
     """
     if k.dim() <= rate.dim():
         return special.poisson_log_prob(k, rate)
@@ -249,9 +263,12 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
 
 
 def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last count of a Poisson that matter, each tail below exp(-nats): where the deviance is that."""
+    """First and last count of a Poisson's window; each tail outside it has mass below exp(-nats).
+
+    The ends are where the deviance equals ``nats``.
+    """
     nats = torch.as_tensor(nats, dtype=rate.dtype, device=rate.device)
-    # Bernstein's bound lies to the left of the root; Newton's steps on a convex function approach it from there.
+    # Bernstein's bound lies to the left of the root; Newton's method on this convex function approaches it from there.
     k = (rate - torch.sqrt(2 * nats * rate)).clamp(min=0)
     inside = k > 0
     for _ in range(2):
@@ -261,7 +278,7 @@ def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LogOther(_LogRatio):
-    """A CountDistribution as p: its arguments are its parameters and the log of its weights' sum."""
+    """A CountDistribution as p; the arguments are its parameters and its log normalizer."""
 
     def __init__(self, family: Weights) -> None:
         self.family = family
@@ -307,7 +324,7 @@ def _kl_by_sum(q: Any, p: Any) -> Tensor:
 
 _NEGATIVE_BINOMIALS = (NegativeBinomial, torch.distributions.NegativeBinomial)
 _POISSONS = (torch.distributions.Poisson,)
-# The pairs that have a form of their own are in the files of their families.
+# Pairs with a special form are registered in the files of their families.
 register_kl(CountDistribution, CountDistribution)(_kl_by_sum)
 for _other in (*_NEGATIVE_BINOMIALS, *_POISSONS):
     register_kl(CountDistribution, _other)(_kl_by_sum)

@@ -1,4 +1,4 @@
-"""Functions of tensors, element by element, whose derivatives are written by hand.
+"""Elementwise functions of tensors with hand-written derivatives.
 
 They are differentiable twice, and work under ``torch.func`` (grad, jacrev, jacfwd, hessian, jvp, vmap).
 """
@@ -20,9 +20,9 @@ Wanted = Sequence[bool]
 
 
 def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
-    """Tensors broadcast and in one precision to compute in, and the precision that the result should have.
+    """Broadcast tensors and convert them to one precision for the computation; also return the precision of the result.
 
-    Integers count as the default precision; half precisions are computed in single.
+    Integers are treated as the default precision; half precisions are computed in single precision.
     """
     floats = [t.dtype for t in tensors if t.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floats) if floats else torch.get_default_dtype()
@@ -31,8 +31,11 @@ def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
 
 
 def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], Tensor]:
-    """Tensors of one shape without the dimensions that all of them are only expanded along, flat; and, (n,), which of
-    their elements each element of the shape is."""
+    """Flatten tensors of one shape, without the dimensions along which all of them are only expanded.
+
+    Returns:
+        The flat tensors, and for each element of the shape its index in them, (n,).
+    """
     for dim in range(len(shape)):
         if shape[dim] > 1 and all(a.stride(dim) == 0 for a in arguments):
             arguments = [a.narrow(dim, 0, 1) for a in arguments]
@@ -44,16 +47,16 @@ def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], 
 def elementwise(
     value: Callable[..., tuple[Tensor, ...]], gradient: Callable[..., tuple[Tensor | None, ...]]
 ) -> Callable[..., Tensor]:
-    """A function of tensors of one shape, from its value and its gradient.
+    """Make a differentiable function of tensors of one shape from its value and its gradient.
 
     Args:
-        value: from the arguments to a tuple: the value, and the derivative in each argument where the same pass gives
-            those too.
-        gradient: ``gradient(*arguments, wanted)`` is the derivative in each argument, in differentiable operations;
-            where ``wanted`` is false it may be None.
+        value: maps the arguments to a tuple: the value, and the derivative in each argument if the same pass computes
+            them too.
+        gradient: ``gradient(*arguments, wanted)`` returns the derivative in each argument, by differentiable
+            operations; it may be None where ``wanted`` is false.
 
     Returns:
-        A function of the arguments as tensors, which it broadcasts, in one precision (:func:`promote`).
+        A function of tensors, which it broadcasts and converts to one precision (:func:`promote`).
     """
 
     class Elementwise(Function):

@@ -1,10 +1,11 @@
 r"""Kullback-Leibler divergences between counts, in closed form or by quadrature.
 
-With :math:`m = r e^l` and :math:`A = \mathrm{softplus}(l_q) - \mathrm{softplus}(l_p)`,
+For two negative binomials with dispersions r and logits l, with :math:`m = r e^l` and
+:math:`A = \mathrm{softplus}(l_q) - \mathrm{softplus}(l_p)`,
 
 .. math:: KL = m_q \log\frac{r_q \sigma(l_q)}{r_p \sigma(l_p)} - r_q A + (r_p - r_q)\,\mathrm{softplus}(l_p) + J,
 
-where :math:`J` vanishes where the dispersions agree and is a one-dimensional integral otherwise,
+where :math:`J` is 0 if the dispersions are equal and a one-dimensional integral otherwise,
 
 .. math:: J = \int_0^\infty \Big[ m_q - \frac{1 - G(e^{-t})}{1 - e^{-t}} \Big] (e^{-r_q t} - e^{-r_p t}) \frac{dt}{t},
     \qquad G(s) = (1 + e^{l_q} (1 - s))^{-r_q}.
@@ -25,21 +26,21 @@ from pyro_nbvae.distributions.elementwise import Wanted, elementwise, unexpanded
 from pyro_nbvae.distributions.special import digamma_difference, log_quotient, softplus_difference
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
-# Quadrature: trapezoids in v, t = exp(c + v - exp(-v)), a double-exponential map at both ends. The right end is the
-# point at which c + v - exp(-v) is one above c. (tail that is left out, nodes), by precision.
+# Quadrature: trapezoidal rule in v with t = exp(c + v - exp(-v)), a map that is double exponential at both ends. At the
+# right end, c + v - exp(-v) = c + 1. The rules are (neglected tail, number of nodes), by precision.
 _RIGHT = 1.2784645427610738
 _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
-# Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers stay in a core's cache.
+# Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers fit in a core's cache.
 _BLOCK = 4096
 
 
 def _interval(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the integrand matters, element by element: t = exp(centre + v - exp(-v)), v = left + step * node."""
+    """Interval on which the integrand matters, by element: t = exp(centre + v - exp(-v)), v = left + step * node."""
     eps, nodes = _RULES[r_q.dtype]
     log_eps = torch.log(torch.tensor(eps, dtype=r_q.dtype, device=r_q.device))
     larger, smaller = torch.maximum(r_q, r_p), torch.minimum(r_q, r_p)
     # Left of `low` the integrand is below m^2 (1 + 1/r) max(r) t^2 / 2, right of `high` below m e^(-min(r) t). The
-    # derivatives need max(r) where the value alone would do with |r_q - r_p|.
+    # derivatives need max(r); for the value alone |r_q - r_p| would be enough.
     log_m = r_q.log() + l_q
     low = 0.5 * (1.3863 + log_eps - 2 * log_m - torch.log1p(1 / r_q) - larger.log())
     high = torch.log(torch.log1p(mean) - log_eps) - smaller.log()
@@ -104,7 +105,7 @@ def _integral_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> t
 
 
 def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of all but J in the four parameters."""
+    """Derivatives of the KL without J, in the four parameters."""
     odds = l_q.exp()
     gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
     mean = r_q * odds
@@ -140,18 +141,24 @@ _exact_kl = elementwise(_exact_value, _exact_gradient)
 
 
 def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
-    """KL(NB(r_q, l_q) || NB(r_p, l_p)) in nats, elementwise, differentiable in all four, twice.
+    r"""KL(NB(r_q, l_q) || NB(r_p, l_p)) in nats, elementwise.
+
+    .. math:: KL = \sum_z q(z) \log\frac{q(z)}{p(z)}, \qquad q = \mathrm{NB}(r_q, l_q), \quad p = \mathrm{NB}(r_p, l_p)
+
+    It is computed by quadrature (:mod:`pyro_nbvae.distributions.kl`). If r_q and r_p are the same quantity, use the
+    closed form :func:`shared_dispersion_kl`.
+
+    The error is below 1e-8 * max(1, KL) in float64 and 2e-5 * max(1, KL) in float32 for r from 0.05 to 300, ratios of r
+    up to e^2 either way and means from 1e-3 to 50. For ratios up to e^5, the largest that a guide can reach, with r
+    from 1e-3 to 1e4 and means from 1e-4 to 1e4, it is below 1e-7 (float64) and 1e-4 (float32) times max(1, m_q, m_p).
+    Outside these ranges, for r from 1e-6 to 1e8 and |l| up to 50, value and gradient are finite but may be inaccurate.
 
     Args:
         r_q, r_p: dispersions (torch's ``total_count``), positive.
         l_q, l_p: logits; all four broadcast.
 
-    The error is below 1e-8 * max(1, KL) in float64 and 2e-5 * max(1, KL) in float32 for r from 0.05 to 300, ratios
-    of r up to e^2 either way and means from 1e-3 to 50. Up to the ratio that a guide can reach, e^5, with r from 1e-3
-    to 1e4 and means from 1e-4 to 1e4 it is below 1e-7 and 1e-4 times max(1, m_q, m_p). Beyond, for r from 1e-6 to 1e8
-    and |l| up to 50, value and gradient are finite and no more is promised.
-
-    Where r_q and r_p are one quantity, :func:`shared_dispersion_kl` is the same in closed form.
+    Returns:
+        The KL of each element, differentiable in all four arguments, twice.
 
     Example::
 
@@ -181,15 +188,16 @@ _shared_kl = elementwise(_shared_value, _shared_gradient)
 
 
 def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
-    r"""KL(NB(r, l_q) || NB(r, l_p)) in nats, in closed form, elementwise, differentiable in all three, twice.
+    r"""KL(NB(r, l_q) || NB(r, l_p)) in nats, in closed form, elementwise.
 
     .. math:: KL = r \Big[ \log\frac{\sigma(-l_q)}{\sigma(-l_p)} + e^{l_q} \log\frac{\sigma(l_q)}{\sigma(l_p)} \Big].
 
-    Its derivative in r is of the one r that both have.
-
     Args:
-        r: the dispersion of both, positive.
+        r: the dispersion of both distributions, positive; the derivative in r is that of the shared r.
         l_q, l_p: logits; all three broadcast.
+
+    Returns:
+        The KL of each element, differentiable in all three arguments, twice.
 
     Example::
 
@@ -200,7 +208,7 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
 
 
 def _log_ratio_value(*arguments: Tensor) -> tuple[Tensor, ...]:
-    """The sum over the samples of log q - log p, and its derivatives; the samples come first."""
+    """The sum over the samples of log q - log p, and its derivatives; the first arguments are the samples."""
     *samples, r_q, l_q, r_p, l_p = arguments
     if not is_compiled_for(r_q):
         z = torch.stack(samples)
@@ -241,14 +249,17 @@ _log_ratio = elementwise(_log_ratio_value, _log_ratio_gradient)
 def negative_binomial_log_ratio(
     samples: Sequence[Tensor], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor
 ) -> Tensor:
-    r"""The sum over samples of log NB(z; r_q, l_q) - log NB(z; r_p, l_p), in which z! cancels.
+    """Sum over samples of log NB(z; r_q, l_q) - log NB(z; r_p, l_p), elementwise; z! cancels.
+
+    For r up to 1e6 the error is below 1e-8 * max(1, |value|) in float64 and 1e-4 * max(1, |value|) in float32.
 
     Args:
-        samples: non-negative reals; they broadcast with
-        r_q, l_q, r_p, l_p: dispersions and logits.
+        samples: tensors of non-negative reals.
+        r_q, r_p: dispersions, positive.
+        l_q, l_p: logits; all arguments and samples broadcast.
 
-    Elementwise, differentiable in all arguments, twice. For r up to 1e6 the error is below 1e-8 * max(1, |value|) in
-    float64 and 1e-4 in float32.
+    Returns:
+        The sum of each element, differentiable in all arguments, twice.
 
     Example::
 
@@ -283,11 +294,17 @@ _poisson_kl = elementwise(_poisson_value, _poisson_gradient)
 
 
 def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
-    r"""KL(Poisson(rate_q) || Poisson(rate_p)) in nats, elementwise, arguments broadcast, differentiable twice.
+    r"""KL(Poisson(rate_q) || Poisson(rate_p)) in nats, in closed form, elementwise.
 
     .. math:: KL = \lambda_q \log\frac{\lambda_q}{\lambda_p} - (\lambda_q - \lambda_p)
 
     The relative error is below 32 times the precision's epsilon, however close the rates are.
+
+    Args:
+        rate_q, rate_p: mean counts, positive; they broadcast.
+
+    Returns:
+        The KL of each element, differentiable in both arguments, twice.
 
     Example::
 
@@ -298,12 +315,12 @@ def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
 
 
 def same_quantity(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one quantity, so that neither can move without the other.
+    """Whether two tensors are the same quantity, so that one cannot change without the other.
 
-    They are if they are one tensor, or if Pyro made both from one unconstrained parameter (it leaves a weak reference
-    ``unconstrained`` to that on what it returns), as it is now, and with a gradient to it in both or in neither. Equal
-    values alone are not enough: where the dispersions of q and p agree by chance, the KL still has a derivative in
-    their difference.
+    They are if they are one tensor, or if Pyro made both from the same unconstrained parameter (Pyro sets the attribute
+    ``unconstrained``, a weak reference to that parameter), their values are equal, and both or neither require a
+    gradient. Equal values alone are not enough: if the dispersions of q and p are equal by chance, the KL still has a
+    derivative in their difference.
     """
     if a is b:
         return True
@@ -315,10 +332,23 @@ def same_quantity(a: Tensor, b: Tensor) -> bool:
 
 
 def kl_form(q: object, p: object) -> Literal["shared", "exact"]:
-    """Which form ``kl_divergence(q, p)`` takes for two negative binomials: :func:`shared_dispersion_kl` or
-    :func:`negative_binomial_kl`.
+    """Return the form that ``kl_divergence(q, p)`` takes for two negative binomials.
 
-    It is shared where both were made with one dispersion, ``total_count`` being :func:`same_quantity`.
+    Args:
+        q, p: negative binomials of this package, of Pyro or of torch.
+
+    Returns:
+        ``"shared"`` (:func:`shared_dispersion_kl`) if both were made with one dispersion: their ``total_count``
+        arguments are :func:`same_quantity`. Otherwise ``"exact"`` (:func:`negative_binomial_kl`).
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import NegativeBinomial
+        >>> r, logits = torch.tensor(2.0), torch.tensor(0.5)
+        >>> kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(r, logits=-logits))
+        'shared'
+        >>> kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(r.clone(), logits=-logits))
+        'exact'
     """
     given = [getattr(d, "given_total_count", None) for d in (q, p)]
     return "shared" if all(isinstance(r, Tensor) for r in given) and same_quantity(*given) else "exact"  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The loops that are compiled for a CPU (numba), each over the latents of one piece, in double precision inside."""
+"""CPU loops compiled by numba. Each runs over the latents of one piece, in double precision inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_nbvae.distributions.threads import PIECE
 
 compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 
-# Counts on either side of the mode that a loop keeps the weights of.
+# Number of counts on each side of the mode whose weights a loop keeps.
 REACH = 1 << 20
 
 
@@ -29,8 +29,10 @@ def _digamma(x):
 
 @compile_loop
 def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, start, end):
-    """Of :mod:`pyro_nbvae.distributions.relaxations.integer`: begins about ``start`` nats below the mode, ends where a
-    mass beyond the mean is below ``end``."""
+    """Loop of :func:`pyro_nbvae.distributions.relaxations.integer.draw_negative_binomial`.
+
+    It starts about ``start`` nats below the mode and ends beyond the mean at the first mass below ``end``.
+    """
     for i in range(len(r)):
         shape, logit, level = np.float64(r[i]), np.float64(logits[i]), np.float64(uniform[i])
         odds = math.exp(logit)
@@ -58,8 +60,10 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
 
 @compile_loop
 def _weights(log_rate, nu, mode, end, weight, log_weight):
-    """Weights of the counts around the mode over the mode's, at ``[REACH + k - mode]``, and their logs over nu; returns
-    the first and the last count that matter, of log weights above ``end``."""
+    """Compute the weights of the counts around the mode, relative to the mode's, and their logs over nu.
+
+    Both are stored at ``[REACH + k - mode]``. Returns the first and the last count with a log weight above ``end``.
+    """
     weight[REACH], log_weight[REACH] = 1.0, 0.0
     x, high = 0.0, mode
     while high - mode < REACH - 1:
@@ -80,7 +84,7 @@ def _weights(log_rate, nu, mode, end, weight, log_weight):
 
 @compile_loop
 def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
-    """Of :func:`pyro_nbvae.distributions.windows.draw`."""
+    """Loop of :func:`pyro_nbvae.distributions.windows.draw`."""
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
@@ -93,7 +97,7 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
             by_count += w * j
             by_log += w * log_weight[REACH + j]
         mean_count, mean_log = by_count / total, by_log / total
-        # from the nearer end, so that nothing cancels
+        # sum from the nearer end, which avoids cancellation
         level = np.float64(uniform[i]) * total
         k, step, left = low, 1, level
         if level > 0.5 * total:
@@ -113,12 +117,12 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
 
 @compile_loop
 def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, end):
-    """E[log q - log p] and its derivatives in the rate, in nu and in what log p depends on.
+    """Compute E[log q - log p] and its derivatives in the rate, in nu and in p's arguments.
 
     Args:
         column: the row of the tables that each latent reads.
-        derivatives: (n, 2 + number of the others), to be filled.
-        tables: of log p and its derivatives, (1 + number, rows, counts).
+        derivatives: (n, 2 + number of p's arguments), an output.
+        tables: log p and its derivatives, (1 + number of p's arguments, rows, counts).
     """
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     others = tables.shape[0] - 1
@@ -151,7 +155,7 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, e
 
 @compile_loop
 def _mix(x):
-    """splitmix64 (Steele, Lea and Flood, 2014)."""
+    """Mixing function of splitmix64 (Steele, Lea and Flood, 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -159,7 +163,7 @@ def _mix(x):
 
 @compile_loop
 def exponential(seed, latent, k):
-    """The k-th unit exponential of a latent."""
+    """Return the k-th Exponential(1) draw of a latent."""
     stream = _mix(np.uint64(seed) + np.uint64(latent) * np.uint64(0x9E3779B97F4A7C15))
     bits = _mix(stream + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15))
     return -math.log((np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53)
@@ -167,7 +171,11 @@ def exponential(seed, latent, k):
 
 @compile_loop
 def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through):
-    """Of :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`; r plays no part if ``poisson``."""
+    """Loop of :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`.
+
+    Args:
+        r: not used if ``poisson``.
+    """
     for i in range(len(logits)):
         tau, shape = np.float64(temperature[i]), max(np.float64(r[i]), 1e-15)
         scale = math.exp(-min(max(np.float64(logits[i]), -80.0), 80.0))
@@ -199,7 +207,7 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
                 hard += 1
             in_l += slope * u
             in_r += slope * (u + scale) * drift
-        if not smoothstep:  # the mean of what comes after the last arrival drawn
+        if not smoothstep:  # mean contribution of the arrivals after the last one drawn
             rate = 1 / scale if poisson else (shape + n) / (scale + u)
             left = -math.log1p(-h) * rate * tau
             flux = rate * h
@@ -213,8 +221,11 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
 
 @compile_loop
 def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, straight_through):
-    """Of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`; ``reach``: the largest count of
-    each."""
+    """Loop of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`.
+
+    Args:
+        reach: the largest count of each latent.
+    """
     for i in range(len(log_rate)):
         tau, log_mass, last = (
             np.float64(temperature[i]),
@@ -222,7 +233,7 @@ def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, s
             min(np.float64(reach[i]), np.float64(max_count)),
         )
         rate = math.exp(log_mass)
-        # a mass over that at 0 may overflow where the rate is large: counts far below it take no part
+        # relative to the mass at 0, masses may overflow at a large rate: skip counts far below the rate
         first = max(0.0, math.floor(2 * rate - np.float64(reach[i])))
         first = min(first, last)
         mass, top, best, winner = 1.0, -1e300, -1.0, first
@@ -251,7 +262,7 @@ def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, s
 
 @compile_loop
 def _log_gamma_and_digamma(x):
-    """Both at once, by Stirling's series above 8 and the recurrence below."""
+    """Return log Gamma(x) and digamma(x), by Stirling's series above 8 and by the recurrence below."""
     product, harmonic = 1.0, 0.0
     while x < 8:
         product *= x
@@ -267,12 +278,12 @@ def _log_gamma_and_digamma(x):
 
 @compile_loop
 def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p, prior):
-    """Of :func:`pyro_nbvae.distributions.kl.negative_binomial_log_ratio`.
+    """Loop of :func:`pyro_nbvae.distributions.kl.negative_binomial_log_ratio`.
 
     Args:
-        z, d_z: (n, samples).
-        column: which row of ``prior``, (rows, 2), each latent reads.
-        d_q, d_p: (n, 2), to be filled.
+        z, d_z: (n, samples); d_z is an output.
+        column: the row of ``prior``, (rows, 2), that each latent reads.
+        d_q, d_p: (n, 2), outputs.
     """
     for i in range(len(r_q)):
         a, x, row = np.float64(r_q[i]), np.float64(l_q[i]), column[i]

@@ -19,28 +19,29 @@ from pyro_nbvae.distributions.special import negative_binomial_log_prob
 
 
 class NegativeBinomial(TorchDistribution):
-    r"""Spike counts with a variance above their mean.
+    r"""Negative binomial distribution: counts with a variance above their mean.
 
     .. math:: p(z) = \frac{\Gamma(z + r)}{\Gamma(r)\, z!} \, \sigma(l)^z \, \sigma(-l)^r, \qquad z = 0, 1, 2, \ldots
 
     ``total_count`` is the dispersion r and ``logits`` is l, as in torch: the mean is m = r e^l, the variance m (1 +
-    e^l) = m + m^2 / r, the Fano factor 1 + e^l, the mode floor((r - 1) e^l) or 0. It is a Poisson whose rate is
-    Gamma distributed with *shape* r and *scale* e^l; as r grows with m fixed it becomes a Poisson. The paper's p is
-    sigma(-l); torch's ``probs``, sigma(l), is taken instead of ``logits``. The argument order is torch's, so pass
-    ``logits`` by name.
+    e^l) = m + m^2 / r, the Fano factor 1 + e^l, the mode floor((r - 1) e^l) or 0. It is a Poisson with a
+    Gamma-distributed rate of *shape* r and *scale* e^l; for fixed m it approaches a Poisson as r grows. The paper's p
+    is sigma(-l); torch's ``probs`` is sigma(l) and may be given instead of ``logits``. The argument order is torch's,
+    so pass ``logits`` by name.
+
+    All arguments broadcast to the batch shape; events are scalars. ``log_prob`` is accurate at large and small r
+    (:mod:`pyro_nbvae.distributions.special`). The KL between two negative binomials is exact
+    (:mod:`pyro_nbvae.distributions.kl`), also if one or both are Pyro's or torch's.
 
     Args:
         total_count: r > 0, not necessarily an integer.
         probs: sigma(l) in [0, 1).
         logits: l. Give either this or ``probs``.
+        validate_args: as in torch.
 
     Raises:
-        ValueError: for both or neither of ``probs`` and ``logits``, and, with validation on, for arguments or counts
-            outside their range.
-
-    All arguments broadcast to the batch shape; events are scalars. ``log_prob`` loses no digits at large or small r
-    (:mod:`pyro_nbvae.distributions.special`), and the KL between two of these is exact
-    (:mod:`pyro_nbvae.distributions.kl`); so it is where one or both are Pyro's or torch's.
+        ValueError: if both or neither of ``probs`` and ``logits`` are given, and, with validation on, for arguments or
+            counts outside their range.
 
     Example::
 
@@ -75,22 +76,27 @@ class NegativeBinomial(TorchDistribution):
 
     @lazy_property
     def logits(self) -> Tensor:
+        """l = log(probs / (1 - probs)), of the batch shape."""
         return probs_to_logits(self.probs, is_binary=True)
 
     @lazy_property
     def probs(self) -> Tensor:
+        """sigma(l), of the batch shape."""
         return logits_to_probs(self.logits, is_binary=True)
 
     @property
     def mean(self) -> Tensor:
+        """m = r e^l."""
         return self.total_count * self.logits.exp()
 
     @property
     def mode(self) -> Tensor:
+        """floor((r - 1) e^l), or 0 for r below 1."""
         return ((self.total_count - 1).clamp(min=0) * self.logits.exp()).floor()
 
     @property
     def variance(self) -> Tensor:
+        """m (1 + e^l) = m + m^2 / r."""
         return self.mean * (1 + self.logits.exp())
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> NegativeBinomial:
@@ -106,7 +112,7 @@ class NegativeBinomial(TorchDistribution):
         return new
 
     def gamma_poisson(self, shape: Size) -> tuple[Tensor, Tensor]:
-        """Dispersion and logits, of that shape: the counts are Poisson(rate), rate ~ Gamma(r, scale e^l)."""
+        """Return r and l, expanded to ``shape``: the counts are Poisson(rate), rate ~ Gamma(r, scale e^l)."""
         return self.total_count.expand(shape), self.logits.expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
@@ -114,40 +120,46 @@ class NegativeBinomial(TorchDistribution):
         return torch.poisson((log_standard_gamma(r) + logits).exp()).to(self.logits.dtype)
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Integers have no pathwise gradient.
+        """Raise an error: integers have no pathwise gradient.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "NegativeBinomial draws integers: it has no rsample. RelaxedNegativeBinomial with a relaxation has"
+            "NegativeBinomial draws integers and has no rsample: use RelaxedNegativeBinomial with a relaxation"
         )
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
+        """Draw integer counts of shape sample_shape + batch_shape."""
         with torch.no_grad():
             return self._exact(self._extended_shape(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.
+
+        Raises:
+            ValueError: with validation on, for values outside the support.
+        """
         if self._validate_args:
             self._validate_sample(value)
         return negative_binomial_log_prob(value, self.total_count, self.logits)
 
 
 class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[override]
-    r"""A negative binomial whose samples are relaxed counts with pathwise gradients.
+    """Negative binomial distribution whose samples are relaxed counts with pathwise gradients.
 
-    ``mean``, ``variance``, ``log_prob`` and the KL are those of the exact distribution; ``log_prob`` is its mass
-    function continued through the gamma function, which at relaxed values is an approximation and on integers is exact.
-    The support is the non-negative reals.
+    ``mean``, ``variance``, ``log_prob`` and the KL are those of the exact distribution. ``log_prob`` is the mass
+    function of :class:`NegativeBinomial`, extended to real values by the gamma function: exact at integers, an
+    approximation at relaxed counts. The support is the non-negative reals.
 
     Args:
-        total_count, probs, logits: as for :class:`NegativeBinomial`.
+        total_count, probs, logits, validate_args: as for :class:`NegativeBinomial`.
         relaxation: how samples are differentiated, such as
             :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
 
     Raises:
         ValueError: as :class:`NegativeBinomial`.
-        TypeError: for a relaxation that is none.
+        TypeError: if ``relaxation`` is not a :class:`~pyro_nbvae.distributions.relaxations.Relaxation`.
 
     Example::
 
@@ -186,7 +198,7 @@ def _kl_negative_binomial(q: Any, p: Any) -> Tensor:
     return negative_binomial_kl(q.total_count, q.logits, p.total_count, p.logits)
 
 
-# Ours in any combination with torch's, whose subclass Pyro's is.
+# Any combination of this class and torch's; Pyro's is a subclass of torch's.
 for _q in (NegativeBinomial, torch.distributions.NegativeBinomial):
     for _p in (NegativeBinomial, torch.distributions.NegativeBinomial):
         register_kl(_q, _p)(_kl_negative_binomial)

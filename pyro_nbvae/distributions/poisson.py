@@ -17,28 +17,31 @@ from pyro_nbvae.distributions.special import poisson_log_prob
 
 
 class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
-    r"""A Poisson whose samples are relaxed counts with pathwise gradients in the rate.
+    r"""Poisson distribution whose samples are relaxed counts with pathwise gradients in the rate.
 
     .. math:: p(z) = \lambda^z e^{-\lambda} / \Gamma(z + 1)
 
-    ``mean``, ``variance`` and ``log_prob`` (continued through the gamma function) are the exact Poisson's; the
-    support is the non-negative reals.
+    ``mean``, ``variance``, ``log_prob`` and the KL are those of the exact Poisson; ``log_prob`` is extended to real
+    values by the gamma function. The support is the non-negative reals.
 
     Args:
-        rate: mean count, positive; any shape, the batch shape.
+        rate: mean count, positive; its shape is the batch shape.
         relaxation: how samples are differentiated, such as
             :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
 
+        validate_args: as in torch.
+
     Raises:
-        ValueError: with validation on, for a rate or a count out of range.
-        TypeError: for a relaxation that is none.
+        ValueError: with validation on, for a rate or a count outside its range.
+        TypeError: if ``relaxation`` is not a :class:`~pyro_nbvae.distributions.relaxations.Relaxation`.
 
     Example::
 
         >>> from pyro_nbvae.distributions import ArrivalTimes
-        >>> RelaxedPoisson(torch.tensor([1.0, 4.0]), relaxation=ArrivalTimes(0.24))
-        RelaxedPoisson(rate: torch.Size([2]), relaxation: ArrivalTimes(temperature=0.24, indicator='sigmoid', straight_through=False))
-    """  # noqa: E501
+        >>> d = RelaxedPoisson(torch.tensor([1.0, 4.0]), relaxation=ArrivalTimes(0.24))
+        >>> d.rsample().shape, d.mean
+        (torch.Size([2]), tensor([1., 4.]))
+    """
 
     arg_constraints = {"rate": constraints.positive}
     support: Any = constraints.nonnegative
@@ -55,12 +58,18 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         return super().expand(batch_shape, _instance=new)
 
     def gamma_poisson(self, shape: Size) -> tuple[None, Tensor]:
+        """Return None and the log rate, expanded to ``shape``."""
         return None, self.rate.log().expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
         return torch.poisson(full_precision(self.rate).expand(shape)).to(self.rate.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.
+
+        Raises:
+            ValueError: with validation on, for negative values.
+        """
         if self._validate_args:
             self._validate_sample(value)
         return poisson_log_prob(value, self.rate)

@@ -1,4 +1,4 @@
-"""What the relaxed count distributions share."""
+"""The base class of the relaxed count distributions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 
 def as_floats(value: Tensor | float) -> Tensor:
-    """A number, or a tensor of integers, in the default precision; a tensor of floats as it is."""
+    """Convert a number or a tensor of integers to a tensor of the default precision; keep a tensor of floats."""
     tensor = torch.as_tensor(value)
     return tensor if isinstance(value, Tensor) and value.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def floats(*values: Tensor | float) -> list[Tensor]:
-    """Each as :func:`as_floats`; numbers take the precision and the device of the first tensor beside them."""
+    """Apply :func:`as_floats` to each value; numbers take precision and device of the first tensor among them."""
     tensors = [as_floats(v) for v in values]
     like = next((t for t, v in zip(tensors, values, strict=True) if isinstance(v, Tensor)), None)
     if like is None:
@@ -31,21 +31,29 @@ def floats(*values: Tensor | float) -> list[Tensor]:
 
 
 class RelaxedCount:
-    """Mixin of a distribution over counts whose samples may be relaxed.
+    """Mixin for count distributions whose samples may be relaxed.
 
-    Put it before the exact distribution: ``class RelaxedX(RelaxedCount, X)``. That one provides ``_exact(shape)``,
-    integer samples, and, where it is one, :meth:`gamma_poisson`.
+    Put it before the exact distribution: ``class RelaxedX(RelaxedCount, X)``. ``RelaxedX`` or ``X`` must define
+    ``_exact(shape)``, which draws integers, and, if it is a Gamma-Poisson mixture, :meth:`gamma_poisson`.
 
     Args:
         relaxation: how samples are differentiated (:mod:`pyro_nbvae.distributions.relaxations`). With None they are
             integers, ``has_rsample`` is False, and there is no gradient.
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import ArrivalTimes, RelaxedPoisson
+        >>> issubclass(RelaxedPoisson, RelaxedCount)
+        True
+        >>> RelaxedPoisson(2.0).has_rsample, RelaxedPoisson(2.0, relaxation=ArrivalTimes(0.24)).has_rsample
+        (False, True)
     """
 
     support: Any = constraints.nonnegative
     relaxation: Relaxation | None
 
     def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:
-        """A parameter, broadcast with the relaxation's temperature where that is a tensor of several."""
+        """A parameter, broadcast with the relaxation's temperature if that is a tensor with one or more dimensions."""
         temperature = getattr(self.relaxation, "temperature", None)
         if not isinstance(temperature, Tensor) or not temperature.dim():
             return parameter
@@ -60,22 +68,24 @@ class RelaxedCount:
 
     @property
     def has_rsample(self) -> bool:
-        """Whether there is a relaxation."""
+        """Whether the distribution has a relaxation."""
         return self.relaxation is not None
 
     def gamma_poisson(self, shape: Size) -> tuple[Tensor | None, Tensor]:
-        """The parameters as a Poisson of a Gamma rate, of that shape: dispersion r and logits l, or None and the log
-        rate of a plain Poisson.
+        """Return the parameters as those of a Poisson with a Gamma-distributed rate, expanded to ``shape``.
+
+        Returns:
+            The dispersion r and the logits l; for a plain Poisson, None and the log rate.
 
         Raises:
             TypeError: for a family that is neither.
         """
-        raise TypeError(f"{type(self).__name__} is no Gamma-Poisson mixture: {self.relaxation} cannot relax it")
+        raise TypeError(f"{type(self).__name__} is not a Gamma-Poisson mixture: {self.relaxation} cannot relax it")
 
     def integer_sampler(self, shape: Size) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        """What :class:`~pyro_nbvae.distributions.Integer` draws with: a sampler, and its parameters, of that shape.
+        """Return the sampler of :class:`~pyro_nbvae.distributions.Integer`, and its parameters, expanded to ``shape``.
 
-        The sampler takes the parameters, flat, and returns counts and their derivative in each of them.
+        The sampler takes the flattened parameters and returns the counts and their derivative in each parameter.
         """
         r, logits = self.gamma_poisson(shape)
         return (draw_poisson, (logits,)) if r is None else (draw_negative_binomial, (r, logits))
@@ -84,20 +94,22 @@ class RelaxedCount:
         return f"{super().__repr__()[:-1]}, relaxation: {self.relaxation})"
 
     def rsample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Relaxed counts of shape sample_shape + batch_shape, differentiable in the parameters, once.
+        """Draw relaxed counts of shape sample_shape + batch_shape, differentiable in the parameters, once.
 
         Raises:
-            NotImplementedError: without a relaxation.
+            NotImplementedError: if there is no relaxation.
+            TypeError: if the relaxation cannot draw this family.
+            DivergedError: for parameters that are not finite, or too large to draw from.
         """
         if self.relaxation is None:
             raise NotImplementedError(
-                f"{type(self).__name__} without a relaxation draws integers: it has no rsample. Give one, such as "
-                "relaxation=ArrivalTimes(0.24)"
+                f"{type(self).__name__} has no rsample without a relaxation, because it draws integers: give it one, "
+                "such as relaxation=ArrivalTimes(0.24)"
             )
         return self.relaxation.rsample(self, self._extended_shape(sample_shape))
 
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Relaxed counts without a gradient; integers without a relaxation."""
+        """Draw relaxed counts without a gradient, or integers if there is no relaxation."""
         with torch.no_grad():
             if self.relaxation is not None:
                 return self.rsample(sample_shape)

@@ -1,15 +1,16 @@
-"""Log mass functions of counts that lose no digits, continued to the non-negative reals.
+"""Accurate log mass functions of counts, extended to the non-negative reals.
 
-Both are the saddle-point form
+Both have the saddle-point form
 
     log p(z) = [slowly varying] - D,        D >= 0,
 
-in which no two large numbers cancel: :math:`D` is the deviance of the count from its mean and the rest is made of
+in which no two large numbers cancel: :math:`D` is the deviance of the count from its mean, and the slowly varying
+terms are made of
 
     omega(x) = log Gamma(1 + x) - x log x + x  ~  log(2 pi x) / 2 + 1 / (12 x)
 
 (C. Loader, "Fast and accurate computation of binomial probabilities", 2000). The textbook difference
-``lgamma(z + r) - lgamma(r)`` is off by 0.45 at r = 1e6 in single precision.
+``lgamma(z + r) - lgamma(r)`` has an error of 0.45 at r = 1e6 in single precision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions.elementwise import Wanted, elementwise
 
-# Stirling's series of log Gamma(1 + x) from x = 10 on: B_2k / (2k (2k - 1)), good to 1e-15 there.
+# Stirling's series of log Gamma(1 + x) for x >= 10: B_2k / (2k (2k - 1)), accurate to 1e-15 there.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 # digamma(x) - log(x) + 1 / (2x) = -sum B_2k / (2k x^2k).
 _DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760)
@@ -37,7 +38,7 @@ def _horner(coefficients: tuple[float, ...], y: Tensor) -> Tensor:
 
 
 def omega(x: Tensor) -> Tensor:
-    """log Gamma(1 + x) - x log x + x for x >= 0; elementwise, not differentiated at 0."""
+    """log Gamma(1 + x) - x log x + x for x >= 0; elementwise, not differentiable at 0."""
     far = torch.where(x < _SERIES_FROM, _SERIES_FROM, x)
     inverse = far.reciprocal()
     series = 0.5 * torch.log(2 * math.pi * far) + inverse * _horner(_STIRLING, inverse * inverse)
@@ -62,16 +63,16 @@ def digamma_difference(z: Tensor, r: Tensor, s: Tensor) -> Tensor:
 
 
 def log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """log(x / y), given x - y without rounding: exact where the two are close, and where they are far apart."""
+    """log(x / y) from x - y without rounding: accurate both where x and y are close and where they are far apart."""
     relative = difference / y
-    # each branch is clamped to where it is taken, so that neither spoils the other's gradient
+    # the first branch is clamped to the range where it is used, so that its gradient is finite elsewhere
     return torch.where(relative.abs() < 0.5, torch.log1p(relative.clamp(-0.5, 0.5)), torch.log(x / y))
 
 
 def _negative_binomial_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
     mean = r * logits.exp()
     n = r + z
-    relative = (r / n) * ((z - mean) / mean)  # of z to the mean m (r + z) / (r + m)
+    relative = (r / n) * ((z - mean) / mean)  # relative difference of z and m (r + z) / (r + m)
     small = relative.abs() < 0.5
     for_z = torch.where(small, z * torch.log1p(relative), torch.xlogy(z, (z / mean) * ((r + mean) / n)))
     deviance = for_z - r * log_quotient(z - mean, n, r + mean)
@@ -89,7 +90,7 @@ def _negative_binomial_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wa
     if wanted[1]:
         for_r = common - rho(r)
     if wanted[2]:
-        # (z - m) / (1 + e^l), in the form that neither overflows nor loses the difference.
+        # (z - m) / (1 + e^l), in a form that neither overflows nor cancels.
         for_logits = z * torch.sigmoid(-logits) - r * torch.sigmoid(logits)
     return for_z, for_r, for_logits
 
@@ -100,9 +101,9 @@ _negative_binomial_log_prob = elementwise(_negative_binomial_value, _negative_bi
 def negative_binomial_log_prob(z: Tensor, total_count: Tensor, logits: Tensor) -> Tensor:
     """log NB(z; r, l) = log Gamma(z + r) - log Gamma(r) - log Gamma(z + 1) + z log sigma(l) + r log sigma(-l).
 
-    All arguments broadcast; ``z`` may be any non-negative real. Accurate to 1e-8 (float64) and 1e-4 (float32)
-    times max(1, |log p|) for r from 1e-4 to 1e6 (1e4) and means from 1e-3 to 1e4 (1e3). Differentiable in all three
-    arguments, twice.
+    All arguments broadcast; ``z`` may be any non-negative real. The error is below 1e-8 * max(1, |log p|) in float64
+    for r from 1e-4 to 1e6 and means from 1e-3 to 1e4, and below 1e-4 * max(1, |log p|) in float32 for r up to 1e4 and
+    means up to 1e3. Differentiable in all three arguments, twice.
     """
     return _negative_binomial_log_prob(z, total_count, logits)
 
@@ -118,7 +119,7 @@ def poisson_deviance(z: Tensor, rate: Tensor) -> Tensor:
     over = z - rate
     relative = over / rate
     small = relative.abs() < 0.5
-    # each branch is clamped to where it is taken, so that neither spoils the other's gradient
+    # the first branch is clamped to the range where it is used, so that its gradient is finite elsewhere
     return torch.where(small, z * torch.log1p(relative.clamp(-0.5, 0.5)), torch.xlogy(z, z / rate)) - over
 
 

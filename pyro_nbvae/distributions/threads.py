@@ -1,8 +1,9 @@
-"""Compiled loops over many latents, shared out among threads.
+"""Running compiled loops over many latents in several threads.
 
-PyTorch splits every operation among threads, and waits for all of them at its end. Many small operations then wait
-often, and where other processes keep the cores busy each wait may last a scheduler's turn, milliseconds. Here a thread
-takes whole pieces of the latents through all of a computation, and only the end of all pieces is waited for.
+PyTorch splits every operation among threads, and waits for all of them at the end of the operation. Many small
+operations mean many waits, and while other processes keep the cores busy each wait may last a scheduler's time slice,
+which is milliseconds. Here each thread takes whole pieces of the latents through the entire computation, and there is
+only one wait, at the end of all pieces.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Latents in one piece. What is drawn depends on it, and not on the number of threads.
+# Latents in one piece. The draws depend on it, but not on the number of threads.
 PIECE = 4096
 
 
@@ -33,14 +34,14 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def compiled() -> Any:
-    """The module of compiled loops, imported where it is first needed: the compiler takes half a second."""
+    """Return the module of compiled loops, imported at the first call: the compiler takes half a second."""
     from pyro_nbvae.distributions import loops
 
     return loops
 
 
 def is_compiled_for(x: Tensor) -> bool:
-    """Whether the compiled loops take a tensor."""
+    """Whether the compiled loops can process this tensor: single or double precision on a CPU."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
@@ -49,7 +50,7 @@ _own = threading.local()
 
 @contextlib.contextmanager
 def unsplit() -> Iterator[None]:
-    """Within this context PyTorch splits no operation of this thread, and :func:`in_pieces` has its threads still."""
+    """Context in which PyTorch does not split this thread's operations, and :func:`in_pieces` still has all threads."""
     before = torch.get_num_threads()
     if before == 1:
         yield
@@ -64,12 +65,13 @@ def unsplit() -> Iterator[None]:
 
 
 def in_pieces(loop: Callable[..., None], number: int, *arrays: Tensor, options: tuple[Any, ...] = ()) -> None:
-    """Calls ``loop(piece, *arrays, *options)`` for all pieces, in as many threads as PyTorch has.
+    """Call ``loop(piece, *arrays, *options)`` for all pieces, in as many threads as PyTorch has.
 
     Args:
-        loop: a compiled loop that holds no lock; ``piece`` is the number of the piece.
-        number: of latents.
-        *arrays: (number,) each, contiguous, on a CPU; each call gets its part of them.
+        loop: a compiled loop that releases the GIL; ``piece`` is the number of the piece.
+        number: number of latents.
+        *arrays: (number, ...) each, contiguous, on a CPU; each call gets the slices of its piece.
+        options: further arguments, the same in every call.
     """
     views = [a.detach().numpy() for a in arrays]
     starts = iter(range(0, number, PIECE))

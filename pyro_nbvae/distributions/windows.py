@@ -1,4 +1,4 @@
-r"""Sums over counts: what a family that is given by its weights is computed from.
+r"""Sums over windows of counts, for the families that are defined by their weights.
 
 A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With its scores :math:`T_k = \partial \log w_k
 / \partial \theta`, every expectation and every derivative is a sum over a window of counts,
@@ -6,7 +6,7 @@ A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With i
 .. math:: E[f] = \sum_k q_k f_k, \qquad \frac{\partial E[f]}{\partial \theta} = \sum_k q_k (T_k - E[T]) f_k,
 
 exact up to the mass outside the window, :math:`e^{-18}` in single and :math:`e^{-36}` in double precision. The elements
-of a tensor are grouped by their windows and go through in pieces that stay in a core's cache.
+of a tensor are grouped by their windows and processed in pieces that fit in a core's cache.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_fo
 
 # A window leaves out mass of exp(-NATS), up to a small factor.
 NATS = {torch.float32: 18.0, torch.float64: 36.0}
-# Relative weights are no lower: single-precision numbers below 1e-38 are slow.
+# Lower limit of log weights relative to the largest: single-precision numbers below 1e-38 are slow.
 LOWEST = -80.0
-# The widest window: 4e9 times a Poisson's mean would be needed to fill it.
+# Largest width of a window: a Poisson reaches it at a mean of about 4e9.
 WIDEST = 1 << 20
 
 
 class Weights(Protocol):
-    """A family over counts, by functions of its parameters; :class:`~pyro_nbvae.distributions.CountDistribution`.
+    """Interface of a count family, as functions of its parameters.
 
-    One whose weights are a Conway-Maxwell-Poisson's says so by ``as_com_poisson(*parameters)``, which returns the rate
-    and nu, its parameters being the first of these: on a CPU it then takes the compiled loops.
+    :class:`~pyro_nbvae.distributions.CountDistribution` provides it. A family with the weights of a
+    Conway-Maxwell-Poisson may define ``as_com_poisson(*parameters)``, which returns the rate and nu; its own parameters
+    must be the first of these. On a CPU it then uses the compiled loops.
     """
 
     def window(self, nats: float, *parameters: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -56,23 +57,23 @@ def _sizes() -> Iterator[int]:
 
 
 def check_width(widest: float) -> None:
-    """Raises DivergedError for a window that is not finite, or too wide."""
+    """Raise DivergedError if the width of a window is not finite or is above WIDEST."""
     if not widest <= WIDEST:
         raise DivergedError(
-            f"a count distribution of which {widest:.3g} counts matter: its mean or its variance is too large"
+            f"a count distribution needs a window of {widest:.3g} counts: its mean or its variance is too large"
             if math.isfinite(widest)
             else "a parameter of a count distribution is not finite"
         )
 
 
 def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Elements whose windows share counts.
+    """Group elements whose windows share counts.
 
     Args:
         low, high: first and last count of each element's window, (n,).
 
     Yields:
-        Counts (width, 1) and the elements (m,) whose windows lie within them; each element once.
+        Counts (width, 1) and the indices (m,) of elements whose windows lie within them; each element once.
 
     Raises:
         DivergedError: for windows that are not finite, or wider than 2^20 counts.
@@ -81,13 +82,13 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     low, high = low.clamp(min=0).floor(), high.ceil()
     if len(high) and float(high.max()) > 2 / torch.finfo(high.dtype).eps:
         raise DivergedError(
-            f"a count distribution of counts up to {float(high.max()):.3g}, beyond {high.dtype}'s integers"
+            f"a count distribution has counts up to {float(high.max()):.3g}: too large to be exact in {high.dtype}"
         )
     left: Tensor | None = None  # all
     for size in _sizes():
         if (left is not None and not len(left)) or not len(low):
             return
-        # windows of one size begin at multiples of a quarter of it, so that few of them differ
+        # windows start at multiples of a quarter of their size, so that there are few different ones
         begin = (low / (size // 4)).floor() * (size // 4)
         fits = high < begin + size
         inside = fits.nonzero()[:, 0]
@@ -102,13 +103,13 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def pieces(low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """As :func:`groups`, cut into pieces that fit a core's cache."""
+    """The same as :func:`groups`, cut into pieces that fit in a core's cache."""
     most = PIECE.get(low.device.type, PIECE["cuda"])
     return [(k, part) for k, group in groups(low, high) for part in group.split(max(1, most // len(k)))]
 
 
 def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log weights and masses of the counts ``k`` (width, 1), both (width, n), and the log of the weights' sum, (n,)."""
+    """Return log weights and masses of the counts ``k`` (width, 1), both (width, n), and the log normalizers, (n,)."""
     log_weight = family.log_weight(k, *parameters)
     top = log_weight.detach().amax(0)
     weight = (log_weight - top).clamp(min=LOWEST).exp()
@@ -117,18 +118,18 @@ def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Ten
 
 
 class Integrand(Protocol):
-    """What an expectation is taken of, a function of the count, of log q and of arguments of its own."""
+    """The integrand of an expectation: a function of the count, of log q and of its own arguments."""
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """What it needs of counts (width, 1) and its arguments (n,): tensors (width, n)."""
+        """Return the tensors (width, n) that it needs, from counts (width, 1) and its arguments (n,)."""
         ...
 
     def value(self, k: Tensor, log_mass: Tensor, *tables: Tensor) -> Tensor:
-        """f_k, (width, n), from log q_k."""
+        """Return f_k, (width, n), from log q_k."""
         ...
 
     def gradient(self, *tables: Tensor) -> tuple[Tensor | None, ...]:
-        """Its derivatives in its arguments, (width, n)."""
+        """Return the derivatives in its arguments, (width, n)."""
         ...
 
 
@@ -139,16 +140,16 @@ def _elementwise(
     tables: Callable[..., tuple[Tensor, ...]],
     compiled_form: Callable[..., list[Tensor] | None] | None = None,
 ) -> Callable[..., Tensor]:
-    """An elementwise function that is a sum over windows.
+    """Make an elementwise function that is a sum over windows.
 
     Args:
-        work: from the counts (width, 1), a family's parameters (m,) each, and tables (width, m), to the value and the
+        work: maps the counts (width, 1), a family's parameters (m,) each, and tables (width, m) to the value and the
             derivatives in all arguments, (m,) each.
-        window: of the parameters.
-        parameters: how many of the arguments are the family's.
-        tables: of the counts and the other arguments.
-        compiled_form: of the parameters and the other arguments, flat, and which of those each element has: value and
-            derivatives by a compiled loop, or None where that does not pay.
+        window: maps the parameters to the windows.
+        parameters: number of arguments that are the family's parameters.
+        tables: maps the counts and the other arguments to the tables.
+        compiled_form: maps the parameters, the other arguments (both flat) and each element's index in the latter to
+            the value and the derivatives, by a compiled loop; returns None if that would not be faster.
     """
 
     def run(*arguments: Tensor) -> tuple[Tensor, ...]:
@@ -188,7 +189,7 @@ def _elementwise(
 
 @functools.cache
 def log_normalizer(family: Any, parameters: int) -> Callable[..., Tensor]:
-    r"""A function of the parameters, :math:`\log \sum_k w_k`; elementwise, differentiable twice."""
+    r"""Return the function :math:`\log \sum_k w_k` of the parameters; elementwise, differentiable twice."""
 
     def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
         _, q, log_sum = masses(family, k, *own)
@@ -200,10 +201,10 @@ def log_normalizer(family: Any, parameters: int) -> Callable[..., Tensor]:
 
 @functools.cache
 def expectation(family: Any, parameters: int, integrand: Any) -> Callable[..., Tensor]:
-    r"""A function of a family's parameters and an integrand's arguments, :math:`\sum_k q_k f_k`; elementwise,
-    differentiable twice.
+    r"""Return the function :math:`\sum_k q_k f_k` of a family's parameters and an integrand's arguments.
 
-    That ``f`` may be a function of :math:`\log q_k` adds nothing to the derivative: :math:`E[\partial \log q_k] = 0`.
+    It is elementwise and differentiable twice. That ``f`` may depend on :math:`\log q_k` adds nothing to the
+    derivative: :math:`E[\partial \log q_k] = 0`.
     """
 
     def work(k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -223,9 +224,9 @@ def expectation(family: Any, parameters: int, integrand: Any) -> Callable[..., T
 
 
 def _check_reach(rate: Tensor, nu: Tensor) -> float:
-    """A count above all that matter of Conway-Maxwell-Poissons; raises DivergedError as :func:`groups`."""
+    """Return a count above the windows of Conway-Maxwell-Poissons; raise DivergedError as :func:`groups`."""
     nats = NATS[rate.dtype] / nu
-    spread = nats + torch.sqrt(2 * nats * rate)  # Bernstein
+    spread = nats + torch.sqrt(2 * nats * rate)  # Bernstein's bound
     highest, widest = ((rate + spread).max(), spread.max()) if len(rate) else (torch.zeros(()), torch.zeros(()))
     check_width(2 * float(widest))
     return float(highest)
@@ -252,19 +253,23 @@ def _compiled_log_ratio(
 def draw(
     family: Weights, parameters: Sequence[Tensor], uniform: Tensor | None = None, gradient: bool = True
 ) -> list[Tensor]:
-    r"""Counts by inversion, and the derivatives of :class:`~pyro_nbvae.distributions.Integer`.
+    r"""Draw counts by inversion, with the derivatives of :class:`~pyro_nbvae.distributions.Integer`.
 
     .. math:: \frac{dz}{d\theta} = -\frac{1}{q_z} \sum_k m_k\, q_k\, (T_k - E[T]), \qquad
         m_k = 1 \text{ below } z,\ \tfrac12 \text{ at } z.
 
-    The whole sum is 0, so that above the median it is taken from the other side, where nothing cancels.
+    The sum over all counts is 0, so above the median it is computed from the other side, which avoids cancellation.
 
     Args:
         parameters: (n,) each.
-        uniform: of the counts, in (0, 1).
+        uniform: uniform numbers in (0, 1) that determine the counts, (n,); by default they are drawn.
+        gradient: whether to compute the derivatives.
 
     Returns:
         The counts and, with ``gradient``, their derivative in each parameter, (n,) each.
+
+    Raises:
+        DivergedError: as :func:`groups`.
     """
     like = parameters[0]
     u = torch.rand_like(like) if uniform is None else uniform

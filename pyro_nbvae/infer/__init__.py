@@ -1,4 +1,4 @@
-"""ELBO estimators that take the place of Pyro's own wherever Pyro takes a loss, and relaxing counts from outside."""
+"""ELBO estimators that can replace Pyro's own, and a reparametriser that relaxes the counts of a program."""
 
 from pyro_nbvae.infer.elbo import AnalyticKL_ELBO, MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.infer.reparam import RelaxReparam

@@ -1,16 +1,16 @@
-r"""ELBO estimators that write the KL of each latent site out: in closed form, or by Monte Carlo.
+r"""ELBO estimators with a separate KL for each latent site: in closed form, or by Monte Carlo.
 
 Both estimate
 
 .. math:: E_q[\log p(x \mid z)] - w \sum_i KL(q(z_i) \,\|\, p(z_i)), \qquad w = \mathtt{kl\_weight},
 
-with one run of the model a particle, and take the place of Pyro's ELBOs wherever Pyro takes a loss. Where Trace_ELBO is
-defined they agree with it in expectation, ``poutine.scale``, ``poutine.mask``, subsampling and auxiliary sites of the
-guide (``infer={"is_auxiliary": True}``) included. A guide site that is a Delta (AutoDelta, and what other autoguides
-make of their latent) enters by its log density.
+with one run of the model per particle. They can be used wherever Pyro takes an ELBO. Where Trace_ELBO is defined they
+agree with it in expectation, also with ``poutine.scale``, ``poutine.mask``, subsampling and auxiliary sites of the
+guide (``infer={"is_auxiliary": True}``). A guide site that is a Delta (AutoDelta, and the latent sites of other
+autoguides) contributes its log density.
 
-With relaxed latents the reconstruction is the relaxed program's; the KL of AnalyticKL_ELBO is that of the counts
-themselves. Use exact latents (``relaxation=None``) for a bound on log p(x) of the count model.
+With relaxed latents the reconstruction term is that of the relaxed program; the KL of AnalyticKL_ELBO is that of the
+exact counts. Use exact latents (``relaxation=None``) for a bound on log p(x) of the count model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Site = dict[str, Any]
 
 
 def family(distribution: Any) -> str:
-    """The name of a distribution's class; of a wrapped one, the wrapper's too, unless it only makes an event of it."""
+    """Return the name of a distribution's class; a mask around it is named too, an Independent is not."""
     if isinstance(distribution, Independent):
         return family(distribution.base_dist)
     name = type(distribution).__name__
@@ -48,12 +48,12 @@ def family(distribution: Any) -> str:
 
 
 def _sampled(trace: Any) -> dict[str, Site]:
-    """Name to site of what a trace samples or observes."""
+    """Return the sample sites of a trace by name, observed ones included."""
     return {k: s for k, s in trace.nodes.items() if s["type"] == "sample"}
 
 
 def _latents(trace: Any) -> dict[str, Site]:
-    """Name to site of what a trace samples and does not observe."""
+    """Return the latent sites of a trace by name: sampled, but not observed."""
     return {k: s for k, s in _sampled(trace).items() if not s["is_observed"]}
 
 
@@ -64,7 +64,7 @@ def _base(distribution: Any) -> Any:
 
 
 def _unmasked(site: Site) -> Site:
-    """The site with the mask of its distribution, if it has one, as a mask of the site."""
+    """Return the site with the mask of its distribution, if it has one, moved to the site."""
     fn, mask = site["fn"], site["mask"]
     while isinstance(fn, MaskedDistribution):
         mask = fn._mask if mask is None else mask & torch.as_tensor(fn._mask)
@@ -88,7 +88,7 @@ def _total(value: Tensor, site: Site) -> Tensor:
 
 
 def _unchecked(distribution: Any) -> Any:
-    """A copy that does not check its support."""
+    """Return a copy that does not check its support."""
     d = copy.copy(distribution)
     d._validate_args = False
     for part in ("base_dist", "_component_distribution"):
@@ -98,10 +98,12 @@ def _unchecked(distribution: Any) -> Any:
 
 
 def log_mass(distribution: Any, value: Tensor) -> Tensor:
-    """``log_prob``, at relaxed counts too: where the support is integers, the mass continued between its bounds.
+    """Return ``log_prob``, also at relaxed counts.
+
+    A mass function on integers is extended to all reals between the bounds of its support.
 
     Raises:
-        ValueError: with validation on, for values out of the support's bounds.
+        ValueError: with validation on, for values outside the bounds of the support.
     """
     base = _base(distribution)
     support: Any = getattr(base, "support", None)
@@ -111,7 +113,7 @@ def log_mass(distribution: Any, value: Tensor) -> Tensor:
     if base._validate_args and not bool(
         ((value >= (-torch.inf if low is None else low)) & (value <= (torch.inf if high is None else high))).all()
     ):
-        raise ValueError(f"counts out of the support of {family(distribution)}, {low} to {high}: {value}")
+        raise ValueError(f"counts outside the support of {family(distribution)}, {low} to {high}: {value}")
     return _unchecked(distribution).log_prob(value)
 
 
@@ -127,7 +129,7 @@ def _negative_binomial_log_ratio(name: str, q: Any, p: Any, samples: list[Tensor
     a, b = _base(q), _base(p)
     for z in samples if a._validate_args or b._validate_args else ():
         if not bool((z >= 0).all()):
-            raise ValueError(f"site {name!r}: counts out of the support of {family(q)}, 0 to inf: {z}")
+            raise ValueError(f"site {name!r}: counts outside the support of {family(q)}, 0 to inf: {z}")
     ratio = negative_binomial_log_ratio(samples, a.total_count, a.logits, b.total_count, b.logits)
     return ratio.flatten(ratio.dim() - len(q.event_shape)).sum(-1) if q.event_shape else ratio
 
@@ -137,13 +139,13 @@ def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> 
         if name not in guide_sites:
             raise ValueError(
                 f"site {name!r} is sampled by the model ({family(site['fn'])}) and missing in the guide: add it to the "
-                "guide, observe it, or, if it is to be summed out, use pyro.infer.TraceEnum_ELBO"
+                "guide, observe it, or use pyro.infer.TraceEnum_ELBO to sum it out"
             )
         ours, theirs = guide_sites[name]["fn"].event_shape, site["fn"].event_shape
         if ours != theirs:
             raise ValueError(
                 f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has event shape {tuple(ours)} and "
-                f"{family(site['fn'])} of the model has {tuple(theirs)}: make them equal, by .to_event or .expand"
+                f"{family(site['fn'])} of the model has {tuple(theirs)}: make them equal with .to_event or .expand"
             )
 
 
@@ -152,7 +154,7 @@ def _check_reparametrised(guide_sites: dict[str, Site]) -> None:
         if not site["fn"].has_rsample:
             raise NotImplementedError(
                 f"site {name!r}: {family(site['fn'])} has no rsample, so there is no pathwise gradient: give a count "
-                "a relaxation, use pyro.infer.Trace_ELBO (score function) or, to enumerate, pyro.infer.TraceEnum_ELBO"
+                "a relaxation, or use pyro.infer.Trace_ELBO (score function) or pyro.infer.TraceEnum_ELBO (enumeration)"
             )
 
 
@@ -164,21 +166,31 @@ def _out_of_order(model_sites: Iterable[str], guide_sites: Iterable[str]) -> lis
 
 
 class SiteKL_ELBO(Trace_ELBO):
-    """An ELBO whose KL is a sum over latent sites. A subclass says what the KL of one site is: :meth:`site_kl`.
+    """Base class of ELBO estimators whose KL is a sum over latent sites; a subclass defines :meth:`site_kl`.
 
     Args:
-        kl_weight: factor of the KL, for warm-up; a plain attribute, to be changed between steps.
+        kl_weight: factor of the KL, for warm-up; a plain attribute that may be changed between steps.
         **options: those of :class:`pyro.infer.ELBO` (``num_particles``, ``vectorize_particles``, ...).
 
     Attributes:
-        terms: of the last particle (the mean of vectorised ones), detached: the summed log likelihood and the summed
-            KL without its weight, in nats.
+        terms: the log likelihood and the KL without its weight, of the last particle (the mean over vectorised
+            particles), in nats, summed over the batch and detached.
 
     Raises:
-        ValueError: for a latent site of the model that the guide lacks, or that has another event dimension there; and
-            where the premise fails: the guide draws b before a, the model a before b, so that the KL at b may be of a
-            p(b | a) whose a depends on b. (:class:`MonteCarloKL_ELBO` has no such premise.)
+        ValueError: for a latent site of the model that the guide lacks, or that has another event shape there. Also if
+            the guide draws b before a and the model a before b: the KL at b may then be that of p(b | a) at an a that
+            depends on b. (:class:`MonteCarloKL_ELBO` accepts this order.)
         NotImplementedError: for a gradient through a site of the guide without ``rsample``.
+
+    Example::
+
+        >>> import pyro
+        >>> class Exact_ELBO(SiteKL_ELBO):
+        ...     def site_kl(self, name, guide_site, model_site):
+        ...         return kl_divergence(guide_site["fn"], model_site["fn"])
+        >>> p, q = pyro.distributions.Normal(0.0, 1.0), pyro.distributions.Normal(1.0, 1.0)
+        >>> Exact_ELBO().loss(lambda: pyro.sample("z", p), lambda: pyro.sample("z", q))
+        0.5
     """
 
     terms: tuple[Tensor, Tensor]
@@ -188,21 +200,21 @@ class SiteKL_ELBO(Trace_ELBO):
         self.kl_weight = kl_weight
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
-        """KL(q || p) of one latent site in nats, of the site's batch shape, without scale and mask.
+        """Return KL(q || p) of one latent site in nats, of the site's batch shape, without scale and mask.
 
         Args:
-            name: of the site.
+            name: name of the site.
             guide_site, model_site: Pyro's records of it; ``["fn"]`` is the distribution, ``["value"]`` the sample.
         """
         raise NotImplementedError
 
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
-        # Relaxed counts may lie outside the support of an exact prior, which Pyro would refuse while it looks.
+        # Relaxed counts may lie outside the support of an exact prior, which Pyro's validation would reject here.
         with validation_enabled(False):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        # As Pyro does it, but the latent sites' log densities are not computed: the KL takes their place.
+        # As in Pyro, but without the log densities of the latent sites: the KL replaces them.
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         pruned = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
@@ -218,7 +230,7 @@ class SiteKL_ELBO(Trace_ELBO):
         return model_trace, guide_trace
 
     def _site_term(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
-        """What a site adds to the negative bound: E[s_q log q - s_p log p], s_q and s_p the scales and masks."""
+        """Return a site's part of the negative bound: E[s_q log q - s_p log p], with scales and masks s_q and s_p."""
         guide_site, model_site = _unmasked(guide_site), _unmasked(model_site)
         if isinstance(_base(guide_site["fn"]), Delta):
             return self._sampled_term(name, guide_site, model_site)
@@ -234,20 +246,20 @@ class SiteKL_ELBO(Trace_ELBO):
         return _total(log_q, guide_site) - _total(log_p, model_site)
 
     def _divergence(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        """The KL of all latent sites, and the log density of the sites that only the guide has."""
+        """Return the KL of all latent sites plus the log density of the sites that only the guide has."""
         model_sites, guide_sites = _latents(model_trace), _latents(guide_trace)
         for a, b in _out_of_order(model_sites, guide_sites):
             if not isinstance(_base(guide_sites[b]["fn"]), Delta):
                 raise ValueError(
                     f"{type(self).__name__}: the guide draws {b!r} before {a!r} and the model {a!r} before {b!r}, so "
-                    f"q({a}) may depend on {b} and the KL of {b!r} be wrong: draw them in the model's order, or use "
-                    "MonteCarloKL_ELBO"
+                    f"q({a}) may depend on {b} and the KL of {b!r} may be wrong: draw them in the model's order, or "
+                    "use MonteCarloKL_ELBO"
                 )
         terms = [self._site_term(name, guide_sites[name], site) for name, site in model_sites.items()]
         return sum(terms, self._guide_alone(model_sites, guide_trace))
 
     def _guide_alone(self, model_sites: dict[str, Site], guide_trace: Any) -> Tensor:
-        """The log density of the sites that only the guide has: auxiliary ones, observed ones, factors."""
+        """Return the log density of the sites that only the guide has: auxiliary ones, observed ones, factors."""
         sites = [site for name, site in _sampled(guide_trace).items() if name not in model_sites]
         return sum((_total(site["fn"].log_prob(site["value"]), site) for site in sites), torch.zeros(()))
 
@@ -270,20 +282,31 @@ class SiteKL_ELBO(Trace_ELBO):
         return loss
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative ELBO in nats, summed over the batch, as a tensor to differentiate.
+        """Return the negative ELBO in nats, summed over the batch, as a tensor to differentiate.
+
+        Args:
+            model, guide: Pyro programs.
+            *args, **kwargs: arguments of both programs.
 
         Raises:
-            NotImplementedError: where a site of the guide has no ``rsample`` (a count without a relaxation).
+            NotImplementedError: if a site of the guide has no ``rsample`` (a count without a relaxation).
+            ValueError: as the class.
         """
         return self._average(model, guide, args, kwargs, differentiable=True)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO in nats as a number; any latents will do, integer counts among them."""
+        """Return the negative ELBO in nats as a number, for any latents, including integer counts.
+
+        Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
+        """
         with torch.no_grad():
             return torch_item(self._average(model, guide, args, kwargs, differentiable=False))
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO in nats; adds its gradient to every parameter's ``grad``."""
+        """Return the negative ELBO in nats as a number, and add its gradient to every parameter's ``grad``.
+
+        Arguments and errors as :meth:`differentiable_loss`.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -291,7 +314,7 @@ class SiteKL_ELBO(Trace_ELBO):
 
 
 def _folds(distribution: Any) -> bool:
-    """Whether torch's KL of transformed distributions is wrong for one: its transform is not one to one."""
+    """Whether torch's KL of transformed distributions would be wrong, because the transform is not one-to-one."""
     if not isinstance(distribution, TransformedDistribution) or isinstance(distribution, HalfNormal):
         return False
     return any(not transform.bijective for transform in distribution.transforms)
@@ -300,10 +323,14 @@ def _folds(distribution: Any) -> bool:
 class AnalyticKL_ELBO(SiteKL_ELBO):
     """ELBO with the KL that is registered for each pair of latent distributions.
 
-    Unlike Pyro's TraceMeanField_ELBO it never falls back on sampling: what it reports is what it says.
+    Unlike Pyro's TraceMeanField_ELBO it never falls back on sampling: the reported KL is always the registered one.
+
+    Args:
+        kl_weight, **options: as :class:`SiteKL_ELBO`.
 
     Raises:
-        NotImplementedError: where no KL is registered for the pair, naming both classes.
+        ValueError: as :class:`SiteKL_ELBO`.
+        NotImplementedError: if no KL is registered for a pair of distributions, and as :class:`SiteKL_ELBO`.
 
     Example::
 
@@ -328,17 +355,28 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
 
 
 class MonteCarloKL_ELBO(SiteKL_ELBO):
-    """ELBO with the KL estimated as the mean of log q(z) - log p(z) over several samples of z, the paper's MC form.
+    r"""ELBO with a Monte Carlo KL, the mean of log q(z) - log p(z) over several samples of z (the paper's MC form).
 
-    The first sample is the one that is decoded. On integer counts it is unbiased for the KL; relaxed counts bias it,
-    less so at lower temperatures. Where the guide does not draw its sites in the model's order (q(z | x) q(h | z) for
-    p(h) p(z | h), say), the samples are of all sites together, each a run of guide and model of its own.
+    .. math:: KL(q \,\|\, p) \approx \frac{1}{S} \sum_{s=1}^{S} \log\frac{q(z_s)}{p(z_s)}, \qquad z_s \sim q
+
+    The first sample is the one that is decoded. With integer counts the estimate is unbiased; relaxed counts bias it,
+    less at lower temperatures. If the guide does not draw its sites in the model's order (for example q(z | x) q(h | z)
+    for p(h) p(z | h)), each sample is of all sites together, from a separate run of guide and model.
 
     Args:
-        num_samples: samples of each latent for the KL, the paper's 5 by default.
+        num_samples: number of samples S of each latent for the KL; the default is the paper's.
+        kl_weight, **options: as :class:`SiteKL_ELBO`.
 
     Raises:
-        ValueError: for ``num_samples`` below 1.
+        ValueError: for ``num_samples`` below 1, and as :class:`SiteKL_ELBO`, but the order of the sites is free.
+        NotImplementedError: as :class:`SiteKL_ELBO`.
+
+    Example::
+
+        >>> import pyro
+        >>> p = pyro.distributions.Poisson(3.0)
+        >>> MonteCarloKL_ELBO(num_samples=5).loss(lambda: pyro.sample("z", p), lambda: pyro.sample("z", p))
+        0.0
     """
 
     def __init__(self, num_samples: int = 5, *, kl_weight: float = 1.0, **options: Any) -> None:
@@ -352,7 +390,7 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
         more = torch.Size([self.num_samples - 1])
         if all(isinstance(_base(d), RelaxedNegativeBinomial) for d in (q, p)):
             return _negative_binomial_log_ratio(name, q, p, [z, *q(more).unbind(0)]) / self.num_samples
-        # at the very tensors that were drawn: a flow without an inverse knows their density only
+        # use the same tensor that was drawn: a flow without an inverse knows the density only there
         ratio = _log_mass_at(name, q, z) - _log_mass_at(name, p, z)
         if self.num_samples > 1:
             z = q(more)

@@ -1,4 +1,4 @@
-"""Relaxing the counts of a Pyro program from outside, by :func:`pyro.poutine.reparam`."""
+"""Relaxing the counts of a Pyro program without changing it, by :func:`pyro.poutine.reparam`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegati
 from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.infer.elbo import family
 
-# Not their subclasses, which may have another law.
+# Subclasses are not accepted: they may be other distributions.
 NEGATIVE_BINOMIALS = (
     NegativeBinomial,
     RelaxedNegativeBinomial,
@@ -23,18 +23,18 @@ POISSONS = (RelaxedPoisson, pyro.distributions.Poisson, torch.distributions.Pois
 
 
 class RelaxReparam(Reparam):
-    """Draws a count site from the relaxed distribution, so that any program over counts has pathwise gradients.
+    """Reparametriser that draws a count site from the relaxed distribution, so that it has pathwise gradients.
 
-    ``poutine.reparam(program, config={"z": RelaxReparam(ArrivalTimes(0.24))})`` of both model and guide trains with
-    relaxed counts at ``z``; the programs themselves stay exact, and are exact without it. Sites may be
-    ``NegativeBinomial`` or ``Poisson``, ours, Pyro's or torch's; an observed site is left as it is.
+    Apply ``poutine.reparam(program, config={"z": RelaxReparam(ArrivalTimes(0.24))})`` to both model and guide to train
+    with relaxed counts at ``z``; the programs themselves stay exact. Sites may be ``NegativeBinomial`` or ``Poisson``,
+    of this package, Pyro or torch; an observed site is left unchanged.
 
     Args:
-        relaxation: how the counts are differentiated; a plain attribute, to be annealed between steps
-            (``relax.relaxation = relax.relaxation.at(0.1)``). With None they are integers without a gradient.
+        relaxation: how the counts are differentiated; a plain attribute that may be changed between steps, for
+            annealing (``relax.relaxation = relax.relaxation.at(0.1)``). With None they are integers without a gradient.
 
     Raises:
-        TypeError: at a site of another distribution.
+        TypeError: at a site of another distribution, or if ``relaxation`` is not a Relaxation.
 
     Example::
 
@@ -52,7 +52,11 @@ class RelaxReparam(Reparam):
         self.relaxation = check_relaxation(relaxation)
 
     def apply(self, msg: ReparamMessage) -> ReparamResult:
-        """The site's message with the relaxed distribution in it."""
+        """Return the site's message with the relaxed distribution.
+
+        Raises:
+            TypeError: at a site of another distribution.
+        """
         if msg["is_observed"]:
             return {"fn": msg["fn"], "value": msg["value"], "is_observed": True}
         fn: Any = msg["fn"]

@@ -1,4 +1,4 @@
-"""What is measured of a trained pair, with exact latents (integer counts)."""
+"""Metrics of a trained model and guide, with exact latents (integer counts)."""
 
 from pyro_nbvae.metrics.bound import importance_weighted_bound
 from pyro_nbvae.metrics.distances import distances

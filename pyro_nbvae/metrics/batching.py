@@ -1,4 +1,4 @@
-"""Going over much data under a progress bar."""
+"""Iterating over large data with a progress bar."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from pyro_nbvae.data import BATCH
 
 
 def shown(data: Tensor, what: str, progress: bool) -> Iterator[Tensor]:
-    """Batches of data (N, ...) as they are, under a progress bar."""
+    """Iterate over batches of data (N, ...), unchanged, with a progress bar."""
     return iter(tqdm(data.split(BATCH), desc=what, disable=not progress, leave=False))

@@ -15,15 +15,35 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 def importance_weighted_bound(
     model: GenerativeModel, guide: AmortizedGuide, data: Tensor, samples: int, *, seed: int = 0, progress: bool = False
 ) -> Tensor:
-    """log mean_s p(x, z_s) / q(z_s | x), in nats, per observation: a lower bound on log p(x) that tightens with
-    ``samples``.
+    r"""Importance-weighted lower bound on log p(x), in nats, for each observation.
+
+    .. math:: \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad z_s \sim q(z \mid x)
+
+    It tightens as S grows.
 
     Args:
+        model, guide: the pair.
         data: (N, *event_shape), as a data set holds them.
-        samples: exact latents per observation.
+        samples: S, exact latents per observation.
+        seed: random seed.
+        progress: show a progress bar.
 
     Returns:
         (N,).
+
+    Raises:
+        InputError: for data of the wrong shape, or a seed that is out of range.
+
+    Reference: Burda et al., 2016.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> importance_weighted_bound(model, guide, torch.zeros(4, 5), samples=10).shape
+        torch.Size([4])
     """
     bounds = []
     with evaluating(model, guide, seed):

@@ -1,4 +1,4 @@
-"""Small image classifiers whose features stand in for Inception's where a figure is wanted in seconds and offline.
+"""Small image classifiers whose features replace Inception's if a metric must be fast and work offline.
 
 Their weights ship with the package, one safetensors file each; ``python -m experiments.classifiers`` makes them and
 records the test accuracy in the file.
@@ -27,9 +27,9 @@ class _Residual(_Block):
 
 
 class ImageClassifier(nn.Module):
-    """A residual network of six 3x3 convolutions that ends in the average over the image of 128 features.
+    """Residual network of six 3x3 convolutions; its last 128 features are averaged over the image.
 
-    Images (B, C, H, W) in [0, 1] to logits (B, classes). Sides above 16 are halved once more than others.
+    It maps images (B, C, H, W) in [0, 1] to logits (B, classes). Images with a side above 16 are downsampled once more.
 
     Args:
         image_shape: (C, H, W).
@@ -59,14 +59,14 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(self.num_features, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] to (B, 128)."""
+        """Map images (B, C, H, W) in [0, 1] to features (B, 128)."""
         return self.body(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 
     def save(self, file: BinaryIO, facts: dict[str, str]) -> None:
-        """Writes the weights in half precision, with facts about them, as safetensors."""
+        """Write the weights in half precision and ``facts`` about them, as safetensors."""
         from safetensors.torch import save
 
         state = {k: v.half().contiguous() for k, v in self.state_dict().items() if v.is_floating_point()}
@@ -76,7 +76,7 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> tuple[ImageClassifier, dict[str, str]]:
-        """A classifier in evaluation mode that :meth:`save` wrote, and the facts about it."""
+        """Load a classifier that :meth:`save` wrote, in evaluation mode, and the facts about it."""
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
@@ -84,7 +84,7 @@ class ImageClassifier(nn.Module):
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         channels, height, width = map(int, facts["image_shape"].split())
         classifier = cls((channels, height, width), int(facts["classes"]))
-        # what is not there is the number of batches that normalisation has seen, of no use in evaluation
+        # only the batch counters of the normalisation layers may be missing: evaluation does not use them
         missing, unexpected = classifier.load_state_dict(state, strict=False)
         assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
         return classifier.eval(), facts

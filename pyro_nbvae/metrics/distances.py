@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from pyro_nbvae.data import BATCH
 from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.files import cached
-from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.metrics.features import Features
 
-# KID is an average over this many pairs of subsets of this many images (torchmetrics' defaults), and draws those of
-# the real images from this many of them.
+# KID is an average over KID_SUBSETS pairs of subsets of KID_SUBSET_SIZE images (torchmetrics' defaults). The subsets of
+# the real images are drawn from KID_REAL of them.
 KID_SUBSETS, KID_SUBSET_SIZE, KID_REAL = 100, 1000, 10_000
 
 
 class _AsTheyAre(nn.Module):
-    """What torchmetrics takes for the network where it is given features."""
+    """The identity, which torchmetrics uses as the network because it is given features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -32,9 +34,11 @@ class _AsTheyAre(nn.Module):
 
 
 @torch.no_grad()
-def _extract(features: Features, images: Tensor, what: str, progress: bool) -> Tensor:
+def _extract(features: Features, images: Tensor | Iterable[Tensor], what: str, progress: bool) -> Tensor:
     device = next(features.parameters()).device
-    return torch.cat([features(batch.to(device)).float() for batch in shown(images, what, progress)])
+    batches: Iterable[Tensor] = images.split(BATCH) if isinstance(images, Tensor) else images
+    bar = tqdm(batches, desc=what, disable=not progress, leave=False)
+    return torch.cat([features(batch.to(device)).float().cpu() for batch in bar])
 
 
 def _frechet(features: Features) -> Any:
@@ -46,10 +50,10 @@ def _frechet(features: Features) -> Any:
 
 
 def _reference(features: Features, real: Tensor, progress: bool) -> dict[str, Any]:
-    """What FID and KID need of the real images, from the cache where it was computed before."""
+    """Return what FID and KID need from the real images, from the cache if it was computed before."""
 
     def compute() -> dict[str, Any]:
-        extracted = _extract(features, real, "real images", progress).cpu()
+        extracted = _extract(features, real, "real images", progress)
         metric = _frechet(features)
         metric.update(extracted, real=True)
         return {"fid": metric.state_dict(), "kid": extracted[:: math.ceil(len(extracted) / KID_REAL)].clone()}
@@ -60,36 +64,46 @@ def _reference(features: Features, real: Tensor, progress: bool) -> dict[str, An
 
 
 def distances(
-    features: Features, real: Tensor, generated: Tensor, *, seed: int = 0, progress: bool = False
+    features: Features,
+    real: Tensor,
+    generated: Tensor | Iterable[Tensor],
+    *,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, float]:
     """FID and KID between two sets of uint8 images (N, C, H, W).
 
     Args:
-        features: what they are compared in; its suffix marks the names of the figures.
-        real: the images to compare with; their statistics are cached, keyed by the pixels and the features' weights.
-        generated: the images that are judged.
-        seed: of the subsets that KID draws.
+        features: the features to compare the images in; their ``suffix`` is appended to the names in the result.
+        real: the reference images; their statistics are cached, keyed by the pixels and the features' weights.
+        generated: the images to evaluate, as one tensor or in batches; only their features are kept in memory.
+        seed: random seed of the subsets that KID draws.
+        progress: show a progress bar.
 
     Returns:
-        ``fid``, and ``kid`` and ``kid_std``, mean and deviation over 100 subsets of up to 1,000 images.
+        ``fid``, and ``kid`` and ``kid_std``, the mean and standard deviation over 100 subsets of up to 1,000 images.
 
     Raises:
-        InputError: for fewer than two images.
+        InputError: for fewer than two images, or a seed that is out of range.
+
+    Reference: Heusel et al., 2017 (FID); Bińkowski et al., 2018 (KID).
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     check_seed(seed)
-    if min(len(real), len(generated)) < 2:
-        raise InputError(f"FID and KID need at least 2 images each, got {len(real)} and {len(generated)}")
+    if len(real) < 2:
+        raise InputError(f"FID and KID need at least 2 real images, got {len(real)}")
     reference = _reference(features, real, progress)
-    extracted = _extract(features, generated, "generated images", progress).cpu()
+    extracted = _extract(features, generated, "generated images", progress)
+    if len(extracted) < 2:
+        raise InputError(f"FID and KID need at least 2 generated images, got {len(extracted)}")
     frechet = _frechet(features)
     frechet.load_state_dict(reference["fid"])
     frechet.update(extracted, real=False)
     size = min(KID_SUBSET_SIZE, len(extracted), len(reference["kid"]))
     given = _AsTheyAre(features.num_features)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*save all extracted features")  # as it should
+        warnings.filterwarnings("ignore", message=".*save all extracted features")  # which is intended
         kernel = KernelInceptionDistance(feature=given, subsets=KID_SUBSETS, subset_size=size)
     kernel.update(reference["kid"], real=True)
     kernel.update(extracted, real=False)

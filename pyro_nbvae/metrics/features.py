@@ -1,8 +1,10 @@
-"""The features that FID and KID compare images in.
+"""Features in which FID and KID compare images.
 
-``classifier``: of small networks of ours, trained on the labels of such images; shipped with the package, quick on a
-CPU. Figures in them are called FID-c and KID-c: they compare models here with each other and are not Inception's.
-``inception``: of the standard Inception network (2015-12-05), as torch-fidelity has it. Its figures are FID and KID.
+``classifier``: features of this package's small networks, trained on the labels of such images; they ship with the
+package and are fast on a CPU. The metrics are then called FID-c and KID-c: they compare models with each other, and are
+not comparable with FID and KID.
+``inception``: features of the standard Inception network (2015-12-05), from torch-fidelity. The metrics are FID and
+    KID.
 """
 
 from __future__ import annotations
@@ -12,22 +14,36 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyro_nbvae.data import data_root, source_of, to_floats
 from pyro_nbvae.errors import InputError, check_member, first_line
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
-# Where the weights are looked for in the data root.
+# Images that go through Inception together.
+INCEPTION_BATCH = 8
+# Path of the weights inside the data root.
 INCEPTION = Path("inception") / "weights-inception-2015-12-05.pth"
 
 
 class Features(nn.Module):
-    """A fixed network: uint8 images (B, C, H, W) to features (B, num_features).
+    """Base class of image features: a fixed network from uint8 images (B, C, H, W) to features (B, num_features).
 
-    ``suffix`` marks figures in these features; ``network`` names the weights and ``digest`` tells them from others.
+    Attributes:
+        num_features: number of features.
+        suffix: appended to the names of metrics in these features.
+        network: name of the weights.
+        digest: hash of the weights.
+
+    Example::
+
+        >>> features = build_features("classifier", "digits")
+        >>> features(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)).shape
+        torch.Size([2, 128])
     """
 
     num_features: int
@@ -37,7 +53,13 @@ class Features(nn.Module):
 
 
 class ClassifierFeatures(Features):
-    """The last features before the labels of one of our classifiers; images are resized to those it was trained on."""
+    """Features before the last layer of one of this package's classifiers.
+
+    Images are resized to the size that it was trained on.
+
+    Args:
+        name: name of the weights, a file in ``pyro_nbvae/metrics/weights``.
+    """
 
     suffix = "_c"
 
@@ -60,11 +82,14 @@ class ClassifierFeatures(Features):
 class InceptionFeatures(Features):
     """The 2,048 pooled features of the Inception network; grey images are repeated in three channels.
 
+    The layers and the resizing are torch-fidelity's; batch normalisations are folded into the convolutions, which
+    changes features by a few units of single precision's last digits.
+
     Args:
         weights: torch-fidelity's weights file; None downloads it.
 
     Raises:
-        InputError: without torch-fidelity, for a file that is not these weights, and where they are not available.
+        InputError: if torch-fidelity is not installed, the file does not hold these weights, or they are not available.
     """
 
     suffix = ""
@@ -77,28 +102,59 @@ class InceptionFeatures(Features):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError:
             raise InputError(
-                "Inception features need torch-fidelity: pip install 'pyro-nbvae[inception]', or take --features "
+                "Inception features need torch-fidelity: pip install 'pyro-nbvae[inception]', or use --features "
                 "classifier"
             ) from None
         try:
             # torch-fidelity and torch.hub report the download
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 if weights is not None:
-                    torch.load(weights, weights_only=True, mmap=True)  # nothing but tensors is in it
+                    torch.load(weights, weights_only=True, mmap=True)  # refuses a file with anything but tensors
                 path = None if weights is None else str(weights)
                 self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
         except Exception as error:
             reason = first_line(error)
             problem = f"{weights} does not hold them" if weights is not None else "they could not be downloaded"
             raise InputError(
-                f"no Inception weights ({problem}: {reason}): name torch-fidelity's file with --inception-weights, put "
-                f"it at {INCEPTION} in the data root, or take --features classifier"
+                f"no Inception weights ({problem}: {reason}): give torch-fidelity's file with --inception-weights, put "
+                f"it at {INCEPTION} in the data root, or use --features classifier"
             ) from error
         state = self.inception.state_dict()
         self.digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()[:16]
+        _fold_normalisation(self.inception.eval())
+        self.inception.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.inception(images.expand(-1, 3, -1, -1))[0]
+        # few at once: the activations of a large batch leave the processor's caches
+        return torch.cat([self._few(few) for few in images.split(INCEPTION_BATCH)])
+
+    def _few(self, images: Tensor) -> Tensor:
+        from torch_fidelity.feature_extractor_inceptionv3 import interpolate_bilinear_2d_like_tensorflow1x
+
+        # a grey image is resized once and then repeated
+        x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+        x = ((x - 128) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        for name in _INCEPTION_LAYERS:
+            x = getattr(self.inception, name)(x)
+        return x.flatten(1)
+
+
+# From the resized image to the 2,048 features, in order.
+_INCEPTION_LAYERS = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+)
+
+
+def _fold_normalisation(module: nn.Module) -> None:
+    """Folds every batch normalisation into the convolution before it."""
+    for child in module.children():
+        if isinstance(getattr(child, "bn", None), nn.BatchNorm2d):
+            child.conv = fuse_conv_bn_eval(cast(nn.Conv2d, child.conv), cast(nn.BatchNorm2d, child.bn))
+            child.bn = nn.Identity()
+        else:
+            _fold_normalisation(child)
 
 
 def _classifier(data: str, root: str | Path | None, weights: str | Path | None) -> Features:
@@ -119,16 +175,21 @@ FEATURES: dict[str, Callable[[str, str | Path | None, str | Path | None], Featur
 def build_features(
     name: str, data: str, *, data_root: str | Path | None = None, inception_weights: str | Path | None = None
 ) -> Features:
-    """The features of that name for images of that data set, in evaluation mode on the CPU.
+    """Build the features with this name for the images of a data set, in evaluation mode on the CPU.
 
     Args:
         name: a key of ``FEATURES``.
-        data: its name; says which classifier.
+        data: name of the data set, which selects the classifier.
         data_root: where the Inception weights may be (``inception/weights-inception-2015-12-05.pth``).
-        inception_weights: their file, if it is elsewhere. Where there is none they are downloaded.
+        inception_weights: their file, if it is elsewhere. If there is none, the weights are downloaded.
 
     Raises:
         InputError: for an unknown name, and for weights that are not available.
+
+    Example::
+
+        >>> build_features("classifier", "digits").num_features
+        128
     """
     check_member("features", name, FEATURES)
     return FEATURES[name](data, data_root, inception_weights).eval().requires_grad_(False)

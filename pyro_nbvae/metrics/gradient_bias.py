@@ -1,8 +1,8 @@
-r"""How far a relaxation's gradient is from the truth, and how noisy it is.
+r"""Bias and noise of the gradient through a relaxation.
 
-The objective is that of the model with integer counts, :math:`L = E_q[-\log p(x \mid z)]` (the KL has no samples in
-it), its gradient that in the encoder's outputs, averaged over observations: what reaches the biases of the encoder's
-heads. Relative to the squared norm of the truth g,
+The objective is that of the model with integer counts, :math:`L = E_q[-\log p(x \mid z)]` (the KL is computed without
+samples). Its gradient is taken in the encoder's outputs and averaged over observations: it is what reaches the biases
+of the encoder's heads. Relative to the squared norm of the true gradient g,
 
 .. math:: \mathrm{bias}^2 = \|E[\hat g] - g\|^2 / \|g\|^2, \qquad
     \mathrm{noise} = \mathrm{tr}\,\mathrm{Cov}(\hat g) / \|g\|^2.
@@ -22,20 +22,20 @@ from torch import Tensor
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
-# Observations that one call of the decoder takes.
+# Observations in one call of the decoder.
 DECODED = 8192
-# Groups of draws that the bias is estimated from.
+# Number of groups of draws from which the bias is estimated.
 GROUPS = 5
 
 
 @dataclass(frozen=True)
 class GradientError:
-    """Of one way to estimate the gradient, relative to the squared norm of the truth.
+    """Error of one gradient estimator, relative to the squared norm of the true gradient.
 
     Args:
-        bias: the squared norm of the mean error; estimated without bias, so that a small one may come out below zero.
-        bias_error: its standard error.
-        noise: the trace of the covariance of one draw's gradient, on a batch of the size it is given for.
+        bias: squared norm of the mean error; an unbiased estimate, so it may be below zero if the bias is small.
+        bias_error: standard error of ``bias``.
+        noise: trace of the covariance of one draw, for a batch of the given size.
     """
 
     bias: float
@@ -44,13 +44,16 @@ class GradientError:
 
     @property
     def total(self) -> float:
-        """The mean squared error of one draw."""
+        """Mean squared error of one draw."""
         return max(self.bias, 0.0) + self.noise
 
 
 @contextmanager
 def outputs(guide: AmortizedGuide, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The encoder's outputs on ``x`` as leaves that the guide's posterior is differentiated in, within the context."""
+    """Context in which the guide's posterior is computed from leaf tensors, the encoder's outputs on ``x``.
+
+    The gradient in these leaves can then be taken.
+    """
     with torch.no_grad():
         leaves = tuple(h.detach().clone().requires_grad_() for h in guide.encode(x))
     guide.encode = lambda x: leaves  # type: ignore[method-assign]
@@ -62,7 +65,7 @@ def outputs(guide: AmortizedGuide, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def negative_log_likelihood(model: GenerativeModel, z: Tensor, x: Tensor) -> Tensor:
-    """-log p(x | z) of each observation, (B,)."""
+    """Return -log p(x | z) of each observation, (B,)."""
     return -model.observation(z).log_prob(x)
 
 
@@ -71,10 +74,10 @@ def _mean_over_observations(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def exact_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Tensor:
-    r"""An unbiased draw of the gradient: :math:`E[A(z) / q(z) (f(z + 1) - f(z))]`, unit by unit (Cong et al., 2019).
+    r"""Draw an unbiased gradient: :math:`E[A(z) / q(z) (f(z + 1) - f(z))]`, unit by unit (Cong et al., 2019).
 
-    :math:`A(z) / q(z)` is the slope of :class:`~pyro_nbvae.distributions.Integer` less half of
-    :math:`\partial \log q(z)`. A draw decodes every observation once for each latent.
+    :math:`A(z) / q(z)` is the derivative of :class:`~pyro_nbvae.distributions.Integer` minus half of
+    :math:`\partial \log q(z)`. Each draw decodes every observation once for each latent.
     """
     guide.relaxation = Integer()
     with outputs(guide, x) as leaves:
@@ -92,7 +95,7 @@ def exact_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Tens
 
 
 def pathwise_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, relaxation: Relaxation) -> Tensor:
-    """A draw of the gradient through relaxed counts."""
+    """Draw a gradient through relaxed counts."""
     guide.relaxation = relaxation
     with outputs(guide, x) as leaves:
         loss = negative_log_likelihood(model, guide.posterior(x).rsample(), x).sum()
@@ -100,8 +103,11 @@ def pathwise_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, rela
 
 
 def score_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, samples: int) -> Tensor:
-    """A draw by the score function: plain with one sample, with more VarGrad, each sample's baseline being the mean of
-    the others (Richter et al., 2020)."""
+    """Draw a gradient by the score function.
+
+    With one sample it is the plain estimator. With more it is VarGrad, in which the baseline of each sample is the mean
+    of the others (Richter et al., 2020).
+    """
     guide.relaxation = None
     with outputs(guide, x) as leaves:
         q = guide.posterior(x)
@@ -114,20 +120,20 @@ def score_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, samples
 
 
 def draw_many(draw: Callable[[], Tensor], draws: int) -> Tensor:
-    """So many draws, (draws, size of the gradient)."""
+    """Return several draws, (draws, size of the gradient)."""
     return torch.stack([draw() for _ in range(draws)])
 
 
 def compare(estimates: Tensor, exact: Tensor, batches: float = 1.0) -> GradientError:
-    """Draws of an estimate (draws, size) against draws of the truth.
+    """Compare draws of an estimator with draws of the exact gradient, (draws, size) each.
 
     Args:
-        batches: the size of the batch that the noise is given for, over the number of observations here.
+        batches: size of the batch for which the noise is reported, divided by the number of observations here.
     """
     exact_noise = float(exact.var(0).sum())
     norm = float(exact.mean(0).square().sum()) - exact_noise / len(exact)
     norm = max(norm, torch.finfo(torch.float64).tiny)
-    # products of the errors of independent groups of draws have no noise in their mean
+    # products of the errors of independent groups of draws are unbiased: the noise averages out
     pairs = zip(estimates.tensor_split(GROUPS), exact.tensor_split(GROUPS), strict=True)
     errors = torch.stack([a.mean(0) - b.mean(0) for a, b in pairs])
     products = (errors @ errors.T).fill_diagonal_(0)
@@ -139,7 +145,7 @@ def compare(estimates: Tensor, exact: Tensor, batches: float = 1.0) -> GradientE
 
 @contextmanager
 def undisturbed(guide: AmortizedGuide, device: torch.device, seed: int) -> Iterator[None]:
-    """A random stream of its own; the guide's relaxation is put back."""
+    """Context with a separate random stream; the guide's relaxation is restored at its end."""
     relaxation = guide.relaxation
     devices = [device] if device.type == "cuda" else []
     try:
@@ -161,12 +167,16 @@ def gradient_errors(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> list[GradientError]:
-    """The gradient of each relaxation against the mean of exact draws, on observations ``x`` (B, *event_shape).
+    """Compare the gradient of each relaxation with the mean of exact draws, on observations ``x`` (B, *event_shape).
 
     Args:
-        draws: of each relaxation, 5 or more.
-        exact_draws: of the truth, 5 or more; each decodes every observation once for each latent.
-        batch_size: that the noise is given for. Default: the observations here.
+        draws: number of draws for each relaxation, at least 5.
+        exact_draws: number of exact draws, at least 5; each decodes every observation once for each latent.
+        batch_size: batch size for which the noise is reported. Default: the number of observations in ``x``.
+        seed: random seed.
+
+    Returns:
+        The error of each relaxation.
     """
     with undisturbed(guide, x.device, seed):
         exact = draw_many(lambda: exact_draw(model, guide, x), exact_draws)

@@ -1,4 +1,4 @@
-"""How noisy an estimator's gradient is."""
+"""Noise of an estimator's gradient."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
 class GradientMoments(NamedTuple):
-    """Of the gradient in the guide's parameters: the squared norm of its mean, and the trace of its covariance.
+    """Moments of the gradient in the guide's parameters.
 
-    Both are unbiased, so that the first may be below zero where the noise is far above the signal.
+    Both are unbiased, so ``signal`` may be below zero if the noise is much larger than the signal.
+
+    Attributes:
+        signal: squared norm of the mean.
+        noise: trace of the covariance.
+
+    Example::
+
+        >>> GradientMoments(signal=2.0, noise=0.5)
+        GradientMoments(signal=2.0, noise=0.5)
     """
 
     signal: float
@@ -25,9 +34,34 @@ class GradientMoments(NamedTuple):
 def gradient_moments(
     elbo: ELBO, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, repeats: int, *, seed: int = 0
 ) -> GradientMoments:
-    """Moments of the gradient of the loss per observation on one batch, from so many draws of the latents.
+    r"""Estimate the moments of the gradient of the loss per observation, on one batch.
 
-    Pyro's parameter store and torch's random numbers are left as they were.
+    .. math:: \mathrm{signal} = \|E[\hat g]\|^2, \qquad \mathrm{noise} = \mathrm{tr}\,\mathrm{Cov}(\hat g)
+
+    Pyro's parameter store and torch's random numbers are left unchanged.
+
+    Args:
+        elbo: an ELBO with ``differentiable_loss``.
+        model, guide: the pair.
+        x: observations (B, *event_shape).
+        repeats: number of draws of the latents, at least 2.
+        seed: random seed.
+
+    Returns:
+        The moments.
+
+    Raises:
+        NotImplementedError: by this package's ELBOs, for a guide whose latents have no ``rsample``.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> moments = gradient_moments(pyro.infer.TraceMeanField_ELBO(), model, guide, torch.zeros(4, 5), repeats=3)
+        >>> moments.noise > 0
+        True
     """
     parameters = [p for p in guide.parameters() if p.requires_grad]
     total: Tensor | float = 0.0

@@ -1,7 +1,8 @@
-"""Likelihood, KL, reconstruction and the latents' statistics on held-out data, in one pass.
+"""Likelihood, KL, reconstruction and statistics of the latents on held-out data, in one pass.
 
-The ELBO is that of the count model, in nats, under the model's own likelihood. Its KL is in closed form or by
-quadrature where one is registered for the pair, however the pair was trained, and else by Monte Carlo.
+The ELBO is that of the count model, in nats, with the model's own likelihood. The KL is the registered one of the pair
+(in closed form or by quadrature), whichever KL it was trained with; if none is registered, it is a Monte Carlo
+estimate.
 """
 
 from __future__ import annotations
@@ -22,22 +23,35 @@ from pyro_nbvae.infer.elbo import log_mass
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
-# A unit that tells less than this about an observation, on average, is dead.
+# A unit is dead if its KL, averaged over observations, is below this.
 DEAD_NATS = 0.01
-# Samples a latent of a KL that is not registered.
+# Samples per latent for a KL that is not registered.
 KL_SAMPLES = 20
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What one exact sample for each held-out observation tells.
+    """Results on held-out data, from one exact sample per observation.
 
-    ``log_likelihood``, ``kl``, ``elbo`` (nats) and ``squared_error`` are per observation; ``mse`` is per element. Both
-    are of the likelihood's mean, None where it has none. ``ssim`` is the structural similarity, None where the data are
-    not images. ``kl_error`` is the standard error of a Monte Carlo KL, None where the KL is exact. ``fano`` is the
-    posterior's mean variance over mean, None where the latents are not counts. The rest is per unit: mean and variance
-    of the samples across observations, (*latent_shape), mean KL in nats, of the prior's batch shape, and, of counts,
-    the posterior's mean and variance, averaged over observations.
+    Attributes:
+        log_likelihood: log p(x | z) in nats, per observation.
+        squared_error: squared error of the likelihood's mean, per observation; None if the likelihood has no mean.
+        kl: KL in nats, per observation.
+        kl_error: standard error of a Monte Carlo KL; None if the KL is exact.
+        elbo: ``log_likelihood - kl``, in nats per observation.
+        mse: ``squared_error`` per element; None if the likelihood has no mean.
+        ssim: structural similarity; None if the data are not images or the likelihood has no mean.
+        fano: Fano factor of the posterior (variance over mean), averaged; None if the latents are not counts.
+        unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
+        unit_kl: mean KL of each unit in nats, of the prior's batch shape.
+        posterior_mean, posterior_variance: the posterior's mean and variance of each unit, averaged over observations;
+            None if the latents are not counts.
+
+    Example::
+
+        >>> zeros = torch.zeros(3)
+        >>> HeldOut(-2.0, 1.0, 0.5, None, -2.5, 0.2, None, None, zeros, zeros, torch.tensor([0.5, 0.0, 0.0])).dead_units
+        2
     """
 
     log_likelihood: float
@@ -56,12 +70,15 @@ class HeldOut:
 
     @property
     def dead_units(self) -> int:
-        """How many units have a mean KL below 0.01 nats."""
+        """Number of units whose mean KL is below 0.01 nats."""
         return int((self.unit_kl < DEAD_NATS).sum())
 
     @property
     def underdispersed_units(self) -> float | None:
-        """The share of the units that are not dead whose posterior varies less than a Poisson; None without any."""
+        """Fraction of the units that are not dead whose posterior has less variance than a Poisson.
+
+        None if all units are dead, or if the latents are not counts.
+        """
         alive = self.unit_kl >= DEAD_NATS
         if self.posterior_mean is None or self.posterior_variance is None or not bool(alive.any()):
             return None
@@ -69,7 +86,10 @@ class HeldOut:
 
     @property
     def overdispersion(self) -> float | None:
-        """Variance over mean of the counts across observations, averaged over units that fired; None without any."""
+        """Variance over mean of the counts across observations, averaged over units that fired.
+
+        None if no unit fired, or if the latents are not counts.
+        """
         fired = self.unit_mean > 0
         if self.fano is None or not bool(fired.any()):
             return None
@@ -77,9 +97,23 @@ class HeldOut:
 
 
 def fano_factor(q: TorchDistribution) -> Tensor | None:
-    """Variance over mean of a posterior over counts, averaged over units; None where the latents are not counts.
+    r"""Fano factor of a posterior over counts, averaged over units.
 
-    A unit that does not fire at all counts as 1, the limit at small means.
+    .. math:: F = \frac{1}{K} \sum_k \mathrm{Var}[z_k] / E[z_k]
+
+    A unit of mean 0 counts as 1, the limit at small means.
+
+    Args:
+        q: a posterior with batch shape (B, K).
+
+    Returns:
+        (B,), or None if the latents are not counts of this package.
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import RelaxedPoisson
+        >>> fano_factor(RelaxedPoisson(torch.ones(2, 3)))
+        tensor([1., 1.])
     """
     if not isinstance(q, RelaxedCount):
         return None
@@ -87,7 +121,7 @@ def fano_factor(q: TorchDistribution) -> Tensor | None:
 
 
 def mean_of(observed: Any) -> Tensor | None:
-    """The mean of a distribution over observations; None where it has none."""
+    """Return the mean of a distribution over observations, or None if it has none."""
     try:
         return observed.mean
     except (NotImplementedError, AttributeError):
@@ -95,8 +129,10 @@ def mean_of(observed: Any) -> Tensor | None:
 
 
 def unit_kl(q: Any, p: Any) -> tuple[Tensor, Tensor | None]:
-    """KL(q || p) in nats, of their batch shape, and None; or a Monte Carlo estimate and, (B,), the variance of its sum
-    over units."""
+    """Return KL(q || p) in nats, of their batch shape, and None.
+
+    If no KL is registered, return a Monte Carlo estimate, and the variance of its sum over units, (B,).
+    """
     try:
         return kl_divergence(q, p), None
     except NotImplementedError:
@@ -122,10 +158,28 @@ class _Sums:
 def held_out(
     model: GenerativeModel, guide: AmortizedGuide, data: Tensor, *, seed: int = 0, progress: bool = False
 ) -> HeldOut:
-    """Measures a pair on data (N, *event_shape), one exact sample (integer counts) each.
+    """Evaluate a model and a guide on held-out data, with one exact sample (integer counts) per observation.
 
     Args:
-        data: as a data set holds them: pixels as uint8, anything else as it is.
+        model, guide: the pair.
+        data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged.
+        seed: random seed.
+        progress: show a progress bar.
+
+    Returns:
+        The results.
+
+    Raises:
+        InputError: for data of the wrong shape, or a seed that is out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> held_out(model, guide, torch.zeros(4, 5)).unit_kl.shape
+        torch.Size([3])
     """
     sums, similarity = _Sums(), None
     if is_pixels(data):

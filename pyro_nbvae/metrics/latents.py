@@ -1,8 +1,8 @@
-"""What the latents tell about the labels: representations of data, and classifiers trained on few of them.
+"""Classification from the latents: representations of data, and classifiers trained on few of them.
 
-The protocol is that of the paper's released code: labelled observations are drawn from the training set,
-accuracy is on the held-out set, so that nothing of that is ever trained on. The classifiers are scikit-learn's, on the
-representations as they are.
+The protocol is that of the paper's released code: labelled observations are drawn from the training set, and accuracy
+is measured on the held-out set, which is never used for training. The classifiers are scikit-learn's, on the
+representations without scaling.
 """
 
 from __future__ import annotations
@@ -35,8 +35,32 @@ TESTED = 5000
 def represent(
     model: GenerativeModel, guide: AmortizedGuide, data: Tensor, representation: Representation, *, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Data (N, *event_shape) to (N, K): the encoder's first outputs (what moves the mean: logits of the negative
-    binomial, log rates, locations), means of the posterior, or one exact sample of it (integer counts)."""
+    """Represent data by a guide's latents.
+
+    Args:
+        model, guide: the pair.
+        data: (N, *event_shape), as a data set holds them.
+        representation: ``"encoder"``, the encoder's first output (the one that moves the mean: logits of the negative
+            binomial, log rates, locations); ``"means"``, the posterior's mean; or ``"counts"``, one exact sample of the
+            posterior (integer counts).
+        seed: random seed.
+
+    Returns:
+        (N, K).
+
+    Raises:
+        KeyError: for an unknown representation.
+        InputError: for data of the wrong shape, or a seed that is out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> represent(model, guide, torch.zeros(4, 5), "means").shape
+        (4, 3)
+    """
     device = model.device
     with evaluating(model, guide, seed):
         parts = [
@@ -47,7 +71,7 @@ def represent(
 
 
 def balanced_splits(classes: int) -> Iterator[tuple[int, ...]]:
-    """Every way to part the classes into two halves, once: the half that holds class 0 (126 of ten classes)."""
+    """Yield every split of the classes into two halves once, as the half with class 0 (126 splits for ten classes)."""
     for others in combinations(range(1, classes), classes // 2 - 1):
         yield (0, *others)
 
@@ -62,13 +86,27 @@ def classification(
     repeats: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Accuracies of classifiers trained on few labelled representations (N, K), on up to 5,000 others.
+    """Accuracies of classifiers trained on few labelled representations, on up to 5,000 others.
 
-    ``knn_N``, ``logistic_N`` and ``svm_N`` (five nearest neighbours, logistic regression, linear support vector
-    machine) are trained on N = 200, 1000 and 5000 at random and averaged over ``splits``; ``shattering`` is the mean
-    accuracy of linear support vector machines trained on 200 to tell all balanced halves of the classes apart, averaged
-    over ``splits``; ``few_shot_N`` is logistic regression on N a class, averaged over ``repeats``. N that the training
-    set does not hold are left out.
+    Args:
+        train, test: representations (N, K).
+        train_labels, test_labels: (N,).
+        splits, repeats: number of random training sets; see below.
+        seed: random seed.
+
+    Returns:
+        Mean accuracies, by name. ``knn_N``, ``logistic_N`` and ``svm_N`` (five nearest neighbours, logistic regression,
+        linear support vector machine) are trained on N = 200, 1000 and 5000 random examples, and averaged over
+        ``splits``. ``shattering`` is the accuracy of linear support vector machines that separate the two halves of a
+        balanced split of the classes, trained on 200 examples, and averaged over all balanced splits and over
+        ``splits``. ``few_shot_N`` is logistic regression on N = 1, 5, 10 and 20 examples per class, averaged over
+        ``repeats``. An N for which the training set is too small is left out.
+
+    Example::
+
+        >>> x, labels = np.eye(2).repeat(30, axis=0), np.arange(2).repeat(30)
+        >>> classification(x, labels, x, labels, splits=1, repeats=1)["few_shot_5"]
+        1.0
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -115,12 +153,31 @@ def classification(
 def latent_classification(
     model: GenerativeModel, guide: AmortizedGuide, data: Data, representation: Representation = "encoder"
 ) -> dict[str, float]:
-    """:func:`classification` of a pair's representations of a data set.
+    """Run :func:`classification` on a pair's representations of a data set.
+
+    Args:
+        model, guide: the pair.
+        data: a data set with labels.
+        representation: as in :func:`represent`.
+
+    Returns:
+        Mean accuracies, as :func:`classification`.
 
     Raises:
         InputError: for data without labels.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> x, labels = torch.rand(60, 5), torch.arange(2).repeat(30)
+        >>> accuracies = latent_classification(model, guide, Data("noise", x, x, labels, labels))
+        >>> sorted(accuracies)
+        ['few_shot_1', 'few_shot_10', 'few_shot_20', 'few_shot_5', 'shattering']
     """
     if data.train_labels is None or data.test_labels is None:
-        raise InputError(f"{data.name} has no labels: name data that has, such as mnist or cifar16")
+        raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
     train, test = (represent(model, guide, images, representation) for images in (data.train, data.test))
     return classification(train, data.train_labels.numpy(), test, data.test_labels.numpy())

@@ -1,4 +1,4 @@
-"""Encoders and decoders by name; a model and a guide take any other module in their place."""
+"""Encoders and decoders by name; models and guides also accept any other module."""
 
 from pyro_nbvae.networks.build import DECODERS, ENCODERS, build_decoder, build_encoder
 

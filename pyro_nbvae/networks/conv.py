@@ -1,6 +1,6 @@
 """The paper's convolutional networks.
 
-Both work in the channels-last memory format, which halves a CPU's time for them.
+Both use the channels-last memory format, which halves their time on a CPU.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pyro_nbvae.errors import InputError
 
 
 def check_image_shape(event_shape: tuple[int, ...]) -> None:
-    """Raises InputError, a ValueError, unless it is (channels, height, width) of at least 8 pixels a side."""
+    """Raise InputError, a ValueError, unless a shape is (channels, height, width) of at least 8 pixels a side."""
     if len(event_shape) != 3 or min(event_shape[1:]) < 8:
         raise InputError(
             f"conv networks need observations of shape (channels, height, width) of 8 pixels a side or more, got "
-            f"{tuple(event_shape)}: take mlp, linear or a module of your own"
+            f"{tuple(event_shape)}: use mlp, linear or a module of your own"
         )
 
 
 class ConvEncoder(nn.Module):
     """Two 4x4 convolutions of stride 2, then one linear layer and a LayerNorm per head.
 
-    Images (B, C, H, W) to (B, heads, latents).
+    It maps images (B, C, H, W) to (B, heads, latents).
     """
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
@@ -57,8 +57,8 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A linear layer with weights normalised per latent, then two 4x4 transposed convolutions of stride 2.
 
-    Latents (B, latents) to (B, C, H, W). Sides that 4 does not divide are cropped from the next
-    multiple.
+    It maps latents (B, latents) to images (B, C, H, W). If a side is not a multiple of 4, the output is cropped from
+    the next multiple.
     """
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:

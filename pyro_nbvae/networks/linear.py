@@ -1,4 +1,4 @@
-"""One linear layer each way."""
+"""Linear networks, one layer each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def scale_outputs(layer: nn.Linear, factor: float) -> None:
-    """Multiplies what a layer gives."""
+    """Multiply a layer's weights and bias, and so its outputs."""
     for parameter in layer.parameters():
         parameter.mul_(factor)
 
 
 class LinearEncoder(nn.Module):
-    """Observations (B, *event_shape) to (B, heads, latents)."""
+    """A linear layer from observations (B, *event_shape) to (B, heads, latents)."""
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class LinearEncoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """Latents (B, latents) to (B, *event_shape); the columns of the weight are the units' features."""
+    """A linear layer from latents (B, latents) to (B, *event_shape); its weight columns are the units' features."""
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__()

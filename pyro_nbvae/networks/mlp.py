@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from pyro_nbvae.networks.linear import scale_outputs
 
-# The residual block works on the observation itself up to this many numbers; on larger ones (64-pixel
-# colour would take 1.2e9 weights a layer) on a linear projection to this width.
+# Up to this many elements the residual block works on the observation itself, beyond on a linear projection to this
+# width (64-pixel colour images would need 1.2e9 weights per layer).
 WIDEST = 1024
 
 
 class ResidualDense(nn.Module):
-    """LayerNorm(h + Linear(Dropout(ReLU(Linear(h))))), eight times as wide inside."""
+    """LayerNorm(h + Linear(Dropout(ReLU(Linear(h))))), with a hidden layer eight times as wide."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class ResidualDense(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """A residual dense block and a linear layer; observations (B, *event_shape) to (B, heads, latents)."""
+    """A residual dense block and a linear layer, from observations (B, *event_shape) to (B, heads, latents)."""
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Linear, SiLU, residual dense block, SiLU, linear; latents (B, latents) to (B, *event_shape)."""
+    """Linear, SiLU, residual dense block, SiLU, linear, from latents (B, latents) to (B, *event_shape)."""
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__()

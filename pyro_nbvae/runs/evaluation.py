@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from pyro_nbvae.data import Data, load, to_floats
+from pyro_nbvae.data import Data, load, to_bytes, to_floats
 from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.metrics import (
     HeldOut,
@@ -26,7 +26,8 @@ from pyro_nbvae.metrics import (
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.generation import prior_samples
+from pyro_nbvae.runs.generation import sampler_of
+from pyro_nbvae.sampling import SamplerName, decoded
 
 # For gradient_noise: batch size and number of draws.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
@@ -41,6 +42,7 @@ class Evaluation:
         features: which features FID and KID use, of ``classifier`` and ``inception``.
         inception_weights: torch-fidelity's file, if it is not in the data root.
         samples: number of generated observations.
+        sampler: what their latents are drawn from, ``prior`` or ``mixture``.
         importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
         seed: of the latents that are drawn and of KID's subsets.
         device: auto (CUDA if available) or a PyTorch device string.
@@ -56,6 +58,7 @@ class Evaluation:
     features: Sequence[str] = ("classifier",)
     inception_weights: str | Path | None = None
     samples: int = 10_000
+    sampler: SamplerName = "prior"
     importance_samples: int = 5
     seed: int = 0
     device: str = "auto"
@@ -110,10 +113,10 @@ class Evaluation:
         """FID and KID in every feature set that was asked for; of images only."""
         figures: dict[str, float] = {}
         if self.networks:
-            options = {"seed": self.seed, "progress": self.progress}
-            generated = prior_samples(self.model, self.guide, self.samples, **options)  # type: ignore[arg-type]
-            for network in self.networks.values():
-                figures |= distances(network, self.data.train, generated, **options)  # type: ignore[arg-type]
+            sampler = sampler_of(self.sampler, self.run, self.model, self.guide, self.data)
+            for network in self.networks.values():  # batches that are drawn again need no memory
+                generated = map(to_bytes, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
+                figures |= distances(network, self.data.train, generated, seed=self.seed, progress=self.progress)
         return figures
 
     @cached_property
@@ -249,6 +252,26 @@ def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> d
     return {"epochs": epochs, "seed": seed, "generated_samples": samples, "feature_sets": list(features)}
 
 
+def metrics_file(sampler: SamplerName = "prior") -> str:
+    """The file of a run folder for figures of samples of that kind."""
+    return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
+
+
+def _evaluate_sampler(run: Run, options: dict[str, Any]) -> dict[str, Any]:
+    """Measures samples that are not the prior's, and nothing else; in a file of their own."""
+    this = Evaluation(run, **options)
+    figures = {
+        "variant": f"{this.config.variant} ({this.sampler})",
+        "data": this.config.data,
+        **settings(len(this.log), this.seed, this.samples, this.features),
+        "train_size": this.trained_on,
+        **this.made_by,
+        **{name: one.compute(this) for name, one in METRICS.items() if one.standard and one.of == "samples"},
+    }
+    run.write_json(metrics_file(this.sampler), figures)
+    return figures
+
+
 def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
     """Measures a run on its held-out data; writes ``metrics.json`` and, of counts, ``dispersion.png``.
 
@@ -261,6 +284,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     ``overdispersion`` is the mean over units of the variance over the mean of their counts across observations. What
     does not exist for a run (SSIM without images, say) is None. Beside the figures stands what trained the run:
     ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
+
+    With another sampler than the prior only the samples are measured, into ``metrics-mixture.json``.
 
     Args:
         run: a trained run.
@@ -276,6 +301,10 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     names = [name for name, one in METRICS.items() if one.standard] if metrics is None else list(metrics)
     for name in names:
         check_member("metric", name, METRICS)
+    sampler = options.get("sampler", "prior")
+    check_member("sampler", sampler, get_args(SamplerName))
+    if sampler != "prior":
+        return _evaluate_sampler(run, options)
     this = Evaluation(run, **options)
     config, data = this.config, this.data
     about = {

@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyro_nbvae.data import BATCH, load, to_bytes, to_floats
+from pyro_nbvae.data import Data, load, to_bytes, to_floats
 from pyro_nbvae.data.own import as_tensor, read_npy
 from pyro_nbvae.data.sources import is_image_shape
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.plotting import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.sampling import PriorSampler, Sampler, SamplerName, decoded, fit_mixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
 
 
-def prior_means(
-    model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0, progress: bool = False
-) -> Tensor:
-    """Means of ``count`` observations (count, *event_shape) at exact samples of the prior (integer counts).
+def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0) -> Tensor:
+    """``count`` images (count, C, H, W), uint8, at exact samples of the prior (integer counts).
 
     Raises:
         InputError: for a count below 1.
     """
-    if count < 1:
-        raise InputError(f"count must be at least 1, got {count}")
-    sizes = [min(BATCH, count - done) for done in range(0, count, BATCH)]
-    with evaluating(model, guide, seed):
-        bar = tqdm(sizes, desc="samples", disable=not progress, leave=False)
-        return torch.cat([model.generate(n)[1].cpu() for n in bar])
+    return torch.cat([to_bytes(means) for means in decoded(model, guide, PriorSampler(model), count, seed=seed)])
 
 
-def prior_samples(
-    model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0, progress: bool = False
-) -> Tensor:
-    """The same as :func:`prior_means` of images, as uint8."""
-    return to_bytes(prior_means(model, guide, count, seed=seed, progress=progress))
+def sampler_of(name: SamplerName, run: Run, model: GenerativeModel, guide: AmortizedGuide, data: Data) -> Sampler:
+    """The sampler of that name for a trained run.
+
+    Args:
+        data: the run's.
+
+    Raises:
+        InputError: for an unknown name, and for latents that have no mixture.
+    """
+    check_member("sampler", name, get_args(SamplerName))
+    if name == "prior":
+        return PriorSampler(model)
+    return fit_mixture(model, guide, data.train[: run.config()[0].train_size])
 
 
 def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
@@ -46,12 +48,28 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *,
         return model.observation(guide.posterior(x.to(model.device)).sample()).mean
 
 
-def generate(run: Run, *, count: int = 100, seed: int = 0, device: str = "auto") -> Path:
-    """Decodes ``count`` samples of the prior (integer counts) and writes them as the picture ``samples.png``."""
+def generate(
+    run: Run,
+    *,
+    count: int = 100,
+    sampler: SamplerName = "prior",
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> Path:
+    """Decodes ``count`` exact samples (integer counts) and writes them as a picture.
+
+    Args:
+        sampler: ``prior`` writes ``samples.png``, ``mixture`` (fitted to the training data) ``samples-mixture.png``.
+    """
     config, model, guide = run.load(device)
-    drawn = prior_means(model, guide, count, seed=seed)
-    path = run.folder / "samples.png"
-    title = f"{config.title}: prior samples"
+    check_member("sampler", sampler, get_args(SamplerName))
+    drawer: Sampler = PriorSampler(model)
+    if sampler != "prior":
+        drawer = sampler_of(sampler, run, model, guide, load(config.data, data_root or config.data_root))
+    drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))
+    path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
+    title = f"{config.title}: {sampler} samples"
     if is_image_shape(model.event_shape):
         plot_grid(drawn, path, title=title)
     else:

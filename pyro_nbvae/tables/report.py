@@ -25,11 +25,17 @@ def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> d
     """The rows of a grid's cells: data set to label to a row a seed."""
     by_data: dict[str, dict[str, list[Row]]] = {}
     for cell in grid:
-        group = by_data.setdefault(cell.config.data, {}).setdefault(cell.label, [])
-        row = results.of_cell(rows, cell)
-        if row is not None:
-            paper = table.paper.get((cell.config.data, cell.label)) if row.get("fid") is not None else None
-            group.append(row | {"fid_paper": paper})
+        groups = by_data.setdefault(cell.config.data, {})
+        groups.setdefault(cell.label, [])
+        for sampler in results.SAMPLERS:
+            row = results.of_cell(rows, cell, sampler)
+            if row is not None:
+                prior = sampler == "prior"
+                paper = (
+                    table.paper.get((cell.config.data, cell.label)) if prior and row.get("fid") is not None else None
+                )
+                label = cell.label if prior else f"{cell.label} ({sampler})"
+                groups.setdefault(label, []).append(row | {"fid_paper": paper})
     return by_data
 
 
@@ -57,8 +63,8 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     shown = {one.of for one in columns_of(rows, table.metrics)}
     of = {
         "held-out data": f"Measured on {all_of('test_size')} held-out observations with integer counts.",
-        "samples": f"FID and KID of {all_of('generated_samples')} samples of the prior against the training images, "
-        f"features: {all_of('feature_sets')}.",
+        "samples": f"FID and KID of {all_of('generated_samples')} samples, of the prior unless a row says otherwise, "
+        f"against the training images, features: {all_of('feature_sets')}.",
         "latents": "Accuracies of classifiers on latents, of held-out labels.",
     }
     measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)

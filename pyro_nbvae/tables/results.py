@@ -10,15 +10,18 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import metrics_file
+from pyro_nbvae.sampling import SamplerName
 from pyro_nbvae.tables.grid import Cell
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 # Where the rows are kept, beside the code.
 RESULTS = Path("results")
@@ -34,28 +37,30 @@ def _what(config: TrainConfig) -> str:
     return json.dumps({k: v for k, v in asdict(config).items() if k not in _PLACE}, sort_keys=True)
 
 
-def key_of(cell: Cell) -> Key:
-    """Where a cell's row stands."""
-    return cell.folder.parent.parent.name, cell.folder.parent.name, cell.config.seed
+def key_of(cell: Cell, sampler: SamplerName = "prior") -> Key:
+    """Where a cell's row stands; samples that are not the prior's have a row of their own."""
+    run = cell.folder.parent.name + ("" if sampler == "prior" else f" ({sampler})")
+    return cell.folder.parent.parent.name, run, cell.config.seed
 
 
-def row_of(cell: Cell) -> Row | None:
+def _row(cell: Cell, sampler: SamplerName) -> Row | None:
     """The row of a cell whose folder holds a finished, measured run of the cell's configuration; else None."""
     try:
         config = cell.run.config()[0]
     except InputError:
         return None
-    metrics = cell.metrics
+    metrics = cell.run.read_json(metrics_file(sampler))
     if not metrics or _what(config) != _what(cell.config):
         return None
     figures = {k: v for k, v in metrics.items() if k not in ("data", "seed") and v is not None}
     about = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in figures.items() if k != "kl_per_unit"}
-    return {**dict(zip(_KEY, key_of(cell), strict=True)), "config": _what(config), **about}
+    return {**dict(zip(_KEY, key_of(cell, sampler), strict=True)), "config": _what(config), **about}
 
 
 def rows_of(grid: Iterable[Cell]) -> dict[Key, Row]:
     """The rows of the finished runs of a grid, from their folders."""
-    return {key_of(cell): row for cell in grid if (row := row_of(cell))}
+    pairs = [(cell, sampler) for cell in grid for sampler in SAMPLERS]
+    return {key_of(cell, sampler): row for cell, sampler in pairs if (row := _row(cell, sampler))}
 
 
 def read(path: Path) -> dict[Key, Row]:
@@ -95,7 +100,7 @@ def keep(path: Path, grid: Iterable[Cell]) -> dict[Key, Row]:
     return rows
 
 
-def of_cell(rows: dict[Key, Row], cell: Cell) -> Row | None:
+def of_cell(rows: dict[Key, Row], cell: Cell, sampler: SamplerName = "prior") -> Row | None:
     """The kept row of a cell; None where there is none, or one of another configuration."""
-    row = rows.get(key_of(cell))
+    row = rows.get(key_of(cell, sampler))
     return row if row is not None and row["config"] == _what(cell.config) else None

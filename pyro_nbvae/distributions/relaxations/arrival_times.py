@@ -1,12 +1,12 @@
-r"""Relaxation by arrival times: a count is the number of arrivals before time 1, each counted softly.
+r"""Relaxation by arrival times: a count is the number of arrivals before time 1, each counted by a soft indicator.
 
 The arrivals of a Poisson process whose rate is Gamma(r, scale e^l) are a Polya process: with unit exponentials E_j,
 
 .. math:: S_k = \sum_{j<k} \frac{E_j}{r + j}, \qquad u_k = e^{-l} (e^{S_k} - 1),
 
 and the number of u_k < 1 is exactly NB(r, l). The relaxed count is :math:`z = \sum_k h((1 - u_k) / \tau)` with h the
-logistic function or the cubic smoothstep. With the noise held fixed :math:`du_k/dl = -u_k` and
-:math:`du_k/dr = -(u_k + e^{-l}) \sum_{j<k} E_j / (r + j)^2`, so value and derivatives come out of one pass.
+logistic function or the cubic smoothstep. For fixed noise :math:`du_k/dl = -u_k` and
+:math:`du_k/dr = -(u_k + e^{-l}) \sum_{j<k} E_j / (r + j)^2`, so that one pass gives the value and the derivatives.
 """
 
 from __future__ import annotations
@@ -43,28 +43,33 @@ if TYPE_CHECKING:
 
 Indicator = Literal["sigmoid", "smoothstep"]
 
-# Arrivals are drawn until they are later than 1 + TAIL * temperature. What a sigmoid count gets from later ones enters
-# through its mean given those (its share of the variance is below 2e-4 of the rate at temperature 1); a smoothstep
-# gets nothing from them.
+# Arrivals are drawn up to the first one after 1 + TAIL * temperature. Later arrivals add their conditional mean to a
+# sigmoid count (the variance that this neglects is below 2e-4 of the rate at temperature 1) and nothing to a smoothstep
+# count.
 TAIL: dict[Indicator, float] = {"sigmoid": 4.0, "smoothstep": 1.0}
-# A round draws no more arrivals of one latent than this.
+# Largest number of arrivals per latent in one round.
 MOST_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class ArrivalTimes(Relaxation):
-    r"""Counts of arrivals before time 1, each through a soft indicator: :math:`z = \sum_k h((1 - u_k) / \tau)`.
+    r"""Relaxation by arrival times: the arrivals before time 1, each counted by a soft indicator.
 
-    With the sigmoid the mean count is too large by the factor :math:`\tau\,\mathrm{softplus}(1/\tau)` (1.313 at
+    .. math:: z = \sum_k h((1 - u_k) / \tau)
+
+    With h the sigmoid, the mean count is too large by the factor :math:`\tau\,\mathrm{softplus}(1/\tau)` (1.313 at
     temperature 1, 1.0000045 at 0.1). With the smoothstep the mean is exact up to temperature 1.
 
     Args:
-        temperature: positive; a number, or a tensor that broadcasts to the distribution's batch shape.
-        indicator: ``"sigmoid"`` or ``"smoothstep"``.
-        straight_through: integer samples with the gradient of the relaxed ones.
+        temperature: :math:`\tau`, positive; a number, or a tensor that broadcasts to the distribution's batch shape.
+        indicator: h, ``"sigmoid"`` or ``"smoothstep"``.
+        straight_through: return integer samples, with the gradient of the relaxed ones.
 
     Raises:
         ValueError: for a temperature or an indicator out of range.
+        TypeError: for a temperature that is neither a number nor a tensor.
+
+    Reference: for the Poisson, Vafaii et al., 2024 (sigmoid) and Ibrahim et al., 2026 (smoothstep).
 
     Example::
 
@@ -88,11 +93,11 @@ class ArrivalTimes(Relaxation):
         return replace(self, temperature=temperature)
 
     def rsample(self, distribution: RelaxedCount, shape: Size) -> Tensor:
-        """Relaxed counts, of that shape.
+        """Draw relaxed counts of this shape.
 
         Raises:
             DivergedError: for rates that are not finite, or too large to draw their arrivals.
-            TypeError: for a family that is no Gamma-Poisson mixture.
+            TypeError: for a family that is not a Gamma-Poisson mixture.
         """
         parameters = [p for p in distribution.gamma_poisson(shape) if p is not None]
         temperature = flat_temperature(self.temperature, parameters[-1])
@@ -113,14 +118,14 @@ class ArrivalTimes(Relaxation):
 
 
 def horizon(temperature: float | Tensor, indicator: Indicator) -> float | Tensor:
-    """The time T up to which arrivals are drawn one by one: 1 + c * temperature."""
+    """Return the time T up to which arrivals are drawn one by one: 1 + c * temperature."""
     return 1 + temperature * TAIL[indicator]
 
 
 def _compiled_arrivals(
     r: Tensor | None, logits: Tensor, temperature: float | Tensor, indicator: Indicator, straight_through: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As :func:`count_arrivals`, by a compiled loop."""
+    """The same as :func:`count_arrivals`, by a compiled loop."""
     rate = logits.exp()
     check_rates(rate if r is None else rate.mul_(r))
     z, d_logits, d_r = (torch.empty_like(logits) for _ in range(3))
@@ -145,21 +150,21 @@ def count_arrivals(
     straight_through: bool = False,
     noise: Noise = unit_exponentials,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Relaxed counts of the arrivals before time 1, and their derivatives in the parameters.
+    """Draw relaxed counts of the arrivals before time 1, with their derivatives in the parameters.
 
     The arrivals of a Poisson process whose rate is Gamma(r, scale e^l) are a Polya process: with unit exponentials E_j,
-    S_k = sum_{j<k} E_j / (r + j) and u_k = e^-l (e^S_k - 1), #{u_k < 1} is NB(r, l). Without a dispersion u_k is
-    e^-l sum_{j<k} E_j, a Poisson process of rate e^l. The relaxed count is z = sum_k h((1 - u_k) / temperature), h the
-    logistic function or the cubic smoothstep, and with the noise held fixed du_k/dl = -u_k and
-    du_k/dr = -(u_k + e^-l) sum_{j<k} E_j / (r + j)^2.
+    S_k = sum_{j<k} E_j / (r + j) and u_k = e^-l (e^S_k - 1), #{u_k < 1} is NB(r, l). Without a dispersion u_k is e^-l
+    sum_{j<k} E_j, a Poisson process of rate e^l. The relaxed count is z = sum_k h((1 - u_k) / temperature), with h the
+    logistic function or the cubic smoothstep. For fixed noise du_k/dl = -u_k and du_k/dr = -(u_k + e^-l) sum_{j<k} E_j
+    / (r + j)^2.
 
-    Each latent's arrivals are drawn in rounds of 2, 4, 8, ... until one is later than T (:func:`horizon`); what a
-    sigmoid count gets from the arrivals after the last one drawn is replaced by its mean given that one, which leaves
-    the mean and its gradient exact.
+    Each latent's arrivals are drawn in rounds of 2, 4, 8, ... until one is later than T (:func:`horizon`). Later
+    arrivals add to a sigmoid count their mean given the last arrival drawn, so that the mean and its gradient are
+    exact.
 
     Args:
         total_count: r, (n,), or None for a Poisson process.
-        logits: l, (n,); of a Poisson process the log rate.
+        logits: l, (n,); the log rate for a Poisson process.
         temperature: positive number, or (n,).
         straight_through: return the hard count #{u_k < 1}, with the derivatives of the soft one.
         noise: draws unit exponentials.
@@ -173,7 +178,7 @@ def count_arrivals(
     rate = logits.exp()
     check_rates(rate if total_count is None else rate.mul_(total_count))
     del rate
-    # Bounds outside which nothing is ever drawn (above, or no arrival at all) keep every product below finite.
+    # The clamp keeps every product finite. Larger rates have been refused above, smaller ones have no arrival.
     scale = torch.exp(-logits.clamp(-80.0, 80.0))
     r = None if total_count is None else total_count.clamp(min=1e-15)
     # `clock` and `drift` are the running sums of E / (r + j) and E / (r + j)^2 so far
@@ -214,12 +219,12 @@ def count_arrivals(
                 in_r = slope.mul_(u + b).mul_(steps).sum(0).div_(t)
             go = u[-1] < horizon(t, indicator)
             if indicator == "sigmoid":
-                # The mean of what comes after the last arrival drawn, of a latent that is done: arrivals come at the
-                # rate (r + n) / (e^-l + u) after n of them up to time u.
+                # Mean contribution of the arrivals after the last one drawn, for latents that are done: after n
+                # arrivals up to time u, arrivals come at the rate (r + n) / (e^-l + u).
                 end = u[-1]
                 rate = 1 / b if r is None else (waiting[-1] + 1) / (b + end)
                 rate.mul_(~go)
-                # h is the logistic function of (1 - u) / t, -log(1 - h) its softplus; small where a latent is done
+                # h is the sigmoid of (1 - u) / t, and -log(1 - h) is its softplus; h is small for latents that are done
                 small = h[-1].clamp(max=0.5)
                 tail = torch.log1p(-small).mul_(rate).mul_(t).neg_()
                 flux = rate.mul_(small)

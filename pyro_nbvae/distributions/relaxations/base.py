@@ -1,4 +1,4 @@
-"""What every relaxation shares: its interface, and a sample that carries the derivatives known beside it."""
+"""The interface of relaxations, and samples with known pathwise derivatives."""
 
 from __future__ import annotations
 
@@ -18,59 +18,74 @@ if TYPE_CHECKING:
 
 
 class DivergedError(ValueError):
-    """Rates that are not finite, or so large that their arrivals cannot be drawn."""
+    """Parameters that are not finite, or so large that their counts cannot be computed."""
 
 
-# More arrivals than this in one draw are refused: minutes of work, and the mark of parameters that have diverged.
+# More arrivals in one draw are refused: they would take minutes, and are a sign that the parameters have diverged.
 MOST_EVENTS = 10_000_000_000
 
 
 def check_rates(mean: Tensor) -> None:
-    """Raises DivergedError for mean counts, (n,), that are not finite or of which too many are to be drawn."""
+    """Raise DivergedError if mean counts (n,) are not finite, or if their sum is too large to draw."""
     total = float(mean.sum())
     if not math.isfinite(total):
         raise DivergedError("a rate is not finite")
     if total > MOST_EVENTS:
         raise DivergedError(
-            f"the rates call for more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate "
-            f"{float(mean.max()):.3g})"
+            f"the rates require more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate {float(mean.max()):.3g})"
         )
 
 
 class Relaxation(ABC):
-    """How a count is differentiated: one object, given to a distribution as ``relaxation``.
+    """Base class of relaxations: how a count is differentiated.
 
-    A subclass is a frozen dataclass. Its fields are its options, and those that a run's configuration has too
-    (``temperature``, ``indicator``, ``max_count``, ``straight_through``) are set from there.
+    Pass one to a distribution as ``relaxation``. A subclass is a frozen dataclass that defines :meth:`rsample`. Its
+    fields are its options; those that are also in a run's configuration (``temperature``, ``indicator``, ``max_count``,
+    ``straight_through``) are set from there.
 
-    A relaxation with a ``temperature`` can be annealed: :meth:`at` returns the same one at another temperature. One
-    without is returned as it is. ``coldest`` is the temperature that training anneals it to by default.
+    A relaxation with a ``temperature`` can be annealed: :meth:`at` returns the same relaxation at another temperature.
+    A relaxation without one is returned unchanged. ``coldest`` is the final temperature of annealing by default.
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import ArrivalTimes, Integer
+        >>> ArrivalTimes(0.24).at(0.1).temperature, Integer().at(0.1)
+        (0.1, Integer())
     """
 
     coldest: float | None = None
 
     @abstractmethod
     def rsample(self, distribution: RelaxedCount, shape: Size) -> Tensor:
-        """Draws of a distribution over counts, of that shape, differentiable in its parameters.
+        """Draw from a distribution over counts, differentiable in its parameters.
+
+        Args:
+            distribution: the distribution to draw from.
+            shape: of the result, sample_shape + batch_shape.
 
         Raises:
             TypeError: for a family that this relaxation cannot draw.
         """
 
     def at(self, temperature: float | Tensor) -> Relaxation:
-        """The same relaxation at another temperature."""
+        """Return the same relaxation at another temperature."""
         return self
 
 
 def check_relaxation(relaxation: Relaxation | None) -> Relaxation | None:
-    """The relaxation; raises TypeError for what is none."""
+    """Return the relaxation; raise TypeError if it is neither a Relaxation nor None."""
     if relaxation is not None and not isinstance(relaxation, Relaxation):
         raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
     return relaxation
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """Raises an error unless a temperature is a number or a tensor, all of it positive and finite."""
+    """Check that a temperature is a positive and finite number, or a tensor of such numbers.
+
+    Raises:
+        TypeError: if it is neither a number nor a tensor, or is an empty tensor.
+        ValueError: if it is not positive and finite.
+    """
     if not isinstance(temperature, (int, float, Tensor)) or (
         isinstance(temperature, Tensor) and not len(temperature.reshape(-1))
     ):
@@ -83,26 +98,26 @@ def check_temperature(temperature: float | Tensor) -> None:
 
 
 def flat_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
-    """A number, or one temperature for each element of ``like``, laid out flat."""
+    """Return a number, or one temperature for each element of ``like``, flattened."""
     if isinstance(temperature, Tensor) and temperature.dim():
         return temperature.to(like.dtype).expand(like.shape).reshape(-1)
     return temperature
 
 
 def per_latent(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """One temperature for each element of ``like``, (n,)."""
+    """Return one temperature for each element of ``like``, (n,)."""
     if isinstance(temperature, Tensor) and temperature.dim():
         return temperature.to(like).contiguous()
     return torch.full_like(like, float(temperature))
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half precisions in single, others as they are."""
+    """Convert half precisions to single precision; keep others."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _Refuse(Function):
-    """The identity, where no derivative may pass."""
+    """The identity; its backward pass raises an error."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, parameter: Tensor) -> Tensor:
@@ -116,7 +131,7 @@ class _Refuse(Function):
 
 
 class _DependsOn(Function):
-    """A gradient as it is, but known to depend on these parameters."""
+    """Return a gradient unchanged, but as a function of these parameters for autograd."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, gradient: Tensor, *parameters: Tensor) -> Tensor:
@@ -143,23 +158,23 @@ class _Pathwise(Function):
         derivatives, parameters = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         with unsplit():
             gradients = [gradient * d for d in derivatives]
-        if torch.is_grad_enabled():  # a second derivative may be asked for
+        if torch.is_grad_enabled():  # a second derivative may be requested
             refusing = [_Refuse.apply(p) for p in parameters]
             gradients = [_DependsOn.apply(g, *refusing) for g in gradients]
         return None, *gradients
 
 
 def pathwise(sampler: Callable[..., tuple[Tensor, ...]], *parameters: Tensor) -> Tensor:
-    """A sample with pathwise derivatives in its parameters.
+    """Draw a sample with pathwise derivatives in its parameters.
 
     Args:
-        sampler: takes the parameters, flat, and returns a sample and its derivative in each of them, all (n,).
+        sampler: takes the flattened parameters, and returns a sample and its derivative in each of them, all (n,).
         *parameters: tensors of one shape.
 
     Returns:
         The sample, of the parameters' shape.
 
     Raises:
-        NotImplementedError: when a second derivative in the parameters is asked for.
+        NotImplementedError: in the backward pass, if a second derivative in the parameters is requested.
     """
     return _Pathwise.apply(sampler, *parameters)

@@ -1,8 +1,9 @@
 """The samplers of :mod:`pyro_nbvae.distributions.relaxations` as one Triton kernel each, for a GPU.
 
-A thread draws one latent's noise, sums its count and its derivatives, and stops when that latent is done: nothing is
-written but the results, and the host is never waited for. The laws are those of the torch forms; the random numbers are
-Triton's Philox stream under a seed drawn from torch's generator on the CPU, so that ``torch.manual_seed`` governs them.
+A thread draws one latent's noise, sums its count and its derivatives, and stops when that latent is done. Only the
+results are written, and the host does not have to wait. The distributions are those of the torch versions; the random
+numbers are Triton's Philox stream with a seed from torch's generator on the CPU, so ``torch.manual_seed`` controls
+them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 128
-# More arrivals of one latent than this are not waited for: its count is then not a number, and training says so.
+# Stop a latent after this many arrivals: its count is then nan, and training reports it.
 MOST_ARRIVALS = 1 << 22
 
 
 @triton.jit
 def _exponential(seed, offset):
-    # 1 - rand is in (0, 1]; at 1 the draw is what is below half the spacing
+    # 1 - rand is in (0, 1]; at 1 the draw is half the spacing
     return tl.maximum(-tl.log(1.0 - tl.rand(seed, offset)), 2.9802322e-08)
 
 
 @triton.jit
 def _expm1(x):
-    # the series keeps the digits of small x, where a large dispersion lives
+    # the series is accurate at small x, which a large dispersion gives
     series = x * (1.0 + x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120)))))
     return tl.where(x < 0.1, series, tl.exp(tl.minimum(x, 85.0)) - 1.0)
 
@@ -54,7 +55,7 @@ def _count_arrivals(
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     there = i < n
     given = tl.load(logits + i, mask=there, other=0.0)
-    # bounds outside which nothing is ever drawn, as in arrival_times.py
+    # the clamp keeps every product finite, as in arrival_times.py
     b = tl.exp(-tl.minimum(tl.maximum(given, -80.0), 80.0))
     r = b * 0.0
     if not POISSON:
@@ -72,7 +73,7 @@ def _count_arrivals(
     go = there
     k = 0
     while (tl.max(go.to(tl.int32), 0) > 0) & (k < most):
-        # a stream of its own for every arrival: the seed moves with it, the latent is the offset
+        # a separate stream for every arrival: the seed depends on the arrival, the offset is the latent
         e = _exponential(seed + k, i)
         if POISSON:
             clock += e
@@ -90,7 +91,7 @@ def _count_arrivals(
             h = 0.5 + x * (0.75 - 0.25 * x * x)
             slope = 0.75 * (1.0 - x * x) / t
         else:
-            # the logistic function of large negative x without an overflow
+            # the logistic function, without overflow at large negative x
             small = tl.exp(-tl.abs(x))
             h = tl.where(x >= 0, 1.0, small) / (1.0 + small)
             slope = small / ((1.0 + small) * (1.0 + small)) / t
@@ -103,7 +104,7 @@ def _count_arrivals(
             d_r += tl.where(go, slope * (u + b) * drift, 0.0)
         late = go & (u >= until)
         if not SMOOTHSTEP:
-            # The mean of what comes after this arrival: see count_arrivals in arrival_times.py.
+            # Mean contribution of later arrivals: see count_arrivals in arrival_times.py.
             if POISSON:
                 rate = 1.0 / b
             else:
@@ -119,7 +120,7 @@ def _count_arrivals(
                 d_r += tl.where(late, tail / (r + k + 1.0) + drift * (tail + flux * (b + u)), 0.0)
         go = go & (u < until)
         k += 1
-    # minimum and maximum let what is not a number pass as one
+    # minimum and maximum turn nan into a number: restore it
     z = tl.where(go | (given != given), float("nan"), z)
     tl.store(value + i, z, mask=there)
     tl.store(in_logits + i, d_l, mask=there)
@@ -182,14 +183,14 @@ def _run_races(
 
 
 def _device_of(x: Tensor) -> Any:
-    """Triton launches on the current device, whatever its arguments lie on."""
+    """Context that makes the tensor's device current, because Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[Any, Tensor, bool, int]:
-    """The grid, the temperature on the device, whether there is one per latent, and a seed."""
+    """Return the grid, the temperature on the device, whether there is one per latent, and a seed."""
     tau = torch.as_tensor(temperature, dtype=like.dtype)
-    seed = int(torch.randint(2**31 - 2**24, ()))  # of the CPU's generator: nothing to wait for
+    seed = int(torch.randint(2**31 - 2**24, ()))  # from the CPU's generator: no synchronisation
     return (triton.cdiv(n, BLOCK),), tau.to(like.device, non_blocking=True), tau.dim() > 0, seed
 
 
@@ -201,9 +202,9 @@ def count_arrivals(
     straight_through: bool,
     soft_tail: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`, float32 only.
+    """The same as :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`, float32 only.
 
-    A latent of more than ``MOST_ARRIVALS`` arrivals, or of a rate that is not finite, comes out as not a number.
+    A latent with more than ``MOST_ARRIVALS`` arrivals, or with a rate that is not finite, gets the count nan.
     """
     n = len(logits)
     grid, tau, per_latent, seed = _launch(n, temperature, logits)
@@ -233,9 +234,9 @@ def count_arrivals(
 def run_races(
     log_rate: Tensor, reach: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`, float32 only.
+    """The same as :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`, float32 only.
 
-    ``reach`` is the largest count of each.
+    ``reach`` is the largest count of each latent.
     """
     n = len(log_rate)
     grid, tau, per_latent, seed = _launch(n, temperature, log_rate)

@@ -1,4 +1,4 @@
-"""Gamma draws in logarithms."""
+"""Gamma draws on the log scale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _draw(shape: Tensor) -> tuple[Tensor, Tensor]:
         a = shape[piece]
         boosted = a + (a < 1)
         draw = torch._standard_gamma(boosted)
-        # log U of the draws that are boosted, over the shape; 0 for the others
+        # log U / shape for the draws that are boosted, 0 for the others
         boost = unit_exponentials(1, a)[0].neg_().mul_(a < 1).div_(a)
         value[piece] = draw.log().add_(boost)
         slope[piece] = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
@@ -23,9 +23,9 @@ def _draw(shape: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_standard_gamma(shape: Tensor) -> Tensor:
-    """Logarithm of a Gamma(shape, 1) draw, differentiable in ``shape`` (Figurnov et al., 2018).
+    """Draw the logarithm of a Gamma(shape, 1) variable, differentiable in ``shape`` (Figurnov et al., 2018).
 
-    Small shapes are drawn as Gamma(shape + 1) * U^(1 / shape) in logarithms, since the draws themselves underflow:
+    Small shapes are drawn as Gamma(shape + 1) * U^(1 / shape) on the log scale, because the draws themselves underflow:
     at shape 0.01 nearly half of them are below the smallest single-precision number.
     """
     return pathwise(_draw, shape)

@@ -4,7 +4,7 @@ With :math:`E_k` unit exponentials (:math:`-\log E_k` is a Gumbel variable),
 
 .. math:: w = \mathrm{softmax}\big((\log \mathrm{Poisson}(k; \lambda) - \log E_k) / \tau\big), \qquad z = \sum_k k\,w_k.
 
-With the noise held fixed :math:`dz / d\log\lambda` is the variance of k under w over :math:`\tau`.
+For fixed noise :math:`dz / d\log\lambda` is the variance of k under w, divided by :math:`\tau`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,31 @@ from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_fo
 if TYPE_CHECKING:
     from pyro_nbvae.distributions.relaxed import RelaxedCount
 
-# Counts whose Poisson tail is below exp(-CUT) take no part in a race.
+# Counts whose Poisson tail is below exp(-CUT) are left out.
 CUT = 20.0
-# The warning that a rate nears max_count comes where P(count > max_count) may exceed exp(-WARN).
+# Warn that a rate is close to max_count if P(count > max_count) may exceed exp(-WARN).
 WARN = 7.0
 
 
 @dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
-    r"""A softmax over the counts 0, ..., max_count: :math:`z = \sum_k k\,w_k`.
+    r"""Gumbel-softmax relaxation over the counts 0, ..., max_count.
 
-    Counts of a negative binomial are drawn in two steps: a Gamma rate, reparametrised implicitly, then the count.
+    .. math:: z = \sum_k k\,w_k, \qquad w = \mathrm{softmax}\big((\log \mathrm{Poisson}(k; \lambda) + g_k) / \tau\big)
+
+    with Gumbel noise :math:`g_k`. Counts of a negative binomial are drawn in two steps: a Gamma-distributed rate with
+    implicit reparametrisation gradients (Figurnov et al., 2018), then the count.
 
     Args:
-        temperature: positive; a number, or a tensor that broadcasts to the distribution's batch shape.
-        max_count: the largest count. Mass above it is cut off, and a warning says where that matters.
-        straight_through: integer samples (the arg max) with the gradient of the relaxed ones.
+        temperature: :math:`\tau`, positive; a number, or a tensor that broadcasts to the distribution's batch shape.
+        max_count: the largest count. Mass above it is cut off, with a warning if that matters.
+        straight_through: return integer samples (the arg max), with the gradient of the relaxed ones.
 
     Raises:
         ValueError: for a temperature or a max_count out of range.
+        TypeError: for a temperature that is neither a number nor a tensor.
+
+    Reference: Jang et al., 2017; Maddison et al., 2017.
 
     Example::
 
@@ -63,7 +69,7 @@ class GumbelSoftmax(Relaxation):
     max_count: int = field(default=100, kw_only=True)
     straight_through: bool = field(default=False, kw_only=True)
 
-    coldest = 0.25  # its gradients are noisy where it is colder
+    coldest = 0.25  # the gradients are noisy at lower temperatures
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -74,11 +80,11 @@ class GumbelSoftmax(Relaxation):
         return replace(self, temperature=temperature)
 
     def rsample(self, distribution: RelaxedCount, shape: Size) -> Tensor:
-        """Relaxed counts, of that shape.
+        """Draw relaxed counts of this shape.
 
         Raises:
             DivergedError: for rates that are not finite.
-            TypeError: for a family that is no Gamma-Poisson mixture.
+            TypeError: for a family that is not a Gamma-Poisson mixture.
         """
         r, logits = distribution.gamma_poisson(shape)
         log_rate = logits if r is None else log_standard_gamma(r) + logits
@@ -101,7 +107,14 @@ class GumbelSoftmax(Relaxation):
         return pathwise(sampler, log_rate)
 
     def one_hot(self, logits: Tensor) -> Tensor:
-        """A point of the simplex for each vector of logits, softmax((logits + Gumbel noise) / temperature)."""
+        """Draw a point of the simplex for each vector of logits: softmax((logits + Gumbel noise) / temperature).
+
+        Args:
+            logits: (..., categories).
+
+        Returns:
+            Of the shape of ``logits``; one-hot vectors with ``straight_through``.
+        """
         temperature: Any = self.temperature
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = temperature.unsqueeze(-1)  # one for each vector
@@ -109,10 +122,10 @@ class GumbelSoftmax(Relaxation):
 
 
 def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
-    """A count k that a Poisson variable reaches with probability at most exp(-nats).
+    """Return a count k that a Poisson variable reaches with probability at most exp(-nats).
 
-    Chernoff: the probability is below exp(-(k log(k / rate) - k + rate)). From Bernstein's bound, which lies to the
-    right, Newton's steps approach the root of this convex function from the right.
+    By Chernoff's bound the probability is below exp(-(k log(k / rate) - k + rate)). Newton's method starts from
+    Bernstein's bound, which lies to the right of the root of this convex function, and approaches the root from there.
     """
     rate = rate.clamp(min=1e-30)
     k = rate + nats / 3 + torch.sqrt(nats * nats / 9 + 2 * nats * rate)
@@ -123,8 +136,11 @@ def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
 
 
 def gumbel_reach(rate: Tensor, temperature: float | Tensor) -> Tensor:
-    """The largest count that takes part in each latent's race: of ``CUT`` nats, times a temperature above 1,
-    which flattens the weights."""
+    """Return the largest count that is kept for each latent.
+
+    The tail above it is below exp(-CUT), or exp(-CUT * temperature) for temperatures above 1, which flatten the
+    weights.
+    """
     flattened = torch.as_tensor(temperature, dtype=rate.dtype).to(rate.device, non_blocking=True).clamp(min=1)
     return largest_count(rate, CUT * flattened)
 
@@ -136,14 +152,15 @@ def run_races(
     straight_through: bool = False,
     noise: Noise = unit_exponentials,
 ) -> tuple[Tensor, Tensor]:
-    """Gumbel-softmax counts z = sum_k k w_k, w = softmax((log Poisson(k; rate) - log E_k) / temperature).
+    """Draw Gumbel-softmax counts z = sum_k k w_k, w = softmax((log Poisson(k; rate) - log E_k) / temperature).
 
-    E_k are unit exponentials (-log E_k is a Gumbel variable). With them held fixed dz / d(log rate) is the variance
-    of k under w over the temperature, so three running sums and a running maximum are all that is kept. Counts that
-    are out of a latent's reach (:func:`gumbel_reach`) take no part.
+    E_k are unit exponentials (-log E_k is a Gumbel variable). For fixed E_k, dz / d(log rate) is the variance of k
+    under w, divided by the temperature, so only three running sums and a running maximum are kept. Counts above a
+    latent's :func:`gumbel_reach` are left out.
 
     Args:
-        log_rate: (n,); ``temperature``: positive number, or (n,).
+        log_rate: (n,).
+        temperature: positive number, or (n,).
         max_count: the largest count.
         straight_through: return the arg max, with the derivative of the soft count.
         noise: draws unit exponentials.
@@ -159,7 +176,7 @@ def run_races(
     reach = gumbel_reach(rate, temperature)
     top, s0, s1, s2 = (torch.empty_like(rate) for _ in range(4))
     winner = torch.empty_like(rate) if straight_through else None
-    # Moments are taken about the rate, so that large counts cost no digits.
+    # Moments are taken about the rate, so that they stay accurate at large counts.
     centre = rate.clamp_(max=max_count)
     active: Tensor | None = None  # all
     first, width = 0, 8
@@ -207,7 +224,7 @@ def run_races(
 def _compiled_races(
     log_rate: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`run_races`, by a compiled loop."""
+    """The same as :func:`run_races`, by a compiled loop."""
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
     reach = gumbel_reach(log_rate.exp(), temperature)
     arrays = log_rate.contiguous(), per_latent(temperature, log_rate), reach, z, dz
@@ -218,15 +235,15 @@ def _compiled_races(
 def _warn_if_cut(largest: Tensor, max_count: int) -> None:
     if bool(largest_count(largest, WARN) > max_count):
         warnings.warn(
-            f"a Poisson rate nears max_count={max_count}: counts above it are cut off and their mean is biased "
-            "downwards; raise max_count (--max-count)",
+            f"a Poisson rate is close to max_count={max_count}: counts above it are cut off, which lowers the mean; "
+            "raise max_count (--max-count)",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 class _Watch:
-    """Looks at the largest rates that a GPU has met once they have reached the host, without waiting for them."""
+    """Checks the largest rates of draws on a GPU once they have reached the host, without waiting for them."""
 
     def __init__(self) -> None:
         self.coming: list[tuple[torch.cuda.Event, Tensor, int]] = []

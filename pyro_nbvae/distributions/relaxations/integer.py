@@ -9,7 +9,7 @@ integer itself,
 
 .. math:: \frac{dz}{d\theta} = \frac{A(z) + A(z - 1)}{2\,q(z)},
 
-which is exactly unbiased where f is quadratic in each unit. For a Poisson :math:`dz / d\lambda = \tfrac12 (1 + z /
+which is exactly unbiased if f is quadratic in each unit. For a Poisson :math:`dz / d\lambda = \tfrac12 (1 + z /
 \lambda)`; for a negative binomial :math:`dz / dl = \tfrac12 (z + (z + r)\,\sigma(l))`.
 """
 
@@ -34,10 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Integer(Relaxation):
-    r"""Integer samples whose backward pass carries :math:`\tfrac12 [A(z) + A(z - 1)] / q(z)`.
+    r"""Integer samples with a gradient.
 
-    There is no temperature: the model is trained on the counts that it is tested on. The gradient is exact for a
+    .. math:: \frac{dz}{d\theta} = \frac{A(z) + A(z - 1)}{2\,q(z)}, \qquad A = -\frac{\partial F}{\partial \theta}
+
+    for the mass function q and the distribution function F (:mod:`pyro_nbvae.distributions.relaxations.integer`). There
+    is no temperature: the model is trained on the same counts that it is tested on. The gradient is exact for a
     function that is quadratic in each unit, and close for a smooth one.
+
+    Reference: Cong et al., 2019, for the exact gradient that this approximates.
 
     Example::
 
@@ -50,17 +55,18 @@ class Integer(Relaxation):
     """
 
     def rsample(self, distribution: RelaxedCount, shape: Size) -> Tensor:
-        """Counts, of that shape.
+        """Draw counts of this shape.
 
         Raises:
-            DivergedError: for parameters that are not finite.
+            DivergedError: for parameters that are not finite, or too large to draw from.
+            TypeError: for a family without an integer sampler.
         """
         sampler, parameters = distribution.integer_sampler(shape)
         return pathwise(sampler, *parameters)
 
 
 def draw_poisson(log_rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Poisson counts and dz / d(log rate) = (rate + z) / 2, of log rates (n,).
+    """Draw Poisson counts from log rates (n,), with dz / d(log rate) = (rate + z) / 2.
 
     Raises:
         DivergedError: for rates that are not finite.
@@ -74,14 +80,14 @@ def draw_poisson(log_rate: Tensor) -> tuple[Tensor, Tensor]:
 # The recurrence begins at a count whose mass is about exp(-START), and ends beyond the mean at masses below exp(-END).
 START = {torch.float32: 16.0, torch.float64: 40.0}
 END = {torch.float32: 21.0, torch.float64: 42.0}
-# Counts gone through in the first round, on latents that make one piece together.
+# Counts per latent in the first round, which goes over the latents of one piece at a time.
 FIRST = 2
 
 
 def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Negative binomial counts by inversion, and their derivatives in r and in the logits.
+    r"""Draw negative binomial counts by inversion, with their derivatives in r and in the logits.
 
-    Masses and the scores in r come by recurrences,
+    Masses and scores in r follow from recurrences,
 
     .. math:: q_{k+1} = q_k \frac{(r + k)\,\sigma(l)}{k + 1}, \qquad T_{k+1} = T_k + \frac{1}{r + k}, \qquad
         T_0 = \log \sigma(-l), \quad E[T] = 0,
@@ -90,7 +96,7 @@ def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = N
 
     Args:
         r, logits: (n,).
-        uniform: of the counts, in (0, 1).
+        uniform: uniform numbers in (0, 1) that determine the counts, (n,); by default they are drawn.
 
     Returns:
         ``(z, dz/dr, dz/dl)``, (n,) each.
@@ -115,7 +121,7 @@ def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = N
 
 
 def _invert(r: Tensor, logits: Tensor, mean: Tensor, k: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts of one piece, and dz/dr; ``k`` is the first that matters."""
+    """Draw the counts of one piece, with dz/dr; ``k`` is the count where the sum of each latent starts."""
     z, mass_at, sum_to = (torch.empty_like(r) for _ in range(3))
     t = -softplus(logits)
     p = (r * t).exp()
@@ -127,7 +133,7 @@ def _invert(r: Tensor, logits: Tensor, mean: Tensor, k: Tensor, u: Tensor) -> tu
     success, seen, partial = torch.sigmoid(logits), torch.zeros_like(r), torch.zeros_like(r)
     end, index, width = math.exp(-END[r.dtype]), torch.arange(len(r), device=r.device), FIRST
     while len(index):
-        # far out, where the sum of the masses grows no more, a count ends at once
+        # far in the tail, where the sum of the masses no longer grows, a latent is done at once
         u = u.masked_fill((p < end) & (k > mean), 0)
         count = k + torch.arange(width, dtype=r.dtype, device=r.device)[:, None]
         shifted = count + r

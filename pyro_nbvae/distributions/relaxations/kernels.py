@@ -1,4 +1,4 @@
-"""Whether the fused forms of the samplers, one Triton kernel each, can be used."""
+"""Access to the fused samplers, one Triton kernel each, if they can be used."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def _kernels() -> Any:
 
 
 def fused_kernels(x: Tensor) -> Any:
-    """The module of kernels where ``x`` lies on a GPU with Triton in single precision, else None."""
+    """Return the module of kernels if ``x`` is on a GPU with Triton and in single precision, else None."""
     return _kernels() if x.is_cuda and x.dtype == torch.float32 else None

@@ -1,4 +1,4 @@
-"""Noise, and going through many latents in pieces that fit a core's cache."""
+"""Noise, and processing many latents in pieces that fit in a core's cache."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-# Numbers in one piece of noise: the working memory, whatever the rates. On a CPU some of these fit into a core's cache.
+# Numbers in one piece of noise, which limits the memory at any rate. On a CPU, a few pieces fit in a core's cache.
 PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
 
 Noise = Callable[[int, Tensor], Tensor]
 
 
 def unit_exponentials(width: int, like: Tensor) -> Tensor:
-    """(width, n) draws of Exponential(1) for the n latents of ``like``."""
+    """Draw Exponential(1) noise, (width, n), for the n latents of ``like``."""
     uniform = torch.rand(width, len(like), dtype=like.dtype, device=like.device)
-    # rand is in [0, 1), a multiple of eps / 2: its 0 stands for what is below half of that.
+    # rand returns multiples of eps / 2 in [0, 1); its 0 stands for all values below half of that.
     return uniform.clamp_(min=torch.finfo(like.dtype).eps / 4).log_().neg_()
 
 
 def seed() -> int:
-    """A seed for a compiled loop, from torch's generator."""
+    """Draw a seed for a compiled loop, from torch's generator."""
     return int(torch.randint(1 << 62, ()))
 
 
 def pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices of ``count`` latents so that ``width`` numbers for each make one piece."""
+    """Return slices of ``count`` latents such that one slice has about PIECE numbers, ``width`` for each latent."""
     size = max(1, PIECE.get(device.type, PIECE["cuda"]) // width)
     return (slice(start, min(start + size, count)) for start in range(0, max(1, count), size))
 
 
 def running_sum(x: Tensor) -> Tensor:
-    """Along the first axis; in place where that is short, which is quicker than a scan."""
+    """Cumulative sum along the first axis; in place if the axis is short, which is faster than a scan."""
     if (len(x) > 8 and x[0].numel() < 512) or len(x) > 64:
         return x.cumsum(0)
     for k in range(1, len(x)):
@@ -52,7 +52,7 @@ def put(x: Tensor, here: slice | Tensor, part: Tensor) -> None:
 
 
 def add(total: Tensor, here: slice | Tensor, part: Tensor) -> None:
-    """Adds to a total; the first round, which goes over all latents in slices, begins it."""
+    """Add to a total; the first round, which goes over all latents in slices, sets it instead."""
     if isinstance(here, slice):
         total[here] = part
     else:

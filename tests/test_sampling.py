@@ -1,0 +1,91 @@
+"""Samplers after training: a mixture has the moments that it was fitted to, and finds what it was drawn from."""
+
+import json
+
+import pytest
+import torch
+
+from pyro_nbvae.data import load
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.runs.build import build, resolve
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.generation import generate
+from pyro_nbvae.runs.training import train
+from pyro_nbvae.sampling import CountMixture, GaussianMixture, PriorSampler, decoded, fit_mixture
+
+SMALL = {"data": "digits", "latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 500}
+
+
+@pytest.mark.parametrize("kind", [CountMixture, GaussianMixture])
+def test_samples_have_the_fitted_moments(kind):
+    """Whatever the components are, the mixture's mean and variance are those of all posteriors together."""
+    mean = torch.distributions.Gamma(0.7, 0.3).sample((2000, 3))
+    variance = mean * torch.tensor([1.0, 1.5, 3.0])
+    mixture = kind.fit(mean, variance, components=8)
+    drawn = mixture.sample(200_000).double()
+    total = variance.mean(0) + mean.var(0, correction=0)
+    error = (total / len(drawn)).sqrt()
+    assert (abs(drawn.mean(0) - mean.mean(0)) < 4 * error).all()
+    spread = (drawn - drawn.mean(0)).square()
+    assert (abs(spread.mean(0) - total) < 4 * spread.std(0) / len(drawn) ** 0.5 + 1e-3 * total).all()
+    if kind is CountMixture:
+        assert torch.equal(drawn, drawn.round()) and (drawn >= 0).all()
+
+
+def test_components_are_found():
+    """Three groups of counts far apart: weights and means come back."""
+    centres = torch.tensor([[20.0, 0.0, 1.0], [0.0, 30.0, 1.0], [5.0, 5.0, 60.0]])
+    sizes = [500, 300, 200]
+    counts = torch.cat([torch.poisson(c.expand(n, -1)) for c, n in zip(centres, sizes, strict=True)])
+    mixture = CountMixture.fit(counts, torch.zeros_like(counts), components=3)
+    order = mixture.weights.argsort(descending=True)
+    torch.testing.assert_close(mixture.weights[order], torch.tensor([0.5, 0.3, 0.2]))
+    error = (centres / torch.tensor(sizes)[:, None]).sqrt()
+    assert (abs(mixture.mean[order] - centres) <= 4 * error).all()
+
+
+def test_means_that_are_no_counts():
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="finite and not negative"):
+            CountMixture.fit(torch.full((5, 2), bad), torch.ones(5, 2))
+
+
+@pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE", "G-VAE", "L-VAE"])
+def test_a_mixture_of_a_trained_pair(name):
+    data = load("digits")
+    config = resolve(TrainConfig(variant=name, **SMALL), data.event_shape)
+    model, guide, _ = build(config, data.event_shape)
+    sampler = fit_mixture(model, guide, data.train[:200], components=5)
+    z = sampler.sample(50)
+    assert z.shape == (50, 6) and (name in ("G-VAE", "L-VAE") or torch.equal(z, z.round()))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches = list(decoded(model, guide, sampler, 1003, seed=2))
+    again = torch.cat(list(decoded(model, guide, sampler, 1003, seed=2)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.cat(batches), again) and again.shape == (1003, *data.event_shape)
+    assert not torch.equal(batches[0][:3], batches[1][:3])
+    assert not torch.equal(again, torch.cat(list(decoded(model, guide, PriorSampler(model), 1003, seed=2))))
+
+
+def test_categories_have_no_mixture():
+    data = load("digits")
+    config = resolve(TrainConfig(variant="C-VAE", **{**SMALL, "latents": 8}), data.event_shape)
+    model, guide, _ = build(config, data.event_shape)
+    with pytest.raises(InputError, match="a mixture sampler needs counts or real latents"):
+        fit_mixture(model, guide, data.train[:50])
+
+
+def test_a_mixture_has_figures_of_its_own(tmp_path):
+    run = train(TrainConfig(variant="CMP", **SMALL), tmp_path / "run", progress=False)
+    prior = evaluate(run, samples=40, importance_samples=0, progress=False)
+    file = (run.folder / "metrics.json").read_bytes()
+    mixture = evaluate(run, samples=40, sampler="mixture", progress=False)
+    assert (run.folder / "metrics.json").read_bytes() == file
+    assert json.loads((run.folder / "metrics-mixture.json").read_text()) == mixture
+    assert mixture["variant"] == "CMP (mixture)" and "mse" not in mixture
+    assert mixture["fid_c"] != prior["fid_c"] and mixture["commit"] == prior["commit"]
+    assert generate(run, count=5, sampler="mixture").name == "samples-mixture.png"
+    with pytest.raises(InputError, match="unknown sampler 'flow': choose from prior, mixture"):
+        evaluate(run, samples=40, sampler="flow")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_nbvae.data import BATCH, batches, to_floats
 from pyro_nbvae.distributions.relaxed import RelaxedCount
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 SamplerName = Literal["prior", "mixture"]
@@ -193,6 +193,7 @@ def decoded(
     """
     if count < 1:
         raise InputError(f"the number of samples must be at least 1, got {count}")
+    check_seed(seed)
     for batch, done in enumerate(range(0, count, BATCH)):
         # a stream for each batch: between them the caller's random numbers are its own
         with evaluating(model, guide, (seed * 1_000_003 + batch) % 2**32):

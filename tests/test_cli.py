@@ -166,7 +166,7 @@ def test_images_that_are_no_array(capsys, folder, tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "reconstruct"])
 def test_no_images_asked_for(capsys, folder, command):
-    assert "count must be at least 1, got 0" in refused(capsys, command, folder, "--count", "0")
+    assert "must be at least 1, got 0" in refused(capsys, command, folder, "--count", "0")
     assert "seed must be 0 to" in refused(capsys, command, folder, "--seed", "-1")
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"vae"},
     {"models"},
     {"guides"},
-    {"variants", "metrics", "plotting"},
+    {"variants", "metrics", "plotting", "sampling"},
     {"runs"},
     {"tables", "commandline"},
     {"cli", "experiments"},

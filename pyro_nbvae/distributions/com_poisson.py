@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_nbvae.distributions.counts import CountDistribution, poisson_log_weight, poisson_window
+
+
+class _NormalPositive(constraints.Constraint):
+    """Positive, and far enough from 0 that its reciprocal is finite."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return value >= 10 * torch.finfo(value.dtype).tiny
+
+    def __repr__(self) -> str:
+        return "Positive(at least ten times the smallest normal number)"
 
 
 class ConwayMaxwellPoisson(CountDistribution):
@@ -20,10 +31,11 @@ class ConwayMaxwellPoisson(CountDistribution):
     The errors of mean, variance, entropy, ``log_prob`` and KL are below 1e-8 * max(1, value) in float64 and
     1e-4 * max(1, value) in float32, for means from 1e-3 to 1e3 and nu from e^-3 to e^5. Outside this range they are
     finite. The cost grows with the width of the window, about 12 standard deviations in float32; a window wider than
-    2^20 counts raises DivergedError. A float32 rate below 1e-38 is treated as 0.
+    2^20 counts raises DivergedError.
 
     Args:
-        rate: :math:`\mu`, positive; broadcasts with ``nu`` to the batch shape.
+        rate: :math:`\mu`, at least ten times the smallest normal number (1e-37 in float32); broadcasts with ``nu`` to
+            the batch shape.
         nu: :math:`\nu`, positive.
         relaxation, validate_args: as :class:`CountDistribution`.
 
@@ -40,7 +52,7 @@ class ConwayMaxwellPoisson(CountDistribution):
         [1.74, 1.0, 0.28]
     """
 
-    arg_constraints = {"rate": constraints.positive, "nu": constraints.positive}
+    arg_constraints = {"rate": _NormalPositive(), "nu": constraints.positive}
 
     @staticmethod
     def log_weight(k: Tensor, rate: Tensor, nu: Tensor) -> Tensor:
@@ -50,12 +62,15 @@ class ConwayMaxwellPoisson(CountDistribution):
     @staticmethod
     def scores(k: Tensor, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivatives of the log weight in rate and nu."""
-        return (k - rate) * (nu / rate), poisson_log_weight(k, rate)
+        limits = torch.finfo(rate.dtype)
+        # finite where 1 / rate is not: such counts have no mass
+        of_rate = ((k - rate) * (nu / rate.clamp(min=limits.tiny))).clamp(max=limits.max / 4)
+        return of_rate, poisson_log_weight(k, rate)
 
     @staticmethod
     def window(nats: float, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last count of the window."""
-        return poisson_window(nats / nu, rate)
+        return poisson_window(nats / nu, rate.clamp(min=torch.finfo(rate.dtype).tiny))
 
     @staticmethod
     def as_com_poisson(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:

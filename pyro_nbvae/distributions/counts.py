@@ -253,6 +253,7 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
     Args:
         k: counts of the shape of ``rate``, or a window (width, 1) for a ``rate`` of shape (n,).
     """
+    rate = rate.clamp(min=torch.finfo(rate.dtype).tiny)
     if k.dim() <= rate.dim():
         return special.poisson_log_prob(k, rate)
     middle = k[len(k) // 2].clamp(min=1)

@@ -30,6 +30,8 @@ from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_fo
 # right end, c + v - exp(-v) = c + 1. The rules are (neglected tail, number of nodes), by precision.
 _RIGHT = 1.2784645427610738
 _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
+# |log r| + |l| above which single precision goes through double: products of means reach e^(2 * 36), near its end.
+_EXTREME = 36.0
 # Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers fit in a core's cache.
 _BLOCK = 4096
 
@@ -117,7 +119,17 @@ def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tupl
     )
 
 
+def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> bool:
+    """Whether intermediate results may leave the range of single precision."""
+    if r_q.dtype != torch.float32 or not r_q.numel():
+        return False
+    largest = torch.stack([(r.log().abs() + logits.abs()).amax() for r, logits in ((r_q, l_q), (r_p, l_p))]).amax()
+    return bool(largest > _EXTREME)
+
+
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+    if _is_extreme(r_q, l_q, r_p, l_p):
+        return tuple(x.float() for x in _exact_value(*(x.double() for x in (r_q, l_q, r_p, l_p))))
     mean = r_q * l_q.exp()
     # log of (r sigma(l)) for q over p; without cancellation at large logits
     gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
@@ -128,7 +140,7 @@ def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Te
     added = zip(*(_dispersion_integral(*block) for block in blocks), strict=True)
     for total, pieces in zip((value, d_rq, d_lq, d_rp), added, strict=True):
         total += torch.cat(pieces).reshape(total.shape)
-    return value, d_rq, d_lq, d_rp, d_lp
+    return value.clamp_(min=0), d_rq, d_lq, d_rp, d_lp  # rounding may leave less than 0
 
 
 def _exact_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
@@ -151,7 +163,7 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     The error is below 1e-8 * max(1, KL) in float64 and 2e-5 * max(1, KL) in float32 for r from 0.05 to 300, ratios of r
     up to e^2 either way and means from 1e-3 to 50. For ratios up to e^5, the largest that a guide can reach, with r
     from 1e-3 to 1e4 and means from 1e-4 to 1e4, it is below 1e-7 (float64) and 1e-4 (float32) times max(1, m_q, m_p).
-    Outside these ranges, for r from 1e-6 to 1e8 and |l| up to 50, value and gradient are finite but may be inaccurate.
+    Outside these ranges, for r from 1e-12 to 1e12 and |l| up to 60, it is never NaN or negative but may be inaccurate.
 
     Args:
         r_q, r_p: dispersions (torch's ``total_count``), positive.

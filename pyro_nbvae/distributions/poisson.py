@@ -11,7 +11,7 @@ from torch.distributions import register_kl
 
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts, full_precision
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
 from pyro_nbvae.distributions.special import poisson_log_prob
 
@@ -62,7 +62,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         return None, self.rate.log().expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
-        return torch.poisson(full_precision(self.rate).expand(shape)).to(self.rate.dtype)
+        return exact_counts(full_precision(self.rate).expand(shape)).to(self.rate.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.

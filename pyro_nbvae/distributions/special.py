@@ -41,7 +41,7 @@ def omega(x: Tensor) -> Tensor:
     """log Gamma(1 + x) - x log x + x for x >= 0; elementwise, not differentiable at 0."""
     far = torch.where(x < _SERIES_FROM, _SERIES_FROM, x)
     inverse = far.reciprocal()
-    series = 0.5 * torch.log(2 * math.pi * far) + inverse * _horner(_STIRLING, inverse * inverse)
+    series = 0.5 * (torch.log(far) + math.log(2 * math.pi)) + inverse * _horner(_STIRLING, inverse * inverse)
     near = torch.where(x < _SERIES_FROM, x, _SERIES_FROM)
     direct = torch.lgamma(1 + near) - torch.xlogy(near, near) + near
     return torch.where(x < _SERIES_FROM, direct, series)
@@ -74,7 +74,8 @@ def _negative_binomial_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tens
     n = r + z
     relative = (r / n) * ((z - mean) / mean)  # relative difference of z and m (r + z) / (r + m)
     small = relative.abs() < 0.5
-    for_z = torch.where(small, z * torch.log1p(relative), torch.xlogy(z, (z / mean) * ((r + mean) / n)))
+    quotient = ((z / mean) * ((r + mean) / n)).clamp(min=torch.finfo(z.dtype).tiny)  # a denormal z underflows
+    for_z = torch.where(small, z * torch.log1p(relative), torch.xlogy(z, quotient))
     deviance = for_z - r * log_quotient(z - mean, n, r + mean)
     return (omega(n) - omega(r) - omega(z) - torch.log1p(z / r) - deviance,)
 
@@ -120,7 +121,8 @@ def poisson_deviance(z: Tensor, rate: Tensor) -> Tensor:
     relative = over / rate
     small = relative.abs() < 0.5
     # the first branch is clamped to the range where it is used, so that its gradient is finite elsewhere
-    return torch.where(small, z * torch.log1p(relative.clamp(-0.5, 0.5)), torch.xlogy(z, z / rate)) - over
+    quotient = (z / rate).clamp(min=torch.finfo(z.dtype).tiny)  # a denormal z underflows
+    return torch.where(small, z * torch.log1p(relative.clamp(-0.5, 0.5)), torch.xlogy(z, quotient)) - over
 
 
 def _poisson_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:

@@ -184,6 +184,7 @@ class Run:
         try:
             return torch.load(io.BytesIO(self.checkpoint_path.read_bytes()), map_location="cpu", weights_only=True)
         except FileNotFoundError:
+            self.config()  # where there is no run at all, that is what is wrong
             raise InputError(f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch") from None
         except Exception as error:
             raise InputError(

@@ -116,6 +116,11 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def exact_counts(rate: Tensor) -> Tensor:
+    """Draw Poisson counts; rates saturate at 2^53, the largest number up to which doubles hold every integer."""
+    return torch.poisson(rate.clamp(max=2.0**53))
+
+
 class _Refuse(Function):
     """The identity; its backward pass raises an error."""
 

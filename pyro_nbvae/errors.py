@@ -17,10 +17,18 @@ def check_seed(seed: int) -> None:
         raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise InputError unless a number is positive and finite."""
+def check_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Raise InputError unless a number is positive, finite and at most ``most``."""
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name} must be positive, got {value}")
+    if value > most:
+        raise InputError(f"{name} must be at most {most:,g}, got {value:g}")
+
+
+def check_number(name: str, value: int, least: int, most: int) -> None:
+    """Raise InputError unless a whole number is within its limits."""
+    if not least <= value <= most:
+        raise InputError(f"{name} must be {least} to {most:,}, got {value}")
 
 
 def check_member(what: str, value: object, known: Iterable[object], otherwise: str = "") -> None:

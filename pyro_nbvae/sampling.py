@@ -15,12 +15,13 @@ from torch import Tensor
 
 from pyro_nbvae.data import BATCH, batches, to_floats
 from pyro_nbvae.distributions.relaxed import RelaxedCount
-from pyro_nbvae.errors import InputError, check_seed
+from pyro_nbvae.errors import InputError, check_number, check_seed
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 SamplerName = Literal["prior", "mixture"]
 # Components of the mixture, steps of its EM, and the training observations that it is fitted to, at most.
 COMPONENTS, STEPS, FITTED = 100, 30, 20_000
+MOST_SAMPLES = 10_000_000
 # The least mean count of a unit in a component: an empty one would exclude what fires once.
 LEAST = 1e-4
 
@@ -189,10 +190,9 @@ def decoded(
     """Means of ``count`` observations at latents of a sampler, in batches (B, *event_shape) on the CPU.
 
     Raises:
-        InputError: for a count below 1.
+        InputError: for a count below 1, or above ten million.
     """
-    if count < 1:
-        raise InputError(f"the number of samples must be at least 1, got {count}")
+    check_number("the number of samples", count, 1, MOST_SAMPLES)
     check_seed(seed)
     for batch, done in enumerate(range(0, count, BATCH)):
         # a stream for each batch: between them the caller's random numbers are its own

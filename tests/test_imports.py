@@ -18,6 +18,7 @@ LAYERS = [
     {"runs"},
     {"tables", "commandline"},
     {"cli", "experiments"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -14,13 +14,14 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_nbvae.errors import InputError, first_line
-from pyro_nbvae.files import cached
+from pyro_nbvae.files import cached, expanded
 
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
 RECIPE = 2
@@ -171,7 +172,7 @@ def data_root(root: str | Path | None = None) -> Path:
     """
     import platformdirs
 
-    return Path(root or os.environ.get("NBVAE_DATA") or platformdirs.user_data_dir("nbvae")).expanduser()
+    return expanded(root or os.environ.get("NBVAE_DATA") or platformdirs.user_data_dir("nbvae"))
 
 
 def _all_or_none(paths: list[Path]) -> list[Path]:
@@ -229,13 +230,39 @@ def _cifar_files(root: Path) -> list[Path]:
     return _all_or_none(binary) or _all_or_none([root / "cifar-10-batches-py" / part for part in _CIFAR_PARTS])
 
 
+def _cifar_md5s() -> dict[str, str]:
+    """The MD5 of each official file, as torchvision has them."""
+    from torchvision.datasets import CIFAR10
+
+    return dict(map(tuple, (*CIFAR10.train_list, *CIFAR10.test_list)))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads arrays, numbers, strings and containers; a pickle that names anything else is refused."""
+
+    _ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs")
+        return super().find_class(module, name)
+
+
 def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 3072) and labels (N,) of one file, both uint8."""
     if path.suffix == ".bin":
         records = np.fromfile(path, np.uint8).reshape(-1, 3073)
         return records[:, 1:], records[:, 0]
-    with path.open("rb") as file:
-        content = pickle.load(file, encoding="latin1")
+    data = path.read_bytes()
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != _cifar_md5s()[path.name]:
+        raise ValueError(f"{path.name} is not the official file (its MD5 differs)")
+    content = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
     return np.asarray(content["data"], np.uint8), np.asarray(content["labels"], np.uint8)
 
 
@@ -280,8 +307,11 @@ def _read_celeba64(root: Path) -> Split:
     from tqdm.auto import tqdm
 
     def face(path: Path) -> np.ndarray:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except Exception as error:
+            raise ValueError(f"{path.name}: {first_line(error)}") from error
         if image.size == (64, 64):
             return np.asarray(image)
         width, height = image.size
@@ -364,7 +394,7 @@ def source_of(name: str) -> Source:
 
     if name in SOURCES:
         return SOURCES[name]
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() or path.suffix in (".npy", ".npz"):
         return own_source(path)
     raise InputError(
@@ -383,7 +413,7 @@ def full_name(name: str) -> str:
         >>> full_name("mnist")
         'mnist'
     """
-    return name if name in SOURCES else str(Path(name).expanduser().resolve())
+    return name if name in SOURCES else str(expanded(name).resolve())
 
 
 def _missing(name: str, source: Source, root: Path, reason: str) -> InputError:
@@ -424,6 +454,10 @@ def _checked(data: Data, source: Source) -> Data:
             )
         if labels is not None and labels.shape != (len(x),):
             raise ValueError(f"{part} labels have shape {tuple(labels.shape)}, expected ({len(x)},)")
+        if labels is not None and (labels.is_floating_point() or int(labels.min()) < 0):
+            raise ValueError(f"{part} labels must be whole numbers from 0")
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ValueError(f"{part} data hold values that are not finite")
     return data
 
 
@@ -457,9 +491,13 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     if source.files is None:
         return read()
     files = _find(name, source, folder, download)
-    made_from = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    made_from = [(p.name, hashlib.blake2b(p.read_bytes()).hexdigest()) for p in files]
     key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
-    return Data(**cached(f"{Path(name).stem}-{key}.pt", lambda: vars(read())))
+    prepared = cached(f"{Path(name).stem}-{key}.pt", lambda: vars(read()))
+    try:
+        return _checked(Data(**prepared), source)
+    except (TypeError, ValueError, AttributeError):  # a cache that holds something else
+        return read()
 
 
 def describe(data: Data) -> str:

@@ -19,22 +19,24 @@ from pyro_nbvae.runs.processes import local_rank
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 from pyro_nbvae.variants import VARIANTS, estimator, variant
 
-_POSITIVE = [
-    "train_size",
-    "latents",
-    "beta",
-    "temperature_start",
-    "temperature",
-    "anneal_epochs",
-    "max_count",
-    "epochs",
-    "batch_size",
-    "lr",
-    "prior_lr",
-    "prior_mean",
-    "clip",
-    "kl_samples",
-]
+# Numbers that must be positive, and their largest value: beyond it a run ends in no time that anybody has.
+_MOST: dict[str, float] = {
+    "train_size": 1_000_000_000,
+    "latents": 1_000_000,
+    "beta": 1e12,
+    "temperature_start": 100.0,
+    "temperature": 100.0,
+    "anneal_epochs": 1_000_000,
+    "max_count": 100_000,
+    "epochs": 1_000_000,
+    "batch_size": 10_000_000,
+    "lr": 1e3,
+    "prior_lr": 1e5,
+    "prior_mean": 1e6,
+    "clip": 1e30,
+    "kl_samples": 10_000,
+    "categories": 10_000,
+}
 _RELAXATION_OPTIONS = ("temperature", "indicator", "max_count", "straight_through")
 _SCHEDULE = ("temperature_start", "anneal_epochs")
 
@@ -57,13 +59,13 @@ def validate(config: TrainConfig) -> TrainConfig:
     """
     parts = variant(config.variant)
     check_choices(config)
-    for name in _POSITIVE:
+    for name, most in _MOST.items():
         value = getattr(config, name)
         if value is not None:
-            check_positive(f"--{name.replace('_', '-')}", value)
+            check_positive(f"--{name.replace('_', '-')}", value, most)
     check_seed(config.seed)
-    if config.kl_warmup is not None and not config.kl_warmup >= 0:
-        raise InputError(f"--kl-warmup must not be negative, got {config.kl_warmup}")
+    if config.kl_warmup is not None and not 0 <= config.kl_warmup <= _MOST["epochs"]:
+        raise InputError(f"--kl-warmup must be 0 to {_MOST['epochs']:,} epochs, got {config.kl_warmup}")
     if config.relaxation is not None and not parts.any_relaxation:
         takers = ", ".join(name for name, each in VARIANTS.items() if each.any_relaxation)
         raise InputError(f"--relaxation is for {takers}, {config.variant} has its own: leave it out")
@@ -204,10 +206,12 @@ def choose_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         if device.type == "cuda":
             device = torch.device("cuda", local_rank() if device.index is None else device.index)
             torch.cuda.set_device(device)  # what nccl and the fused kernels take for this process's
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:
         raise InputError(f"device {name!r} is not available: use auto, cpu or a GPU that torch sees") from error
     return device

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor
 
 from pyro_nbvae.data import Data, load, to_bytes, to_floats
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import check_member, check_number, check_seed
 from pyro_nbvae.metrics import (
     HeldOut,
     build_features,
@@ -27,7 +27,7 @@ from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.generation import sampler_of
-from pyro_nbvae.sampling import SamplerName, decoded
+from pyro_nbvae.sampling import MOST_SAMPLES, SamplerName, decoded
 
 # For gradient_noise: batch size and number of draws.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
@@ -67,10 +67,9 @@ class Evaluation:
     networks: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.importance_samples < 0:
-            raise InputError(f"--importance-samples must not be negative, got {self.importance_samples}")
-        if self.samples < 2:
-            raise InputError(f"--samples must be at least 2, got {self.samples}")
+        check_number("--importance-samples", self.importance_samples, 0, 100_000)
+        check_number("--samples", self.samples, 2, MOST_SAMPLES)
+        check_seed(self.seed)
         state = self.run.read_checkpoint()  # once: a training beside this one may write the next
         self.config, self.model, self.guide = self.run.load_from(state, self.device)
         self.log: list[dict[str, float]] = state["log"]

@@ -11,19 +11,23 @@ Files are written under a temporary name and renamed, so that a run that is kill
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import pandas as pd
-import torch
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from pyro_nbvae import plugins
-from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import write_atomically, write_tensors, write_text
+from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.runs.build import build, choose_device, validate
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
@@ -31,6 +35,17 @@ from pyro_nbvae.variants import VARIANTS
 
 # Of config.json. 1 had no number, and other names for some fields.
 SCHEMA = 2
+# Its keys and their types: the configuration's, and the shape of an observation.
+_HINTS: dict[str, Any] = {**get_type_hints(TrainConfig), "event_shape": list[Annotated[int, Field(ge=1, le=1 << 20)]]}
+# Keys that older files of this schema lack.
+_LATER = {"prior_lr", "prior_mean"}
+_STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
+    with_config(ConfigDict(extra="forbid"))(
+        TypedDict(  # type: ignore[operator]
+            "Stored", {k: NotRequired[v] if k in _LATER else v for k, v in _HINTS.items()}
+        )
+    )
+)
 
 
 def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
@@ -55,21 +70,38 @@ def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
     """The configuration and the shape of an observation from what config.json holds.
 
     Raises:
-        InputError: for names or numbers out of range, and for a file of a later version.
-        TypeError, KeyError, AttributeError: for what is no configuration.
+        InputError: for a key that is missing or unknown, a value of another type or out of range, and for a file of a
+            later version.
     """
+    if not isinstance(stored, dict):
+        raise InputError(f"it holds a {type(stored).__name__}, expected an object")
+    stored = dict(stored)
     version = stored.pop("schema_version", 1)
     if version not in (1, SCHEMA):
         raise InputError(f"its schema_version is {version}, this pyro-nbvae reads up to {SCHEMA}: update pyro-nbvae")
     if version == 1:
         stored = _from_schema_1(stored)
-    event_shape = tuple(map(int, stored.pop("event_shape")))
-    return validate(TrainConfig(**stored)), event_shape
+    try:
+        whole = _STORED.validate_python(stored, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, wrong['loc'])) or 'it'}: {wrong['msg']}") from None
+    given = dict(whole)
+    event_shape = tuple(given.pop("event_shape"))
+    return validate(TrainConfig(**given)), event_shape
 
 
 def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, Any]:
     """What config.json holds of a configuration."""
     return {"schema_version": SCHEMA, **dataclasses.asdict(config), "event_shape": list(event_shape)}
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    """Raise ValueError for what is no checkpoint."""
+    parts = {"model": dict, "guide": dict, "optimizer": dict, "log": list, "rng": list}
+    for name, kind in parts.items():
+        if not isinstance(state.get(name), kind):
+            raise ValueError(f"it has no {name}")
 
 
 def _restore(model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any], of: str) -> None:
@@ -124,6 +156,11 @@ def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
     return model, guide
 
 
+# The file that says that a process trains in a folder, and what is added to the name of a file that cannot be read.
+LOCK = ".lock"
+DAMAGED = ".damaged"
+
+
 class Run:
     """A run folder."""
 
@@ -146,28 +183,72 @@ class Run:
         """
         try:
             return parse_config(json.loads(self.config_path.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"{self.folder} holds no run (no config.json): name a folder that nbvae train wrote"
             ) from None
         except InputError as error:
             raise InputError(f"{self.config_path}: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.config_path} is no configuration of a run ({error}): train it anew") from None
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else first_line(error)
+            raise InputError(f"{self.config_path} is no configuration of a run ({reason}): train it anew") from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Context in which no other process may train into this folder; a killed process holds it no longer.
+
+        Raises:
+            InputError: where another process holds the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK, blocking=False)
+        try:
+            with lock:
+                remove_parts(self.folder)
+                yield
+        except Timeout:
+            raise InputError(
+                f"another process is training in {self.folder}: wait for it, or name another --out"
+            ) from None
+
+    def holds_others(self) -> bool:
+        """Whether the path is, or the folder holds, something that no training wrote; a run is no such thing."""
+        if not self.folder.exists():
+            return False
+        if not self.folder.is_dir():
+            return True
+        ours = {self.config_path.name, self.checkpoint_path.name, "log.csv", "relaxation.json", LOCK}
+        return not self.checkpoint_path.exists() and any(
+            path.name not in ours and path.suffix not in (".part", DAMAGED) for path in self.folder.iterdir()
+        )
+
+    def set_aside(self) -> list[Path]:
+        """Rename a configuration and a checkpoint that cannot be read; returns their new names."""
+        renamed = []
+        for path, read in ((self.config_path, self.config), (self.checkpoint_path, self.read_checkpoint)):
+            try:
+                read()
+            except InputError:
+                if path.is_file():
+                    renamed.append(path.replace(path.with_name(path.name + DAMAGED)))
+        return renamed
 
     def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         self.write_json("config.json", config_json(config, event_shape))
 
-    def write_json(self, name: str, content: Any) -> Path:
-        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+    def write_json(self, name: str, content: dict[str, Any]) -> Path:
+        # JSON has no NaN: what is no number is null
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+        write_text(self.folder / name, json.dumps(finite, indent=2) + "\n")
         return self.folder / name
 
     def read_json(self, name: str) -> dict[str, Any]:
         """What :meth:`write_json` wrote; empty where there is no such file, or a damaged one."""
         try:
-            return json.loads((self.folder / name).read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            content = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError, RecursionError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
         write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
@@ -182,14 +263,14 @@ class Run:
             InputError: where there is none, or none that can be read.
         """
         try:
-            return torch.load(io.BytesIO(self.checkpoint_path.read_bytes()), map_location="cpu", weights_only=True)
-        except FileNotFoundError:
+            state = read_tensors(self.checkpoint_path)
+            _check_state(state)
+            return state
+        except (FileNotFoundError, NotADirectoryError):
             self.config()  # where there is no run at all, that is what is wrong
             raise InputError(f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch") from None
-        except Exception as error:
-            raise InputError(
-                f"{self.checkpoint_path} cannot be read ({type(error).__name__}): train it anew"
-            ) from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.checkpoint_path} cannot be read ({error}): train it anew") from error
 
     def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any]) -> None:
         """Loads parameters from a checkpoint.

@@ -11,11 +11,14 @@ from torch import Tensor
 from pyro_nbvae.data import Data, load, to_bytes, to_floats
 from pyro_nbvae.data.own import as_tensor, read_npy
 from pyro_nbvae.data.sources import is_image_shape
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import check_member, check_number
 from pyro_nbvae.plotting import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.sampling import PriorSampler, Sampler, SamplerName, decoded, fit_mixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
+
+# Observations in a picture.
+MOST_SHOWN = 10_000
 
 
 def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0) -> Tensor:
@@ -62,8 +65,9 @@ def generate(
     Args:
         sampler: ``prior`` writes ``samples.png``, ``mixture`` (fitted to the training data) ``samples-mixture.png``.
     """
-    config, model, guide = run.load(device)
     check_member("sampler", sampler, get_args(SamplerName))
+    check_number("--count", count, 1, MOST_SHOWN)
+    config, model, guide = run.load(device)
     drawer: Sampler = PriorSampler(model)
     if sampler != "prior":
         drawer = sampler_of(sampler, run, model, guide, load(config.data, data_root or config.data_root))
@@ -104,8 +108,7 @@ def reconstruct(
     Raises:
         InputError: for data of another shape or range than the run's.
     """
-    if count < 1:
-        raise InputError(f"count must be at least 1, got {count}")
+    check_number("--count", count, 1, MOST_SHOWN)
     config, model, guide = run.load(device)
     if data is None:
         x = to_floats(load(config.data, data_root or config.data_root).test[:count])

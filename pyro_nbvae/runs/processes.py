@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pyro_nbvae.errors import InputError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -63,13 +65,24 @@ class Processes:
 
 def local_rank() -> int:
     """Local rank from torchrun, 0 otherwise."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _from_torchrun("LOCAL_RANK", 0)
+
+
+def _from_torchrun(name: str, default: int) -> int:
+    """A number in the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"the environment variable {name} must be a whole number, got {text!r}")
+    return int(text)
 
 
 def processes(device: torch.device) -> Processes:
     """The processes that torchrun started this one with; only this one without torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _from_torchrun("WORLD_SIZE", 1) == 1:
         return Processes()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(f"WORLD_SIZE is set and {', '.join(missing)} is not: start with torchrun, or unset WORLD_SIZE")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)  # only at exit: torchrun's store allows one initialisation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -82,7 +83,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     """
     validate(config)
     run = Run(out)
-    if resume and run.config_path.exists():  # what is left open is as the run has it, not as a preset would now
+    if resume and run.checkpoint_path.exists():  # what is left open is as the run has it, not as a preset would now
         before = dataclasses.asdict(run.config()[0])
         config = dataclasses.replace(
             config, **{k: v for k, v in before.items() if getattr(config, k) in (None, "auto")}
@@ -101,17 +102,16 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     config = resolve(config, data.event_shape)
     trainer = Trainer(run, config, data, device, group)
     trainer.try_out()
-    state = run.read_checkpoint() if resume and run.checkpoint_path.exists() else None
-    if group.leads:
-        trainer.claim_folder(resume, len(state["log"]) if state else 0)
-        if compared:
-            run.write_json("relaxation.json", {"candidates": compared})
-            if progress:
-                tqdm.write(explain(compared), file=sys.stderr)
-    group.gather(None)  # nobody goes on before the folder is known to be this run's
-    if state is not None:
-        trainer.resume(state)
-    trainer.run_epochs(progress and group.leads)
+    with trainer.folder(resume) as state:
+        if state is not None:
+            trainer.resume(state)
+        if group.leads:  # last: what failed before has changed nothing
+            run.write_config(config, data.event_shape)
+            if compared:
+                run.write_json("relaxation.json", {"candidates": compared})
+                if progress:
+                    tqdm.write(explain(compared), file=sys.stderr)
+        trainer.run_epochs(progress and group.leads)
     return run
 
 
@@ -157,24 +157,34 @@ class Trainer:
                 raise InputError(f"{self.config.variant} with {kind} cannot be trained: {first_line(error)}") from error
         self.optimizer.zero_grad(set_to_none=True)
 
-    def claim_folder(self, resume: bool, trained: int) -> None:
-        """Makes the run folder, or checks that this configuration may continue it.
+    @contextlib.contextmanager
+    def folder(self, resume: bool) -> Iterator[dict[str, Any] | None]:
+        """Holds the run folder while it is trained in; gives the checkpoint to continue, if there is one.
 
-        Args:
-            trained: epochs of its checkpoint.
+        A folder without a checkpoint is no run: what a failed or killed command left there is replaced.
+
+        Raises:
+            InputError: for a folder that holds something else, or a run that this configuration may not continue, and
+                while another process trains there.
         """
-        folder, path = self.run.folder, self.run.config_path
-        if not path.exists():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise InputError(f"{folder} exists and holds no run: name a new or empty folder with --out")
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not resume:
+        if self.run.holds_others():
+            raise InputError(f"{self.run.folder} exists and holds no run: name a new or empty folder with --out")
+        with self.run.locked() if self.group.leads else contextlib.nullcontext():
+            state = self.checkpoint(resume) if self.run.checkpoint_path.exists() else None
+            self.group.gather(None)  # nobody goes on before the folder is known to be this run's
+            yield state
+
+    def checkpoint(self, resume: bool) -> dict[str, Any]:
+        """The checkpoint of the folder, which this configuration must continue."""
+        folder = self.run.folder
+        if not resume:
             raise InputError(f"{folder} already holds a run: continue it with --resume, or name another --out")
-        elif trained > (self.config.epochs or 0):
+        check_same_run(self.run, self.config)  # again: what was left open there may be decided by now
+        state = self.run.read_checkpoint()
+        trained = len(state["log"])
+        if trained > (self.config.epochs or 0):
             raise InputError(f"{folder} is trained for {trained} epochs already: --epochs must be at least that")
-        else:
-            check_same_run(self.run, self.config)  # again: what was left open there may be decided by now
-        self.run.write_config(self.config, self.data.event_shape)
+        return state
 
     def resume(self, state: dict[str, Any]) -> None:
         """Takes up from a checkpoint."""
@@ -207,10 +217,28 @@ class Trainer:
                 row = self.train_epoch(epoch, bar)
                 states = self.group.gather(self.random_state())
                 if self.group.leads:
-                    tested = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
-                    figures = {f"test_{name}": getattr(tested, name) for name in _HELD_OUT}
-                    self.log.append(row | {name: value for name, value in figures.items() if value is not None})
+                    self.log.append(row | self.tested(epoch))
                     self.save(states)
+
+    def tested(self, epoch: int) -> dict[str, float]:
+        """The held-out figures of the log.
+
+        Raises:
+            InputError: where the parameters or a figure are not finite; the checkpoint is still the one before.
+        """
+        modules = (self.model, self.guide)
+        if not all(bool(p.isfinite().all()) for module in modules for p in module.state_dict().values()):
+            raise self.diverged(epoch, "parameters are not finite")
+        try:
+            found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
+        except (DivergedError, RuntimeError) as trouble:
+            raise self.diverged(epoch, first_line(trouble)) from trouble
+        figures = {f"test_{name}": getattr(found, name) for name in _HELD_OUT}
+        known = {name: value for name, value in figures.items() if value is not None}
+        wrong = next((name for name, value in known.items() if not math.isfinite(value)), None)
+        if wrong:
+            raise self.diverged(epoch, f"{wrong} is {known[wrong]}")
+        return known
 
     def train_epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         """One pass over the training data; returns its row of the log."""
@@ -223,6 +251,10 @@ class Trainer:
             try:
                 totals += self.step(x)
             except DivergedError as trouble:  # Pyro adds lines about shapes
+                raise self.diverged(epoch, first_line(trouble)) from trouble
+            except RuntimeError as trouble:
+                if "Poisson rate" not in str(trouble):  # PyTorch's word for a rate that is not a number
+                    raise
                 raise self.diverged(epoch, first_line(trouble)) from trouble
             bar.update()
             if not bar.disable and step % max(1, self.steps // 50) == 0:

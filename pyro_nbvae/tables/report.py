@@ -18,7 +18,7 @@ from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.tables.formats import columns_of, latex, markdown, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
 from pyro_nbvae.tables.results import Row
-from pyro_nbvae.tables.runner import run_grid
+from pyro_nbvae.tables.runner import check_options, run_grid
 
 
 def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> dict[str, dict[str, list[Row]]]:
@@ -103,6 +103,7 @@ def reproduce(table: Table, options: Reproduction) -> str:
         InputError: for a grid that cannot be, and, once the table is written, where cells failed.
     """
     grid = cells(table, options)
+    check_options(grid, options)
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_grid(table, grid, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +12,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from pyro_nbvae import plugins
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, check_number
+from pyro_nbvae.metrics import build_features
+from pyro_nbvae.runs.build import choose_device
 from pyro_nbvae.runs.evaluation import METRICS, evaluate, settings
 from pyro_nbvae.runs.training import differences, train
+from pyro_nbvae.sampling import MOST_SAMPLES
 from pyro_nbvae.tables.config import SCALES, Reproduction
 from pyro_nbvae.tables.grid import Cell, Table
 from pyro_nbvae.tables.jobs import Cluster, Job, LocalProcesses, Pool, one_line
@@ -28,7 +32,7 @@ EVALUATED = "metrics.json"
 
 def number_of_samples(options: Reproduction) -> int:
     """Samples of the prior for FID and KID."""
-    return options.samples or SCALES[options.scale].samples
+    return SCALES[options.scale].samples if options.samples is None else options.samples
 
 
 def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str]:
@@ -40,7 +44,7 @@ def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str
     try:
         if not measured.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
             return wanted
-    except InputError:  # a folder that cannot be read: its own job says why
+    except InputError:  # a folder that cannot be read is set aside
         return wanted
     return [name for name in wanted if name not in measured]
 
@@ -48,6 +52,8 @@ def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str
 def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: list[str], device: str) -> None:
     """Trains a cell, or what is missing of it, and evaluates it."""
     plugins.import_modules(imports)
+    for path in cell.run.set_aside():
+        print(f"{path}: could not be read, was set aside; the run is trained anew", file=sys.stderr)
     evaluate(
         train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
         metrics,
@@ -62,9 +68,23 @@ def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: lis
 
 def _finished(cell: Cell) -> int:
     """How many steps of a cell are done: its epochs, and its evaluation."""
-    log = cell.folder / "log.csv"
-    rows = log.read_text().count("\n") - 1 if log.exists() else 0
-    return rows + (cell.folder / EVALUATED).exists()
+    try:
+        rows = (cell.folder / "log.csv").read_bytes().count(b"\n") - 1
+    except OSError:
+        rows = 0
+    return min(max(rows, 0), cell.config.epochs or 0) + (cell.folder / EVALUATED).exists()
+
+
+def check_options(grid: Sequence[Cell], options: Reproduction) -> None:
+    """Raises InputError for what a grid could not be run with, before anything is trained."""
+    check_number("--jobs", options.jobs, 1, 1_000)
+    check_number("--samples", number_of_samples(options), 2, MOST_SAMPLES)
+    if options.cluster is None:
+        choose_device(options.device)
+    for data in {cell.config.data for cell in grid}:
+        for name in options.features:
+            if name != "classifier":  # ours are there
+                build_features(name, data, data_root=options.data_root, inception_weights=options.inception_weights)
 
 
 def _follow(jobs: Mapping[str, Job], bar: Any, finished: Callable[[], int]) -> dict[str, str]:

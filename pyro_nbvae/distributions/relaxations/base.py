@@ -22,7 +22,7 @@ class DivergedError(ValueError):
 
 
 # More arrivals in one draw are refused: they would take minutes, and are a sign that the parameters have diverged.
-MOST_EVENTS = 10_000_000_000
+MOST_EVENTS = 1_000_000_000
 
 
 def check_rates(mean: Tensor) -> None:

@@ -150,7 +150,7 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
 
     Args:
         action: check.
-        name: as of nbvae train --data.
+        name: a data set, as for nbvae train --data.
         data_root: folder of the data sets. Default: the variable NBVAE_DATA, else the platform's user data folder.
     """
     from pyro_nbvae.data import describe, load

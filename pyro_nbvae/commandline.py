@@ -49,7 +49,8 @@ _PLAIN: list[tuple[str, str]] = [
     (r"Error parsing (\S+?): Could not find valid parse for arguments: \[(.*?)\].*", r"\1: \2 is not a valid value"),
     (r"invalid choice (.*?) for argument '(\S+?)'\. Expected one of \((.*?),?\).*", r"unknown \2 \1: choose from \3"),
     (r"Missing value for argument '(\S+?)'\..*", r"\1 needs a value"),
-    (r"Missing from nbvae (\w+): (?:STR |INT )?(--\S+)?.*", r"nbvae \1 needs \2"),
+    (r"Missing from (nbvae \w+): (--\S+) (?:\S+) (.*?)\.? \(required\).*", r"\1 needs \2: \3"),
+    (r"Missing from (nbvae \w+): (?:\S+) (.*?)\.? \(required\).*", r"\1 needs \2"),
     (r"Unrecognized options: (.*)", r"unknown option or argument: \1"),
 ]
 
@@ -63,7 +64,7 @@ def _in_plain_words(text: str) -> str:
             if text.startswith("unknown --") or ": choose from " in text:
                 head, _, choices = text.partition(": choose from ")
                 kept = [choice.strip(" '") for choice in choices.split(",")]
-                text = f"{head}: choose from {', '.join(c for c in kept if c and c != 'None')}"
+                text = f"{head}: choose from {', '.join(sorted(c for c in kept if c and c != 'None'))}"
             break
     return text
 

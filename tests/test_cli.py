@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_nbvae.cli import main
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.folder import LOCK, Run
 
 TINY = [
     "--data",
@@ -52,7 +52,7 @@ def test_the_four_commands(folder, capsys):
     assert capsys.readouterr().out.split() == [str(folder / "samples.png"), str(folder / "reconstructions.png")]
     names = {"checkpoint.pt", "config.json", "log.csv", "metrics.json"}
     pictures = {"samples.png", "reconstructions.png", "dispersion.png"}
-    assert {p.name for p in folder.iterdir()} == names | pictures
+    assert {p.name for p in folder.iterdir()} == names | pictures | {LOCK}
 
 
 def test_a_table_is_one_command(tmp_path, capsys):
@@ -100,10 +100,19 @@ def test_help_names_every_flag(capsys):
         ("--encoder resnet", ["'resnet'", "--encoder", "conv"]),
         ("--indicator step", ["'step'", "--indicator", "smoothstep"]),
         ("--preset nature", ["'nature'", "--preset", "paper"]),
-        ("--kl-warmup -1", ["kl-warmup must not be negative, got -1"]),
+        ("--kl-warmup -1", ["--kl-warmup must be 0 to 1,000,000 epochs, got -1"]),
         ("--device abacus", ["device 'abacus' is not available"]),
         ("--epochs many", ["--epochs", "'many'"]),
-        ("--colour red", ["--colour", "nbvae --help"]),
+        ("--colour red", ["unknown option or argument: --colour", "nbvae --help"]),
+        ("--epochs 1.5", ["--epochs must be a whole number, got '1.5'"]),
+        ("--lr fast", ["--lr must be a number, got 'fast'"]),
+        ("--relaxation cold", ["unknown --relaxation 'cold': choose from arrival, auto, gumbel, integer"]),
+        ("--epochs", ["--epochs needs a value"]),
+        ("--kl-warmup inf", ["--kl-warmup must be 0 to 1,000,000 epochs, got inf"]),
+        ("--temperature 1e6 --variant EX-C", ["--temperature must be at most 100, got 1e+06"]),
+        ("--variant C-VAE --categories 0", ["--categories must be positive, got 0"]),
+        ("--data ~nobody-here/x.npy", ["~nobody-here/x.npy: "]),
+        ("--device meta", ["device 'meta' is not available"]),
     ],
 )
 def test_bad_flags(capsys, tmp_path, flags, parts):
@@ -166,7 +175,7 @@ def test_images_that_are_no_array(capsys, folder, tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "reconstruct"])
 def test_no_images_asked_for(capsys, folder, command):
-    assert "must be at least 1, got 0" in refused(capsys, command, folder, "--count", "0")
+    assert "--count must be 1 to 10,000, got 0" in refused(capsys, command, folder, "--count", "0")
     assert "seed must be 0 to" in refused(capsys, command, folder, "--seed", "-1")
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import struct
@@ -5,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets
 from PIL import Image
 
 from pyro_nbvae.data import batches, load, to_floats
@@ -81,7 +83,35 @@ def cifar_records(number, seed):
     return rng.integers(0, 256, (number, 3072), dtype=np.uint8), rng.integers(0, 10, number, dtype=np.uint8)
 
 
-def test_cifar_binary_and_pickled_are_the_same(tmp_path):
+def are_official(monkeypatch, folder):
+    """The files of a folder are the official ones."""
+    listed = [[p.name, hashlib.md5(p.read_bytes(), usedforsecurity=False).hexdigest()] for p in folder.iterdir()]
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", listed)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [])
+
+
+class Calls:
+    """Runs something when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("harm is done",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, capsys):
+    """Neither because its checksum is not CIFAR's, nor, if it were, by being unpickled."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for part in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        (folder / part).write_bytes(pickle.dumps({"data": Calls(), "labels": []}))
+    with pytest.raises(InputError, match="data_batch_1 is not the official file"):
+        load("cifar16", tmp_path)
+    are_official(monkeypatch, folder)
+    with pytest.raises(InputError, match=r"it names builtins\.print, which no array needs"):
+        load("cifar16", tmp_path)
+    assert "harm" not in capsys.readouterr().out
+
+
+def test_cifar_binary_and_pickled_are_the_same(tmp_path, monkeypatch):
     for k, part in enumerate(
         ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
     ):
@@ -93,6 +123,7 @@ def test_cifar_binary_and_pickled_are_the_same(tmp_path):
             path = tmp_path / folder / f"cifar-10-batches-{folder}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+    are_official(monkeypatch, tmp_path / "py" / "cifar-10-batches-py")
     binary, pickled = load("cifar16", tmp_path / "bin"), load("cifar16", tmp_path / "py")
     assert binary.train.shape == (20, 3, 16, 16) and binary.test.shape == (4, 3, 16, 16)
     assert torch.equal(binary.train, pickled.train) and torch.equal(binary.test, pickled.test)

@@ -117,16 +117,33 @@ def test_a_cell_gains_the_metrics_it_lacks_without_being_trained_again(options):
     assert set(last) == set(after[0]) | {"means_knn_200"}
 
 
-def test_a_damaged_cell_is_named_and_the_others_go_on(options):
-    grid = replace(GRID, varied=lambda base: {"": LINEAR})
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "metrics.json", "log.csv"])
+def test_a_damaged_cell_is_set_aside_and_trained_anew(options, name):
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, variants=("EX-C",))
     options.seeds = (0,)
-    reproduce(grid, options)
-    damaged = cells(grid, options)[0].folder / "config.json"
-    damaged.write_text("{")
-    with pytest.raises(InputError, match="1 of 2 runs failed") as error:
-        reproduce(replace(grid, metrics=("mse", "svm_200")), options)
-    assert str(damaged) in str(error.value)
-    assert "svm_200" in json.loads((cells(grid, options)[1].folder / "metrics.json").read_text())
+    text = reproduce(grid, options)
+    folder = cells(grid, options)[0].folder
+    damages = [b"", b"{", b"null", b"[1, 2]", "{}".encode("utf-16"), (folder / name).read_bytes()[:-30]]
+    for content in damages if name != "checkpoint.pt" else damages[-1:]:
+        (folder / name).write_bytes(content)
+        assert reproduce(replace(grid, metrics=("mse", "svm_200")), options).startswith("A tiny grid.")
+        assert reproduce(grid, options) == text
+    assert (folder / f"{name}.damaged").exists() == (name in ("config.json", "checkpoint.pt"))
+
+
+def test_a_grid_is_checked_before_anything_is_trained(options):
+    """Features, samples, device and jobs; nothing is written."""
+    for change, message in (
+        ({"features": ("inception",), "inception_weights": "/nowhere"}, "no Inception weights"),
+        ({"features": ("vgg",)}, "unknown features 'vgg'"),
+        ({"samples": 0}, "--samples must be 2 to"),
+        ({"samples": -1}, "--samples must be 2 to"),
+        ({"device": "abacus"}, "device 'abacus' is not available"),
+        ({"jobs": 0}, "--jobs must be 1 to"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reproduce(GRID, replace(options, **change))
+    assert not Path(options.out).exists()
 
 
 def test_a_metric_that_does_not_exist_is_refused_before_anything_runs(options):
@@ -181,7 +198,7 @@ def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(opti
     assert "1 of 4 runs are finished." in text
     assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text
     assert "| not enough runs | ours | EX-C it is. | tiny, smoke |" in text
-    assert "G-VAE -" in text and "other" not in text and "small" not in text
+    assert "G-VAE -" in text and "## other" not in text and "small" not in text
     assert not [cell for cell in cells(grid, options) if cell.config.variant == "G-VAE" and cell.folder.exists()]
 
     table = pd.read_csv(kept / "smoke.csv")
@@ -289,7 +306,7 @@ def test_leaving_a_pool_ends_what_it_runs(tmp_path):
         ({"data": ("cats",)}, "unknown data 'cats': choose from digits"),
         ({"variants": ("VAE",)}, "unknown variant 'VAE': choose from MC-G"),
         ({"seeds": (-1,)}, "seed must be 0 to"),
-        ({"jobs": 0}, "jobs must be at least 1"),
+        ({"jobs": 0}, "--jobs must be 1 to 1,000, got 0"),
     ],
 )
 def test_a_grid_that_names_what_does_not_exist(options, change, message):

@@ -16,7 +16,7 @@ from pyro_nbvae.metrics import HeldOut
 from pyro_nbvae.runs import training
 from pyro_nbvae.runs.build import resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.folder import LOCK, Run
 from pyro_nbvae.runs.training import kl_weight, temperature, train
 from pyro_nbvae.variants import VARIANTS
 
@@ -48,7 +48,7 @@ def test_every_variant_trains(name, tmp_path):
     log = numbers(run)
     assert list(log["epoch"]) == [1, 2] and log.notna().all().all()
     assert log["loss"][1] < log["loss"][0]
-    assert sorted(p.name for p in run.folder.iterdir()) == ["checkpoint.pt", "config.json", "log.csv"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [LOCK, "checkpoint.pt", "config.json", "log.csv"]
 
 
 def test_same_seed_same_numbers_other_seed_others(tmp_path):

@@ -51,7 +51,8 @@ _STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
 def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
     """An older configuration under today's names."""
     names = {"image_shape": "event_shape", "train_images": "train_size"}
-    now = {names.get(k, k): v for k, v in stored.items()}
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    now = defaults | {names.get(k, k): v for k, v in stored.items()}
     for name, default in (("indicator", "sigmoid"), ("max_count", 100)):
         if now.get(name) == default:  # the relaxation's own default, where it has one
             now[name] = None
@@ -66,6 +67,10 @@ def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
+class LaterVersionError(InputError):
+    """A file that a later version wrote."""
+
+
 def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
     """The configuration and the shape of an observation from what config.json holds.
 
@@ -78,7 +83,9 @@ def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
     stored = dict(stored)
     version = stored.pop("schema_version", 1)
     if version not in (1, SCHEMA):
-        raise InputError(f"its schema_version is {version}, this pyro-nbvae reads up to {SCHEMA}: update pyro-nbvae")
+        raise LaterVersionError(
+            f"its schema_version is {version}, this pyro-nbvae reads up to {SCHEMA}: update pyro-nbvae"
+        )
     if version == 1:
         stored = _from_schema_1(stored)
     try:
@@ -159,6 +166,11 @@ def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
 # The file that says that a process trains in a folder, and what is added to the name of a file that cannot be read.
 LOCK = ".lock"
 DAMAGED = ".damaged"
+# What training and evaluation write.
+WRITTEN = {
+    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
+    *("metrics.json", "metrics-mixture.json", "dispersion.png"),
+}
 
 
 class Run:
@@ -188,7 +200,7 @@ class Run:
                 f"{self.folder} holds no run (no config.json): name a folder that nbvae train wrote"
             ) from None
         except InputError as error:
-            raise InputError(f"{self.config_path}: {error}") from None
+            raise type(error)(f"{self.config_path}: {error}") from None
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise InputError(f"{self.config_path} is no configuration of a run ({reason}): train it anew") from None
@@ -217,21 +229,29 @@ class Run:
             return False
         if not self.folder.is_dir():
             return True
-        ours = {self.config_path.name, self.checkpoint_path.name, "log.csv", "relaxation.json", LOCK}
         return not self.checkpoint_path.exists() and any(
-            path.name not in ours and path.suffix not in (".part", DAMAGED) for path in self.folder.iterdir()
+            path.name not in WRITTEN and path.suffix not in (".part", DAMAGED) for path in self.folder.iterdir()
         )
 
     def set_aside(self) -> list[Path]:
-        """Rename a configuration and a checkpoint that cannot be read; returns their new names."""
-        renamed = []
-        for path, read in ((self.config_path, self.config), (self.checkpoint_path, self.read_checkpoint)):
+        """Rename files that cannot be read, and what depends on them; returns the new names.
+
+        Raises:
+            InputError: for a run of a later version, which is not damaged.
+        """
+        damaged = []
+        try:
+            self.config()
+        except LaterVersionError:
+            raise
+        except InputError:
+            damaged = [self.config_path, self.checkpoint_path, self.folder / "metrics.json"]
+        else:
             try:
-                read()
+                self.read_checkpoint()
             except InputError:
-                if path.is_file():
-                    renamed.append(path.replace(path.with_name(path.name + DAMAGED)))
-        return renamed
+                damaged = [self.checkpoint_path, self.folder / "metrics.json"]
+        return [path.replace(path.with_name(path.name + DAMAGED)) for path in damaged if path.is_file()]
 
     def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         self.write_json("config.json", config_json(config, event_shape))

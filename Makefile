@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test attack lint bench clean
 
 demo: $(READY)
 	$(BIN)/python -m experiments.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+attack: $(READY)
+	NBVAE_ATTACK=all $(BIN)/python -m pytest tests/attack
 
 lint: $(READY)
 	$(BIN)/ruff check .

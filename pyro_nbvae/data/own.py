@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.data.sources import Source, Split
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.errors import InputError, first_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 HOLD_OUT_EVERY = 10
@@ -73,8 +73,8 @@ def read_npy(path: Path) -> np.ndarray:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as a .npy array: {error}") from None
+    except Exception as error:  # of several libraries
+        raise InputError(f"{path} cannot be read as a .npy array: {first_line(error)}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} cannot be read as a .npy array: it holds several arrays")
     return array
@@ -84,8 +84,8 @@ def _read_npz(path: Path) -> Split:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as a .npz file: {error}") from None
+    except Exception as error:  # of several libraries
+        raise InputError(f"{path} cannot be read as a .npz file: {first_line(error)}") from None
     names = set(arrays)
     if names <= {"train", "test", "train_labels", "test_labels"} and names >= {"train", "test"}:
         train, test = (as_tensor(path, k, arrays[k]) for k in ("train", "test"))
@@ -122,7 +122,7 @@ def _read_picture(path: Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from None
+        raise InputError(f"{path} cannot be read as an image: {first_line(error)}") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

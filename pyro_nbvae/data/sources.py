@@ -395,11 +395,18 @@ def source_of(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     path = expanded(name)
-    if path.is_dir() or path.suffix in (".npy", ".npz"):
+    if (name.strip() and _is_dir(path)) or path.suffix in (".npy", ".npz"):
         return own_source(path)
     raise InputError(
         f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, a .npy or a .npz file"
     )
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long a name, a null byte
+        return False
 
 
 def full_name(name: str) -> str:

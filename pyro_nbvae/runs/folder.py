@@ -28,7 +28,7 @@ from typing_extensions import NotRequired, TypedDict
 from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
-from pyro_nbvae.runs.build import build, choose_device, validate
+from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 from pyro_nbvae.variants import VARIANTS
@@ -89,13 +89,20 @@ def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
     if version == 1:
         stored = _from_schema_1(stored)
     try:
-        whole = _STORED.validate_python(stored, strict=True)
+        checked = _STORED.validate_python(stored, strict=True)
     except ValidationError as error:
         wrong = error.errors()[0]
         raise InputError(f"{'.'.join(map(str, wrong['loc'])) or 'it'}: {wrong['msg']}") from None
-    given = dict(whole)
+    given = dict(checked)
     event_shape = tuple(given.pop("event_shape"))
-    return validate(TrainConfig(**given)), event_shape
+    config = validate(TrainConfig(**given))
+    whole = resolve(config, event_shape)
+    if version == 1:
+        return whole, event_shape
+    for name, value in dataclasses.asdict(whole).items():
+        if name not in _LATER and value != getattr(config, name):
+            raise InputError(f"{name} is {getattr(config, name)}, where a run has a value")
+    return config, event_shape
 
 
 def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -6,17 +6,16 @@ from pyro_nbvae.tables.claims import Ahead, Claim
 from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import command_of
 
+OTHERS = ("pace 1, mean 2", "pace 10, mean 2", "pace 30, mean 2", "pace 100, mean 2", "pace 30, mean 4")
 PACES = (1, 10, 30, 100)
-MEANS = (1.0, 4.0)
+MEANS = (1.0, 2.0, 4.0)
 
 
 def _paces(base: TrainConfig) -> dict[str, dict[str, object]]:
-    assert base.prior_mean is not None and base.prior_lr is not None
-    own = base.prior_lr / base.lr
     paces: dict[str, dict[str, object]] = {
-        f"pace {pace}, mean {base.prior_mean:g}": {"prior_lr": pace * base.lr} for pace in PACES
+        f"pace {pace}, mean 2": {"prior_lr": pace * base.lr, "prior_mean": 2.0} for pace in PACES
     }
-    return paces | {f"pace {own:g}, mean {mean:g}": {"prior_mean": mean} for mean in MEANS}
+    return paces | {f"pace 30, mean {mean:g}": {"prior_lr": 30 * base.lr, "prior_mean": mean} for mean in MEANS}
 
 
 TABLE = Table(
@@ -36,10 +35,10 @@ TABLE = Table(
             ],
         ),
         Claim(
-            "For CMP no other pace, and no other starting mean, has a better ELBO.",
+            "CMP does best from a mean of 1, at 30 times the networks' rate.",
             [
-                Ahead("elbo", ("CMP pace 30, mean 2",), (f"CMP {other}",), ("mnist",))
-                for other in ("pace 10, mean 2", "pace 100, mean 2", "pace 30, mean 1", "pace 30, mean 4")
+                Ahead(metric, ("CMP pace 30, mean 1",), tuple(f"CMP {other}" for other in OTHERS), ("mnist",))
+                for metric in ("elbo", "fid_c")
             ],
         ),
     ),

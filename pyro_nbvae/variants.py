@@ -42,6 +42,7 @@ class Variant:
         any_relaxation: whether the configuration may choose another relaxation.
         options: more arguments of the guide.
         settings: fields of the configuration that are passed to the model.
+        defaults: configuration fields that the variant decides if no flag does, under the preset ``default``.
 
     Example::
 
@@ -56,6 +57,7 @@ class Variant:
     any_relaxation: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 LEARNED_PRIOR = ("prior_mean",)
@@ -76,7 +78,13 @@ VARIANTS: dict[str, Variant] = {
     "EX-C": _nb(AnalyticKL_ELBO, ArrivalTimes()),
     "EX-I": _nb(AnalyticKL_ELBO, Integer()),
     "DS-I": _nb(AnalyticKL_ELBO, Integer(), shared_dispersion=True),
-    "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer(), settings=LEARNED_PRIOR),
+    "CMP": Variant(
+        NegativeBinomialModel,
+        ConwayMaxwellPoissonGuide,
+        relaxation=Integer(),
+        settings=LEARNED_PRIOR,
+        defaults={"prior_mean": 1.0},
+    ),
     "P-NB": Variant(
         NegativeBinomialModel,
         PoissonGuide,

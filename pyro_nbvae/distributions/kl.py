@@ -30,8 +30,8 @@ from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_fo
 # right end, c + v - exp(-v) = c + 1. The rules are (neglected tail, number of nodes), by precision.
 _RIGHT = 1.2784645427610738
 _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
-# |log r| + |l| above which single precision goes through double: products of means reach e^(2 * 36), near its end.
-_EXTREME = 36.0
+# Log of the largest r, mean or 1 / r for which single precision is used; beyond it goes through double.
+_EXTREME = 11.0
 # Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers fit in a core's cache.
 _BLOCK = 4096
 
@@ -120,11 +120,12 @@ def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tupl
 
 
 def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> bool:
-    """Whether intermediate results may leave the range of single precision."""
+    """Whether single precision is not enough: its error grows with the means and with 1 / r."""
     if r_q.dtype != torch.float32 or not r_q.numel():
         return False
-    largest = torch.stack([(r.log().abs() + logits.abs()).amax() for r, logits in ((r_q, l_q), (r_p, l_p))]).amax()
-    return bool(largest > _EXTREME)
+    largest = [(r.log() + logits.clamp(min=0)).amax() for r, logits in ((r_q, l_q), (r_p, l_p))]
+    smallest = torch.minimum(r_q.amin(), r_p.amin()).log()
+    return bool(torch.stack([*largest, -smallest]).amax() > _EXTREME)
 
 
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:

@@ -16,8 +16,8 @@ from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
 from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
 from pyro_nbvae.runs.processes import local_rank
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
-from pyro_nbvae.variants import VARIANTS, estimator, variant
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, StandardPrior
+from pyro_nbvae.variants import VARIANTS, Variant, estimator, variant
 
 # Numbers that must be positive, and their largest value: beyond it a run ends in no time that anybody has.
 _MOST: dict[str, float] = {
@@ -79,9 +79,10 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise InputError("--kl-samples is for MonteCarloKL_ELBO: leave it out")
     if config.categories is not None and "categories" not in parts.settings:
         raise InputError(f"--categories is for C-VAE, {config.variant} has none: leave it out")
-    for name in ("prior_lr", "prior_mean"):
-        if getattr(config, name) is not None and "prior_mean" not in parts.settings:
-            raise InputError(f"--{name.replace('_', '-')}: the prior of {config.variant} is not learned: leave it out")
+    if config.prior_lr is not None and not learns_prior(parts):
+        raise InputError(f"--prior-lr: the prior of {config.variant} is not learned: leave it out")
+    if config.prior_mean is not None and "prior_mean" not in parts.settings:
+        raise InputError(f"--prior-mean: the model of {config.variant} does not take it: leave it out")
     relaxation, known = _chosen_relaxation(config)
     if config.relaxation == "auto":
         known = set()  # it chooses them
@@ -102,6 +103,14 @@ def _pinned(factory: Any) -> set[str]:
         names |= set(factory.keywords)
         factory = factory.func
     return names
+
+
+def learns_prior(parts: Variant) -> bool:
+    """Whether a variant's prior has parameters: every model's but those of the standard prior."""
+    factory: Any = parts.model
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return getattr(factory, "prior_class", None) is not StandardPrior
 
 
 def _make(factory: Any, *arguments: Any, **options: Any) -> Any:
@@ -152,6 +161,8 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     """
     validate(config)
     preset = dict(PRESETS[config.preset])
+    if config.preset == "default":
+        preset |= variant(config.variant).defaults
     relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)
     preset["temperature"] = preset["temperature"].get(name, relaxation.coldest if relaxation else None)
@@ -163,7 +174,9 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     pace = preset.pop("prior_pace")
     preset["prior_lr"] = pace * config.lr
     if "prior_mean" not in variant(config.variant).settings:
-        preset["prior_lr"] = preset["prior_mean"] = None
+        preset["prior_mean"] = None
+    if not learns_prior(variant(config.variant)):
+        preset["prior_lr"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None
     preset["categories"] = CATEGORIES if "categories" in variant(config.variant).settings else None
     # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and

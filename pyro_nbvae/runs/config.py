@@ -71,7 +71,7 @@ class TrainConfig:
         batch_size: observations per step.
         lr: learning rate of Adam.
         prior_lr: learning rate of the prior's parameters, where it has any. Default: 30 * lr.
-        prior_mean: mean count of the prior at the start, where it is learned. Default: 2.
+        prior_mean: mean count of the prior at the start, where it is learned. Default: 2, of CMP 1.
         clip: largest gradient norm of the loss of an observation. Default: 25 squared errors, or 250 nats under another
             likelihood than the Gaussian.
         kl_samples: samples of the Monte Carlo KL. Default: 5.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-ScaleName = Literal["smoke", "small", "paper"]
+ScaleName = Literal["smoke", "small", "medium", "full", "paper"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale({"epochs": 1, "train_size": 2_000, "batch_size": 100}, seeds=1, samples=1_000),
     # Small batches: many steps for few images.
     "small": Scale({"epochs": 8, "train_size": 10_000, "batch_size": 100}, seeds=3, samples=10_000),
+    "medium": Scale({"epochs": 15, "batch_size": 256}, seeds=1, samples=10_000),
+    "full": Scale({"epochs": 50, "batch_size": 256}, seeds=3, samples=10_000),
     "paper": Scale({"preset": "paper"}, seeds=5, samples=10_000),
 }
 
@@ -34,7 +36,8 @@ class Reproduction:
 
     Args:
         scale: smoke (one epoch of 2,000 images, one seed: minutes), small (8 epochs of 10,000 images, three seeds:
-            hours on two cores) or paper (200 epochs of all images, five seeds). The networks are the same.
+            hours on two cores), medium (15 epochs of all images, one seed), full (50 epochs of all images, three seeds)
+            or paper (200 epochs of all images with the paper's schedules, five seeds). The networks are the same.
         variants: only these. Default: the table's.
         data: only these. Default: the table's.
         seeds: only these. Default: the scale's, 0 and up.

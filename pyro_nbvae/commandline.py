@@ -44,8 +44,11 @@ _PLAIN: list[tuple[str, str]] = [
         r"Error parsing (\S+?): no type matching \{?None\}?\|FLOAT could be instantiated from \['(.*?)'\].*",
         rf"\1 must be {_NUMBER}, got '\2'",
     ),
-    (r"Error parsing (\S+?): invalid literal for int\(\) with base 10: '(.*?)'.*", rf"\1 must be {_WHOLE}, got '\2'"),
-    (r"Error parsing (\S+?): could not convert string to float: '(.*?)'.*", rf"\1 must be {_NUMBER}, got '\2'"),
+    (
+        r"Error parsing (\S+?): invalid literal for int\(\) with base 10: '([^']{0,60}).*",
+        rf"\1 must be {_WHOLE}, got '\2'",
+    ),
+    (r"Error parsing (\S+?): could not convert string to float: '([^']{0,60}).*", rf"\1 must be {_NUMBER}, got '\2'"),
     (r"Error parsing (\S+?): Could not find valid parse for arguments: \[(.*?)\].*", r"\1: \2 is not a valid value"),
     (r"invalid choice (.*?) for argument '(\S+?)'\. Expected one of \((.*?),?\).*", r"unknown \2 \1: choose from \3"),
     (r"Missing value for argument '(\S+?)'\..*", r"\1 needs a value"),

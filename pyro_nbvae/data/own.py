@@ -51,6 +51,8 @@ def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{path} holds values that are not finite ({name})")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
     # booleans are numbers, not pixels; torch has no unsigned integers wider than a byte
     kept = array.dtype == np.uint8 or array.dtype.kind in "if"
     return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=") if kept else np.float32))

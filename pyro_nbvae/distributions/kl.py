@@ -30,15 +30,19 @@ from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_fo
 # right end, c + v - exp(-v) = c + 1. The rules are (neglected tail, number of nodes), by precision.
 _RIGHT = 1.2784645427610738
 _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
-# Log of the largest r, mean or 1 / r for which single precision is used; beyond it goes through double.
-_EXTREME = 11.0
+# Beyond this log of r, of a mean or of 1 / r, or of the ratio of the r (a guide's is at most 5), a finer rule is used,
+# in double precision.
+_EXTREME, _EXTREME_RATIO = 9.3, 5.5
+_EXTREME_RULE = (1e-16, 400)
 # Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers fit in a core's cache.
 _BLOCK = 4096
 
 
-def _interval(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _interval(
+    r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor, rule: tuple[float, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Interval on which the integrand matters, by element: t = exp(centre + v - exp(-v)), v = left + step * node."""
-    eps, nodes = _RULES[r_q.dtype]
+    eps, nodes = rule
     log_eps = torch.log(torch.tensor(eps, dtype=r_q.dtype, device=r_q.device))
     larger, smaller = torch.maximum(r_q, r_p), torch.minimum(r_q, r_p)
     # Left of `low` the integrand is below m^2 (1 + 1/r) max(r) t^2 / 2, right of `high` below m e^(-min(r) t). The
@@ -53,9 +57,11 @@ def _interval(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tens
     return centre, left, step, node
 
 
-def _dispersion_integral(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _dispersion_integral(
+    r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor, rule: tuple[float, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """J and its derivatives in r_q, l_q and r_p, all (n,), from one set of exponentials."""
-    centre, left, step, node = _interval(r_q, l_q, r_p, mean)
+    centre, left, step, node = _interval(r_q, l_q, r_p, mean, rule)
     # (nodes, n) from here on; in place, so that a block stays in cache
     t = torch.addcmul(left, step, node)  # v
     weight = torch.neg(t).exp_()  # e^-v
@@ -84,7 +90,7 @@ def _dispersion_integral(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) ->
 def _nodes(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Abscissas t and weights of the quadrature, (nodes, *shape), out of place and without a gradient."""
     with torch.no_grad():
-        centre, left, step, node = _interval(r_q, l_q, r_p, mean)
+        centre, left, step, node = _interval(r_q, l_q, r_p, mean, _RULES[r_q.dtype])
         v = left + step * node
         return torch.exp(centre + v - torch.exp(-v)), step * (1 + torch.exp(-v))
 
@@ -120,17 +126,24 @@ def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tupl
 
 
 def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> bool:
-    """Whether single precision is not enough: its error grows with the means and with 1 / r."""
-    if r_q.dtype != torch.float32 or not r_q.numel():
+    """Whether the usual rule is not enough: its error grows with the means, with 1 / r and with the ratio of the r."""
+    if not r_q.numel():
         return False
-    largest = [(r.log() + logits.clamp(min=0)).amax() for r, logits in ((r_q, l_q), (r_p, l_p))]
-    smallest = torch.minimum(r_q.amin(), r_p.amin()).log()
-    return bool(torch.stack([*largest, -smallest]).amax() > _EXTREME)
+    log_q, log_p = r_q.log(), r_p.log()
+    largest = [(log_r + logits.clamp(min=0)).amax() for log_r, logits in ((log_q, l_q), (log_p, l_p))]
+    smallest = torch.minimum(log_q.amin(), log_p.amin())
+    ratio = (log_q - log_p).abs().amax()
+    return bool((torch.stack([*largest, -smallest]).amax() > _EXTREME) | (ratio > _EXTREME_RATIO))
 
 
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
-    if _is_extreme(r_q, l_q, r_p, l_p):
-        return tuple(x.float() for x in _exact_value(*(x.double() for x in (r_q, l_q, r_p, l_p))))
+    parameters = (r_q, l_q, r_p, l_p)
+    if _is_extreme(*parameters):
+        return tuple(x.to(r_q.dtype) for x in _value_by(_EXTREME_RULE, *(x.double() for x in parameters)))
+    return _value_by(_RULES[r_q.dtype], *parameters)
+
+
+def _value_by(rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     mean = r_q * l_q.exp()
     # log of (r sigma(l)) for q over p; without cancellation at large logits
     gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
@@ -138,7 +151,7 @@ def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Te
     d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
     size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
     blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
-    added = zip(*(_dispersion_integral(*block) for block in blocks), strict=True)
+    added = zip(*(_dispersion_integral(*block, rule) for block in blocks), strict=True)
     for total, pieces in zip((value, d_rq, d_lq, d_rp), added, strict=True):
         total += torch.cat(pieces).reshape(total.shape)
     return value.clamp_(min=0), d_rq, d_lq, d_rp, d_lp  # rounding may leave less than 0
@@ -164,7 +177,9 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     The error is below 1e-8 * max(1, KL) in float64 and 2e-5 * max(1, KL) in float32 for r from 0.05 to 300, ratios of r
     up to e^2 either way and means from 1e-3 to 50. For ratios up to e^5, the largest that a guide can reach, with r
     from 1e-3 to 1e4 and means from 1e-4 to 1e4, it is below 1e-7 (float64) and 1e-4 (float32) times max(1, m_q, m_p).
-    Outside these ranges, for r from 1e-12 to 1e12 and |l| up to 60, it is never NaN or negative but may be inaccurate.
+    Outside these ranges a finer rule is used, in double precision: for r from 1e-5 to 1e5 and means up to 1e5 the error
+    is below 1e-5 (float64) and 1e-3 (float32) times max(1, KL). For r from 1e-12 to 1e12 and |l| up to 60 the KL is
+    never NaN or negative.
 
     Args:
         r_q, r_p: dispersions (torch's ``total_count``), positive.

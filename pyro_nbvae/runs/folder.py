@@ -297,7 +297,8 @@ class Run:
             self.config()  # where there is no run at all, that is what is wrong
             raise InputError(f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch") from None
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.checkpoint_path} cannot be read ({error}): train it anew") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{self.checkpoint_path} cannot be read ({reason}): train it anew") from error
 
     def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any]) -> None:
         """Loads parameters from a checkpoint.

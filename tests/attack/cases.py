@@ -413,7 +413,8 @@ def file_system() -> Iterator[Case]:
                 error = Killed() if kind == "kill" else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 with failing(step, error), contextlib.suppress(Killed):
                     code, _, err = call(*command)
-                    if kind == "full disk" and code and (problem := wrong_message(code, err)):
+                    last = err.rstrip("\n").rpartition("\n")[2] + "\n"  # the bar stands above it
+                    if kind == "full disk" and code and (problem := wrong_message(code, last)):
                         return problem
                 code, _, err = call(*command, "--resume")
                 if code:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.distributions import kl_divergence
 
 from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.distributions.special import negative_binomial_log_prob
 
 DTYPES = (torch.float32, torch.float64)
 exponents = st.lists(st.floats(-12, 12), min_size=20, max_size=20)
@@ -71,3 +72,23 @@ def test_beyond_is_refused(r, l):  # noqa: E741
     for family in (NegativeBinomial, RelaxedNegativeBinomial):
         with pytest.raises(ValueError, match="to satisfy the constraint"):
             family(torch.tensor(r), logits=torch.tensor(l), validate_args=True)
+
+
+def test_the_kl_beyond_a_guides_reach_is_the_sum_over_counts():
+    """Dispersions from 1e-5 to 1e5 and means up to 1e5: 1e-5 and 1e-3 of max(1, KL)."""
+    generator = torch.Generator().manual_seed(3)
+    tried = 0
+    while tried < 60:
+        a, b, c, d = torch.rand(4, generator=generator, dtype=torch.float64)
+        r, l, s, k = 10 ** (10 * a - 5), 20 * b - 9, 10 ** (10 * c - 5), 20 * d - 9  # noqa: E741
+        mean, fano = float(r * l.exp()), float(1 + l.exp())
+        last = mean + 40 * (mean * fano) ** 0.5 + 60 * fano
+        if last > 3e5 or (max(r, s, mean) < 1e4 and abs(float((r / s).log())) < 5.5):
+            continue  # too long a sum; or in reach, which is tested in test_kl.py
+        z = torch.arange(int(last) + 200, dtype=torch.float64)
+        of_q, of_p = negative_binomial_log_prob(z, r, l), negative_binomial_log_prob(z, s, k)
+        exact = float((of_q.exp() * (of_q - of_p)).sum())
+        for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-3)):
+            q, p = (NegativeBinomial(n.to(dtype), logits=o.to(dtype)) for n, o in ((r, l), (s, k)))
+            assert abs(float(kl_divergence(q, p)) - exact) <= tolerance * max(1, exact)
+        tried += 1

@@ -40,11 +40,14 @@ napoleon_custom_sections = [("Reference", "notes_style")]
 napoleon_use_ivar = True
 
 
+_STARRED = "event_shape|latent_shape|options|parameters|rest|args|kwargs"
+
+
 def _escape(app, what, name, obj, options, lines):
     """Docstrings write shapes as (B, *event_shape) and absolute values as |l|, which the markup takes for its own."""
     for k, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
-            line = re.sub(r"(?<![\\*])(\*{1,2})(?=(event_shape|latent_shape|options|parameters|rest|args|kwargs)\b)", r"\\\1", line)
+            line = re.sub(rf"(?<![\\*])(\*{{1,2}})(?=({_STARRED})\b)", r"\\\1", line)
             lines[k] = line.replace(r"\**", r"\*\*").replace("|l|", r"\|l\|")
 
 

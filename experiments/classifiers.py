@@ -118,6 +118,7 @@ def make(name: str, arguments: Arguments) -> str:
 
 
 def main(arguments: Arguments) -> None:
+    """Train and write the classifiers."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
         print(make(name, arguments))

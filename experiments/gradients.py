@@ -137,6 +137,7 @@ def trained_case(folder: str, arguments: Arguments) -> list[dict]:
 
 
 def main(arguments: Arguments) -> None:
+    """Write the table and the picture."""
     rows: list[dict] = []
     for folder in arguments.runs:  # first: what is missing is then known at once
         rows += trained_case(folder, arguments)

@@ -49,6 +49,21 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) ->
             raise InputError(f"images lie in [{low:.3g}, {high:.3g}]: expected values in [0, 1]")
 
 
+def check_param_store(module: nn.Module) -> None:
+    """Raise InputError if Pyro's parameter store holds other tensors under the names of a module's parameters.
+
+    SVI would then train those, another model's, and leave the module as it is.
+    """
+    store = pyro.get_param_store()._params
+    for name, parameter in module.named_parameters():
+        held = store.get(name.replace(".", "$$$", 1), parameter)
+        if held is not parameter and held.data_ptr() != parameter.data_ptr():
+            raise InputError(
+                f"Pyro's parameter store holds another {name}, of another model: call pyro.clear_param_store() before "
+                "a second model is trained"
+            )
+
+
 def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Any:
     """Context for a network: bfloat16 multiplications in training if the module has ``mixed_precision`` set."""
     return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
@@ -186,6 +201,7 @@ class GenerativeModel(PyroModule):
             InputError: for observations of another shape or type, and, with validation on, outside [0, 1] if they must
                 be inside.
         """
+        check_param_store(self)
         device = self.device
         if x is not None:
             check_batch(x, self.event_shape, self.unit_interval)
@@ -326,6 +342,7 @@ class AmortizedGuide(PyroModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
+        check_param_store(self)
         posterior = self.posterior(x)
         subsample = torch.arange(len(x), device=x.device)
         with pyro.plate("batch", self.data_size or len(x), subsample=subsample, dim=-1):

@@ -6,9 +6,13 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import Adam
 
 from pyro_nbvae.distributions import ArrivalTimes
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.models import NegativeBinomialModel
 
@@ -133,3 +137,26 @@ def test_works_with_module_local_parameters():
         loss_of(torch.rand(3, *SHAPE)).backward()
         assert all(p.grad is not None for p in loss_of.parameters())
         assert len(pyro.get_param_store()) == 0
+
+
+def test_a_second_model_under_the_same_names_is_not_left_untrained_silently():
+    """Pyro's store keeps parameters by name: SVI would go on training the first model's."""
+    x = torch.rand(5, 1, 8, 8)
+
+    def pair():
+        model = NegativeBinomialModel((1, 8, 8), 3, decoder="linear")
+        return model, NegativeBinomialGuide(model, encoder="linear", relaxation=ArrivalTimes())
+
+    def step(model, guide):
+        before = [p.detach().clone() for p in guide.parameters()]
+        SVI(model, guide, Adam({"lr": 1e-2}), AnalyticKL_ELBO()).step(x)
+        return [not torch.equal(a, b) for a, b in zip(before, guide.parameters(), strict=True)]
+
+    first = pair()
+    assert all(step(*first)) and all(step(*first))
+    with pytest.raises(InputError, match=r"call pyro.clear_param_store\(\) before a second model"):
+        step(*pair())
+    pyro.clear_param_store()
+    assert all(step(*pair()))
+    with pyro.get_param_store().scope():
+        assert all(step(*pair()))

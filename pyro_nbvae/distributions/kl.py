@@ -13,6 +13,8 @@ where :math:`J` is 0 if the dispersions are equal and a one-dimensional integral
 
 from __future__ import annotations
 
+import functools
+import itertools
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -151,7 +153,8 @@ def _value_by(rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_
     d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
     size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
     blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
-    added = zip(*(_dispersion_integral(*block, rule) for block in blocks), strict=True)
+    integral = functools.partial(_dispersion_integral, rule=rule)
+    added = zip(*itertools.starmap(integral, blocks), strict=True)
     for total, pieces in zip((value, d_rq, d_lq, d_rp), added, strict=True):
         total += torch.cat(pieces).reshape(total.shape)
     return value.clamp_(min=0), d_rq, d_lq, d_rp, d_lp  # rounding may leave less than 0

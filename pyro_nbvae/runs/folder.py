@@ -188,10 +188,12 @@ class Run:
 
     @property
     def checkpoint_path(self) -> Path:
+        """The file of the parameters."""
         return self.folder / "checkpoint.pt"
 
     @property
     def config_path(self) -> Path:
+        """The file of the configuration."""
         return self.folder / "config.json"
 
     def config(self) -> tuple[TrainConfig, tuple[int, ...]]:
@@ -261,9 +263,11 @@ class Run:
         return [path.replace(path.with_name(path.name + DAMAGED)) for path in damaged if path.is_file()]
 
     def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
+        """Write ``config.json``."""
         self.write_json("config.json", config_json(config, event_shape))
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
+        """Write a JSON file into the folder; returns its path."""
         # JSON has no NaN: what is no number is null
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
         write_text(self.folder / name, json.dumps(finite, indent=2) + "\n")
@@ -278,9 +282,11 @@ class Run:
         return content if isinstance(content, dict) else {}
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
+        """Write ``log.csv``, a row an epoch."""
         write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write ``checkpoint.pt``."""
         write_tensors(self.checkpoint_path, state)
 
     def read_checkpoint(self) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def number_of_samples(options: Reproduction) -> int:
 
 def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str]:
     """The metrics of a table, and the standard ones, that a cell's folder lacks or has of another checkpoint or other
-    settings."""
+    settings.
+    """
     wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
     measured = cell.metrics
     expected = settings(cell.config.epochs or 0, 0, number_of_samples(options), options.features)

@@ -41,10 +41,12 @@ def running_sum(x: Tensor) -> Tensor:
 
 
 def take(x: Tensor, here: slice | Tensor) -> Tensor:
+    """Return the rows of a slice, or of indices."""
     return x[here] if isinstance(here, slice) else x.index_select(0, here)
 
 
 def put(x: Tensor, here: slice | Tensor, part: Tensor) -> None:
+    """Overwrite the rows of a slice, or of indices."""
     if isinstance(here, slice):
         x[here] = part
     else:

@@ -278,3 +278,16 @@ def test_the_prior_learns_at_its_own_rate(variant, tmp_path):
 def test_a_fixed_prior_has_no_pace(flag):
     with pytest.raises(InputError, match="the prior of G-VAE is not learned"):
         validate(TrainConfig(variant="G-VAE", **flag))
+
+
+@pytest.mark.filterwarnings("ignore:a Poisson rate is close")
+def test_a_sampled_kl_that_runs_away_ends_the_run(tmp_path):
+    """Counts that are cut off far below their mean make log q - log p as negative as training likes; no KL is."""
+    tiny = {"latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 6, "batch_size": 50, "kl_warmup": 0.0}
+    config = TrainConfig(variant="MC-G", data="digits", prior_mean=300.0, max_count=3, lr=1e-2, **tiny)
+    with pytest.raises(InputError, match=r"diverged in epoch 1 \(the sampled KL is -.* which no KL can be"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    # the exact KL of the same counts is a KL
+    exact = train(replace(config, variant="EX-G"), tmp_path / "exact", progress=False)
+    assert all(row["kl"] > 0 for row in exact.read_checkpoint()["log"])

@@ -263,6 +263,8 @@ class Trainer:
         loss, likelihood, kl = (self.group.total(totals) / len(self.train_set)).tolist()
         if not math.isfinite(loss):
             raise self.diverged(epoch, "the loss is not finite")
+        if kl < -self.model.latents:
+            raise self.diverged(epoch, f"the sampled KL is {kl:.3g} nats, which no KL can be: its counts are cut off")
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss}
         if isinstance(self.elbo, SiteKL_ELBO):
             row |= {"log_likelihood": likelihood, "kl": kl, "kl_weight": self.elbo.kl_weight}

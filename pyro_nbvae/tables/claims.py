@@ -206,3 +206,15 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
         lines.append(f"- **{verdict}**: {by}{claim.sentence}\n")
         lines += [f"  - {finding.verdict}: {finding.figures}\n" for finding in findings]
     return "".join(lines)
+
+
+def summary(claims: Sequence[Claim], groups: Groups, table: str) -> str:
+    """A row a claim of a Markdown table: verdict, how many comparisons hold, fail and are open, source, sentence."""
+    rows = []
+    for claim in claims:
+        verdict, findings = claim.judge(groups)
+        number = {v: sum(one.verdict == v for one in findings) for v in ("holds", "fails", "not enough runs")}
+        counts = f"{number['holds']} hold, {number['fails']} fail, {number['not enough runs']} open"
+        source = "the paper" if claim.source == "paper" else "ours"
+        rows.append(f"| {verdict} | {counts} | {source} | {claim.sentence} | {table} |\n")
+    return "".join(rows)

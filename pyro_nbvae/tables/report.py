@@ -153,11 +153,7 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             parts += f"\n## {table.name}, {scale}\n\n{len(there)} of {len(grid)} runs are finished. "
             parts += render(table, here, there, rows)[0]
             by_data = group(table, there, rows)
-            verdicts += "".join(
-                f"| {claim.judge(by_data)[0]} | {'the paper' if claim.source == 'paper' else 'ours'} "
-                f"| {claim.sentence} | {table.name}, {scale} |\n"
-                for claim in table.claims
-            )
+            verdicts += claims.summary(table.claims, by_data, f"{table.name}, {scale}")
     if not parts:
         raise InputError(
             f"no finished run in {options.out} and no row in {kept}: nbvae reproduce TABLE makes some; {path} stays"
@@ -169,7 +165,8 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
     if verdicts:
         text += (
             "\n## Claims\n\nA claim holds or fails where the seeds decide it at 5 %; each stands with its figures "
-            f"under its table below.\n\n| verdict | claimed by | claim | table |\n|---|---|---|---|\n{verdicts}"
+            "under its table below.\n\n| verdict | comparisons | claimed by | claim | table |\n"
+            f"|---|---|---|---|---|\n{verdicts}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + parts)

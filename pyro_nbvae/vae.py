@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -50,10 +51,13 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) ->
 
 
 def check_param_store(module: nn.Module) -> None:
-    """Raise InputError if Pyro's parameter store holds other tensors under the names of a module's parameters.
+    """Raise InputError if SVI is about to train another model's parameters instead of a module's, by their names.
 
-    SVI would then train those, another model's, and leave the module as it is.
+    Pyro's store keeps parameters by name: the module would stay as it is, without a word. Outside of SVI.step, which
+    records parameters, the module's own are used.
     """
+    if not any(getattr(messenger, "param_only", False) for messenger in _PYRO_STACK):
+        return
     store = pyro.get_param_store()._params
     for name, parameter in module.named_parameters():
         held = store.get(name.replace(".", "$$$", 1), parameter)

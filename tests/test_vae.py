@@ -156,7 +156,9 @@ def test_a_second_model_under_the_same_names_is_not_left_untrained_silently():
     assert all(step(*first)) and all(step(*first))
     with pytest.raises(InputError, match=r"call pyro.clear_param_store\(\) before a second model"):
         step(*pair())
+    assert first[1](x).shape == (5, 3)
     pyro.clear_param_store()
     assert all(step(*pair()))
+    assert first[1](x).shape == (5, 3)  # to use a model is no training
     with pyro.get_param_store().scope():
         assert all(step(*pair()))

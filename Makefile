@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test attack docs lint bench clean
+.PHONY: demo test attack docs dist lint bench clean
 
 demo: $(READY)
 	$(BIN)/python -m experiments.demo
@@ -17,6 +17,14 @@ attack: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# The package as others get it: built by way of its source archive, installed apart, imported.
+dist: $(READY)
+	rm -rf dist build/installed
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	$(BIN)/python -m pip install --quiet --no-deps --target build/installed dist/*.whl
+	cd build && PYTHONPATH=installed ../$(BIN)/python -c "import pyro_nbvae, pyro_nbvae.models, pyro_nbvae.guides, \
+		pyro_nbvae.experiments.main; assert 'installed' in pyro_nbvae.models.__file__, pyro_nbvae.models.__file__"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,4 +42,4 @@ $(READY): setup.cfg pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info
+	rm -rf $(VENV) build docs/_build dist *.egg-info

@@ -290,7 +290,7 @@ def draw(
         out[0].index_copy_(0, index, z)
         if not gradient:
             continue
-        side = (0.5 - level).sign()  # 1: sum from below
+        side = torch.where(level > 0.5, -1.0, 1.0).to(level.dtype)  # 1: sum from below
         share_of = (z - k).mul_(side).add_(0.5).clamp_(0, 1).mul_(q)
         scale = side.neg().div_(q.gather(0, (z - k[0]).long()[None])[0].clamp(min=torch.finfo(q.dtype).tiny))
         for derivative, t in zip(out[1:], family.scores(k, *own), strict=True):

@@ -10,7 +10,8 @@ guide (``infer={"is_auxiliary": True}``). A guide site that is a Delta (AutoDelt
 autoguides) contributes its log density.
 
 With relaxed latents the reconstruction term is that of the relaxed program; the KL of AnalyticKL_ELBO is that of the
-exact counts. Use exact latents (``relaxation=None``) for a bound on log p(x) of the count model.
+exact counts. For a bound on log p(x) of the count model use integers: ``Integer()``, or exact latents
+(``relaxation=None``).
 """
 
 from __future__ import annotations

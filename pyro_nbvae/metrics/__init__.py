@@ -3,6 +3,7 @@
 from pyro_nbvae.metrics.bound import importance_weighted_bound
 from pyro_nbvae.metrics.distances import distances
 from pyro_nbvae.metrics.features import FEATURES, Features, build_features
+from pyro_nbvae.metrics.gradient_bias import GradientError, gradient_errors
 from pyro_nbvae.metrics.gradient_noise import GradientMoments, gradient_moments
 from pyro_nbvae.metrics.held_out import HeldOut, fano_factor, held_out
 from pyro_nbvae.metrics.latents import classification, latent_classification, represent
@@ -10,12 +11,14 @@ from pyro_nbvae.metrics.latents import classification, latent_classification, re
 __all__ = [
     "FEATURES",
     "Features",
+    "GradientError",
     "GradientMoments",
     "HeldOut",
     "build_features",
     "classification",
     "distances",
     "fano_factor",
+    "gradient_errors",
     "gradient_moments",
     "held_out",
     "importance_weighted_bound",

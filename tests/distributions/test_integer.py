@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from pyro.distributions import constraints
 
 from pyro_nbvae.distributions import (
     ConwayMaxwellPoisson,
+    CountDistribution,
     Integer,
     NegativeBinomial,
     RelaxedNegativeBinomial,
@@ -168,3 +170,22 @@ def test_rates_that_are_not_finite(logits):
 def test_empty():
     for make in CASES.values():
         assert make(torch.zeros(0, 3), torch.zeros(0, 3), relaxation=Integer()).rsample().shape == (0, 3)
+
+
+def test_the_two_sides_of_the_median_agree():
+    """Drawn at a uniform number of exactly one half, from which side the sum is taken makes no difference."""
+
+    class Geometric(CountDistribution):
+        arg_constraints = {"logits": constraints.real}
+        log_weight = staticmethod(lambda k, logits: k * torch.nn.functional.logsigmoid(logits))
+        scores = staticmethod(lambda k, logits: (k * torch.sigmoid(-logits),))
+        window = staticmethod(lambda nats, logits: (0 * logits, nats / torch.nn.functional.softplus(-logits)))
+
+    u = torch.tensor([0.5 - 1e-9, 0.5, 0.5 + 1e-9], dtype=F64)
+    compiled = ConwayMaxwellPoisson, [torch.full((3,), v, dtype=F64) for v in (3.7, 1.6)]
+    for family, own in (compiled, (Geometric, [torch.full((3,), 1.3, dtype=F64)])):
+        z, *derivatives = draw(family, own, uniform=u)
+        assert torch.equal(z, z[:1].expand(3))
+        for derivative in derivatives:
+            assert derivative[0] != 0
+            torch.testing.assert_close(derivative, derivative[:1].expand(3), rtol=1e-6, atol=0)

@@ -2,8 +2,8 @@ r"""Bias and noise of the gradient through a relaxation.
 
 The objective is that of the model with integer counts, :math:`L = E_q[-\log p(x \mid z)]`, without the KL, which
 :class:`~pyro_nbvae.infer.AnalyticKL_ELBO` computes without samples. Its gradient is taken in the encoder's outputs and
-averaged over observations: it is what reaches the biases of the encoder's heads. Relative to the squared norm of the true
-gradient g,
+averaged over observations: it is what reaches the biases of the encoder's heads. Relative to the squared norm of the
+true gradient g,
 
 .. math:: \mathrm{bias}^2 = \|E[\hat g] - g\|^2 / \|g\|^2, \qquad
     \mathrm{noise} = \mathrm{tr}\,\mathrm{Cov}(\hat g) / \|g\|^2.

@@ -62,6 +62,11 @@ def check_param_store(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         held = store.get(name.replace(".", "$$$", 1), parameter)
         if held is not parameter and held.data_ptr() != parameter.data_ptr():
+            if not parameter.is_contiguous():
+                raise InputError(
+                    f"the parameter {name} is not contiguous: Pyro's store would train a copy of it; make it so with "
+                    ".contiguous() before the module is used"
+                )
             raise InputError(
                 f"Pyro's parameter store holds another {name}, of another model: call pyro.clear_param_store() before "
                 "a second model is trained"

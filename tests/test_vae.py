@@ -162,3 +162,26 @@ def test_a_second_model_under_the_same_names_is_not_left_untrained_silently():
     assert first[1](x).shape == (5, 3)  # to use a model is no training
     with pyro.get_param_store().scope():
         assert all(step(*pair()))
+
+
+@pytest.mark.parametrize("network", ["conv", "mlp", "linear"])
+def test_svi_trains_every_parameter(network):
+    """Pyro's store keeps a copy of a tensor that is not contiguous, and trains that instead of the module's."""
+    model = NegativeBinomialModel((1, 28, 28), 6, decoder=network)
+    guide = NegativeBinomialGuide(model, encoder=network, relaxation=ArrivalTimes())
+    before = {name: p.detach().clone() for module in (model, guide) for name, p in module.named_parameters()}
+    svi = SVI(model, guide, Adam({"lr": 1e-2}), AnalyticKL_ELBO())
+    for _ in range(3):
+        svi.step(torch.rand(8, 1, 28, 28))
+    after = {name: p for module in (model, guide) for name, p in module.named_parameters()}
+    assert not [name for name, p in after.items() if torch.equal(p, before[name])]
+
+
+def test_a_parameter_that_pyro_would_copy_is_refused():
+    decoder = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.Unflatten(1, SHAPE))
+    decoder[0].weight = torch.nn.Parameter(torch.randn(6, 64).T)
+    model = NegativeBinomialModel(SHAPE, 6, decoder=decoder)
+    guide = NegativeBinomialGuide(model, encoder="linear", relaxation=ArrivalTimes())
+    with pytest.raises(InputError, match=r"the parameter decoder.0.weight is not contiguous"):
+        for _ in range(2):
+            SVI(model, guide, Adam({"lr": 1e-2}), AnalyticKL_ELBO()).step(torch.rand(8, *SHAPE))

@@ -39,7 +39,7 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(32, 64, 4, stride=2, padding=padding),
             nn.ReLU(),
             nn.Flatten(),
-        ).to(memory_format=torch.channels_last)
+        )
         with torch.no_grad():
             width = self.features(torch.zeros(1, *event_shape)).shape[1]
         self.heads = nn.ModuleList(
@@ -72,7 +72,7 @@ class ConvDecoder(nn.Module):
             nn.ReLU(),
             nn.ConvTranspose2d(64, channels, 4, stride=2, padding=1),
             output,
-        ).to(memory_format=torch.channels_last)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         h = torch.relu(self.expand(z)).unflatten(1, self.start)

@@ -145,5 +145,5 @@ def test_prior_samples_are_the_decoders_means_of_integer_counts():
         z, images = model.generate(500)
     assert torch.equal(z, z.round())
     assert torch.equal(drawn[500:1000], (images * 255).round().byte())
-    with pytest.raises(InputError, match="at least 1, got 0"):
+    with pytest.raises(InputError, match="must be 1 to 10,000,000, got 0"):
         prior_samples(model, guide, 0)

@@ -276,7 +276,7 @@ def test_the_prior_learns_at_its_own_rate(variant, tmp_path):
 
 @pytest.mark.parametrize("flag", [{"prior_lr": 0.1}, {"prior_mean": 2.0}])
 def test_a_fixed_prior_has_no_pace(flag):
-    with pytest.raises(InputError, match="the prior of G-VAE is not learned|the model of G-VAE does not take it"):
+    with pytest.raises(InputError, match=r"the prior of G-VAE is not learned|the model of G-VAE does not take it"):
         validate(TrainConfig(variant="G-VAE", **flag))
 
 

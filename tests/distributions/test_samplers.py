@@ -385,7 +385,7 @@ def test_gumbel_warns_where_the_rate_nears_max_count():
 
 
 def test_rates_that_have_diverged_are_refused():
-    with pytest.raises(ValueError, match="more than 1e\\+10 arrivals"):
+    with pytest.raises(ValueError, match="more than 1e\\+09 arrivals"):
         RelaxedPoisson(torch.tensor([1e12]), relaxation=ArrivalTimes(0.5)).rsample()
     with pytest.raises(ValueError, match="not finite"):
         RelaxedPoisson(torch.tensor([math.nan]), relaxation=ArrivalTimes(0.5), validate_args=False).rsample()

@@ -1,0 +1,108 @@
+"""Promises of docs/reliability.md that are no damage to a file: tests/attack has those."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.files import read_tensors, write_tensors
+from pyro_nbvae.runs import training
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.training import temperature, train
+
+TINY = {"data": "digits", "latents": 4, "encoder": "linear", "decoder": "linear", "train_size": 100, "batch_size": 50}
+FLAGS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
+
+
+def test_one_training_a_folder(tmp_path):
+    config = TrainConfig(variant="EX-I", epochs=1, **TINY)
+    with Run(tmp_path / "run").locked(), pytest.raises(InputError, match="another process is training in"):
+        train(config, tmp_path / "run", progress=False)
+    assert train(config, tmp_path / "run", progress=False).checkpoint_path.exists()
+
+
+def test_a_command_that_failed_may_be_corrected_and_given_again(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="diverged in epoch 1"):
+        train(TrainConfig(variant="EX-I", epochs=1, lr=1000.0, kl_warmup=0.0, **TINY), run, progress=False)
+    assert not (run / "checkpoint.pt").exists()
+    for resume in (False, True):
+        config = TrainConfig(variant="EX-I", epochs=1, **TINY)
+        assert train(config, run, resume=resume, progress=False).config()[0].lr == 1e-3
+        (run / "checkpoint.pt").unlink()
+
+
+def test_a_last_step_that_diverges_keeps_the_epoch_before(tmp_path, monkeypatch):
+    config = TrainConfig(variant="EX-I", epochs=1, **TINY)
+    run = train(config, tmp_path / "run", progress=False)
+    good = run.checkpoint_path.read_bytes()
+    step = training.Trainer.step
+
+    def poisoned(self, x):
+        terms = step(self, x)
+        with torch.no_grad():
+            self.parameters[0].view(-1)[0] = float("nan")
+        return terms
+
+    monkeypatch.setattr(training.Trainer, "step", poisoned)
+    with pytest.raises(InputError, match="diverged in epoch 2"):
+        train(TrainConfig(variant="EX-I", epochs=2, **TINY), run.folder, resume=True, progress=False)
+    assert run.checkpoint_path.read_bytes() == good and len(run.read_checkpoint()["log"]) == 1
+
+
+@given(st.floats(1e-30, 100), st.floats(1e-30, 100), st.floats(0.1, 1000), st.floats(0, 2000))
+def test_the_temperature_stays_between_its_ends(start, end, epochs, epoch):
+    config = TrainConfig(temperature_start=start, temperature=end, anneal_epochs=epochs)
+    now = temperature(config, epoch)
+    assert min(start, end) * (1 - 1e-12) <= now <= max(start, end) * (1 + 1e-12) and now > 0
+    assert epoch < epochs or now == end
+
+
+@pytest.mark.parametrize("turned", range(0, 600, 37))
+def test_a_bit_that_turned_is_noticed(tmp_path, turned):
+    path = tmp_path / "x.pt"
+    write_tensors(path, {"a": torch.arange(5.0), "b": [1, "x"]})
+    assert torch.equal(read_tensors(path)["a"], torch.arange(5.0))
+    content = bytearray(path.read_bytes())
+    content[turned % len(content)] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError):
+        read_tensors(path)
+
+
+def command(*arguments, **options):
+    words = [sys.executable, "-m", "pyro_nbvae", *map(str, arguments)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_terminals_and_environments(tmp_path):
+    """ASCII output, a closed standard error, torchrun's variables by halves, and SIGTERM: each is one line or none."""
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    run = [*FLAGS, "--variant=EX-I", "--epochs=1"]
+    process = command("train", *run, "--out", tmp_path / "a", env=ascii_only)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.strip() == str(tmp_path / "a") and "Traceback" not in err
+    process = command("evaluate", tmp_path / "a", "--samples=10", "--importance-samples=0", env=ascii_only)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err
+
+    process = command("train", *run, "--out", tmp_path / "b", env={**os.environ, "WORLD_SIZE": "2"})
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and err.startswith("nbvae: WORLD_SIZE is set and RANK") and err.count("\n") == 1
+
+    process = command("train", *FLAGS, "--variant=EX-I", "--epochs=100000", "--out", tmp_path / "c")
+    while not (tmp_path / "c" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("nbvae: terminated; the same command goes on")

@@ -64,7 +64,7 @@ def _in_plain_words(text: str) -> str:
         found = re.fullmatch(pattern, text)
         if found:
             text = found.expand(plain)
-            if text.startswith("unknown --") or ": choose from " in text:
+            if ": choose from " in text:
                 head, _, choices = text.partition(": choose from ")
                 kept = [choice.strip(" '") for choice in choices.split(",")]
                 text = f"{head}: choose from {', '.join(sorted(c for c in kept if c and c != 'None'))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from pyro_nbvae.data import BATCH
 
 
-def shown(data: Tensor, what: str, progress: bool) -> Iterator[Tensor]:
+def shown(data: Tensor | Iterable[Tensor], what: str, progress: bool) -> Iterator[Tensor]:
     """Iterate over batches of data (N, ...), unchanged, with a progress bar."""
-    return iter(tqdm(data.split(BATCH), desc=what, disable=not progress, leave=False))
+    batches = data.split(BATCH) if isinstance(data, Tensor) else data
+    return iter(tqdm(batches, desc=what, disable=not progress, leave=False))

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from pyro_nbvae.data import BATCH
 from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.files import cached
+from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.metrics.features import Features
 
 # KID is an average over KID_SUBSETS pairs of subsets of KID_SUBSET_SIZE images (torchmetrics' defaults). The subsets of
@@ -36,9 +35,7 @@ class _AsTheyAre(nn.Module):
 @torch.no_grad()
 def _extract(features: Features, images: Tensor | Iterable[Tensor], what: str, progress: bool) -> Tensor:
     device = next(features.parameters()).device
-    batches: Iterable[Tensor] = images.split(BATCH) if isinstance(images, Tensor) else images
-    bar = tqdm(batches, desc=what, disable=not progress, leave=False)
-    return torch.cat([features(batch.to(device)).float().cpu() for batch in bar])
+    return torch.cat([features(batch.to(device)).float().cpu() for batch in shown(images, what, progress)])
 
 
 def _frechet(features: Features) -> Any:

@@ -84,9 +84,14 @@ class Evaluation:
                 self.networks[name] = network.to(self.model.device)
 
     @property
+    def train_set(self) -> Tensor:
+        """The data that the run was trained on."""
+        return self.data.train[: self.config.train_size]
+
+    @property
     def trained_on(self) -> int:
         """Number of training observations."""
-        return len(self.data.train[: self.config.train_size])
+        return len(self.train_set)
 
     @cached_property
     def test(self) -> Tensor:
@@ -112,7 +117,7 @@ class Evaluation:
         """FID and KID in every feature set that was asked for; of images only."""
         figures: dict[str, float] = {}
         if self.networks:
-            sampler = sampler_of(self.sampler, self.run, self.model, self.guide, self.data)
+            sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
             for network in self.networks.values():  # batches that are drawn again need no memory
                 generated = map(to_bytes, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
                 figures |= distances(network, self.data.train, generated, seed=self.seed, progress=self.progress)

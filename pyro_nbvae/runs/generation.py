@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from pyro_nbvae.data import Data, load, to_bytes, to_floats
+from pyro_nbvae.data import load, to_bytes, to_floats
 from pyro_nbvae.data.own import as_tensor, read_npy
 from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.errors import check_member, check_number
@@ -30,11 +31,13 @@ def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, 
     return torch.cat([to_bytes(means) for means in decoded(model, guide, PriorSampler(model), count, seed=seed)])
 
 
-def sampler_of(name: SamplerName, run: Run, model: GenerativeModel, guide: AmortizedGuide, data: Data) -> Sampler:
-    """The sampler of that name for a trained run.
+def sampler_of(
+    name: SamplerName, model: GenerativeModel, guide: AmortizedGuide, train: Callable[[], Tensor]
+) -> Sampler:
+    """The sampler of that name for a trained pair.
 
     Args:
-        data: the run's.
+        train: returns the data that it was trained on; called only where they are needed.
 
     Raises:
         InputError: for an unknown name, and for latents that have no mixture.
@@ -42,7 +45,7 @@ def sampler_of(name: SamplerName, run: Run, model: GenerativeModel, guide: Amort
     check_member("sampler", name, get_args(SamplerName))
     if name == "prior":
         return PriorSampler(model)
-    return fit_mixture(model, guide, data.train[: run.config()[0].train_size])
+    return fit_mixture(model, guide, train())
 
 
 def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
@@ -68,9 +71,11 @@ def generate(
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)
     config, model, guide = run.load(device)
-    drawer: Sampler = PriorSampler(model)
-    if sampler != "prior":
-        drawer = sampler_of(sampler, run, model, guide, load(config.data, data_root or config.data_root))
+
+    def train() -> Tensor:
+        return load(config.data, data_root or config.data_root).train[: config.train_size]
+
+    drawer = sampler_of(sampler, model, guide, train)
     drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))
     path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
     title = f"{config.title}: {sampler} samples"

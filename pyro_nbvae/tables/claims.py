@@ -51,6 +51,12 @@ def _shown(label: str, figures: Sequence[float], metric: str) -> str:
     return f"{label} {mean:.{digits}f} ± {statistics.stdev(figures):.{digits}f}"
 
 
+def _finding(verdicts: set[Verdict], data: str, metric: str, found: Mapping[str, Sequence[float]]) -> Finding:
+    """One finding from several verdicts, with the figures of every label."""
+    shown = ", ".join(_shown(label, each, metric) for label, each in found.items())
+    return Finding(combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
+
+
 def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     """The confidence limits of mean(a) - mean(b), by Welch; infinite where there are too few figures."""
     if min(len(a), len(b)) < 2:
@@ -102,8 +108,7 @@ class Ahead:
         found = {label: values(groups, data, label, self.metric) for label in (*self.first, *self.others)}
         signed = {label: [sign * v for v in each] for label, each in found.items()}
         verdicts = {_sign(*_limits(signed[a], signed[b])) for a in self.first for b in self.others}
-        shown = ", ".join(_shown(label, each, self.metric) for label, each in found.items())
-        return Finding(combined(verdicts), f"{data}, {METRICS[self.metric].heading}: {shown}")
+        return _finding(verdicts, data, self.metric, found)
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,7 @@ class Alike:
             verdicts.add(
                 "holds" if max(-low, high) <= most else "fails" if low > most or high < -most else "not enough runs"
             )
-        shown = ", ".join(_shown(label, each, self.metric) for label, each in found.items())
-        return Finding(combined(verdicts), f"{data}, {METRICS[self.metric].heading}: {shown}")
+        return _finding(verdicts, data, self.metric, found)
 
 
 @dataclass(frozen=True)

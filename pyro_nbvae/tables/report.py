@@ -30,11 +30,8 @@ def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> d
         for sampler in results.SAMPLERS:
             row = results.of_cell(rows, cell, sampler)
             if row is not None:
-                prior = sampler == "prior"
-                paper = (
-                    table.paper.get((cell.config.data, cell.label)) if prior and row.get("fid") is not None else None
-                )
-                label = cell.label if prior else f"{cell.label} ({sampler})"
+                label = cell.label if sampler == "prior" else f"{cell.label} ({sampler})"
+                paper = table.paper.get((cell.config.data, label)) if row.get("fid") is not None else None
                 groups.setdefault(label, []).append(row | {"fid_paper": paper})
     return by_data
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nbvae.files import write_text
+from pyro_nbvae.tables.formats import write_page
 
-FOLDER = Path("runs/bench")
+FOLDER = Path(__file__).parent.parent / "results" / "benchmarks"
 
 
 def device() -> torch.device:
@@ -78,18 +75,6 @@ def progress(items: Sequence[Any], what: str) -> tqdm:
     return tqdm(items, desc=what, leave=False)
 
 
-def machine() -> str:
-    """Describe the hardware and the versions in one line."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()}), torch {torch.__version__}"
-
-
 def report(name: str, rows: Sequence[Mapping[str, Any]], note: str) -> None:
-    """Print the rows as a Markdown table, and write them to ``runs/bench`` as Markdown and as JSON lines."""
-    text = f"{note} ({machine()}; `python -m benchmarks.{name}`)\n\n{pd.DataFrame(rows).to_markdown(index=False)}\n"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    write_text(FOLDER / f"{name}.md", text)
-    lines = (json.dumps({"benchmark": name, "machine": machine(), **row}) + "\n" for row in rows)
-    write_text(FOLDER / f"{name}.jsonl", "".join(lines))
-    print(text)
+    """Print a table, and write it to ``results/benchmarks``, from where docs/performance.md includes it."""
+    print(write_page(FOLDER / f"{name}.md", rows, note, f"python -m benchmarks.{name}", device().type))

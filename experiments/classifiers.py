@@ -2,7 +2,8 @@
 
 python -m experiments.classifiers    about half an hour on two cores
 
-Each weights file records the accuracy on the official test images, of the weights as they are in the file.
+Each weights file records the accuracy on the official test images, of the weights as they are in the file;
+``results/classifiers.md`` lists them all (``--names`` without a name writes only this list).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pyro_nbvae.data import Data, batches, load
 from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 from pyro_nbvae.runs.build import choose_device
+from pyro_nbvae.tables.formats import write_page
 
 
 class Recipe(NamedTuple):
@@ -45,6 +47,7 @@ class Arguments:
     Args:
         names: which ones.
         out: the folder for the weights.
+        table: the file of the table.
         data_root: where the data are.
         device: auto or a PyTorch device string.
         seed: random seed.
@@ -52,6 +55,7 @@ class Arguments:
 
     names: tuple[str, ...] = tuple(RECIPES)
     out: Path = WEIGHTS
+    table: Path = Path("results/classifiers.md")
     data_root: str | None = None
     device: str = "auto"
     seed: int = 0
@@ -117,11 +121,25 @@ def make(name: str, arguments: Arguments) -> str:
     return f"{path}: {share:.4f} of the {len(data.test)} test images, {path.stat().st_size} bytes"
 
 
+def listed(folder: Path) -> list[dict[str, str]]:
+    """What the headers of the weights files in a folder say, a row a file."""
+    rows = []
+    for name in RECIPES:
+        path = folder / f"{name}.safetensors"
+        if path.exists():
+            facts = ImageClassifier.load(path)[1]
+            right = f"{100 * float(facts['test_accuracy']):.1f} %"
+            rows.append({"weights": name, "epochs": facts["epochs"], "accuracy on the test images": right})
+    return rows
+
+
 def main(arguments: Arguments) -> None:
     """Train and write the classifiers."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
         print(make(name, arguments))
+    caption = "The classifiers whose features FID-c and KID-c use; the figures stand in the weights files' headers."
+    print(write_page(arguments.table, listed(arguments.out), caption, "python -m experiments.classifiers"))
 
 
 if __name__ == "__main__":

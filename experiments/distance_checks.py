@@ -1,13 +1,15 @@
 """Do FID-c and KID-c rank what they should? Held-out images, spoilt more and more, and an untrained model's samples.
 
 python -m experiments.distance_checks --data mnist fashion_mnist cifar16 celeba64    a few minutes on two cores
+
+The table is written to ``results/distance_checks.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-import pandas as pd
 import torch
 import tyro
 from torch import Tensor
@@ -18,6 +20,7 @@ from pyro_nbvae.metrics import build_features, distances
 from pyro_nbvae.runs.build import build, resolve
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.generation import prior_samples
+from pyro_nbvae.tables.formats import write_page
 
 
 def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -39,23 +42,30 @@ def untrained(data: Data) -> Tensor:
     return prior_samples(model, guide, len(data.test))
 
 
-def main(data: tuple[str, ...] = ("digits",), features: str = "classifier") -> None:
+def main(
+    data: tuple[str, ...] = ("digits",), features: str = "classifier", out: Path = Path("results/distance_checks.md")
+) -> None:
     """FID and KID between the training images and others.
 
     Args:
         data: which sets.
         features: classifier or inception.
+        out: the file of the table.
     """
-    columns = {}
+    rows: dict[str, dict[str, str]] = {}
     for name in data:
         images = load(name)
         network = build_features(features, name)
         others = [*spoilt(images.test), ("an untrained model's samples", untrained(images))]
         found = {what: distances(network, images.train, x) for what, x in tqdm(others, desc=name)}
-        for metric in ("fid", "kid"):
-            column = {what: figures[metric + network.suffix] for what, figures in found.items()}
-            columns[f"{name} {metric.upper()}{network.suffix.replace('_', '-')}"] = column
-    print(pd.DataFrame(columns).to_markdown(floatfmt=".3f"))
+        for what, figures in found.items():
+            row = rows.setdefault(what, {"images": what})
+            for metric in ("fid", "kid"):
+                heading = f"{name} {metric.upper()}{network.suffix.replace('_', '-')}"
+                row[heading] = f"{figures[metric + network.suffix]:.3f}"
+    command = f"python -m experiments.distance_checks --data {' '.join(data)} --features {features}"
+    caption = "Distance from training images: of held-out images, as they are and spoilt, and of an untrained model."
+    print(write_page(out, list(rows.values()), caption, command))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The noise of each estimator's gradient at one checkpoint, as a table.
+"""The noise of each estimator's gradient at one checkpoint, as a table; written to ``results/gradient_variance.md``.
 
 python -m experiments.gradient_variance RUN    RUN: a run folder of variant EX-C, MC-C, EX-G or MC-G
 
@@ -10,8 +10,9 @@ estimator with the same relaxation and temperature: noise to signal, so that est
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import tyro
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
@@ -21,6 +22,7 @@ from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import gradient_moments
 from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.tables.formats import write_page
 
 ESTIMATORS: dict[str, ELBO] = {
     "AnalyticKL_ELBO": AnalyticKL_ELBO(),
@@ -46,6 +48,7 @@ class Arguments:
         images: held-out images in the batch.
         repeats: gradients per cell.
         seed: of the latents.
+        out: the file of the table.
         device: auto or a PyTorch device string.
     """
 
@@ -53,15 +56,16 @@ class Arguments:
     images: int = 64
     repeats: int = 100
     seed: int = 0
+    out: Path = Path("results/gradient_variance.md")
     device: str = "auto"
 
 
-def table(arguments: Arguments) -> pd.DataFrame:
+def table(arguments: Arguments) -> list[dict[str, Any]]:
     """Noise to signal of every estimator (rows) under every relaxation and temperature (columns)."""
     config, model, guide = Run(arguments.run).load(arguments.device)
     device = model.device
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(device))
-    columns = {}
+    rows: dict[str, dict[str, Any]] = {label: {"estimator": label} for label in ESTIMATORS}
     cells = [(name, t) for name in RELAXATIONS for t in TEMPERATURES]
     for name, temperature in tqdm(cells, desc="relaxations"):
         guide.relaxation = RELAXATIONS[name].at(temperature)
@@ -70,9 +74,15 @@ def table(arguments: Arguments) -> pd.DataFrame:
             for label, elbo in ESTIMATORS.items()
         }
         signal = moments["AnalyticKL_ELBO"].signal
-        columns[f"{name}, {temperature}"] = {label: one.noise / signal for label, one in moments.items()}
-    return pd.DataFrame(columns)
+        for label, one in moments.items():
+            rows[label][f"{name}, {temperature}"] = f"{one.noise / signal:.2f}"
+    return list(rows.values())
 
 
 if __name__ == "__main__":
-    print(table(tyro.cli(Arguments)).round(2).to_string())
+    given = tyro.cli(Arguments)
+    caption = (
+        "Trace of the covariance of the gradient in the guide's parameters over the squared norm of its mean under the "
+        f"exact KL, {given.images} held-out images, {given.repeats} gradients a cell; columns: relaxation, temperature."
+    )
+    print(write_page(given.out, table(given), caption, f"python -m experiments.gradient_variance {given.run}"))

@@ -60,7 +60,7 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         return self.relaxation is not None
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, relaxation: {self.relaxation})"
+        return f"{type(self).__name__}(logits: {tuple(self.logits.shape)}, relaxation: {self.relaxation})"
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedOneHotCategorical:
         new = self._get_checked_instance(RelaxedOneHotCategorical, _instance)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.evaluation import METRICS, Metric
+from pyro_nbvae.runs.provenance import provenance
 
 # The paper's FID stands beside ours where ours is in the same features.
 PAPER = Metric("fid_paper", "FID (paper)", 1, None, lambda _: None, standard=False, of="samples")
@@ -100,6 +101,31 @@ def latex(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None = N
     text = _cells(groups, metrics, r"\textbf{{{}}}", r" $\pm$ ").to_latex(escape=False, caption=caption or None)
     for letter, command in {"β": r"$\beta$", "τ": r"$\tau$", "_": r"\_"}.items():
         text = text.replace(letter, command)
+    return text
+
+
+def write_page(path: Path, rows: Sequence[Mapping[str, Any]], caption: str, command: str, device: str = "cpu") -> str:
+    """Write a table for the documentation: Markdown, with a line that says what made it.
+
+    Args:
+        path: the file; pages of the documentation include it.
+        rows: a dictionary a row; a column that a row lacks stays empty there.
+        caption: what the figures are.
+        command: the command that writes the table.
+        device: what it was measured on.
+
+    Returns:
+        The text.
+    """
+    import pandas as pd
+    import torch
+
+    table = pd.DataFrame(rows).fillna("").astype(str).to_markdown(index=False, disable_numparse=True)
+    by = provenance(torch.device(device))
+    made = f"{by['date']}, commit {by['commit']}, {by['machine']}, {by['threads']} threads, torch {by['torch_version']}"
+    text = f"{table}\n\n{caption} (`{command}`; {made})\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
     return text
 
 

@@ -85,8 +85,8 @@ class Gaussian(Likelihood):
     def output(self, on_images: bool) -> nn.Module:
         return nn.Sigmoid() if on_images else nn.Identity()
 
-    def forward(self, h: Tensor) -> dist.Normal:
-        return dist.Normal(h, math.sqrt(self.beta / 2))
+    def forward(self, h: Tensor) -> distributions.IsotropicNormal:
+        return distributions.IsotropicNormal(h, math.sqrt(self.beta / 2))
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}"

@@ -5,6 +5,7 @@ from pyro_nbvae.distributions.com_poisson import ConwayMaxwellPoisson
 from pyro_nbvae.distributions.counts import CountDistribution
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
+from pyro_nbvae.distributions.normal import IsotropicNormal
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
 from pyro_nbvae.distributions.relaxations import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxed import RelaxedCount
@@ -15,6 +16,7 @@ __all__ = [
     "CountDistribution",
     "GumbelSoftmax",
     "Integer",
+    "IsotropicNormal",
     "NegativeBinomial",
     "Relaxation",
     "RelaxedCount",

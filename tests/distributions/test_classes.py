@@ -23,6 +23,7 @@ from pyro_nbvae.distributions import (
     CountDistribution,
     GumbelSoftmax,
     Integer,
+    IsotropicNormal,
     NegativeBinomial,
     RelaxedNegativeBinomial,
     RelaxedOneHotCategorical,
@@ -408,6 +409,23 @@ def test_relaxed_counts_are_in_the_support():
     d = RelaxedNegativeBinomial(1.0, logits=0.0, relaxation=ArrivalTimes(0.5))
     assert d.support.check(d.sample(torch.Size([100]))).all()
     assert d.log_prob(torch.tensor(1.5)).isfinite()
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_the_isotropic_normal_is_the_normal(scale):
+    loc, x = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True), torch.randn(5, 1, 4, 3, dtype=torch.float64)
+    ours, theirs = IsotropicNormal(loc, scale), dist.Normal(loc, scale)
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+    gradients = [torch.autograd.grad(d.log_prob(x).sum(), loc)[0] for d in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    wider = ours.expand([4, 2, 4, 3])
+    assert type(wider) is IsotropicNormal and wider.rsample().shape == (4, 2, 4, 3)
+    torch.testing.assert_close(wider.log_prob(x[0]), theirs.log_prob(x[0]).expand(4, 2, 4, 3))
+    torch.testing.assert_close(kl_divergence(ours, dist.Normal(0.0, 1.0)), kl_divergence(theirs, dist.Normal(0.0, 1.0)))
+    with pytest.raises(ValueError, match="value"):
+        IsotropicNormal(loc, scale, validate_args=True).log_prob(torch.tensor(math.nan))
+    with pytest.raises(ValueError, match="scale"):
+        IsotropicNormal(loc, -scale, validate_args=True)
 
 
 @pytest.mark.parametrize("order", [1, -1])

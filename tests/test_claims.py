@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pyro_nbvae.tables.claims import Ahead, Alike, Claim, Reaches, listed
+from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Reaches, listed
 
 
 def groups(**figures):
@@ -67,6 +67,35 @@ def test_a_figure_is_reached():
     assert verdict(reaches, a=(0.5, 1.6, 0.9)) == "not enough runs"
     assert verdict(reaches, a=(0.5,)) == "not enough runs"
     assert verdict(reaches, a=(0.5, 0.5)) == "holds"
+
+
+def curves(**points):
+    """Points (rate, distortion) of each label, one for each seed."""
+    return {
+        "mnist": {
+            label: [{"seed": s, "kl": rate, "mse": distortion} for s, (rate, distortion) in enumerate(each)]
+            for label, each in points.items()
+        }
+    }
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.2, "holds"), (0.8, "fails")])
+def test_a_curve_lies_below_the_points_at_their_rates(factor, expected):
+    """Distortions exp(-rate) are interpolated exactly; the other's points are off by a factor, seeds by 1 %."""
+    noise = (0.99, 1.0, 1.01)
+    groups = curves(
+        low=[(1.0, np.exp(-1.0))] * 3,
+        middle=[(2.0, np.exp(-2.0))] * 3,
+        high=[(4.0, np.exp(-4.0))] * 3,
+        inside=[(3.1, factor * np.exp(-3.1) * e) for e in noise],
+        beyond=[(5.0, 1e-9)] * 3,
+    )
+    claim = BelowCurve(("high", "low", "middle"), ("inside", "beyond"), "mnist")
+    (finding,) = claim.judge(groups)
+    assert finding.verdict == expected and f"the curve {np.exp(-3.1):.4f}" in finding.figures
+    assert BelowCurve(("low", "middle"), ("inside",), "mnist").judge(groups)[0].verdict == "not enough runs"
+    groups["mnist"]["inside"] = groups["mnist"]["inside"][:1]
+    assert claim.judge(groups)[0].verdict == "not enough runs"
 
 
 def test_a_list_shows_the_figures_behind_a_verdict():

@@ -175,6 +175,63 @@ class Reaches:
 
 
 @dataclass(frozen=True)
+class BelowCurve:
+    """One rate-distortion curve lies below the points of another: a smaller distortion at the same rate.
+
+    The curve is interpolated linearly, in the logarithm of the distortion, between the points of one seed; a finding
+    compares it with the other's points of that seed (Student's t test over the seeds). Points outside the curve's range
+    of rates are not compared.
+
+    Args:
+        curve: labels of the points of the curve.
+        points: labels of the points that it is compared with.
+        data: on which data set.
+        rate, distortion: metrics.
+    """
+
+    curve: Sequence[str]
+    points: Sequence[str]
+    data: str
+    rate: str = "kl"
+    distortion: str = "mse"
+
+    def judge(self, groups: Groups) -> list[Finding]:
+        """Return one finding for each point within the curve's range of rates; without any, one that is open."""
+        findings = [found for label in self.points if (found := self._at(groups, label)) is not None]
+        heading = f"{METRICS[self.distortion].heading} at equal {METRICS[self.rate].heading}"
+        return findings or [Finding("not enough runs", f"{self.data}, {heading}: no point within the curve's range")]
+
+    def _by_seed(self, groups: Groups, label: str) -> dict[Any, tuple[float, float]]:
+        rows = groups.get(self.data, {}).get(label, [])
+        complete = [row for row in rows if row.get(self.rate) is not None and row.get(self.distortion) is not None]
+        return {row.get("seed"): (float(row[self.rate]), float(row[self.distortion])) for row in complete}
+
+    def _at(self, groups: Groups, label: str) -> Finding | None:
+        curves = [self._by_seed(groups, each) for each in self.curve]
+        below, ours, theirs = [], [], []
+        for seed, (rate, distortion) in self._by_seed(groups, label).items():
+            known = sorted(points[seed] for points in curves if seed in points)
+            if len(known) < 2 or not known[0][0] <= rate <= known[-1][0]:
+                continue
+            rates, logs = [r for r, _ in known], [math.log(d) for _, d in known]
+            k = next(k for k in range(1, len(rates)) if rate <= rates[k])
+            share = (rate - rates[k - 1]) / max(rates[k] - rates[k - 1], 1e-12)
+            at = math.exp((1 - share) * logs[k - 1] + share * logs[k])
+            below.append(distortion - at)
+            ours.append(at)
+            theirs.append(distortion)
+        if not below:
+            return None
+        low, high = -math.inf, math.inf
+        if len(below) > 1:
+            error = statistics.stdev(below) / math.sqrt(len(below))
+            low, high = _around(statistics.fmean(below), error, len(below) - 1)
+        heading = f"{METRICS[self.distortion].heading} at equal {METRICS[self.rate].heading}"
+        shown = f"{_shown('the curve', ours, self.distortion)}, {_shown(label, theirs, self.distortion)}"
+        return Finding(_sign(low, high), f"{self.data}, {heading}: {shown}")
+
+
+@dataclass(frozen=True)
 class Claim:
     """A sentence about a table's rows, and what they must show.
 

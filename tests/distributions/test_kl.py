@@ -246,7 +246,7 @@ def test_finite_far_outside_the_measured_range(dtype):
 
 
 def test_error_bound_outside_the_measured_range():
-    """1e-7 and 1e-4 of max(1, m_q, m_p), against mpmath's own integration (docs/distributions.md)."""
+    """1e-7 and 1e-4 of max(1, m_q, m_p), against mpmath's own integration (docs/mathematics.md, section 9)."""
     mpmath.mp.dps = 30
     rng = np.random.default_rng(11)
     r_q = np.exp(rng.uniform(np.log(1e-3), np.log(1e4), 30))

@@ -42,7 +42,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     and differentiable twice (``rsample`` once); the cost grows with the width of the window.
 
     Args:
-        *parameters, **named: parameters by position or by name; they broadcast to the batch shape.
+        *parameters: parameters by position or by name (``**named``); they broadcast to the batch shape.
         relaxation: how samples are differentiated; with None they have no gradient.
         validate_args: as in torch.
 

@@ -1,1 +1,1 @@
-"""Scripts that make the tables and figures; each runs as ``python -m experiments.NAME``."""
+"""Scripts that make the tables and figures; run them as ``python -m experiments.NAME``."""

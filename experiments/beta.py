@@ -1,4 +1,4 @@
-"""The rate-distortion trade-off: what beta, the squared error that a nat of KL is worth, does to each variant."""
+"""Rate-distortion trade-off: the effect of beta, the weight of the KL, on each variant."""
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.runs.config import TrainConfig
@@ -17,7 +17,7 @@ def _betas(base: TrainConfig) -> dict[str, dict[str, object]]:
 
 TABLE = Table(
     name="beta",
-    title="Reconstruction and generation over beta, in multiples of what the paper's beta of 1 amounts to",
+    title="Reconstruction and generation over beta, in multiples of the equivalent of beta = 1 in the paper",
     variants=VARIANTS,
     data=("mnist",),
     metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "dead_units", "fano"),

@@ -1,9 +1,9 @@
-"""The classifiers whose features FID-c and KID-c are taken in: trains them and writes their weights into the package.
+"""Train the classifiers whose features FID-c and KID-c use, and write their weights into the package.
 
 python -m experiments.classifiers    about half an hour on two cores
 
-Each weights file records the accuracy on the official test images, of the weights as they are in the file;
-``results/classifiers.md`` lists them all (``--names`` without a name writes only this list).
+Each weights file records the accuracy of its half-precision weights on the official test images.
+``results/classifiers.md`` lists all accuracies (``--names`` without a name writes only this list).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyro_nbvae.tables.formats import write_page
 
 
 class Recipe(NamedTuple):
-    """How one is trained: passes over the images, and whether a mirror image keeps its label."""
+    """Training of one classifier: number of epochs, and whether to augment with mirrored images."""
 
     epochs: int
     mirror: bool
@@ -45,10 +45,10 @@ class Arguments:
     """Train the classifiers of FID-c and KID-c.
 
     Args:
-        names: which ones.
-        out: the folder for the weights.
-        table: the file of the table.
-        data_root: where the data are.
+        names: names of the classifiers.
+        out: folder for the weights.
+        table: path of the table.
+        data_root: folder of the data sets.
         device: auto or a PyTorch device string.
         seed: random seed.
     """
@@ -62,7 +62,7 @@ class Arguments:
 
 
 def augmented(x: Tensor, mirror: bool, shift: int = 2) -> Tensor:
-    """Every image moved by up to ``shift`` pixels each way, edges repeated, and half of them mirrored."""
+    """Shift every image (B, C, H, W) by up to ``shift`` pixels, repeating the edges, and mirror half of them."""
     count, _, height, width = x.shape
     padded = nn.functional.pad(x, (shift,) * 4, mode="replicate")
     top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), device=x.device)
@@ -76,7 +76,7 @@ def augmented(x: Tensor, mirror: bool, shift: int = 2) -> Tensor:
 
 
 def fit(data: Data, recipe: Recipe, device: torch.device, batch_size: int = 256) -> ImageClassifier:
-    """A classifier of the training images: SGD with one cycle of the learning rate, smoothed labels."""
+    """Train a classifier by SGD with a one-cycle learning rate schedule and label smoothing."""
     assert data.train_labels is not None
     images, labels = data.train.to(device), data.train_labels.to(device)
     channels, height, width = data.event_shape
@@ -102,17 +102,17 @@ def fit(data: Data, recipe: Recipe, device: torch.device, batch_size: int = 256)
 
 @torch.no_grad()
 def accuracy(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> float:
-    """The share of uint8 images that get their label."""
+    """Return the accuracy on uint8 images."""
     found = torch.cat([classifier(x).argmax(-1) for x in batches(images, 500)])
     return float((found == labels).double().mean())
 
 
 def make(name: str, arguments: Arguments) -> str:
-    """Trains one, writes its weights file and says how good it is."""
+    """Train one classifier, write its weights, and return a line with its accuracy."""
     torch.manual_seed(arguments.seed)
     data = load(name, arguments.data_root)
     assert data.test_labels is not None
-    # as the file has it: in half precision
+    # in half precision, as in the file
     trained = fit(data, RECIPES[name], choose_device(arguments.device)).cpu().eval().half().float()
     share = accuracy(trained, data.test, data.test_labels)
     facts = {"data": name, "epochs": RECIPES[name].epochs, "seed": arguments.seed, "test_accuracy": f"{share:.4f}"}
@@ -122,7 +122,7 @@ def make(name: str, arguments: Arguments) -> str:
 
 
 def listed(folder: Path) -> list[dict[str, str]]:
-    """What the headers of the weights files in a folder say, a row a file."""
+    """Read the headers of the weights files in a folder, one row per file."""
     rows = []
     for name in RECIPES:
         path = folder / f"{name}.safetensors"
@@ -134,11 +134,11 @@ def listed(folder: Path) -> list[dict[str, str]]:
 
 
 def main(arguments: Arguments) -> None:
-    """Train and write the classifiers."""
+    """Train the classifiers and write their weights and the table."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
         print(make(name, arguments))
-    caption = "The classifiers whose features FID-c and KID-c use; the figures stand in the weights files' headers."
+    caption = "The classifiers whose features FID-c and KID-c use; values from the headers of the weights files."
     print(write_page(arguments.table, listed(arguments.out), caption, "python -m experiments.classifiers"))
 
 

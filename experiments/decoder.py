@@ -1,7 +1,8 @@
-"""Decoders: linear, MLP and convolutional, at one beta and at the beta that the paper's code gives each.
+"""Linear, MLP and convolutional decoders, at the same beta and at the effective beta of each in the paper's code.
 
-The paper's loss sums squared errors over the image's width with a convolutional decoder and over all pixels with the
-others, so that its beta of 1 is 28 times smaller for them on MNIST: they reconstruct better for that reason alone.
+The paper's loss sums squared errors over the image width for a convolutional decoder, and over all pixels for the
+others. On MNIST beta = 1 is therefore effectively 28 times smaller for the others, which alone improves their
+reconstruction (docs/mathematics.md, section 1.3).
 """
 
 from pyro_nbvae.commandline import script
@@ -44,7 +45,7 @@ TABLE = Table(
             "paper",
         ),
         Claim(
-            "At one β the convolutional decoder reconstructs better than the MLP: the paper's order is its loss's.",
+            "At the same β the conv decoder reconstructs better than the MLP: the paper's order is due to its loss.",
             [
                 Ahead("mse", (f"{name} conv",), (f"{name} mlp", f"{name} linear"), ("mnist",))
                 for name in ("EX-C", "DS-C")

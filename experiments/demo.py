@@ -1,4 +1,4 @@
-"""CMP beside P-VAE on scikit-learn's digits: trains them, prints their metrics and where the pictures are.
+"""Demo: train CMP and P-VAE on scikit-learn's digits, and print their metrics and the paths of their figures.
 
 python -m experiments.demo [--out FOLDER]    about a minute on two cores
 """
@@ -20,10 +20,10 @@ CONFIG = TrainConfig(data="digits", latents=64, batch_size=100, lr=3e-3, epochs=
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
-    """Trains, evaluates and generates.
+    """Train, evaluate, generate and reconstruct.
 
     Args:
-        out: the folder of the runs; what is finished there is not trained again.
+        out: folder of the runs; finished runs in it are not trained again.
     """
     runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("CMP", "P-VAE")]
     print(plain([evaluate(run, samples=2000) for run in runs]))

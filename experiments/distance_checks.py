@@ -1,4 +1,4 @@
-"""Do FID-c and KID-c rank what they should? Held-out images, spoilt more and more, and an untrained model's samples.
+"""Check that FID-c and KID-c increase for held-out images with more and more blur or noise, and for an untrained model.
 
 python -m experiments.distance_checks --data mnist fashion_mnist cifar16 celeba64    a few minutes on two cores
 
@@ -24,10 +24,10 @@ from pyro_nbvae.tables.formats import write_page
 
 
 def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """uint8 images as they are, blurred (sigma in pixels) and noised (deviation on [0, 1])."""
+    """Yield uint8 images: unchanged, blurred (sigma in pixels), and with noise (deviation for values in [0, 1])."""
     from torchvision.transforms.functional import gaussian_blur
 
-    yield "as they are", images
+    yield "unchanged", images
     for sigma in (0.5, 1.0, 2.0):
         yield f"blurred by {sigma} pixels", gaussian_blur(images, [13, 13], [sigma, sigma])
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def untrained(data: Data) -> Tensor:
-    """As many prior samples of an EX-C that was never trained as there are held-out images."""
+    """Return samples from the prior of an untrained EX-C, as many as there are held-out images."""
     torch.manual_seed(0)
     model, guide, _ = build(resolve(TrainConfig(data=data.name), data.event_shape), data.event_shape)
     return prior_samples(model, guide, len(data.test))
@@ -45,12 +45,12 @@ def untrained(data: Data) -> Tensor:
 def main(
     data: tuple[str, ...] = ("digits",), features: str = "classifier", out: Path = Path("results/distance_checks.md")
 ) -> None:
-    """FID and KID between the training images and others.
+    """Compute FID and KID between the training images and other images.
 
     Args:
-        data: which sets.
+        data: names of the data sets.
         features: classifier or inception.
-        out: the file of the table.
+        out: path of the table.
     """
     rows: dict[str, dict[str, str]] = {}
     for name in data:
@@ -64,7 +64,7 @@ def main(
                 heading = f"{name} {metric.upper()}{network.suffix.replace('_', '-')}"
                 row[heading] = f"{figures[metric + network.suffix]:.3f}"
     command = f"python -m experiments.distance_checks --data {' '.join(data)} --features {features}"
-    caption = "Distance from training images: of held-out images, as they are and spoilt, and of an untrained model."
+    caption = "Distance to the training images of held-out images (unchanged, degraded) and of an untrained model."
     print(write_page(out, list(rows.values()), caption, command))
 
 

@@ -1,4 +1,4 @@
-"""Families of latents at the same size and the same beta: which one uses few units best, and which one many."""
+"""Latent families at the same number of latents and the same beta, for small and large numbers of latents."""
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.runs.config import TrainConfig
@@ -12,7 +12,7 @@ def _sizes(base: TrainConfig) -> dict[str, dict[str, object]]:
 
 TABLE = Table(
     name="families",
-    title="Families of latents by number of units, at the beta of 256",
+    title="Latent families by number of latents, at the beta of 256 latents",
     variants=("EX-C", "P-VAE", "G-VAE", "L-VAE", "C-VAE"),
     data=("mnist",),
     metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "dead_units", "fano"),

@@ -1,7 +1,7 @@
-"""The figures, from the runs that the tables left: python -m experiments.figures --scale small --data mnist
+"""Figures from the runs of the tables: python -m experiments.figures --scale small --data mnist
 
-Each is a picture in OUT/SCALE/figures/DATA. One whose runs are not there is left out, and the command that makes them
-is named.
+Each figure is written to OUT/SCALE/figures/DATA. If its runs are missing, it is skipped and the command that makes them
+is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyro_nbvae.tables.grid import Cell, cells
 from pyro_nbvae.tables.report import group
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
-# Held-out images that statistics of units are of.
+# Number of held-out images for the statistics of units.
 IMAGES = 2_000
 SPIKING = ("CMP", "P-VAE")
 DISPERSIONS = tuple(10.0**k for k in range(6))
@@ -40,15 +40,15 @@ DISPERSIONS = tuple(10.0**k for k in range(6))
 
 @dataclass
 class Arguments:
-    """Which runs the figures are of.
+    """Selection of the runs for the figures.
 
     Args:
-        scale: smoke, small or paper.
-        data: of one data set.
-        out: the folder of the run folders, as nbvae reproduce has it.
-        seed: the runs of this seed.
+        scale: scale of the runs, as in nbvae reproduce.
+        data: name of the data set.
+        out: folder of the run folders, as in nbvae reproduce.
+        seed: seed of the runs.
         device: auto or a PyTorch device string.
-        data_root: where the data are, if not where the runs found them.
+        data_root: folder of the data sets, if it is not the one of the training.
     """
 
     scale: ScaleName = "small"
@@ -60,11 +60,11 @@ class Arguments:
 
 
 class MissingRuns(Exception):
-    """The runs that a figure is of are not there; holds the table that makes them."""
+    """The runs for a figure are missing; the message is the name of their table."""
 
 
 def finished(table: str, arguments: Arguments) -> list[Cell]:
-    """The finished runs of a table."""
+    """Return the finished runs of a table."""
     options = Reproduction(scale=arguments.scale, data=(arguments.data,), seeds=(arguments.seed,), out=arguments.out)
     found = [cell for cell in cells(table_of(table), options) if cell.metrics]
     if not found:
@@ -73,12 +73,12 @@ def finished(table: str, arguments: Arguments) -> list[Cell]:
 
 
 def variants(arguments: Arguments) -> dict[str, Run]:
-    """The finished runs of the main table, by variant."""
+    """Return the finished runs of the main table, by variant."""
     return {cell.label: cell.run for cell in finished("main", arguments)}
 
 
 def spiking(arguments: Arguments) -> dict[str, tuple[GenerativeModel, AmortizedGuide]]:
-    """The pairs whose spikes are looked at."""
+    """Load the pairs for the figures of spike counts."""
     found = {name: run.load(arguments.device)[1:] for name, run in variants(arguments).items() if name in SPIKING}
     if not found:
         raise MissingRuns("main")
@@ -86,7 +86,7 @@ def spiking(arguments: Arguments) -> dict[str, tuple[GenerativeModel, AmortizedG
 
 
 def samples(arguments: Arguments, path: Path) -> None:
-    """Samples of the prior, integer counts, a row a variant."""
+    """Plot samples from the prior (integer counts), one row per variant."""
     rows = {}
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
@@ -95,7 +95,7 @@ def samples(arguments: Arguments, path: Path) -> None:
 
 
 def reconstructions(arguments: Arguments, path: Path) -> None:
-    """Held-out images and what each variant makes of them from one exact sample."""
+    """Plot held-out images and the reconstructions of each variant from one exact sample."""
     images = to_floats(load(arguments.data, arguments.data_root).test[:16])
     rows = {"held out": images}
     for name, run in variants(arguments).items():
@@ -105,7 +105,7 @@ def reconstructions(arguments: Arguments, path: Path) -> None:
 
 
 def rate_distortion(arguments: Arguments, path: Path) -> None:
-    """Squared error against KL, means over the seeds, a curve a variant over beta; kept rows are enough."""
+    """Plot squared error against KL (means over seeds), one curve over beta per variant; saved rows are sufficient."""
     table = table_of("beta")
     grid = cells(table, Reproduction(scale=arguments.scale, data=(arguments.data,), out=arguments.out))
     rows = results.read(results.RESULTS / f"{arguments.scale}.csv") | results.rows_of(grid)
@@ -123,7 +123,7 @@ def rate_distortion(arguments: Arguments, path: Path) -> None:
 
 
 def dispersion(arguments: Arguments, path: Path) -> None:
-    """Variance against mean of every unit."""
+    """Plot variance against mean of every unit."""
     images = load(arguments.data, arguments.data_root).test[:IMAGES]
     units = {}
     for name, (model, guide) in spiking(arguments).items():
@@ -133,7 +133,7 @@ def dispersion(arguments: Arguments, path: Path) -> None:
 
 
 def spikes(arguments: Arguments, path: Path) -> None:
-    """Fano factors and spike counts."""
+    """Plot histograms of Fano factors and spike counts."""
     images = load(arguments.data, arguments.data_root).test[:IMAGES]
     counts = {
         name: torch.from_numpy(represent(model, guide, images, "counts", seed=arguments.seed))
@@ -143,9 +143,9 @@ def spikes(arguments: Arguments, path: Path) -> None:
 
 
 def poisson_limit(arguments: Arguments, path: Path) -> None:
-    """A trained P-VAE's networks and means under negative binomials of growing dispersion parameter.
+    """Plot metrics of a trained P-VAE whose Poissons are replaced by negative binomials of increasing r, same means.
 
-    The encoder's output, a log ratio of rates, is exactly a shift of the logits where the dispersion is shared.
+    The encoder's output, a log ratio of rates, is exactly a shift of the logits if the dispersion is shared.
     """
     runs = variants(arguments)
     if "P-VAE" not in runs:
@@ -184,7 +184,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
 
 
 def features(arguments: Arguments, path: Path) -> None:
-    """What a spike of each unit adds to the image: the linear decoder's columns, the units of the largest KL first."""
+    """Plot the columns of the linear decoder, the effect of one spike on the image; units with the largest KL first."""
     found = [cell for cell in finished("decoder", arguments) if cell.config.decoder == "linear"]
     if not found:
         raise MissingRuns("decoder")
@@ -198,7 +198,7 @@ def features(arguments: Arguments, path: Path) -> None:
 
 
 def training(arguments: Arguments, path: Path) -> None:
-    """Held-out ELBO and squared error over the epochs, a curve a variant."""
+    """Plot held-out ELBO and squared error over epochs, one curve per variant."""
     logs = {name: pd.read_csv(run.folder / "log.csv") for name, run in variants(arguments).items()}
 
     def panel(column: str, label: str) -> Panel:
@@ -219,7 +219,7 @@ FIGURES: Mapping[str, Callable[[Arguments, Path], None]] = {
 
 
 def main(arguments: OmitArgPrefixes[Arguments]) -> None:
-    """Draw every figure whose runs are there."""
+    """Plot every figure whose runs are available."""
     folder = Path(arguments.out) / arguments.scale / "figures" / arguments.data
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in tqdm(FIGURES.items(), desc="figures"):
@@ -230,7 +230,7 @@ def main(arguments: OmitArgPrefixes[Arguments]) -> None:
             command = (
                 f"nbvae reproduce {missing} --scale {arguments.scale} --data {arguments.data} --out {arguments.out}"
             )
-            tqdm.write(f"{name}: no runs; {command} makes them")
+            tqdm.write(f"{name}: no runs; make them with {command}")
         else:
             tqdm.write(str(path))
 

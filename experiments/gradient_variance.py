@@ -1,10 +1,10 @@
-"""The noise of each estimator's gradient at one checkpoint, as a table; written to ``results/gradient_variance.md``.
+"""Gradient noise of each ELBO estimator at one checkpoint; the table is written to ``results/gradient_variance.md``.
 
 python -m experiments.gradient_variance RUN    RUN: a run folder of variant EX-C, MC-C, EX-G or MC-G
 
-At the run's own parameters and on one batch of its held-out images the gradient of the loss in the guide's parameters
-is taken many times. The table gives the trace of its covariance over the squared norm of its mean under the exact-KL
-estimator with the same relaxation and temperature: noise to signal, so that estimators compare across columns.
+The gradient of the loss in the guide's parameters is computed many times, on one batch of held-out images. The table
+shows the noise-to-signal ratio: the trace of its covariance over the squared norm of its mean, where the mean is that
+of the exact-KL estimator with the same relaxation and temperature.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ TEMPERATURES = (0.05, 0.25)
 
 @dataclass
 class Arguments:
-    """The noise of each estimator's gradient at one checkpoint.
+    """Gradient noise of each ELBO estimator at one checkpoint.
 
     Args:
-        run: a run folder that nbvae train wrote, of a variant with both parameters free.
-        images: held-out images in the batch.
-        repeats: gradients per cell.
-        seed: of the latents.
-        out: the file of the table.
+        run: a run folder written by nbvae train, of a negative binomial variant without shared dispersion.
+        images: number of held-out images in the batch.
+        repeats: number of gradients per cell.
+        seed: random seed.
+        out: path of the table.
         device: auto or a PyTorch device string.
     """
 
@@ -61,7 +61,7 @@ class Arguments:
 
 
 def table(arguments: Arguments) -> list[dict[str, Any]]:
-    """Noise to signal of every estimator (rows) under every relaxation and temperature (columns)."""
+    """Return the noise-to-signal ratio of every estimator (rows) for every relaxation and temperature (columns)."""
     config, model, guide = Run(arguments.run).load(arguments.device)
     device = model.device
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(device))
@@ -83,6 +83,6 @@ if __name__ == "__main__":
     given = tyro.cli(Arguments)
     caption = (
         "Trace of the covariance of the gradient in the guide's parameters over the squared norm of its mean under the "
-        f"exact KL, {given.images} held-out images, {given.repeats} gradients a cell; columns: relaxation, temperature."
+        f"exact KL; {given.images} held-out images, {given.repeats} draws per cell; columns: relaxation, temperature."
     )
     print(write_page(given.out, table(given), caption, f"python -m experiments.gradient_variance {given.run}"))

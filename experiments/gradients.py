@@ -1,11 +1,11 @@
-"""Bias and noise of every way to differentiate through a count, as a table and a picture.
+"""Bias and noise of every gradient estimator for counts, as a table and a figure.
 
-python -m experiments.gradients [RUN ...]    RUN: run folders with integer counts to measure at, EX-I or P-NB say
+python -m experiments.gradients [RUN ...]    RUN: run folders of variants with integer counts, such as EX-I or P-NB
 
-At a run the truth is the mean of exact draws of the gradient of the objective with integer counts (Cong et al., 2019).
-Beside the runs there is a case in which it is known in closed form: a linear decoder W and squared errors,
-E|x - W z|^2 = |x - W m|^2 + sum v_k |W_k|^2, with m and v the means and variances of the counts. Written are
-``gradients.csv`` and ``gradients.png``.
+For a run, the true gradient is the mean of unbiased draws of the gradient of the objective with integer counts (Cong et
+al., 2019; docs/mathematics.md, section 5.4). One more case has a gradient in closed form: a linear decoder W with
+squared errors, E|x - W z|^2 = |x - W m|^2 + sum v_k |W_k|^2, where m and v are the means and variances of the counts.
+The output files are ``gradients.csv`` and ``gradients.png``.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ OBSERVED, LATENTS, OBSERVATIONS = 64, 16, 8
 
 @dataclass
 class Arguments:
-    """Bias and noise of every way to differentiate through a count.
+    """Bias and noise of every gradient estimator for counts.
 
     Args:
-        runs: run folders of count variants.
-        images: held-out observations of a run in the batch.
-        draws: gradients of each way.
-        exact_draws: of the truth at a run; each decodes every observation once for each latent.
-        seed: of the latents.
-        out: folder of the table and the picture.
+        runs: run folders of variants with counts.
+        images: number of held-out observations of a run in the batch.
+        draws: number of gradients per estimator.
+        exact_draws: number of draws of the true gradient of a run; each decodes every observation once per latent.
+        seed: random seed.
+        out: folder of the table and the figure.
         device: auto or a PyTorch device string.
     """
 
@@ -82,7 +82,7 @@ class Arguments:
 
 
 def ways(model: Any, guide: Any, x: Tensor) -> Iterator[tuple[str, float | None, Callable[[], Tensor]]]:
-    """Name, temperature and a draw of the gradient of each way that the guide's family takes."""
+    """Yield name, temperature and a function that draws the gradient, for each estimator that the guide supports."""
     for name, relaxations in RELAXED.items():
         if isinstance(guide, ConwayMaxwellPoissonGuide) and name != "integer":
             continue
@@ -93,7 +93,7 @@ def ways(model: Any, guide: Any, x: Tensor) -> Iterator[tuple[str, float | None,
 
 
 def closed_form(model: Any, guide: Any, x: Tensor) -> Tensor:
-    """The gradient under a linear decoder and a Gaussian likelihood."""
+    """Return the exact gradient for a linear decoder and a Gaussian likelihood."""
     with outputs(guide, x) as leaves:
         q, weight = guide.posterior(x), model.decoder.weight
         error = (x - model.decoder(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
@@ -102,7 +102,7 @@ def closed_form(model: Any, guide: Any, x: Tensor) -> Tensor:
 
 
 def rows_of(case: str, family: str, model: Any, guide: Any, x: Tensor, exact: Tensor, draws: int) -> list[dict]:
-    """A row of the table for each way."""
+    """Return one row of the table per estimator."""
     rows = []
     for name, temperature, draw in tqdm(list(ways(model, guide, x)), desc=f"{case}, {family}", leave=False):
         error = compare(draw_many(draw, draws), exact)
@@ -112,7 +112,7 @@ def rows_of(case: str, family: str, model: Any, guide: Any, x: Tensor, exact: Te
 
 
 def linear_case(family: str, draws: int, seed: int) -> list[dict]:
-    """A random linear decoder and encoder."""
+    """Return the rows for a random linear decoder and encoder."""
     torch.manual_seed(seed)
     decoder = nn.Linear(LATENTS, OBSERVED)
     options = {"latents": LATENTS, "decoder": decoder, "likelihood": Gaussian(1.0), "prior_mean": 2.0}
@@ -125,7 +125,7 @@ def linear_case(family: str, draws: int, seed: int) -> list[dict]:
 
 
 def trained_case(folder: str, arguments: Arguments) -> list[dict]:
-    """A run, at its checkpoint."""
+    """Return the rows for the checkpoint of a run."""
     config, model, guide = Run(folder).load(arguments.device)
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(model.device))
     model.eval()
@@ -137,9 +137,9 @@ def trained_case(folder: str, arguments: Arguments) -> list[dict]:
 
 
 def main(arguments: Arguments) -> None:
-    """Write the table and the picture."""
+    """Write the table and the figure."""
     rows: list[dict] = []
-    for folder in arguments.runs:  # first: what is missing is then known at once
+    for folder in arguments.runs:  # first, so that missing files are reported at once
         rows += trained_case(folder, arguments)
     for family in GUIDES:
         rows += linear_case(family, arguments.draws, arguments.seed)
@@ -147,7 +147,7 @@ def main(arguments: Arguments) -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "gradients.csv", table.to_csv(index=False, float_format="%.4g"))
-    drawn = [row for row in rows if row["way"] != "score function"]  # so noisy that nothing else could be told apart
+    drawn = [row for row in rows if row["way"] != "score function"]  # too noisy for the scale of the others
     plot_bias_and_noise(drawn, out / "gradients.png")
     print(table.round(4).to_markdown(index=False))
     print(out / "gradients.png")

@@ -1,6 +1,6 @@
-"""What latents tell about labels: classification from few, shattering dimension, few-shot, for the ten variants.
+"""Classification from the latents of all variants: few labels, shattering dimension, and few-shot.
 
---representation says of what: the encoder's outputs as in the paper, the posterior's means, or integer counts.
+--representation selects the features: the encoder's outputs as in the paper, the posterior means, or integer counts.
 """
 
 from tyro.conf import OmitArgPrefixes
@@ -13,12 +13,12 @@ from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import reproduce
 from pyro_nbvae.variants import VARIANTS
 
-# The paper's accuracies on MNIST: from 200 labels, over all splits of the ten digits in two, from 20 a class.
+# Accuracies on MNIST in the paper: with 200 labels, over all balanced splits of the digits, with 20 labels per class.
 PAPER = {"svm_200": 0.811, "shattering": 0.898, "few_shot_20": 0.865}
 
 
 def table(representation: Representation) -> Table:
-    """The table of one representation."""
+    """Return the table for one representation."""
     prefix = "" if representation == "encoder" else f"{representation}_"
     names = [
         *(f"{name}_{number}" for name in ("knn", "logistic", "svm") for number in LABELLED),
@@ -33,12 +33,12 @@ def table(representation: Representation) -> Table:
         metrics=tuple(f"{prefix}{name}" for name in names),
         claims=[
             Claim(
-                "The negative binomial's latents tell more about the digit than those of the Poisson and the Laplace.",
+                "Negative binomial latents classify digits better than Poisson and Laplace latents.",
                 [Ahead(f"{prefix}{name}", ("MC-C",), ("P-VAE", "L-VAE"), ("mnist",)) for name in PAPER],
                 "paper",
             ),
             Claim(
-                "Accuracies from few labels: .811 from 200, .898 in shattering, .865 from 20 a class.",
+                "Accuracies with few labels: .811 with 200, .898 in shattering, .865 with 20 per class.",
                 [Reaches(f"{prefix}{name}", "MC-C", "mnist", figure) for name, figure in PAPER.items()],
                 "paper",
             ),
@@ -55,10 +55,10 @@ TABLE = table("encoder")
 
 
 def main(options: OmitArgPrefixes[Reproduction], representation: Representation = "encoder") -> None:
-    """Run what is missing of the table of the latents, and print and write the table.
+    """Run the missing cells of the table of latents, then print and write the table.
 
     Args:
-        representation: encoder (its outputs, as in the paper), means (of the posterior) or counts (integers).
+        representation: encoder (encoder outputs, as in the paper), means (posterior means) or counts (integers).
     """
     print(reproduce(table(representation), options))
 

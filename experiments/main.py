@@ -1,4 +1,4 @@
-"""The main table: reconstruction and generation of every variant on the four image sets."""
+"""The main table: reconstruction and generation of every variant on four image data sets."""
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.tables.claims import Ahead, Claim
@@ -14,7 +14,7 @@ CONTINUOUS = ("G-VAE", "L-VAE")
 def _of_the_paper(distance: str, heading: str) -> list[Claim]:
     return [
         Claim(
-            f"The negative binomial generates better than the Poisson on every set, in {heading}.",
+            f"The negative binomial generates better than the Poisson on every data set, in {heading}.",
             [
                 Ahead(distance, ("MC-G",), ("P-VAE",), ("mnist", "fashion_mnist", "cifar16")),
                 Ahead(distance, ("DS-G",), ("P-VAE",), ("celeba64",)),
@@ -48,7 +48,7 @@ CLAIMS = (
         "paper",
     ),
     Claim(
-        "The exact KL trains better than the one of a shared dispersion.",
+        "The exact KL trains better than the KL of a shared dispersion.",
         [Ahead("elbo", ("EX-C",), ("DS-C",), SETS), Ahead("elbo", ("EX-I",), ("DS-I",), SETS)],
     ),
     Claim(
@@ -56,19 +56,20 @@ CLAIMS = (
         [Ahead("elbo", ("EX-I",), ("EX-C",), SETS), Ahead("mse", ("EX-I",), ("EX-C",), SETS)],
     ),
     Claim(
-        "Overdispersion serves the prior: a Poisson posterior is better under a negative binomial prior.",
+        "Overdispersion helps the prior: a Poisson posterior is better with a negative binomial prior.",
         [Ahead("elbo", ("P-NB",), ("P-VAE",), SETS), Ahead("fid_c", ("P-NB",), ("P-VAE",), SETS)],
     ),
     Claim(
-        "Overdispersion does not serve the posterior: under one prior, a Poisson posterior beats a negative binomial.",
+        "Overdispersion does not help the posterior: with the same prior, a Poisson posterior is better than a "
+        "negative binomial.",
         [Ahead("elbo", ("P-NB",), ("EX-I",), SETS)],
     ),
     Claim(
-        "CMP is ahead of every other count variant in ELBO, MSE and FID-c.",
+        "CMP is better than every other count variant in ELBO, MSE and FID-c.",
         [Ahead(metric, ("CMP",), COUNTS, SETS) for metric in ("elbo", "mse", "fid_c")],
     ),
     *(
-        Claim(f"CMP is ahead of the continuous latents in {heading}.", [Ahead(metric, ("CMP",), CONTINUOUS, SETS)])
+        Claim(f"CMP is better than continuous latents in {heading}.", [Ahead(metric, ("CMP",), CONTINUOUS, SETS)])
         for metric, heading in (("elbo", "ELBO"), ("mse", "MSE"), ("fid_c", "FID-c"))
     ),
 )

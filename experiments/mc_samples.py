@@ -1,4 +1,4 @@
-"""How many samples the Monte Carlo KL needs, beside the exact KL, which needs none."""
+"""Number of samples for the Monte Carlo KL, compared with the exact KL."""
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.runs.config import TrainConfig
@@ -20,7 +20,7 @@ TABLE = Table(
     varied=_samples,
     claims=(
         Claim(
-            "More samples of the Monte Carlo KL change nothing that is visible (2 %).",
+            "More samples of the Monte Carlo KL make no visible difference (2 %).",
             [
                 Alike(metric, [f"MC-C {n} samples" for n in (1, 5, 15, 25)], ("mnist",), within=0.02)
                 for metric in ("mse", "elbo")

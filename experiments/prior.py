@@ -1,4 +1,4 @@
-"""The prior's pace: how fast a learned prior moves beside the networks, and from which mean count it starts."""
+"""Learning rate of a learned prior relative to the networks, and its initial mean count."""
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.runs.config import TrainConfig
@@ -20,14 +20,14 @@ def _paces(base: TrainConfig) -> dict[str, dict[str, object]]:
 
 TABLE = Table(
     name="prior",
-    title="The prior's learning rate, in multiples of the networks', and the mean count that it starts from",
+    title="Learning rate of the prior, in multiples of that of the networks, and initial mean count",
     variants=("CMP", "EX-C"),
     data=("mnist",),
     metrics=("elbo", "mse", "fid_c", "kl", "dead_units"),
     varied=_paces,
     claims=(
         Claim(
-            "A prior that learns 30 times faster than the networks beats one that learns as they do.",
+            "A prior with 30 times the learning rate of the networks is better than one with the same learning rate.",
             [
                 Ahead(metric, (f"{name} pace 30, mean 2",), (f"{name} pace 1, mean 2",), ("mnist",))
                 for name in ("CMP", "EX-C")
@@ -35,7 +35,7 @@ TABLE = Table(
             ],
         ),
         Claim(
-            "CMP does best from a mean of 1, at 30 times the networks' rate.",
+            "CMP is best with an initial mean of 1, at 30 times the learning rate of the networks.",
             [
                 Ahead(metric, ("CMP pace 30, mean 1",), tuple(f"CMP {other}" for other in OTHERS), ("mnist",))
                 for metric in ("elbo", "fid_c")

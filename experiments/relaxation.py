@@ -1,6 +1,6 @@
-"""Which relaxation, at which temperature, under which KL: what the paper leaves to the user.
+"""Relaxation, temperature and KL form, which the paper leaves to the user.
 
-The gradient's noise is that of the run's estimator and relaxation at its end temperature, at the run's own checkpoint.
+The gradient noise is that of the run's estimator and relaxation at the final temperature, at the checkpoint of the run.
 """
 
 from pyro_nbvae.commandline import script

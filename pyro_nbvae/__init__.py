@@ -13,7 +13,33 @@ __version__ = version("pyro-nbvae")
 
 
 def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:
-    """Model and guide of a trained run, in evaluation mode: :func:`pyro_nbvae.runs.folder.load`."""
+    """Load the model and guide of a trained run, in evaluation mode (no dropout).
+
+    The guide keeps the relaxation of the run; inside ``guide.exact()`` it draws integer counts.
+
+    Args:
+        path: a run folder, or a ``.safetensors`` file written by ``nbvae export``.
+        device: auto (CUDA if available) or a PyTorch device string.
+
+    Returns:
+        ``(model, guide)``.
+
+    Raises:
+        InputError: for a path that contains no trained run.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pyro_nbvae.runs.config import TrainConfig
+        >>> from pyro_nbvae.runs.training import train
+        >>> config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(config, folder, progress=False)
+        ...     model, guide = load(folder, "cpu")
+        >>> z, mean = model.generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3]), torch.Size([2, 1, 16, 16]))
+    """
     from pyro_nbvae.runs.folder import load
 
     return load(path, device)

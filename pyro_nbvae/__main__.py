@@ -1,4 +1,4 @@
-"""The entry point of the command ``nbvae``, and ``python -m pyro_nbvae``: an interrupt is one line from the start."""
+"""Entry point of ``nbvae`` and of ``python -m pyro_nbvae``. An interrupt during imports also prints only one line."""
 
 import sys
 

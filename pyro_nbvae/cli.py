@@ -1,6 +1,6 @@
-"""The command ``nbvae``: parses, calls, prints.
+"""The command line ``nbvae``.
 
-Heavy imports wait until a command runs, so that help and mistakes answer at once.
+Slow imports are delayed until a command runs, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
-    """Train a variant and leave a run folder.
+    """Train a variant and write a run folder.
 
     Args:
-        out: the run folder: new or empty, or with --resume the run's.
-        resume: continue the run in --out from its last whole epoch.
+        out: the run folder: new or empty or, with --resume, that of the run.
+        resume: continue the run in --out from its last complete epoch.
     """
     from pyro_nbvae.runs.processes import local_rank
     from pyro_nbvae.runs.training import train
@@ -48,22 +48,22 @@ def evaluate(
     device: str = "auto",
     data_root: str | None = None,
 ) -> None:
-    """Measure runs on their held-out data with integer counts; print a table, write metrics.json, dispersion.png.
+    """Evaluate runs on held-out data with integer counts; print a table, write metrics.json and dispersion.png.
 
     Args:
-        runs: run folders that nbvae train wrote.
-        features: which features FID and KID use: classifier (FID-c, KID-c), inception, or both.
-        inception_weights: torch-fidelity's weights file. Default: the data root's, else downloaded.
+        runs: run folders written by nbvae train.
+        features: features for FID and KID: classifier (FID-c, KID-c), inception, or both.
+        inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated samples for FID and KID.
-        sampler: where their latents are drawn from: the prior, or a mixture fitted to the posteriors of the training
-            data; of a mixture only FID and KID are measured, into metrics-mixture.json.
-        importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
-        seed: of the latents that are drawn.
+        sampler: distribution of their latents: the prior, or a mixture fitted to the posteriors of the training data.
+            For a mixture only FID and KID are computed, and written to metrics-mixture.json.
+        importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
+        seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if not where the run found them.
+        data_root: folder of the data sets, if it is not the one of the training.
     """
     if not runs:
-        raise InputError("no run named: give one or more folders that nbvae train wrote")
+        raise InputError("no run named: give one or more folders written by nbvae train")
     from pyro_nbvae.runs.evaluation import evaluate, metrics_file
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.tables.formats import plain
@@ -93,15 +93,15 @@ def generate(
     device: str = "auto",
     data_root: str | None = None,
 ) -> None:
-    """Draw samples, integer counts; write samples.png.
+    """Generate samples from integer counts; write samples.png.
 
     Args:
-        run: a run folder that nbvae train wrote.
-        count: how many.
-        sampler: where latents are drawn from: the prior, or a mixture fitted to the posteriors of the training data.
-        seed: of the latents that are drawn.
+        run: a run folder written by nbvae train.
+        count: number of samples.
+        sampler: distribution of the latents: the prior, or a mixture fitted to the posteriors of the training data.
+        seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if not where the run found them.
+        data_root: folder of the data sets, if it is not the one of the training.
     """
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.runs.generation import generate
@@ -117,15 +117,15 @@ def reconstruct(
     device: str = "auto",
     data_root: str | None = None,
 ) -> None:
-    """Encode and decode observations, integer counts between; write reconstructions.png.
+    """Reconstruct observations from integer counts; write reconstructions.png.
 
     Args:
-        run: a run folder that nbvae train wrote.
-        input: a .npy file of your own, (N, *event_shape); images as floats in [0, 1] or uint8. Default: held-out data.
-        count: how many.
-        seed: of the latents that are drawn.
+        run: a run folder written by nbvae train.
+        input: a .npy file, (N, *event_shape); images as floats in [0, 1] or uint8. Default: the held-out data.
+        count: number of observations.
+        seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if not where the run found them.
+        data_root: folder of the data sets, if it is not the one of the training.
     """
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.runs.generation import reconstruct
@@ -134,11 +134,11 @@ def reconstruct(
 
 
 def export(run: Positional[str], out: str | None = None) -> None:
-    """Write the parameters of a run as safetensors; pyro_nbvae.load reads the file, without pickle.
+    """Export the parameters of a run as safetensors; pyro_nbvae.load reads the file, without pickle.
 
     Args:
-        run: a run folder that nbvae train wrote.
-        out: the file. Default: weights.safetensors in the run folder.
+        run: a run folder written by nbvae train.
+        out: path of the file. Default: weights.safetensors in the run folder.
     """
     from pyro_nbvae.runs.folder import Run
 
@@ -146,12 +146,12 @@ def export(run: Positional[str], out: str | None = None) -> None:
 
 
 def data(action: Positional[Literal["check"]], name: Positional[str], data_root: str | None = None) -> None:
-    """Say what a data set holds, or what is missing and how to get it. Downloads nothing.
+    """Describe a data set, or report which files are missing and how to get them. Nothing is downloaded.
 
     Args:
         action: check.
         name: a data set, as for nbvae train --data.
-        data_root: folder of the data sets. Default: the variable NBVAE_DATA, else the platform's user data folder.
+        data_root: folder of the data sets. Default: the environment variable NBVAE_DATA, else the user data folder.
     """
     from pyro_nbvae.data import describe, load
 
@@ -159,7 +159,7 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
 
 
 def table_of(name: str) -> Table:
-    """The grid that the experiment script of that name states.
+    """Return the table that the experiment script with this name defines.
 
     Raises:
         InputError: for an unknown name.
@@ -173,11 +173,11 @@ def table_of(name: str) -> Table:
 def reproduce(
     options: OmitArgPrefixes[Reproduction], table: Positional[str | None] = None, report: bool = False
 ) -> None:
-    """Run what is missing of a table of the experiments, and print and write the table.
+    """Train and evaluate the missing runs of a table, then print and write the table.
 
     Args:
         table: main, prior, latents, decoder, beta, mc-samples, relaxation or families.
-        report: run nothing; write docs/results.md from the run folders that there are, of all tables or the one named.
+        report: train nothing; write docs/results.md from the finished runs of the table, or of all tables.
     """
     names = TABLES if table is None else (table,)
     if report:
@@ -204,7 +204,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The modules that ``--import`` names before the command, and the rest."""
+    """Split off the modules that ``--import`` names before the command."""
     rest, names = list(arguments), []
     while rest and (rest[0] == "--import" or rest[0].startswith("--import=")):
         word = rest.pop(0)
@@ -216,15 +216,19 @@ def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command. Exits with 2 and one line on bad input, with 130 when interrupted."""
+    """Run the command line. On invalid input, print one line and exit with status 2; if interrupted, with 130.
+
+    Args:
+        arguments: the arguments. Default: those of the process.
+    """
 
     def parse() -> Callable[[], None]:
         names, rest = _imports(sys.argv[1:] if arguments is None else arguments)
         call = subcommand_cli_from_dict(
             {name: commandline.deferred(command) for name, command in COMMANDS.items()},
             prog="nbvae",
-            description="Variational autoencoders with spike counts for latents. Before the command, --import MODULE "
-            "imports a module of yours, which may register variants, data and metrics.",
+            description="Variational autoencoders with spike-count latents. Before the command, --import MODULE "
+            "imports your own module, which may register variants, data sets and metrics.",
             args=rest,
             config=commandline.CONFIG,
         )

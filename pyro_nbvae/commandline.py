@@ -1,4 +1,4 @@
-"""How a command line of ours is parsed and run: one line and exit code 2 on bad input."""
+"""Parsing and error handling of all command lines: invalid input gives one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _fail(program: str, message: str) -> NoReturn:
 
 
 def _unboxed(text: str) -> str:
-    """The message of an error that the parser drew in a box or between rules: what follows the title's rule."""
+    """Return the text of an error that the parser printed in a box or between horizontal rules."""
     parts = re.split(r"[─-]{5,}", re.sub("[╭╮╰╯│]", " ", text))
     return " ".join(parts[1 if len(parts) > 2 else 0].split())
 
 
-# What the parser says, and the same in plain words.
+# Messages of the parser, and the plain text that replaces them.
 _WHOLE, _NUMBER = "a whole number", "a number"
 _PLAIN: list[tuple[str, str]] = [
     (
@@ -59,7 +59,7 @@ _PLAIN: list[tuple[str, str]] = [
 
 
 def _in_plain_words(text: str) -> str:
-    """A message of the parser without its types and Python's literals."""
+    """Return a message of the parser without types and Python literals."""
     for pattern, plain in _PLAIN:
         found = re.fullmatch(pattern, text)
         if found:
@@ -73,7 +73,7 @@ def _in_plain_words(text: str) -> str:
 
 
 def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The command as something that only takes its arguments, so that parsing is over before the work begins."""
+    """Wrap a command so that calling it only binds its arguments. Parsing then ends before the command runs."""
 
     @functools.wraps(command)
     def take(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -82,11 +82,11 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return take
 
 
-_GOES_ON = "the same command goes on where it was (nbvae train with --resume)"
+_GOES_ON = "the same command continues from there (nbvae train with --resume)"
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception: what is running is ended in order."""
+    """SIGTERM as an exception, so that contexts are closed properly."""
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -101,11 +101,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
-    """Parses, then runs. Exits with 2 and one line on bad input, with 130 when interrupted.
+    """Parse and run a command line.
+
+    On invalid input, print one line and exit with status 2. Exit with 130 if interrupted, 143 if terminated.
 
     Args:
-        parse: reads the command line and returns what to do.
-        program: its name, which messages begin with.
+        parse: parses the command line and returns the command to call.
+        program: name of the program, with which messages begin.
     """
     complaint = io.StringIO()
     for name in ("stdout", "stderr"):
@@ -113,7 +115,7 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
         if stream is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without a letter shows another
+            stream.reconfigure(errors="replace")  # characters that the terminal cannot show are replaced
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -129,14 +131,14 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
         call()
     except InputError as error:
         _fail(program, str(error))
-    except BrokenPipeError:  # whoever read the output has gone
+    except BrokenPipeError:  # the reader of the output has closed it
         raise SystemExit(141) from None
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # for example a full disk or a folder without write permission
         _fail(program, f"{error.filename or 'a file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _fail(program, f"out of memory ({first_line(error)}): take a smaller --batch-size, --latents or --samples")
+        _fail(program, f"out of memory ({first_line(error)}): reduce --batch-size, --latents or --samples")
     except _Terminated:
         print(f"{program}: terminated; {_GOES_ON}", file=sys.stderr)
         raise SystemExit(143) from None
@@ -146,7 +148,7 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
 
 
 def script(command: Callable[..., None]) -> None:
-    """Runs a function as the command line of an experiment script."""
+    """Run a function as the command line of an experiment script."""
 
     def parse() -> Callable[[], None]:
         plugins.import_modules()

@@ -1,4 +1,4 @@
-"""The error for mistakes that the user can fix, and checks that all modules share."""
+"""The error for invalid input, and checks that all modules share."""
 
 import math
 from collections.abc import Iterable

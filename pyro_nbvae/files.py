@@ -1,4 +1,4 @@
-"""Writing files so that they are never half written."""
+"""Atomic file writing, and the cache."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from pyro_nbvae.errors import InputError, first_line
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under a temporary name beside it and renames it, so that ``path`` is never half written."""
+    """Write a file atomically: under a temporary name in the same folder, then renamed.
+
+    Args:
+        path: path of the file.
+        write: writes the content to the open file.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())  # a renamed file must not be an empty one after a power cut
+            os.fsync(file.fileno())  # so that the renamed file is not empty after a power failure
         os.replace(part, path)
-    except OSError as error:  # a full disk does not say where
+    except OSError as error:  # the error of a full disk does not name the file
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -31,36 +36,36 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left of :func:`write_atomically`; only for one that holds the folder's lock."""
+    """Remove temporary files of a killed process. The caller must hold the lock of the folder."""
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text, never half of it."""
+    """Write text atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Writes what ``torch.save`` takes, never half of it. A full disk is an OSError, as it is for every other file."""
+    """Write a dictionary with ``torch.save``, atomically and with a checksum. Raise OSError if the disk is full."""
     import torch
 
-    buffer = io.BytesIO()  # torch.save into a file that cannot grow fails with an error of its own
+    buffer = io.BytesIO()  # torch.save to a full disk raises another kind of error
     torch.save(content, buffer)
     data = buffer.getvalue()
     write_atomically(path, lambda file: file.write(data + _MARK + hashlib.sha256(data).hexdigest().encode()))
 
 
-# Between what torch.save wrote and its digest; torch.load does not mind what follows.
+# Separates the output of torch.save from its checksum; torch.load ignores what follows.
 _MARK = b"\nsha256 "
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_tensors` wrote, on the CPU, tensors and plain values alone.
+    """Read a file of :func:`write_tensors`, on the CPU; only tensors and plain values are accepted.
 
     Raises:
         OSError: for a file that cannot be opened.
-        ValueError: for content that is not what was written, to the last bit.
+        ValueError: for content that is damaged.
     """
     import torch
 
@@ -69,24 +74,24 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise ValueError("its checksum is wrong")
     try:
         content = torch.load(io.BytesIO(data if mark else digest), map_location="cpu", weights_only=True)
-        if not mark and zipfile.ZipFile(io.BytesIO(digest)).testzip():  # of a version before checksums
+        if not mark and zipfile.ZipFile(io.BytesIO(digest)).testzip():  # written before files had checksums
             raise ValueError("its checksum is wrong")
     except Exception as error:
         raise ValueError(first_line(error)) from error
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}")
+        raise ValueError(f"it contains a {type(content).__name__}, expected a dictionary")
     return content
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: the variable NBVAE_CACHE, else the platform's user cache folder."""
+    """Return the cache folder: the environment variable NBVAE_CACHE, else the platform's user cache folder."""
     import platformdirs
 
     return expanded(os.environ.get("NBVAE_CACHE") or platformdirs.user_cache_dir("nbvae"))
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with ``~`` replaced.
+    """Return a path with ``~`` replaced by the home folder.
 
     Raises:
         InputError: for a user that does not exist.
@@ -98,18 +103,18 @@ def expanded(path: str | Path) -> Path:
 
 
 def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` returns, from the cache where it was made before; made again where its file is damaged.
+    """Return the result of ``make``, from the cache if it is there and not damaged.
 
     Args:
-        name: of the file; holds a digest of everything that the content depends on.
-        make: returns a dictionary that ``torch.save`` takes.
+        name: name of the file; it must contain a hash of everything that the content depends on.
+        make: returns a dictionary that ``torch.save`` accepts.
     """
     path = cache_root() / name
     try:
         return read_tensors(path)
-    except (OSError, ValueError):  # not there, or damaged
+    except (OSError, ValueError):  # missing or damaged
         content = make()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not data
+    with contextlib.suppress(OSError):  # without a writable cache the result is only computed again
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, content)
     return content

@@ -69,6 +69,8 @@ class Gaussian(Likelihood):
     Raises:
         ValueError: for a beta that is not positive and finite.
 
+    See also: docs/mathematics.md, section 1.3 (Likelihoods, beta and loss_scale).
+
     Example::
 
         >>> float(Gaussian(0.5)(torch.zeros(3)).variance[0])
@@ -109,6 +111,17 @@ def log_softplus(h: Tensor) -> Tensor:
     """log log(1 + e^h), which approaches h for very negative h.
 
     A mean of softplus(h) grows linearly in h, whereas e^h would explode when the latents are large.
+
+    Args:
+        h: real, of any shape.
+
+    Returns:
+        Of the same shape.
+
+    Example::
+
+        >>> [round(float(v), 4) for v in log_softplus(torch.tensor([-100.0, 0.0, 100.0]))]
+        [-80.0, -0.3665, 4.6052]
     """
     low = h.clamp(min=-80.0)
     return torch.where(low < -15, low, torch.nn.functional.softplus(low.clamp(min=-15)).log())

@@ -1,4 +1,4 @@
-"""Figures. Each function writes one PNG file, never half of it."""
+"""Figures. Each function writes one PNG file, atomically."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Samplers after training: latents from the prior, or from a mixture fitted to the training data's posteriors.
+"""Samplers for trained models: latents from the prior, or from a mixture fitted to the posteriors of training data.
 
-Samples of the prior show the model. Samples of a mixture show the decoder: they are of where the posteriors lie, so the
-difference in FID is the part of the prior (ex-post density estimation, Ghosh et al., ICLR 2020).
+Samples from the prior evaluate the whole model. Samples from a mixture evaluate the decoder, because the latents lie
+where the posteriors do; the difference in FID is due to the prior (ex-post density estimation, Ghosh et al., 2020).
 """
 
 from __future__ import annotations
@@ -19,23 +19,42 @@ from pyro_nbvae.errors import InputError, check_number, check_seed
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 SamplerName = Literal["prior", "mixture"]
-# Components of the mixture, steps of its EM, and the training observations that it is fitted to, at most.
+# Maximum number of mixture components, number of EM steps, maximum number of training observations for the fit.
 COMPONENTS, STEPS, FITTED = 100, 30, 20_000
 MOST_SAMPLES = 10_000_000
-# The least mean count of a unit in a component: an empty one would exclude what fires once.
+# Minimum mean count of a unit in a component. With a mean of 0 a single count would have probability 0.
 LEAST = 1e-4
 
 
 class Sampler(Protocol):
-    """Draws latents (count, *latent_shape)."""
+    """Interface of samplers.
+
+    Example::
+
+        >>> class Zeros:
+        ...     def sample(self, count):
+        ...         return torch.zeros(count, 3)
+        >>> Zeros().sample(2).shape
+        torch.Size([2, 3])
+    """
 
     def sample(self, count: int) -> Tensor:
-        """Latents from the global random generator."""
+        """Draw latents (count, *latent_shape) with torch's global random generator."""
 
 
 @dataclass(frozen=True)
 class PriorSampler:
-    """Latents from a model's prior, integers where they are counts."""
+    """Sampler that draws latents from the prior of a model; counts are integers.
+
+    Args:
+        model: the generative model.
+
+    Example::
+
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> PriorSampler(PoissonModel((5,), latents=3, decoder="linear")).sample(2).shape
+        torch.Size([2, 3])
+    """
 
     model: GenerativeModel
 
@@ -45,13 +64,19 @@ class PriorSampler:
 
 @dataclass(frozen=True)
 class CountMixture:
-    r"""A mixture of products of negative binomials (Poissons where the variance is not above the mean).
+    r"""Mixture of products of negative binomials (or Poissons, if the variance does not exceed the mean).
 
     .. math:: p(z) = \sum_c \pi_c \prod_k NB(z_k; \mathrm{mean}_{ck}, \mathrm{variance}_{ck})
 
     Args:
-        weights: of the components, (C,).
-        mean, variance: of the counts in each component, (C, K).
+        weights: weights of the components, (C,).
+        mean, variance: moments of the counts in each component, (C, K).
+
+    Example::
+
+        >>> mean = torch.tensor([[1.0, 5.0]])
+        >>> CountMixture(torch.ones(1), mean, 2 * mean).sample(4).shape
+        torch.Size([4, 2])
     """
 
     weights: Tensor
@@ -60,15 +85,18 @@ class CountMixture:
 
     @classmethod
     def fit(cls, mean: Tensor, variance: Tensor, components: int = COMPONENTS, steps: int = STEPS) -> CountMixture:
-        """Fits a mixture to posteriors of N observations.
+        """Fit a mixture to the posteriors of N observations.
 
-        EM under the Poisson quasi-likelihood of the means, from k-means of their square roots; the variances are then
-        those of the counts within a component, the posteriors' own included.
+        EM with the Poisson quasi-likelihood of the posterior means, initialised by k-means of their square roots. The
+        variances are those of the counts within a component, including the variances of the posteriors.
 
         Args:
-            mean, variance: of the posteriors, (N, K).
-            components: at most; N at most.
-            steps: of EM.
+            mean, variance: moments of the posteriors, (N, K).
+            components: maximum number of components; not more than N are used.
+            steps: number of EM steps.
+
+        Returns:
+            The mixture.
 
         Raises:
             ValueError: for means that are negative or not finite.
@@ -99,7 +127,7 @@ class CountMixture:
         return cls((share.sum(0) / len(mean)).float(), centre.float(), spread.float())
 
     def sample(self, count: int) -> Tensor:
-        """Integer counts (count, K)."""
+        """Draw integer counts (count, K)."""
         which = torch.multinomial(self.weights, count, replacement=True)
         mean, excess = self.mean[which], (self.variance - self.mean)[which]
         over = (excess > 1e-6 * mean) & (mean > 0)
@@ -110,11 +138,16 @@ class CountMixture:
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of Gaussians with diagonal covariances, for latents on the real line; scikit-learn fits it.
+    """Mixture of Gaussians with diagonal covariances, for real-valued latents.
 
     Args:
-        weights: of the components, (C,).
-        mean, variance: of each component, (C, K).
+        weights: weights of the components, (C,).
+        mean, variance: moments of each component, (C, K).
+
+    Example::
+
+        >>> GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2)).sample(4).shape
+        torch.Size([4, 2])
     """
 
     weights: Tensor
@@ -123,12 +156,17 @@ class GaussianMixture:
 
     @classmethod
     def fit(cls, mean: Tensor, variance: Tensor, components: int = COMPONENTS, steps: int = STEPS) -> GaussianMixture:
-        """Fits a mixture to posteriors of N observations: to their means; each component's posterior variance is added.
+        """Fit a mixture to the posteriors of N observations.
+
+        scikit-learn fits the mixture to the posterior means; the mean posterior variance of each component is added.
 
         Args:
-            mean, variance: of the posteriors, (N, K).
-            components: at most; N at most.
-            steps: of EM.
+            mean, variance: moments of the posteriors, (N, K).
+            components: maximum number of components; not more than N are used.
+            steps: number of EM steps.
+
+        Returns:
+            The mixture.
         """
         import warnings
 
@@ -137,21 +175,21 @@ class GaussianMixture:
 
         fitted = Fitted(min(components, len(mean)), covariance_type="diag", max_iter=steps, random_state=0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the steps are what was asked for
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is intended
             share = torch.as_tensor(fitted.fit(mean.numpy()).predict_proba(mean.numpy())).double()
         inner = share.T @ variance.double() / share.sum(0).clamp_min(1e-12)[:, None]
         weights, centre, outer = (torch.as_tensor(v) for v in (fitted.weights_, fitted.means_, fitted.covariances_))
         return cls(weights.float(), centre.float(), (inner + outer).float())
 
     def sample(self, count: int) -> Tensor:
-        """Latents (count, K)."""
+        """Draw latents (count, K)."""
         which = torch.multinomial(self.weights, count, replacement=True)
         return torch.normal(self.mean[which], self.variance[which].sqrt())
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A sampler whose latents go to a device and a shape."""
+    """Sampler that moves latents to the device of a model and gives them its latent shape."""
 
     sampler: Sampler
     like: GenerativeModel
@@ -161,15 +199,29 @@ class _Placed:
 
 
 def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, components: int = COMPONENTS) -> Sampler:
-    """The mixture that fits the posteriors of data: of counts, or, for real latents, of Gaussians.
+    """Fit a mixture to the posteriors of data: a CountMixture or, for real-valued latents, a GaussianMixture.
 
     Args:
-        model, guide: a trained pair.
-        data: (N, *event_shape), as a data set holds them; the first 20,000 are taken.
-        components: at most.
+        model, guide: the trained pair.
+        data: (N, *event_shape), as in a data set; the first 20,000 are used.
+        components: maximum number of components.
+
+    Returns:
+        A sampler of latents (count, *latent_shape), on the device of the model.
 
     Raises:
-        InputError: for latents whose posterior has no mean and variance of the latents' own kind (categories).
+        InputError: for latents that are neither counts nor real numbers (categories).
+
+    Reference: Ghosh et al., 2020.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> fit_mixture(model, guide, torch.rand(20, 5), components=2).sample(4).shape
+        torch.Size([4, 3])
     """
     means, variances, counts = [], [], False
     with evaluating(model, guide, 0):
@@ -187,15 +239,33 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
 def decoded(
     model: GenerativeModel, guide: AmortizedGuide, sampler: Sampler, count: int, *, seed: int = 0
 ) -> Iterator[Tensor]:
-    """Means of ``count`` observations at latents of a sampler, in batches (B, *event_shape) on the CPU.
+    """Draw latents from a sampler and iterate over the means of their observations, in batches.
+
+    Args:
+        model, guide: the pair.
+        sampler: the sampler.
+        count: number of observations, from 1 to 10,000,000.
+        seed: random seed.
+
+    Returns:
+        An iterator over means (B, *event_shape), on the CPU.
 
     Raises:
-        InputError: for a count below 1, or above ten million.
+        InputError: for a count or a seed out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> [means.shape for means in decoded(model, guide, PriorSampler(model), 2)]
+        [torch.Size([2, 5])]
     """
     check_number("the number of samples", count, 1, MOST_SAMPLES)
     check_seed(seed)
     for batch, done in enumerate(range(0, count, BATCH)):
-        # a stream for each batch: between them the caller's random numbers are its own
+        # a separate random stream for each batch, so that the caller's random numbers do not change in between
         with evaluating(model, guide, (seed * 1_000_003 + batch) % 2**32):
             means = model.observation(sampler.sample(min(BATCH, count - done))).mean.cpu()
         yield means

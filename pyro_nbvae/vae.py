@@ -29,7 +29,10 @@ BOUND = 5.0
 
 
 def bounded(h: Tensor) -> Tensor:
-    """Bound the encoder's outputs smoothly to the range from -5 to 5; 0 stays 0, with slope 1."""
+    """Bound the encoder's outputs smoothly to the range from -5 to 5; 0 stays 0, with slope 1.
+
+    See also: docs/mathematics.md, section 7.1 (Bounds of the encoder).
+    """
     return BOUND * torch.tanh(h / BOUND)
 
 
@@ -53,8 +56,8 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) ->
 def check_param_store(module: nn.Module) -> None:
     """Raise InputError if SVI is about to train another model's parameters instead of a module's, by their names.
 
-    Pyro's store keeps parameters by name: the module would stay as it is, without a word. Outside of SVI.step, which
-    records parameters, the module's own are used.
+    Pyro's store keeps parameters by name: the module would silently not be trained. Outside of SVI.step, which records
+    parameters, the module's own parameters are used.
     """
     if not any(getattr(messenger, "param_only", False) for messenger in _PYRO_STACK):
         return
@@ -64,7 +67,7 @@ def check_param_store(module: nn.Module) -> None:
         if held is not parameter and held.data_ptr() != parameter.data_ptr():
             if not parameter.is_contiguous():
                 raise InputError(
-                    f"the parameter {name} is not contiguous: Pyro's store would train a copy of it; make it so with "
+                    f"the parameter {name} is not contiguous, so Pyro's store would train a copy of it: call "
                     ".contiguous() before the module is used"
                 )
             raise InputError(
@@ -89,7 +92,18 @@ class StandardPrior(nn.Module):
 
 
 class CountPrior(nn.Module):
-    """Base class of learned priors over counts. Guides of several families scale its mean to a posterior's."""
+    """Base class of learned priors over counts. Guides of several families scale its mean to that of the posterior.
+
+    See also: docs/mathematics.md, section 2.5 (From the prior to the posterior).
+
+    Example::
+
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> prior = PoissonModel((5,), latents=3, decoder="linear").prior
+        >>> prior.start(2.0)
+        >>> [round(mean, 4) for mean in prior.mean.tolist()]
+        [2.0, 2.0, 2.0]
+    """
 
     @property
     def mean(self) -> Tensor:
@@ -123,6 +137,8 @@ class GenerativeModel(PyroModule):
         ValueError: for fewer than one latent, an unknown decoder, or ``"conv"`` for data that are not images; and, with
             validation on, for observations outside the likelihood's support or, if a built-in decoder ends in a
             sigmoid, outside [0, 1].
+
+    See also: docs/mathematics.md, section 1.1 (The objective).
 
     Example::
 
@@ -244,6 +260,8 @@ class CountModel(GenerativeModel):
     Raises:
         ValueError: as :class:`GenerativeModel`, and for a mean that is not positive and finite.
 
+    See also: docs/mathematics.md, section 8 (The prior's start and pace).
+
     Example::
 
         >>> from pyro_nbvae.models import PoissonModel
@@ -280,6 +298,8 @@ class AmortizedGuide(PyroModule):
     Raises:
         TypeError: for a model whose prior is not a ``prior_class``.
         ValueError: for an unknown encoder, or ``"conv"`` for data that are not images.
+
+    See also: docs/mathematics.md, section 7.2 (Spread and output layers).
 
     Example::
 
@@ -368,6 +388,17 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
 
     Raises:
         InputError: for a seed outside this range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> with evaluating(model, guide, seed=0):
+        ...     z = guide(torch.zeros(4, 5))
+        >>> z.shape, torch.equal(z, z.round()), guide.training
+        (torch.Size([4, 3]), True, True)
     """
     check_seed(seed)
     modes = [(m, m.training) for m in (model, guide)]

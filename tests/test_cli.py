@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):
     config.latents = 7
     other.write_config(config, shape)
     other.write_checkpoint(Run(folder).read_checkpoint())
-    assert "does not fit" in refused(capsys, "evaluate", tmp_path)
+    assert "does not match" in refused(capsys, "evaluate", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -105,4 +105,4 @@ def test_terminals_and_environments(tmp_path):
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("nbvae: terminated; the same command goes on")
+    assert err.splitlines()[-1].startswith("nbvae: terminated; the same command continues")

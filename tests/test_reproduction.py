@@ -217,7 +217,7 @@ def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(opti
 
 def test_a_damaged_file_of_results_is_named(options, tmp_path):
     (tmp_path / "smoke.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"smoke.csv is no table of results"):
+    with pytest.raises(InputError, match=r"smoke.csv is not a table of results"):
         report([GRID], options, tmp_path / "results.md", tmp_path)
     assert (tmp_path / "smoke.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "results.md").exists()
 

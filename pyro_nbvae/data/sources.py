@@ -198,7 +198,7 @@ def _read_digits(root: Path) -> Split:
 
 
 def _idx(folder: str, class_name: str, classifier: str) -> Source:
-    """A data set in MNIST's format, read and downloaded by torchvision."""
+    """Return the source of a data set in MNIST's format, read and downloaded by torchvision."""
 
     def dataset(root: Path, train: bool, download: bool = False):
         import torchvision.datasets
@@ -225,13 +225,13 @@ _CIFAR_PARTS = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
 
 
 def _cifar_files(root: Path) -> list[Path]:
-    """The binary version, or the pickled one that torchvision downloads."""
+    """Return the files of the binary version, or of the pickled version that torchvision downloads."""
     binary = [root / "cifar-10-batches-bin" / f"{part}.bin" for part in _CIFAR_PARTS]
     return _all_or_none(binary) or _all_or_none([root / "cifar-10-batches-py" / part for part in _CIFAR_PARTS])
 
 
 def _cifar_md5s() -> dict[str, str]:
-    """The MD5 of each official file, as torchvision has them."""
+    """Return the MD5 of each official file, from torchvision."""
     from torchvision.datasets import CIFAR10
 
     return dict(map(tuple, (*CIFAR10.train_list, *CIFAR10.test_list)))
@@ -255,7 +255,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072) and labels (N,) of one file, both uint8."""
+    """Read pixels (N, 3072) and labels (N,) of one file, both uint8."""
     if path.suffix == ".bin":
         records = np.fromfile(path, np.uint8).reshape(-1, 3073)
         return records[:, 1:], records[:, 0]
@@ -267,7 +267,7 @@ def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cifar(area: int, classifier: str) -> Source:
-    """CIFAR-10, averaged over squares of ``area`` x ``area`` pixels."""
+    """Return the source of CIFAR-10, averaged over squares of ``area`` x ``area`` pixels."""
 
     def prepared(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
         pixels, labels = (torch.from_numpy(np.concatenate(a)) for a in zip(*parts, strict=True))
@@ -503,7 +503,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     prepared = cached(f"{Path(name).stem}-{key}.pt", lambda: vars(read()))
     try:
         return _checked(Data(**prepared), source)
-    except (TypeError, ValueError, AttributeError):  # a cache that holds something else
+    except (TypeError, ValueError, AttributeError):  # the cached file has other content
         return read()
 
 
@@ -516,11 +516,11 @@ def describe(data: Data) -> str:
     Example::
 
         >>> print(describe(Data("ones", torch.ones(9, 7), torch.ones(1, 7))))
-        ones: 7 (float32, as it is)
+        ones: 7 (float32, unchanged)
         train: 9 observations, values 1 to 1, mean 1.0000, deviation 0.0000, no labels
         held out: 1 observations, values 1 to 1, mean 1.0000, deviation 0.0000, no labels
     """
-    kind = "channels, height, width" if data.images else f"{str(data.train.dtype).removeprefix('torch.')}, as it is"
+    kind = "channels, height, width" if data.images else f"{str(data.train.dtype).removeprefix('torch.')}, unchanged"
     lines = [f"{data.name}: {' x '.join(map(str, data.event_shape))} ({kind})"]
     things, values = ("images", "pixels") if data.images else ("observations", "values")
     for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):

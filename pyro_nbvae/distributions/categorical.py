@@ -25,6 +25,7 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         probs, logits: as in torch, (..., categories); give exactly one, by name.
         relaxation: :class:`~pyro_nbvae.distributions.relaxations.GumbelSoftmax`; its ``max_count`` is not used. With
             None, samples are one-hot without a gradient, and ``has_rsample`` is False.
+        validate_args: as in torch.
 
     Raises:
         ValueError: as torch's OneHotCategorical.

@@ -44,6 +44,8 @@ class ConwayMaxwellPoisson(CountDistribution):
 
     Reference: Shmueli et al., 2005; the parameter :math:`\mu = \lambda^{1/\nu}` is that of Guikema and Coffelt, 2008.
 
+    See also: docs/mathematics.md, section 2.3 (COM-Poisson).
+
     Example::
 
         >>> import torch

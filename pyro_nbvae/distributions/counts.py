@@ -42,7 +42,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     and differentiable twice (``rsample`` once); the cost grows with the width of the window.
 
     Args:
-        *parameters: by position or by name; they broadcast to the batch shape.
+        *parameters: parameters by position or by name (``**named``); they broadcast to the batch shape.
         relaxation: how samples are differentiated; with None they have no gradient.
         validate_args: as in torch.
 
@@ -51,6 +51,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         TypeError: for missing or unknown parameters, or if ``relaxation`` is not a
             :class:`~pyro_nbvae.distributions.Relaxation`.
         DivergedError: a ValueError, for parameters whose window is not finite or is wider than 2^20 counts.
+
+    See also: docs/mathematics.md, section 4 (Families that are given by their weights).
 
     Example::
 
@@ -267,6 +269,8 @@ def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
     """First and last count of a Poisson's window; each tail outside it has mass below exp(-nats).
 
     The ends are where the deviance equals ``nats``.
+
+    See also: docs/mathematics.md, section 4.3 (The windows).
     """
     nats = torch.as_tensor(nats, dtype=rate.dtype, device=rate.device)
     # Bernstein's bound lies to the left of the root; Newton's method on this convex function approaches it from there.
@@ -317,7 +321,10 @@ def _as_p(d: Any) -> tuple[Any, tuple[Tensor, ...]]:
 
 
 def _kl_by_sum(q: Any, p: Any) -> Tensor:
-    """KL(q || p) in nats, a sum over q's window; elementwise, differentiable twice."""
+    """KL(q || p) in nats, a sum over q's window; elementwise, differentiable twice.
+
+    See also: docs/mathematics.md, section 3.4 (Every other pair of count families).
+    """
     family, own = _as_q(q)
     integrand, arguments = _as_p(p)
     return expectation(family, len(own), integrand)(*own, *arguments)

@@ -9,6 +9,8 @@ where :math:`J` is 0 if the dispersions are equal and a one-dimensional integral
 
 .. math:: J = \int_0^\infty \Big[ m_q - \frac{1 - G(e^{-t})}{1 - e^{-t}} \Big] (e^{-r_q t} - e^{-r_p t}) \frac{dt}{t},
     \qquad G(s) = (1 + e^{l_q} (1 - s))^{-r_q}.
+
+See also: docs/mathematics.md, section 3 (Kullback–Leibler divergences).
 """
 
 from __future__ import annotations
@@ -191,6 +193,8 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     Returns:
         The KL of each element, differentiable in all four arguments, twice.
 
+    See also: docs/mathematics.md, section 3.2 (Negative binomials in general).
+
     Example::
 
         >>> r, l = torch.tensor(2.0), torch.tensor(0.5)
@@ -229,6 +233,8 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
 
     Returns:
         The KL of each element, differentiable in all three arguments, twice.
+
+    See also: docs/mathematics.md, section 3.1 (Negative binomials that share their dispersion).
 
     Example::
 
@@ -336,6 +342,8 @@ def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
 
     Returns:
         The KL of each element, differentiable in both arguments, twice.
+
+    See also: docs/mathematics.md, section 3.3 (Poissons).
 
     Example::
 

@@ -46,6 +46,8 @@ class NegativeBinomial(TorchDistribution):
         ValueError: if both or neither of ``probs`` and ``logits`` are given, and, with validation on, for arguments or
             counts outside their range.
 
+    See also: docs/mathematics.md, section 2.2 (Negative binomial).
+
     Example::
 
         >>> d = NegativeBinomial(2.0, logits=0.0)

@@ -28,12 +28,13 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         rate: mean count, positive; its shape is the batch shape.
         relaxation: how samples are differentiated, such as
             :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
-
         validate_args: as in torch.
 
     Raises:
         ValueError: with validation on, for a rate or a count outside its range.
         TypeError: if ``relaxation`` is not a :class:`~pyro_nbvae.distributions.relaxations.Relaxation`.
+
+    See also: docs/mathematics.md, section 2.1 (Poisson and categorical).
 
     Example::
 

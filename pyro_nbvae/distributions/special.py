@@ -11,6 +11,8 @@ terms are made of
 
 (C. Loader, "Fast and accurate computation of binomial probabilities", 2000). The textbook difference
 ``lgamma(z + r) - lgamma(r)`` has an error of 0.45 at r = 1e6 in single precision.
+
+See also: docs/mathematics.md, section 2.4 (How log masses are computed).
 """
 
 from __future__ import annotations

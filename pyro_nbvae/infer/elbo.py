@@ -12,6 +12,8 @@ autoguides) contributes its log density.
 With relaxed latents the reconstruction term is that of the relaxed program; the KL of AnalyticKL_ELBO is that of the
 exact counts. For a bound on log p(x) of the count model use integers: ``Integer()``, or exact latents
 (``relaxation=None``).
+
+See also: docs/mathematics.md, section 6.2 (Which values are bounds).
 """
 
 from __future__ import annotations
@@ -333,6 +335,8 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
         ValueError: as :class:`SiteKL_ELBO`.
         NotImplementedError: if no KL is registered for a pair of distributions, and as :class:`SiteKL_ELBO`.
 
+    See also: docs/mathematics.md, section 6.1 (What each estimates).
+
     Example::
 
         >>> import pyro
@@ -371,6 +375,8 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
     Raises:
         ValueError: for ``num_samples`` below 1, and as :class:`SiteKL_ELBO`, but the order of the sites is free.
         NotImplementedError: as :class:`SiteKL_ELBO`.
+
+    See also: docs/mathematics.md, section 3.5 (Monte Carlo).
 
     Example::
 

@@ -36,6 +36,8 @@ def importance_weighted_bound(
 
     Reference: Burda et al., 2016.
 
+    See also: docs/mathematics.md, section 6.3 (The importance-weighted bound).
+
     Example::
 
         >>> from pyro_nbvae.guides import PoissonGuide

@@ -68,7 +68,13 @@ def distances(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
-    """FID and KID between two sets of uint8 images (N, C, H, W).
+    r"""Compute FID and KID between two sets of uint8 images (N, C, H, W).
+
+    For features with means :math:`\mu, \mu'` and covariances :math:`\Sigma, \Sigma'`
+
+    .. math:: \mathrm{FID} = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}),
+
+    and KID is the squared maximum mean discrepancy with the kernel :math:`(x^T y / d + 1)^3`, d features.
 
     Args:
         features: the features to compare the images in; their ``suffix`` is appended to the names in the result.
@@ -84,6 +90,15 @@ def distances(
         InputError: for fewer than two images, or a seed that is out of range.
 
     Reference: Heusel et al., 2017 (FID); Bińkowski et al., 2018 (KID).
+
+    Example::
+
+        >>> from pyro_nbvae.data import load
+        >>> from pyro_nbvae.metrics import build_features
+        >>> images = load("digits").test
+        >>> found = distances(build_features("classifier", "digits"), images[:20], images[20:40])
+        >>> sorted(found), found["fid_c"] > 0
+        (['fid_c', 'kid_c', 'kid_std_c'], True)
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 

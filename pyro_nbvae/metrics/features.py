@@ -148,7 +148,7 @@ _INCEPTION_LAYERS = (
 
 
 def _fold_normalisation(module: nn.Module) -> None:
-    """Folds every batch normalisation into the convolution before it."""
+    """Fold every batch normalisation into the convolution before it."""
     for child in module.children():
         if isinstance(getattr(child, "bn", None), nn.BatchNorm2d):
             child.conv = fuse_conv_bn_eval(cast(nn.Conv2d, child.conv), cast(nn.BatchNorm2d, child.bn))

@@ -37,6 +37,11 @@ class GradientError:
         bias: squared norm of the mean error; an unbiased estimate, so it may be below zero if the bias is small.
         bias_error: standard error of ``bias``.
         noise: trace of the covariance of one draw, for a batch of the given size.
+
+    Example::
+
+        >>> GradientError(bias=0.25, bias_error=0.01, noise=0.5).total
+        0.75
     """
 
     bias: float
@@ -79,6 +84,8 @@ def exact_draw(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Tens
 
     :math:`A(z) / q(z)` is the derivative of :class:`~pyro_nbvae.distributions.Integer` minus half of
     :math:`\partial \log q(z)`. Each draw decodes every observation once for each latent.
+
+    See also: docs/mathematics.md, section 5.4 (Integers).
     """
     guide.relaxation = Integer()
     with outputs(guide, x) as leaves:
@@ -168,9 +175,18 @@ def gradient_errors(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> list[GradientError]:
-    """Compare the gradient of each relaxation with the mean of exact draws, on observations ``x`` (B, *event_shape).
+    r"""Compare the gradient of each relaxation with the mean of exact draws, on one batch.
+
+    .. math:: \mathrm{bias}^2 = \|E[\hat g] - g\|^2 / \|g\|^2, \qquad
+        \mathrm{noise} = \mathrm{tr}\,\mathrm{Cov}(\hat g) / \|g\|^2
+
+    for the gradient in the encoder's outputs (:mod:`pyro_nbvae.metrics.gradient_bias`). Random numbers and the guide's
+    relaxation are left unchanged.
 
     Args:
+        model, guide: the pair; its latents are counts.
+        x: observations (B, *event_shape).
+        relaxations: the relaxations to compare.
         draws: number of draws for each relaxation, at least 5.
         exact_draws: number of exact draws, at least 5; each decodes every observation once for each latent.
         batch_size: batch size for which the noise is reported. Default: the number of observations in ``x``.
@@ -178,6 +194,25 @@ def gradient_errors(
 
     Returns:
         The error of each relaxation.
+
+    Raises:
+        InputError: for observations of the wrong shape or type.
+
+    Reference: Cong et al., 2019, for the exact gradient.
+
+    See also: docs/mathematics.md, section 5.5 (Bias and noise).
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import ArrivalTimes
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> ways = [Integer(), ArrivalTimes(1.0)]
+        >>> errors = gradient_errors(model, guide, torch.ones(4, 5), ways, draws=5, exact_draws=5)
+        >>> len(errors), errors[0].noise > 0
+        (2, True)
     """
     with undisturbed(guide, x.device, seed):
         exact = draw_many(lambda: exact_draw(model, guide, x), exact_draws)

@@ -53,6 +53,8 @@ def gradient_moments(
     Raises:
         NotImplementedError: by this package's ELBOs, for a guide whose latents have no ``rsample``.
 
+    See also: docs/mathematics.md, section 5.5 (Bias and noise).
+
     Example::
 
         >>> from pyro_nbvae.guides import PoissonGuide

@@ -172,6 +172,8 @@ def held_out(
     Raises:
         InputError: for data of the wrong shape, or a seed that is out of range.
 
+    See also: docs/mathematics.md, section 6.2 (Which values are bounds).
+
     Example::
 
         >>> from pyro_nbvae.guides import PoissonGuide

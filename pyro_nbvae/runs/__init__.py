@@ -1,1 +1,1 @@
-"""One run: its configuration, building it, its folder, training, evaluation, generation, several processes."""
+"""A single run: configuration, model building, run folder, training, evaluation, generation, multiple processes."""

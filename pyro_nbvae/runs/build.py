@@ -1,4 +1,4 @@
-"""From a configuration to the objects that it names."""
+"""Build a model, a guide and an estimator from a configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_nbvae.runs.processes import local_rank
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, StandardPrior
 from pyro_nbvae.variants import VARIANTS, Variant, estimator, variant
 
-# Numbers that must be positive, and their largest value: beyond it a run ends in no time that anybody has.
+# Options that must be positive, with their largest accepted value. A run with a larger value would never finish.
 _MOST: dict[str, float] = {
     "train_size": 1_000_000_000,
     "latents": 1_000_000,
@@ -42,7 +42,7 @@ _SCHEDULE = ("temperature_start", "anneal_epochs")
 
 
 def check_choices(config: Any) -> None:
-    """Raises InputError for a field whose type is a choice of words and whose value is another."""
+    """Raise InputError if a field with a fixed set of choices has another value."""
     for name, hint in get_type_hints(type(config)).items():
         literals = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
         value = getattr(config, name)
@@ -52,10 +52,10 @@ def check_choices(config: Any) -> None:
 
 
 def validate(config: TrainConfig) -> TrainConfig:
-    """Validates the configuration and returns it.
+    """Validate a configuration and return it.
 
     Raises:
-        InputError: for a name that does not exist, a number out of range, and flags that do not go together.
+        InputError: for an unknown name, a number out of range, and options that cannot be combined.
     """
     parts = variant(config.variant)
     check_choices(config)
@@ -85,7 +85,7 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise InputError(f"--prior-mean: the model of {config.variant} does not take it: leave it out")
     relaxation, known = _chosen_relaxation(config)
     if config.relaxation == "auto":
-        known = set()  # it chooses them
+        known = set()  # auto chooses these options itself
     for name in (*_RELAXATION_OPTIONS, *_SCHEDULE):
         if getattr(config, name) and ("temperature" if name in _SCHEDULE else name) not in known:
             kind = "auto" if config.relaxation == "auto" else type(relaxation).__name__
@@ -97,7 +97,7 @@ def validate(config: TrainConfig) -> TrainConfig:
 
 
 def _pinned(factory: Any) -> set[str]:
-    """The arguments that functools.partial has fixed: a variant's own choice, which a configuration does not change."""
+    """Return the names of the arguments that functools.partial fixes; a configuration does not change them."""
     names: set[str] = set()
     while isinstance(factory, functools.partial):
         names |= set(factory.keywords)
@@ -106,7 +106,7 @@ def _pinned(factory: Any) -> set[str]:
 
 
 def learns_prior(parts: Variant) -> bool:
-    """Whether a variant's prior has parameters: every model's but those of the standard prior."""
+    """Whether a variant has a learned prior. Only the standard prior has no parameters."""
     factory: Any = parts.model
     while isinstance(factory, functools.partial):
         factory = factory.func
@@ -114,7 +114,7 @@ def learns_prior(parts: Variant) -> bool:
 
 
 def _make(factory: Any, *arguments: Any, **options: Any) -> Any:
-    """``factory(*arguments, **options)``, but for the options that it has fixed."""
+    """Call ``factory`` without the options that functools.partial has already fixed."""
     return factory(*arguments, **{k: v for k, v in options.items() if k not in _pinned(factory)})
 
 
@@ -133,19 +133,19 @@ def _build_estimator(config: TrainConfig) -> ELBO:
 
 
 def is_estimator(config: TrainConfig, kind: type[ELBO]) -> bool:
-    """Whether a configuration's estimator is of that class."""
+    """Whether the estimator of a configuration is an instance of this class."""
     return isinstance(_build_estimator(config), kind)
 
 
 def _chosen_relaxation(config: TrainConfig) -> tuple[Relaxation | None, set[str]]:
-    """The variant's relaxation, or the one that the configuration names, and the names of its options."""
+    """Return the relaxation (the configuration's, else the variant's) and the names of its options."""
     name = None if config.relaxation == "auto" else config.relaxation
     chosen = variant(config.variant).relaxation if name is None else RELAXATIONS[name]()
     return chosen, set() if chosen is None else {f.name for f in dataclasses.fields(chosen)}  # type: ignore[arg-type]
 
 
 def _relaxation(config: TrainConfig) -> Relaxation | None:
-    """The configuration's relaxation with its options."""
+    """Return the relaxation with the options of the configuration."""
     chosen, known = _chosen_relaxation(config)
     if chosen is None:
         return None
@@ -154,7 +154,7 @@ def _relaxation(config: TrainConfig) -> Relaxation | None:
 
 
 def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
-    """The configuration with every value that was left open decided, by the preset and the shape of an observation.
+    """Return the configuration with every None replaced by its default, from the preset and the event shape.
 
     Raises:
         InputError: as :func:`validate`.
@@ -179,8 +179,9 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         preset["prior_lr"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None
     preset["categories"] = CATEGORIES if "categories" in variant(config.variant).settings else None
-    # The paper's loss sums squared errors over the last axis of the decoder's output and averages the rest, and
-    # averages the KL over latents; its units are this many squared errors per image.
+    # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other
+    # axes, and averages the KL over latents. One unit of it is this many squared errors per image
+    # (docs/mathematics.md, section 1.3).
     units = float(event_shape[0] * event_shape[1]) if config.decoder == "conv" and len(event_shape) == 3 else 1.0
     preset["clip"] = preset["clip"] or units
     if config.likelihood == "gaussian":
@@ -192,7 +193,7 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
 
 
 def build(config: TrainConfig, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, AmortizedGuide, ELBO]:
-    """The model, guide and estimator of a resolved configuration."""
+    """Build the model, guide and estimator of a resolved configuration."""
     parts = variant(config.variant)
     settings = {name: getattr(config, name) for name in parts.settings if getattr(config, name) is not None}
     noise = {"beta": config.beta} if config.likelihood == "gaussian" else {}
@@ -207,23 +208,25 @@ def build(config: TrainConfig, event_shape: tuple[int, ...]) -> tuple[Generative
 
 
 def event_shape_of(data: str) -> tuple[int, ...]:
-    """The shape of one observation of a data set."""
+    """Return the shape of one observation of a data set."""
     return tuple(source_of(data).event_shape)
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA if available (under torchrun a GPU for each process), else the CPU.
+    """Return the PyTorch device with this name.
+
+    ``auto`` selects CUDA if it is available (under torchrun one GPU per process), else the CPU.
 
     Raises:
-        InputError: for a device that torch does not know or does not have.
+        InputError: for a device that is unknown or not available.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it stores no values")
         if device.type == "cuda":
             device = torch.device("cuda", local_rank() if device.index is None else device.index)
-            torch.cuda.set_device(device)  # what nccl and the fused kernels take for this process's
+            torch.cuda.set_device(device)  # NCCL and the fused kernels use the current device
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:
         raise InputError(f"device {name!r} is not available: use auto, cpu or a GPU that torch sees") from error

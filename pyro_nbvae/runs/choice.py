@@ -1,4 +1,4 @@
-"""``--relaxation auto``: the relaxation and temperature whose gradient is nearest the truth as training begins."""
+"""``--relaxation auto``: select the relaxation and temperature with the smallest gradient error at initialisation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ CANDIDATES: tuple[Relaxation, ...] = (
     *(ArrivalTimes(t) for t in (1.0, 0.5, 0.24, 0.1, 0.05)),
     *(GumbelSoftmax(t) for t in (1.0, 0.5, 0.25)),
 )
-# Observations of the first batch that gradients are compared on, draws of each candidate, and of the exact gradient.
+# Number of observations for the comparison, of draws per candidate, and of draws of the exact gradient.
 OBSERVATIONS, DRAWS, EXACT_DRAWS = 16, 20, 10
 
 
 def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[TrainConfig, list[dict[str, Any]]]:
-    """The configuration with the relaxation of least mean squared error before training, at a constant temperature.
+    """Select the relaxation whose gradient has the smallest mean squared error before training.
 
-    Of the model's objective with integer counts: squared bias plus the noise of a batch (:func:`gradient_errors`).
+    The error is the squared bias plus the noise of a batch, with respect to the gradient of the objective with integer
+    counts (:func:`~pyro_nbvae.metrics.gradient_errors`). The temperature is then constant during training.
 
     Returns:
-        The configuration, and a row a candidate, best first.
+        The configuration with the selected relaxation, and one row per candidate, best first.
+
+    See also: docs/mathematics.md, section 5.6 (`--relaxation auto`).
     """
     torch.manual_seed(config.seed)
     plain = resolve(dataclasses.replace(config, relaxation=None), data.event_shape)
@@ -58,14 +61,14 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
 
 
 def explain(rows: list[dict[str, Any]]) -> str:
-    """What was chosen and why, in a line."""
+    """Return one line that states which relaxation was selected and why."""
 
     def name(row: dict[str, Any]) -> str:
         return row["relaxation"] + ("" if row["temperature"] is None else f" at {row['temperature']:g}")
 
     best, second = rows[:2]
     return (
-        f"relaxation: {name(best)}, of the least mean squared error of the gradient, {best['total']:.3g} of its "
-        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); next {name(second)}, "
+        f"relaxation: {name(best)} has the smallest mean squared error of the gradient, {best['total']:.3g} of its "
+        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); second is {name(second)} with "
         f"{second['total']:.3g}"
     )

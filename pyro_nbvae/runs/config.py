@@ -1,4 +1,4 @@
-"""What a run is. Light to import: the command's help comes from here."""
+"""Configuration of a run. This module imports quickly because the command line's help is built from it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# What a preset decides where a flag is not given. Schedules are linear: the KL weight rises from 0 to 1 over
-# `kl_warmup` epochs, the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`.
-# A temperature that is None is the relaxation's `coldest`; the prior's learning rate is `prior_pace` times `lr`.
+# Defaults of each preset for flags that are not given. Schedules are linear: the KL weight rises from 0 to 1 over
+# `kl_warmup` epochs, and the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`. If no
+# temperature is given for a relaxation, its `coldest` is used. The prior's learning rate is `prior_pace` * `lr`.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "epochs": 20,
         "kl_warmup": 2.0,
         "temperature_start": 1.0,
         "temperature": {},
-        "anneal_epochs": None,  # half of all
+        "anneal_epochs": None,  # half of the epochs
         "clip": 25.0,
         "prior_pace": 30.0,
         "prior_mean": 2.0,
     },
-    # The released code's: epochs out of 250, of which 200 are run; its clip of 1.0 is in units of its own loss.
+    # As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
     "paper": {
         "epochs": 200,
         "kl_warmup": 50.0,
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Where a flag is not given, for the estimator and the variant that have one.
+# Defaults of --kl-samples and --categories, for estimators and variants that use them.
 KL_SAMPLES, CATEGORIES = 5, 8
 
 Network = Literal["conv", "mlp", "linear"]
@@ -41,46 +41,51 @@ Network = Literal["conv", "mlp", "linear"]
 
 @dataclass
 class TrainConfig:
-    """What a run is. Flags that are not given are decided by the preset.
+    """Configuration of a run. The preset sets the default of every flag that is not given.
 
     Args:
-        variant: which VAE: CMP (COM-Poisson posterior, negative binomial prior); P-NB (Poisson posterior, the same
-            prior); a KL form (MC, DS, EX) and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers) of the
-            negative binomial, as in EX-I; a baseline, P-VAE, G-VAE, L-VAE or C-VAE; or a registered one.
-        data: digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered set; or a folder of images, a
-            .npy or a .npz file.
-        train_size: train on only the first so many observations. Default: all.
-        latents: number of latent units.
+        variant: name of the VAE. CMP: COM-Poisson posterior, negative binomial prior. P-NB: Poisson posterior, the same
+            prior. Negative binomial posterior and prior: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G:
+            Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, L-VAE, C-VAE. Or a registered variant.
+        data: digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder
+            of images, of a .npy or of a .npz file.
+        train_size: number of training observations to use, from the beginning of the data set. Default: all.
+        latents: number of latent variables.
         encoder: conv (images only), mlp or linear.
         decoder: conv (images only), mlp or linear.
         likelihood: gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts).
-        beta: squared error that a nat of KL is worth, 2 sigma^2 of a Gaussian likelihood. Default: what the paper's
-            beta of 1 amounts to, channels * height / latents with a conv decoder and 1 / latents otherwise.
-        estimator: an ELBO of this package or of Pyro, by the name of its class. Default: the variant's.
-        kl_warmup: epochs over which the KL's weight rises from 0 to 1.
+        beta: weight of the KL relative to the squared error; 2 sigma^2 of the Gaussian likelihood. Default: the
+            equivalent of beta = 1 in the paper, channels * height / latents with a conv decoder, else 1 / latents.
+        estimator: class name of an ELBO of this package or of Pyro. Default: the variant's.
+        kl_warmup: number of epochs over which the KL weight rises from 0 to 1.
         temperature_start: temperature of the relaxation at the start.
         temperature: temperature of the relaxation at the end. Default: 0.05 for arrival times, 0.25 for Gumbel-softmax.
-        anneal_epochs: epochs of temperature annealing. Default: half of all.
-        relaxation: how counts are differentiated: arrival, gumbel, integer, or auto: the one, and the temperature,
-            whose gradient is nearest the truth as training begins. Default: the variant's.
-        categories: of each variable of C-VAE; latents / categories variables. Default: 8.
-        indicator: of the arrival times, sigmoid or smoothstep. Default: sigmoid.
-        max_count: largest count of the Gumbel-softmax. Default: 100.
-        straight_through: integer counts forward, relaxed gradients backward.
-        epochs: passes over the training data.
+        anneal_epochs: number of epochs of temperature annealing. Default: half of the epochs.
+        relaxation: how counts are differentiated: arrival, gumbel or integer; auto selects the relaxation and the
+            temperature with the smallest gradient error at initialisation. Default: the variant's.
+        categories: categories per variable of C-VAE, which has latents / categories variables. Default: 8.
+        indicator: soft indicator of the arrival times, sigmoid or smoothstep. Default: sigmoid.
+        max_count: largest count of Gumbel-softmax. Default: 100.
+        straight_through: use integer counts in the forward pass and relaxed gradients in the backward pass.
+        epochs: number of passes over the training data.
         batch_size: observations per step.
         lr: learning rate of Adam.
-        prior_lr: learning rate of the prior's parameters, where it has any. Default: 30 * lr.
-        prior_mean: mean count of the prior at the start, where it is learned. Default: 2, of CMP 1.
-        clip: largest gradient norm of the loss of an observation. Default: 25 squared errors, or 250 nats under another
-            likelihood than the Gaussian.
-        kl_samples: samples of the Monte Carlo KL. Default: 5.
+        prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr.
+        prior_mean: initial mean count of a learned prior. Default: 2; for CMP, 1.
+        clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
+            likelihood, and 250, in nats, for the others.
+        kl_samples: number of samples of the Monte Carlo KL. Default: 5.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
-        mixed_precision: multiply in bfloat16 in the networks during training, faster where the hardware supports it;
-            densities and all of evaluation stay in single precision.
-        data_root: folder of the data sets. Default: the variable NBVAE_DATA, else the platform's user data folder.
+        mixed_precision: use bfloat16 multiplications in the networks during training, which is faster on hardware that
+            supports it; densities and evaluation stay in single precision.
+        data_root: folder of the data sets. Default: the environment variable NBVAE_DATA, else the user data folder.
         preset: default, or paper (the paper's schedules and 200 epochs).
+
+    Example::
+
+        >>> TrainConfig(variant="EX-I", data="mnist").title
+        'EX-I on mnist'
     """
 
     variant: str = "CMP"
@@ -116,5 +121,5 @@ class TrainConfig:
 
     @property
     def title(self) -> str:
-        """What a picture of the run is headed by."""
+        """Title of the figures of this run."""
         return f"{self.variant} on {Path(self.data).name}"

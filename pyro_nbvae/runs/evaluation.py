@@ -1,4 +1,4 @@
-"""Evaluation of a run. A metric is one entry of ``METRICS``: its name, how tables show it, how it is computed."""
+"""Evaluation of a run. Each metric is an entry of ``METRICS``: name, format in tables, and how to compute it."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.generation import sampler_of
 from pyro_nbvae.sampling import MOST_SAMPLES, SamplerName, decoded
 
-# For gradient_noise: batch size and number of draws.
+# Batch size and number of draws for gradient_noise.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
 
 
 @dataclass
 class Evaluation:
-    """A trained run and its data, and what several metrics need of them, each computed once and only when asked for.
+    """A trained run, its data, and intermediate results that several metrics share; each is computed once, when needed.
 
     Args:
         run: a trained run.
-        features: which features FID and KID use, of ``classifier`` and ``inception``.
-        inception_weights: torch-fidelity's file, if it is not in the data root.
+        features: features for FID and KID: ``classifier``, ``inception``, or both.
+        inception_weights: torch-fidelity's weights file, if it is not in the data root.
         samples: number of generated observations.
-        sampler: what their latents are drawn from, ``prior`` or ``mixture``.
-        importance_samples: latents per observation of the importance-weighted bound; 0 leaves it out.
-        seed: of the latents that are drawn and of KID's subsets.
+        sampler: distribution of the latents of generated observations, ``prior`` or ``mixture``.
+        importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
+        seed: random seed of the latents and of the subsets for KID.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if not where the run figures them.
+        data_root: folder of the data sets, if it is not the one of the training.
         progress: show progress bars.
 
     Raises:
-        InputError: for a folder that holds no trained run, for data or weights that are not available, and for a number
-            out of range.
+        InputError: for a folder that contains no trained run, for data or weights that are not available, and for a
+            number out of range.
     """
 
     run: Run
@@ -70,7 +70,7 @@ class Evaluation:
         check_number("--importance-samples", self.importance_samples, 0, 100_000)
         check_number("--samples", self.samples, 2, MOST_SAMPLES)
         check_seed(self.seed)
-        state = self.run.read_checkpoint()  # once: a training beside this one may write the next
+        state = self.run.read_checkpoint()  # read once: a training process may replace it meanwhile
         self.config, self.model, self.guide = self.run.load_from(state, self.device)
         self.log: list[dict[str, float]] = state["log"]
         self.made_by: dict[str, Any] = state.get("made_by", {})
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def train_set(self) -> Tensor:
-        """The data that the run was trained on."""
+        """The training data of the run."""
         return self.data.train[: self.config.train_size]
 
     @property
@@ -100,12 +100,12 @@ class Evaluation:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """One pass over the held-out data."""
+        """Results of one pass over the held-out data."""
         return held_out(self.model, self.guide, self.test, seed=self.seed, progress=self.progress)
 
     @cached_property
     def bound(self) -> float | None:
-        """The importance-weighted bound."""
+        """Importance-weighted bound in nats per observation; None if no importance samples are requested."""
         if not self.importance_samples:
             return None
         number = self.importance_samples
@@ -114,22 +114,27 @@ class Evaluation:
 
     @cached_property
     def distances(self) -> dict[str, float]:
-        """FID and KID in every feature set that was asked for; of images only."""
+        """FID and KID in each requested feature set; empty if the data are not images."""
         figures: dict[str, float] = {}
         if self.networks:
             sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
-            for network in self.networks.values():  # batches that are drawn again need no memory
+            for network in self.networks.values():  # drawn again for each network, to save memory
                 generated = map(to_bytes, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
                 figures |= distances(network, self.data.train, generated, seed=self.seed, progress=self.progress)
         return figures
 
     @cached_property
     def classification(self) -> dict[Representation, dict[str, float]]:
-        """Accuracies of classifiers on latents, by representation; filled as they are asked for."""
+        """Accuracies of classifiers on latents, by representation; filled by :meth:`accuracy`."""
         return {}
 
     def accuracy(self, representation: Representation, name: str) -> float | None:
-        """An accuracy of a classifier on latents; None for data without labels."""
+        """Return the accuracy of a classifier on latents; None if the data have no labels.
+
+        Args:
+            representation: ``encoder``, ``means`` or ``counts`` (:func:`~pyro_nbvae.metrics.represent`).
+            name: name of the classifier (:func:`~pyro_nbvae.metrics.classification`).
+        """
         if self.data.train_labels is None or self.data.test_labels is None:
             return None
         if representation not in self.classification:
@@ -138,9 +143,10 @@ class Evaluation:
         return self.classification[representation].get(name)
 
     def gradient_noise(self) -> float | None:
-        """Noise to signal of the gradient by the run's own estimator and relaxation, on a batch of held-out data.
+        """Return the noise-to-signal ratio of the gradient on a batch of held-out data.
 
-        None for an estimator of Pyro's that gives no loss to differentiate (TraceGraph_ELBO, RenyiELBO).
+        Estimator and relaxation are those of the run. None for an ELBO of Pyro without ``differentiable_loss``
+        (TraceGraph_ELBO, RenyiELBO).
         """
         _, _, elbo = build(self.config, tuple(self.model.event_shape))
         x = to_floats(self.test[:GRADIENT_BATCH])
@@ -150,22 +156,27 @@ class Evaluation:
         return moments.noise / moments.signal
 
     def seconds_per_step(self) -> float:
-        """The median over the run's epochs, as it was trained."""
+        """Return the seconds per training step, the median over epochs."""
         steps = math.ceil(self.trained_on / self.config.batch_size)
         return median(row["seconds"] for row in self.log) / steps
 
 
 class Metric(NamedTuple):
-    """A figure of a run.
+    """A metric of a run.
 
     Args:
-        name: as ``metrics.json`` names it.
-        heading: of its column.
-        digits: decimals in tables.
-        best: which end is best, if either is.
-        compute: from an :class:`Evaluation`; None where the figure does not exist for the run.
-        standard: whether ``nbvae evaluate`` computes it; otherwise only a table that lists it does.
-        of: what it is measured on, for a table's caption.
+        name: key in ``metrics.json``.
+        heading: heading of its column in tables.
+        digits: number of decimals in tables.
+        best: whether low or high values are better; None if neither.
+        compute: maps an :class:`Evaluation` to the value, or to None if the metric is not defined for the run.
+        standard: whether ``nbvae evaluate`` computes it by default; if not, only tables that list it do.
+        of: what it is measured on, for the caption of a table.
+
+    Example::
+
+        >>> METRICS["mse"].heading, METRICS["mse"].best
+        ('MSE', 'low')
     """
 
     name: str
@@ -213,7 +224,7 @@ def _objective(e: Evaluation) -> float | None:
 _SHIPPED = (
     _held("mse", "MSE", 4, "low"),
     _held("ssim", "SSIM", 3, "high"),
-    # FID-c and KID-c are in our classifiers' features, FID and KID in Inception's
+    # FID-c and KID-c use features of our classifiers, FID and KID those of Inception
     _distance("fid_c", "FID-c", 2),
     _distance("kid_c", "KID-c", 4),
     _distance("kid_std_c", "± KID-c", 4, None),
@@ -247,22 +258,34 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _SHIPPED}
 
 
 def register_metric(metric: Metric) -> None:
-    """Makes a metric known: to ``nbvae evaluate``, and to tables that list it."""
+    """Register a metric, for ``nbvae evaluate`` and for tables that list it.
+
+    Args:
+        metric: the metric; an existing metric of the same name is replaced.
+
+    Example::
+
+        >>> latents = Metric("latents", "latents", 0, None, lambda e: float(e.model.latents), standard=False)
+        >>> register_metric(latents)
+        >>> METRICS["latents"].heading
+        'latents'
+        >>> del METRICS["latents"]
+    """
     METRICS[metric.name] = metric
 
 
 def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> dict[str, Any]:
-    """What figures depend on beside the run, as ``metrics.json`` names it: figures of other settings are not kept."""
+    """Return the settings that metrics depend on, as in ``metrics.json``; metrics with other settings are discarded."""
     return {"epochs": epochs, "seed": seed, "generated_samples": samples, "feature_sets": list(features)}
 
 
 def metrics_file(sampler: SamplerName = "prior") -> str:
-    """The file of a run folder for figures of samples of that kind."""
+    """Return the name of the metrics file in a run folder for this sampler."""
     return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
 
 
 def _evaluate_sampler(run: Run, options: dict[str, Any]) -> dict[str, Any]:
-    """Measures samples that are not the prior's, and nothing else; in a file of their own."""
+    """Evaluate only the samples, for a sampler other than the prior, and write them to a separate file."""
     this = Evaluation(run, **options)
     figures = {
         "variant": f"{this.config.variant} ({this.sampler})",
@@ -277,28 +300,48 @@ def _evaluate_sampler(run: Run, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
-    """Measures a run on its held-out data; writes ``metrics.json`` and, of counts, ``dispersion.png``.
+    """Evaluate a run on its held-out data; write ``metrics.json`` and, if latents are counts, ``dispersion.png``.
 
-    Everything is from exact latents (integer counts). ``mse`` (per element) and ``ssim`` are of reconstructions from
-    one sample; ``fid_c``, ``kid_c`` and ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``)
-    compare samples of the prior with the training images; ``elbo`` and ``importance_weighted_bound`` are nats per
-    observation, ``bits_per_dim`` is -elbo / (elements * ln 2) (of images add 8 for 8-bit pixels); ``kl`` is nats per
-    observation; ``dead_units`` have a mean KL below 0.01 nats; ``fano`` is the posterior's mean variance over mean,
-    ``underdispersed_units`` the share of the other units whose posterior varies less than a Poisson;
-    ``overdispersion`` is the mean over units of the variance over the mean of their counts across observations. What
-    does not exist for a run (SSIM without images, say) is None. Beside the figures stands what trained the run:
-    ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
+    All metrics use exact latents (integer counts):
 
-    With another sampler than the prior only the samples are measured, into ``metrics-mixture.json``.
+    - ``mse`` (per element) and ``ssim``: reconstructions from one posterior sample;
+    - ``fid_c``, ``kid_c``, ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``): samples from the
+      prior against the training images;
+    - ``elbo``, ``kl``, ``importance_weighted_bound``: nats per observation;
+    - ``bits_per_dim``: -elbo / (elements * ln 2); for 8-bit images add 8;
+    - ``dead_units``: number of units whose mean KL is below 0.01 nats;
+    - ``fano``: Fano factor of the posterior, averaged;
+    - ``underdispersed_units``: fraction of the other units whose posterior has less variance than a Poisson;
+    - ``overdispersion``: variance over mean of a unit's counts across observations, averaged over units.
+
+    A metric that is not defined for the run (SSIM without images, for example) is None. The file also contains the
+    provenance of the run: ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
+
+    With a sampler other than the prior, only the samples are evaluated; the file is ``metrics-mixture.json``.
 
     Args:
         run: a trained run.
-        metrics: names in ``METRICS``. Default: the standard ones. Figures that the folder holds of the same checkpoint
-            and settings stay beside them.
+        metrics: names in ``METRICS``. Default: the standard ones. Other metrics in the file are kept if they belong to
+            the same checkpoint and settings.
         **options: as :class:`Evaluation`.
 
+    Returns:
+        The content of the file.
+
     Raises:
-        InputError: as :class:`Evaluation`, and for a metric that does not exist.
+        InputError: as :class:`Evaluation`, and for an unknown metric.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pyro_nbvae.runs.config import TrainConfig
+        >>> from pyro_nbvae.runs.training import train
+        >>> config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(config, folder, progress=False)
+        ...     metrics = evaluate(run, ["elbo", "kl"], features=(), importance_samples=0, device="cpu", progress=False)
+        >>> metrics["elbo"] < 0 < metrics["kl"]
+        True
     """
     from pyro_nbvae.plotting import plot_dispersion
 

@@ -1,12 +1,12 @@
-"""A run folder: all that the other commands need.
+"""The run folder, which contains everything that the other commands need.
 
-    config.json    the configuration, every default resolved
-    checkpoint.pt  parameters, optimiser, random states and log after the last whole epoch
+    config.json    the configuration, with all defaults resolved
+    checkpoint.pt  parameters, optimiser state, random states and log after the last complete epoch
     log.csv        one row per epoch
-    metrics.json   what ``nbvae evaluate`` measured
-    *.png          pictures
+    metrics.json   results of ``nbvae evaluate``
+    *.png          figures
 
-Files are written under a temporary name and renamed, so that a run that is killed loses at most an epoch.
+Files are written under a temporary name and then renamed, so a run that is killed loses at most one epoch.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 from pyro_nbvae.variants import VARIANTS
 
-# Of config.json. 1 had no number, and other names for some fields.
+# Version of config.json. Version 1 had no number and used other names for some fields.
 SCHEMA = 2
-# Its keys and their types: the configuration's, and the shape of an observation.
+# Keys of config.json and their types: the fields of the configuration, and the shape of an observation.
 _HINTS: dict[str, Any] = {**get_type_hints(TrainConfig), "event_shape": list[Annotated[int, Field(ge=1, le=1 << 20)]]}
-# Keys that older files of this schema lack.
+# Keys that were added later: older files of this version do not have them.
 _LATER = {"prior_lr", "prior_mean"}
 _STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
     with_config(ConfigDict(extra="forbid"))(
@@ -49,12 +49,12 @@ _STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
 
 
 def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
-    """An older configuration under today's names."""
+    """Return a configuration of version 1 with the current field names."""
     names = {"image_shape": "event_shape", "train_images": "train_size"}
     defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     now = defaults | {names.get(k, k): v for k, v in stored.items()}
     for name, default in (("indicator", "sigmoid"), ("max_count", 100)):
-        if now.get(name) == default:  # the relaxation's own default, where it has one
+        if now.get(name) == default:  # the default of the relaxation, if it has this option
             now[name] = None
     name = now.get("variant", "")
     if not name.startswith("MC-"):
@@ -68,23 +68,29 @@ def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 class LaterVersionError(InputError):
-    """A file that a later version wrote."""
+    """A file that was written by a later version of this package."""
 
 
 def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
-    """The configuration and the shape of an observation from what config.json holds.
+    """Parse the content of config.json.
+
+    Args:
+        stored: the JSON object.
+
+    Returns:
+        ``(config, event_shape)``.
 
     Raises:
-        InputError: for a key that is missing or unknown, a value of another type or out of range, and for a file of a
-            later version.
+        InputError: for a missing or unknown key, a value of the wrong type or out of range, and for a file of a later
+            version.
     """
     if not isinstance(stored, dict):
-        raise InputError(f"it holds a {type(stored).__name__}, expected an object")
+        raise InputError(f"expected a JSON object, got a {type(stored).__name__}")
     stored = dict(stored)
     version = stored.pop("schema_version", 1)
     if version not in (1, SCHEMA):
         raise LaterVersionError(
-            f"its schema_version is {version}, this pyro-nbvae reads up to {SCHEMA}: update pyro-nbvae"
+            f"schema_version is {version}, but this pyro-nbvae reads versions up to {SCHEMA}: update pyro-nbvae"
         )
     if version == 1:
         stored = _from_schema_1(stored)
@@ -92,7 +98,7 @@ def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
         checked = _STORED.validate_python(stored, strict=True)
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, wrong['loc'])) or 'it'}: {wrong['msg']}") from None
+        raise InputError(f"{'.'.join(map(str, wrong['loc'])) or 'the file'}: {wrong['msg']}") from None
     given = dict(checked)
     event_shape = tuple(given.pop("event_shape"))
     config = validate(TrainConfig(**given))
@@ -101,21 +107,21 @@ def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
         return whole, event_shape
     for name, value in dataclasses.asdict(whole).items():
         if name not in _LATER and value != getattr(config, name):
-            raise InputError(f"{name} is {getattr(config, name)}, where a run has a value")
+            raise InputError(f"{name} is {getattr(config, name)}, but this configuration requires a value")
     return config, event_shape
 
 
 def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, Any]:
-    """What config.json holds of a configuration."""
+    """Return the content of config.json for a configuration."""
     return {"schema_version": SCHEMA, **dataclasses.asdict(config), "event_shape": list(event_shape)}
 
 
 def _check_state(state: dict[str, Any]) -> None:
-    """Raise ValueError for what is no checkpoint."""
+    """Raise ValueError if a part of the checkpoint is missing."""
     parts = {"model": dict, "guide": dict, "optimizer": dict, "log": list, "rng": list}
     for name, kind in parts.items():
         if not isinstance(state.get(name), kind):
-            raise ValueError(f"it has no {name}")
+            raise ValueError(f"it has no entry {name}")
 
 
 def _restore(model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any], of: str) -> None:
@@ -124,20 +130,23 @@ def _restore(model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any
         guide.load_state_dict(state["guide"])
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split(":\n")[-1].split())
-        raise InputError(f"{of} ({reason[:200]}): they are of different runs") from None
+        raise InputError(f"{of} ({reason[:200]}): the files belong to different runs") from None
 
 
 def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:
-    """Model and guide of a trained run, in evaluation mode (no dropout).
+    """Load the model and guide of a trained run, in evaluation mode (no dropout).
 
-    The guide keeps the run's relaxation; within ``guide.exact()`` it draws integer counts.
+    The guide keeps the relaxation of the run; inside ``guide.exact()`` it draws integer counts.
 
     Args:
-        path: a run folder, or a ``.safetensors`` file that ``nbvae export`` wrote.
+        path: a run folder, or a ``.safetensors`` file written by ``nbvae export``.
         device: auto (CUDA if available) or a PyTorch device string.
 
+    Returns:
+        ``(model, guide)``.
+
     Raises:
-        InputError: for a path that holds no trained run.
+        InputError: for a path that contains no trained run.
     """
     plugins.import_modules()
     path = Path(path)
@@ -160,20 +169,20 @@ def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:
-        raise InputError(f"{path} holds no exported run ({error}): name a file that nbvae export wrote") from None
+        raise InputError(f"{path} holds no exported run ({error}): give a file written by nbvae export") from None
     model, guide, _ = build(config, event_shape)
     state: dict[str, dict[str, Tensor]] = {"model": {}, "guide": {}}
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
         state.setdefault(part, {})[key] = tensor
-    _restore(model, guide, state, f"{path} does not fit its own configuration")
+    _restore(model, guide, state, f"{path} does not match its own configuration")
     return model, guide
 
 
-# The file that says that a process trains in a folder, and what is added to the name of a file that cannot be read.
+# Lock file of a folder in which a process trains, and suffix of a file that cannot be read.
 LOCK = ".lock"
 DAMAGED = ".damaged"
-# What training and evaluation write.
+# Files that training and evaluation write.
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
     *("metrics.json", "metrics-mixture.json", "dispersion.png"),
@@ -181,45 +190,49 @@ WRITTEN = {
 
 
 class Run:
-    """A run folder."""
+    """A run folder.
+
+    Args:
+        folder: path of the folder; it need not exist yet.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @property
     def checkpoint_path(self) -> Path:
-        """The file of the parameters."""
+        """Path of ``checkpoint.pt``."""
         return self.folder / "checkpoint.pt"
 
     @property
     def config_path(self) -> Path:
-        """The file of the configuration."""
+        """Path of ``config.json``."""
         return self.folder / "config.json"
 
     def config(self) -> tuple[TrainConfig, tuple[int, ...]]:
-        """The resolved configuration and the shape of an observation.
+        """Read the resolved configuration and the shape of an observation.
 
         Raises:
-            InputError: where the folder holds no run.
+            InputError: if the folder contains no run.
         """
         try:
             return parse_config(json.loads(self.config_path.read_text()))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
-                f"{self.folder} holds no run (no config.json): name a folder that nbvae train wrote"
+                f"{self.folder} holds no run (no config.json): give a folder written by nbvae train"
             ) from None
         except InputError as error:
             raise type(error)(f"{self.config_path}: {error}") from None
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else first_line(error)
-            raise InputError(f"{self.config_path} is no configuration of a run ({reason}): train it anew") from None
+            raise InputError(f"{self.config_path} is not a valid configuration ({reason}): train again") from None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Context in which no other process may train into this folder; a killed process holds it no longer.
+        """Context in which no other process can train in this folder. The lock of a killed process is released.
 
         Raises:
-            InputError: where another process holds the folder.
+            InputError: if another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / LOCK, blocking=False)
@@ -229,11 +242,11 @@ class Run:
                 yield
         except Timeout:
             raise InputError(
-                f"another process is training in {self.folder}: wait for it, or name another --out"
+                f"another process is training in {self.folder}: wait until it ends, or choose another --out"
             ) from None
 
     def holds_others(self) -> bool:
-        """Whether the path is, or the folder holds, something that no training wrote; a run is no such thing."""
+        """Whether the path is a file, or a folder that contains no run but files that training does not write."""
         if not self.folder.exists():
             return False
         if not self.folder.is_dir():
@@ -243,7 +256,7 @@ class Run:
         )
 
     def set_aside(self) -> list[Path]:
-        """Rename files that cannot be read, and what depends on them; returns the new names.
+        """Rename files that cannot be read, and the files that depend on them; return the new paths.
 
         Raises:
             InputError: for a run of a later version, which is not damaged.
@@ -267,14 +280,14 @@ class Run:
         self.write_json("config.json", config_json(config, event_shape))
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
-        """Write a JSON file into the folder; returns its path."""
-        # JSON has no NaN: what is no number is null
+        """Write a JSON file to the folder and return its path."""
+        # JSON has no NaN and no infinity: write null
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
         write_text(self.folder / name, json.dumps(finite, indent=2) + "\n")
         return self.folder / name
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """What :meth:`write_json` wrote; empty where there is no such file, or a damaged one."""
+        """Read a file of :meth:`write_json`; return an empty dictionary if it is missing or damaged."""
         try:
             content = json.loads((self.folder / name).read_text())
         except (OSError, ValueError, RecursionError):
@@ -282,7 +295,7 @@ class Run:
         return content if isinstance(content, dict) else {}
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
-        """Write ``log.csv``, a row an epoch."""
+        """Write ``log.csv``, one row per epoch."""
         write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
@@ -290,38 +303,38 @@ class Run:
         write_tensors(self.checkpoint_path, state)
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """The checkpoint, on the CPU.
+        """Read the checkpoint, on the CPU.
 
         Raises:
-            InputError: where there is none, or none that can be read.
+            InputError: if there is none, or it cannot be read.
         """
         try:
             state = read_tensors(self.checkpoint_path)
             _check_state(state)
             return state
         except (FileNotFoundError, NotADirectoryError):
-            self.config()  # where there is no run at all, that is what is wrong
-            raise InputError(f"{self.folder} has no checkpoint yet: let nbvae train --resume finish an epoch") from None
+            self.config()  # if there is no run at all, report that instead
+            raise InputError(f"{self.folder} has no checkpoint yet: finish an epoch with train --resume") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"{self.checkpoint_path} cannot be read ({reason}): train it anew") from error
+            raise InputError(f"{self.checkpoint_path} cannot be read ({reason}): train the run again") from error
 
     def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any]) -> None:
-        """Loads parameters from a checkpoint.
+        """Load parameters from a checkpoint into a pair.
 
         Raises:
-            InputError: where they are of another shape than config.json says.
+            InputError: if their shapes do not match config.json.
         """
-        _restore(model, guide, state, f"{self.checkpoint_path} does not fit {self.config_path}")
+        _restore(model, guide, state, f"{self.checkpoint_path} does not match {self.config_path}")
 
     def load(self, device: str = "auto") -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
-        """Configuration, model and guide of a trained run, in evaluation mode, on the device."""
+        """Load configuration, model and guide of a trained run, in evaluation mode, on the device."""
         return self.load_from(self.read_checkpoint(), device)
 
     def load_from(
         self, state: dict[str, Any], device: str = "auto"
     ) -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
-        """The same as :meth:`load`, of a checkpoint that has been read already."""
+        """Load configuration, model and guide as :meth:`load`, from a checkpoint that is already in memory."""
         config, event_shape = self.config()
         model, guide, _ = build(config, event_shape)
         self.restore(model, guide, state)
@@ -329,10 +342,16 @@ class Run:
         return config, model.to(chosen).eval(), guide.to(chosen).eval()
 
     def export(self, path: Path | None = None) -> Path:
-        """Writes the parameters as safetensors, the configuration with them; :func:`load` reads the file.
+        """Write the parameters and the configuration as one safetensors file, which :func:`load` reads.
 
         Args:
-            path: of the file. Default: ``weights.safetensors`` in the folder.
+            path: path of the file. Default: ``weights.safetensors`` in the folder.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            InputError: if there is no trained run, or the folder of the file does not exist.
         """
         from safetensors.torch import save
 
@@ -342,6 +361,6 @@ class Run:
         content = save(tensors, metadata={"config": json.dumps(config_json(config, event_shape))})
         path = path or self.folder / "weights.safetensors"
         if not path.parent.is_dir():
-            raise InputError(f"the folder {path.parent} does not exist: make it, or name another --out")
+            raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
         write_atomically(path, lambda file: file.write(content))
         return path

@@ -1,4 +1,4 @@
-"""Observations from a trained run: samples of the prior, and reconstructions."""
+"""Generate observations from a trained run: samples and reconstructions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,32 @@ from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.sampling import PriorSampler, Sampler, SamplerName, decoded, fit_mixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
 
-# Observations in a picture.
+# Maximum number of observations in one figure.
 MOST_SHOWN = 10_000
 
 
 def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0) -> Tensor:
-    """``count`` images (count, C, H, W), uint8, at exact samples of the prior (integer counts).
+    """Generate images: the means of the likelihood at exact samples from the prior (integer counts).
+
+    Args:
+        model, guide: the pair.
+        count: number of images N.
+        seed: random seed.
+
+    Returns:
+        Images (N, C, H, W), uint8.
 
     Raises:
-        InputError: for a count below 1.
+        InputError: for a count below 1, or a seed out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((1, 8, 8), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> prior_samples(model, guide, 2).shape
+        torch.Size([2, 1, 8, 8])
     """
     return torch.cat([to_bytes(means) for means in decoded(model, guide, PriorSampler(model), count, seed=seed)])
 
@@ -34,13 +51,15 @@ def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, 
 def sampler_of(
     name: SamplerName, model: GenerativeModel, guide: AmortizedGuide, train: Callable[[], Tensor]
 ) -> Sampler:
-    """The sampler of that name for a trained pair.
+    """Return the sampler with this name for a trained pair.
 
     Args:
-        train: returns the data that it was trained on; called only where they are needed.
+        name: ``prior`` or ``mixture``.
+        model, guide: the trained pair.
+        train: returns the training data; called only if the sampler needs them.
 
     Raises:
-        InputError: for an unknown name, and for latents that have no mixture.
+        InputError: for an unknown name, and for latents to which no mixture can be fitted.
     """
     check_member("sampler", name, get_args(SamplerName))
     if name == "prior":
@@ -49,7 +68,28 @@ def sampler_of(
 
 
 def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
-    """Observations (N, *event_shape) as floats encoded and decoded, through one exact sample each (integer counts)."""
+    """Reconstruct observations from one exact posterior sample each (integer counts).
+
+    Args:
+        model, guide: the pair.
+        x: observations (N, *event_shape), floating point.
+        seed: random seed.
+
+    Returns:
+        Means of the likelihood, (N, *event_shape).
+
+    Raises:
+        InputError: for observations of the wrong shape or type, or a seed out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> reconstructions(model, guide, torch.zeros(4, 5)).shape
+        torch.Size([4, 5])
+    """
     with evaluating(model, guide, seed):
         return model.observation(guide.posterior(x.to(model.device)).sample()).mean
 
@@ -63,10 +103,22 @@ def generate(
     device: str = "auto",
     data_root: str | None = None,
 ) -> Path:
-    """Decodes ``count`` exact samples (integer counts) and writes them as a picture.
+    """Decode exact samples (integer counts) and write them as a figure into the run folder.
 
     Args:
-        sampler: ``prior`` writes ``samples.png``, ``mixture`` (fitted to the training data) ``samples-mixture.png``.
+        run: a trained run.
+        count: number of samples.
+        sampler: ``prior`` writes ``samples.png``; ``mixture``, fitted to the posteriors of the training data, writes
+            ``samples-mixture.png``.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+
+    Returns:
+        Path of the figure.
+
+    Raises:
+        InputError: for a folder that contains no trained run, an unknown sampler, or a count out of range.
     """
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)
@@ -87,10 +139,10 @@ def generate(
 
 
 def read_observations(path: str | Path) -> Tensor:
-    """Observations from a .npy file: (N, *event_shape); images as floats in [0, 1] or uint8.
+    """Read observations (N, *event_shape) from a .npy file; images are floats in [0, 1] or uint8.
 
     Raises:
-        InputError: for a file that is no such array.
+        InputError: for a file that does not contain such an array.
     """
     return to_floats(as_tensor(Path(path), "array", read_npy(Path(path))))
 
@@ -104,14 +156,21 @@ def reconstruct(
     device: str = "auto",
     data_root: str | None = None,
 ) -> Path:
-    """Writes ``reconstructions.png``: originals beside their reconstructions from one exact sample each.
+    """Write ``reconstructions.png``: originals and their reconstructions, from one exact sample each.
 
     Args:
-        data: a .npy file (see :func:`read_observations`); by default the first held-out data of the run's set.
-        count: how many of them.
+        run: a trained run.
+        data: a .npy file (see :func:`read_observations`). Default: the held-out data of the run's data set.
+        count: number of observations, from the beginning of the data.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+
+    Returns:
+        Path of the figure.
 
     Raises:
-        InputError: for data of another shape or range than the run's.
+        InputError: for data whose shape or range does not match the run.
     """
     check_number("--count", count, 1, MOST_SHOWN)
     config, model, guide = run.load(device)

@@ -1,6 +1,8 @@
-"""Training by several processes, as torchrun starts them: each takes its share of every batch, gradients are averaged.
+"""Data-parallel training under torchrun: every process takes a part of each batch, and gradients are averaged.
 
-torchrun --nproc-per-node 2 --no-python nbvae train --variant EX-C --data mnist --out runs/a
+Example::
+
+    torchrun --nproc-per-node 2 --no-python nbvae train --variant EX-C --data mnist --out runs/a
 """
 
 from __future__ import annotations
@@ -19,27 +21,38 @@ from pyro_nbvae.errors import InputError
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, seen from one of them. A single one communicates with nobody."""
+    """The group of training processes, seen from one of them. A single process does not communicate.
+
+    Args:
+        rank: rank of this process.
+        number: number of processes.
+    """
 
     rank: int = 0
     number: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that writes files and shows progress."""
+        """Whether this process writes files and shows progress (rank 0)."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> tuple[Tensor, int]:
-        """This process's observations of a batch (N, ...), and how many of them count.
+        """Return this process's part of a batch (N, ...), and the number of observations in it.
 
-        Where there are fewer observations than processes, those that get none take one that does not count, so that
-        all take part in the averaging.
+        If there are fewer observations than processes, a process without any gets one observation and the number 0: it
+        takes part in the communication, but its gradient is not used.
         """
         share = batch[self.rank :: self.number]
         return (share, len(share)) if len(share) else (batch[:1], 0)
 
     def average_gradients(self, parameters: list[nn.Parameter], scale: float, *, counts: bool = True) -> None:
-        """Gradients become ``scale`` times their sum over the processes, those that do not count left out."""
+        """Replace each gradient by ``scale`` times its sum over all processes.
+
+        Args:
+            parameters: the parameters, on every process in the same order.
+            scale: factor of the sum.
+            counts: whether the gradients of this process are included.
+        """
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
             gradient.mul_(scale) if counts else gradient.zero_()
@@ -50,13 +63,13 @@ class Processes:
                 gradient.copy_(part.view_as(gradient))
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes."""
+        """Return the sum of a tensor over all processes (in place)."""
         if self.number > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, item: Any) -> list[Any]:
-        """Every process's item, by rank; all wait for each other."""
+        """Return the items of all processes, ordered by rank. Waits for all processes."""
         items: list[Any] = [item] * self.number
         if self.number > 1:
             dist.all_gather_object(items, item)
@@ -64,12 +77,12 @@ class Processes:
 
 
 def local_rank() -> int:
-    """Local rank from torchrun, 0 otherwise."""
+    """Return the local rank that torchrun set, or 0 without torchrun."""
     return _from_torchrun("LOCAL_RANK", 0)
 
 
 def _from_torchrun(name: str, default: int) -> int:
-    """A number in the environment."""
+    """Return an environment variable of torchrun as a whole number."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise InputError(f"the environment variable {name} must be a whole number, got {text!r}")
@@ -77,7 +90,11 @@ def _from_torchrun(name: str, default: int) -> int:
 
 
 def processes(device: torch.device) -> Processes:
-    """The processes that torchrun started this one with; only this one without torchrun."""
+    """Return the process group that torchrun started; without torchrun, this process alone.
+
+    Raises:
+        InputError: if an environment variable of torchrun is missing or is not a whole number.
+    """
     if _from_torchrun("WORLD_SIZE", 1) == 1:
         return Processes()
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -85,5 +102,5 @@ def processes(device: torch.device) -> Processes:
         raise InputError(f"WORLD_SIZE is set and {', '.join(missing)} is not: start with torchrun, or unset WORLD_SIZE")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)  # only at exit: torchrun's store allows one initialisation
+        atexit.register(dist.destroy_process_group)  # only at exit: torchrun allows one initialisation per process
     return Processes(dist.get_rank(), dist.get_world_size())

@@ -1,4 +1,4 @@
-"""What made a figure: the version and commit of the code, the machine, the number of threads, the day."""
+"""Provenance of a result: version and commit of the code, machine, number of threads, date."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that this package is imported from, ``+`` after it where files differ from it.
+    """Return the git commit that this package is imported from, with a ``+`` if there are uncommitted changes.
 
     None for an installed package.
     """
@@ -27,14 +27,14 @@ def commit() -> str | None:
             check=False,
         )
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no git
+    except OSError:  # git is not installed
         return None
     return done.stdout.strip() or None if tracked.returncode == 0 else None
 
 
 @cache
 def processor() -> str:
-    """The CPU's name, as the system says it."""
+    """Return the name of the CPU."""
     try:
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         return names[0].partition(":")[2].strip()
@@ -45,16 +45,16 @@ def processor() -> str:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # the source on the path
+    except PackageNotFoundError:  # imported from source, not installed
         return "unknown"
 
 
 def provenance(device: torch.device) -> dict[str, str | int | None]:
-    """What a run is made by, on that device.
+    """Return the provenance of a run on this device.
 
     Returns:
-        ``version`` and ``commit`` of pyro-nbvae, ``torch_version``, ``machine`` (of the device), ``threads`` and
-        ``date``. Figures depend on the number of threads in their last digits, and training amplifies them.
+        ``version`` and ``commit`` of pyro-nbvae, ``torch_version``, ``machine`` (name of the GPU or CPU), ``threads``
+        and ``date``. The number of threads changes the last digits of a result, and training amplifies the difference.
     """
     return {
         "version": _version("pyro-nbvae"),

@@ -29,61 +29,74 @@ from pyro_nbvae.runs.processes import Processes, processes
 from pyro_nbvae.runs.provenance import provenance
 from pyro_nbvae.vae import check_support, evaluating
 
-# A resumed run may differ in these from the one it continues.
+# Options that may change when a run is resumed.
 _MAY_CHANGE = {"epochs", "device", "data_root"}
-# Held-out observations of which the log keeps figures after every epoch; nbvae evaluate measures all.
+# Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
 LOGGED = 2_000
-# Figures of the log that are of held-out observations.
+# Held-out metrics in the log.
 _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim", "fano")
 
 
 def kl_weight(config: TrainConfig, epoch: float) -> float:
-    """The KL's weight after so many epochs (a fraction counts): rises linearly from 0 to 1."""
+    """Return the KL weight at an epoch (not necessarily whole); it rises linearly from 0 to 1."""
     return min(1.0, epoch / config.kl_warmup) if config.kl_warmup else 1.0
 
 
 def temperature(config: TrainConfig, epoch: float) -> float:
-    """The relaxation's temperature after so many epochs: linear from ``temperature_start`` to ``temperature``."""
+    """Return the temperature at an epoch; linear from ``temperature_start`` to ``temperature``."""
     assert config.temperature is not None and config.temperature_start is not None and config.anneal_epochs
     done = min(1.0, epoch / config.anneal_epochs)
     return config.temperature if done == 1 else (1 - done) * config.temperature_start + done * config.temperature
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields in which a run may not differ from the one it continues, and does: what is there, what is here."""
+    """Return the fields that differ between two configurations of one run but may not, as {field: (before, now)}."""
     there, here = dataclasses.asdict(before), dataclasses.asdict(now)
     return {k: (there[k], here[k]) for k in here if k not in _MAY_CHANGE and there[k] != here[k]}
 
 
 def check_same_run(run: Run, config: TrainConfig) -> None:
-    """Raises InputError where a folder's configuration is another one."""
+    """Raise InputError if the folder contains a run with another configuration."""
     changed = differences(run.config()[0], config)
     if changed:
         what = ", ".join(f"{k} {there} there, {here} here" for k, (there, here) in changed.items())
-        raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or name another --out")
+        raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or choose another --out")
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
-    """Trains a variant and leaves a run folder.
+    """Train a variant and write a run folder.
 
-    The loss is the negative ELBO per observation times the model's ``loss_scale``; under a Gaussian likelihood that is
+    The loss is the negative ELBO per observation times the model's ``loss_scale``. For a Gaussian likelihood this is
     the squared error + beta * kl_weight * KL, up to a constant. After each epoch the first 2,000 held-out observations
     are evaluated with exact latents (integer counts), and the checkpoint and the log are written. On one machine the
-    same configuration gives the same numbers, whether or not the run was interrupted and resumed. Under torchrun each
-    process takes its share of every batch.
+    same configuration gives the same numbers, also if the run was interrupted and resumed. Under torchrun each process
+    takes a part of every batch.
 
     Args:
-        config: what to train.
-        out: the run folder, new, empty or (with ``resume``) of the same configuration.
-        resume: continue from the last whole epoch; a run that is complete stays as it is.
+        config: configuration of the run.
+        out: the run folder: new, empty or, with ``resume``, that of a run with the same configuration.
+        resume: continue from the last complete epoch; a finished run is not changed.
         progress: show a progress bar on standard error.
 
+    Returns:
+        The run.
+
     Raises:
-        InputError: for data, a device or a folder that cannot be used, and for a loss that is not finite.
+        InputError: for an invalid configuration, for data, a device or a folder that cannot be used, and if training
+            diverges.
+
+    Example::
+
+        >>> import tempfile
+        >>> config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(config, folder, progress=False)
+        ...     sorted(path.name for path in run.folder.glob("*.*") if path.suffix != ".lock")
+        ['.lock', 'checkpoint.pt', 'config.json', 'log.csv']
     """
     validate(config)
     run = Run(out)
-    if resume and run.checkpoint_path.exists():  # what is left open is as the run has it, not as a preset would now
+    if resume and run.checkpoint_path.exists():  # open values are taken from the run, not from a preset
         before = dataclasses.asdict(run.config()[0])
         config = dataclasses.replace(
             config, **{k: v for k, v in before.items() if getattr(config, k) in (None, "auto")}
@@ -91,7 +104,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
         check_same_run(run, dataclasses.replace(config, data=full_name(config.data)))
     device = choose_device(config.device)
     group = processes(device)
-    # the leader downloads and prepares what is missing before the others look
+    # rank 0 downloads and prepares missing data before the other processes load them
     data = load(config.data, config.data_root) if group.leads else None
     group.gather(None)
     if data is None:
@@ -105,7 +118,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     with trainer.folder(resume) as state:
         if state is not None:
             trainer.resume(state)
-        if group.leads:  # last: what failed before has changed nothing
+        if group.leads:  # last, so that an earlier error leaves the folder unchanged
             run.write_config(config, data.event_shape)
             if compared:
                 run.write_json("relaxation.json", {"candidates": compared})
@@ -116,7 +129,15 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
 
 
 class Trainer:
-    """What is trained and how far it has come."""
+    """State of a training run: model, guide, estimator, optimiser, data and log.
+
+    Args:
+        run: the run folder.
+        config: a resolved configuration.
+        data: the data set.
+        device: device of the training.
+        group: the process group.
+    """
 
     def __init__(self, run: Run, config: TrainConfig, data: Data, device: torch.device, group: Processes) -> None:
         self.run, self.config, self.data, self.device, self.group = run, config, data, device, group
@@ -136,14 +157,14 @@ class Trainer:
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)
         self.steps = math.ceil(len(self.train_set) / config.batch_size)
-        # a stream for each process, none the initialisation's
+        # a separate random stream for each process, different from that of the initialisation
         torch.manual_seed(config.seed + ((group.rank + 1) << 32))
 
     def try_out(self) -> None:
-        """Runs the estimator once on two observations, so that what cannot work says so before anything is written.
+        """Run the estimator once on two observations, to report errors before any file is written.
 
         Raises:
-            InputError: with the first line of what went wrong.
+            InputError: with the first line of the error.
         """
         x = to_floats(self.train_set[:2])
         devices = [self.device] if self.device.type == "cuda" else []
@@ -151,7 +172,7 @@ class Trainer:
             try:
                 self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
             except DivergedError:
-                pass  # training says so, with its remedy
+                pass  # training reports it, with advice
             except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
                 kind = type(self.elbo).__name__
                 raise InputError(f"{self.config.variant} with {kind} cannot be trained: {first_line(error)}") from error
@@ -159,40 +180,40 @@ class Trainer:
 
     @contextlib.contextmanager
     def folder(self, resume: bool) -> Iterator[dict[str, Any] | None]:
-        """Holds the run folder while it is trained in; gives the checkpoint to continue, if there is one.
+        """Context that locks the run folder for training; yields the checkpoint to resume from, or None.
 
-        A folder without a checkpoint is no run: what a failed or killed command left there is replaced.
+        A folder without a checkpoint is not a run: files that a failed or killed command left there are replaced.
 
         Raises:
-            InputError: for a folder that holds something else, or a run that this configuration may not continue, and
-                while another process trains there.
+            InputError: for a folder with other files, for a run that this configuration cannot continue, and while
+                another process trains in it.
         """
         if self.run.holds_others():
-            raise InputError(f"{self.run.folder} exists and holds no run: name a new or empty folder with --out")
+            raise InputError(f"{self.run.folder} exists and holds no run: choose a new or empty folder with --out")
         with self.run.locked() if self.group.leads else contextlib.nullcontext():
             state = self.checkpoint(resume) if self.run.checkpoint_path.exists() else None
-            self.group.gather(None)  # nobody goes on before the folder is known to be this run's
+            self.group.gather(None)  # wait until the folder is known to belong to this run
             yield state
 
     def checkpoint(self, resume: bool) -> dict[str, Any]:
-        """The checkpoint of the folder, which this configuration must continue."""
+        """Return the checkpoint of the folder, after checking that this configuration can continue it."""
         folder = self.run.folder
         if not resume:
-            raise InputError(f"{folder} already holds a run: continue it with --resume, or name another --out")
-        check_same_run(self.run, self.config)  # again: what was left open there may be decided by now
+            raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+        check_same_run(self.run, self.config)  # again, now that all values are resolved
         state = self.run.read_checkpoint()
         trained = len(state["log"])
         if trained > (self.config.epochs or 0):
-            raise InputError(f"{folder} is trained for {trained} epochs already: --epochs must be at least that")
+            raise InputError(f"{folder} is already trained for {trained} epochs: --epochs must not be smaller")
         return state
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Takes up from a checkpoint."""
+        """Continue from a checkpoint."""
         self.run.restore(self.model, self.guide, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.log = state["log"]
         if self.group.leads:
-            self.run.write_log(self.log)  # a kill may have come between the checkpoint and the log
+            self.run.write_log(self.log)  # the process may have been killed between checkpoint and log
         if self.group.rank < len(state["rng"]):
             rng, cuda_rng = state["rng"][self.group.rank]
             torch.set_rng_state(rng)
@@ -200,7 +221,7 @@ class Trainer:
                 torch.cuda.set_rng_state(cuda_rng, self.device)
 
     def run_epochs(self, progress: bool) -> None:
-        """Trains the epochs that are missing, and writes checkpoint and log after each."""
+        """Train the remaining epochs; write the checkpoint and the log after each."""
         assert self.config.epochs is not None
         bar = tqdm(
             total=self.config.epochs * self.steps,
@@ -211,7 +232,7 @@ class Trainer:
             leave=None,
             smoothing=0.05,
         )
-        # A parameter store of this run's own: parameters of another model of the same names stay out of it.
+        # A separate parameter store, because another model may have parameters of the same names.
         with bar, pyro.get_param_store().scope(), pyro.validation_enabled(False):
             for epoch in range(len(self.log), self.config.epochs):
                 row = self.train_epoch(epoch, bar)
@@ -221,10 +242,10 @@ class Trainer:
                     self.save(states)
 
     def tested(self, epoch: int) -> dict[str, float]:
-        """The held-out figures of the log.
+        """Return the held-out metrics of the log.
 
         Raises:
-            InputError: where the parameters or a figure are not finite; the checkpoint is still the one before.
+            InputError: if a parameter or a metric is not finite; the previous checkpoint is kept.
         """
         modules = (self.model, self.guide)
         if not all(bool(p.isfinite().all()) for module in modules for p in module.state_dict().values()):
@@ -241,19 +262,23 @@ class Trainer:
         return known
 
     def train_epoch(self, epoch: int, bar: Any) -> dict[str, float]:
-        """One pass over the training data; returns its row of the log."""
+        """Train for one epoch and return its row of the log.
+
+        Raises:
+            InputError: if training diverges.
+        """
         began = time.perf_counter()
-        totals = torch.zeros(3, device=self.device)  # of loss, log likelihood and KL
+        totals = torch.zeros(3, device=self.device)  # loss, log likelihood and KL
         self.model.train()
         self.guide.train()
         for step, x in enumerate(self.batches(epoch)):
             self.set_schedules(epoch + step / self.steps)
             try:
                 totals += self.step(x)
-            except DivergedError as trouble:  # Pyro adds lines about shapes
+            except DivergedError as trouble:  # Pyro appends lines about shapes
                 raise self.diverged(epoch, first_line(trouble)) from trouble
             except RuntimeError as trouble:
-                if "Poisson rate" not in str(trouble):  # PyTorch's word for a rate that is not a number
+                if "Poisson rate" not in str(trouble):  # PyTorch's message for a rate that is NaN
                     raise
                 raise self.diverged(epoch, first_line(trouble)) from trouble
             bar.update()
@@ -264,7 +289,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self.diverged(epoch, "the loss is not finite")
         if kl < -self.model.latents:
-            raise self.diverged(epoch, f"the sampled KL is {kl:.3g} nats, which no KL can be: its counts are cut off")
+            raise self.diverged(epoch, f"the sampled KL is {kl:.3g} nats, a KL is never negative: counts are cut off")
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss}
         if isinstance(self.elbo, SiteKL_ELBO):
             row |= {"log_likelihood": likelihood, "kl": kl, "kl_weight": self.elbo.kl_weight}
@@ -273,20 +298,20 @@ class Trainer:
         return row | {"seconds": time.perf_counter() - began}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """The batches of an epoch, in an order that depends on the seed and the epoch only."""
+        """Iterate over the batches of an epoch, in an order that depends only on the seed and the epoch."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train_set), generator=generator).to(self.device)
         return batches(self.train_set, self.config.batch_size, order)
 
     def set_schedules(self, epoch: float) -> None:
-        """The KL's weight and the relaxation's temperature after so many epochs."""
+        """Set the KL weight and the temperature for an epoch (not necessarily whole)."""
         if isinstance(self.elbo, SiteKL_ELBO):
             self.elbo.kl_weight = kl_weight(self.config, epoch)
         if self.config.temperature is not None and self.guide.relaxation is not None:
             self.guide.relaxation = self.guide.relaxation.at(temperature(self.config, epoch))
 
     def step(self, x: Tensor) -> Tensor:
-        """One step on a batch; returns this process's sums of the loss in nats, the log likelihood and the KL."""
+        """Take one optimiser step on a batch; return this process's sums of loss, log likelihood and KL, in nats."""
         self.optimizer.zero_grad(set_to_none=True)
         share, counted = self.group.share(x)
         loss = self.backward(share)
@@ -300,31 +325,31 @@ class Trainer:
         return torch.stack([torch.as_tensor(t, device=self.device) for t in (loss, *terms)])
 
     def backward(self, x: Tensor) -> Tensor | float:
-        """The loss on a batch in nats; leaves its gradients with the parameters."""
+        """Compute the gradients of the loss on a batch, and return the loss in nats."""
         if not isinstance(self.elbo, SiteKL_ELBO):
             return self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
-        loss = self.elbo.differentiable_loss(self.model, self.guide, x)  # a tensor: a GPU is not waited for
+        loss = self.elbo.differentiable_loss(self.model, self.guide, x)  # a tensor: no wait for the GPU
         loss.backward()
         return loss.detach()
 
     def show(self, bar: Any, mean: Tensor, x: Tensor) -> None:
-        """Sets the bar's figures, in nats per observation."""
+        """Update the values on the progress bar, in nats per observation."""
         shown = dict(zip(("loss", "log p(x|z)", "KL"), mean.tolist(), strict=True))
         if not isinstance(self.elbo, SiteKL_ELBO):
             shown = {"loss": shown["loss"]}
-        with evaluating(self.model, self.guide, self.config.seed):  # leaves training's random numbers alone
+        with evaluating(self.model, self.guide, self.config.seed):  # does not change the random numbers of training
             fano = fano_factor(self.guide.posterior(x[:64]))
         if fano is not None:
             shown["Fano"] = float(fano.mean())
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()}, refresh=False)
 
     def random_state(self) -> tuple[Tensor, Tensor | None]:
-        """The state of this process's generators."""
+        """Return the random states of this process, of the CPU and of the GPU."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return torch.get_rng_state(), cuda
 
     def save(self, states: list[Any]) -> None:
-        """Writes the checkpoint, then the log."""
+        """Write the checkpoint, then the log."""
         self.run.write_checkpoint(
             {
                 "model": self.model.state_dict(),
@@ -338,8 +363,8 @@ class Trainer:
         self.run.write_log(self.log)
 
     def diverged(self, epoch: int, what: str) -> InputError:
-        """The error of a run whose numbers are finite no more."""
+        """Return the error for a run that has diverged."""
         return InputError(
             f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {self.config.lr}); {self.run.folder} "
-            "keeps the epochs before"
+            "keeps the previous epochs"
         )

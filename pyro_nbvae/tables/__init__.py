@@ -1,1 +1,1 @@
-"""Many runs: grids, the processes that run them, their tables and the report."""
+"""Grids of runs: their cells, the processes that train them, the tables and the report."""

@@ -1,8 +1,8 @@
-"""Claims as data: a sentence, and what the rows of a table must show for it to hold.
+"""Claims about the results in a table, and the statistical tests that decide them.
 
-A comparison holds, or fails, where the difference between means over seeds is significant at 5 %, two-sided (Welch's t
-test); where the seeds do not decide, or there are fewer than two of a variant, the verdict is *not enough runs*. A
-claim of several comparisons holds if all hold and fails if one fails.
+A comparison holds or fails if the difference between the means over seeds is significant at the 5 % level (two-sided
+Welch's t-test). If it is not significant, or a variant has fewer than two seeds, the verdict is *not enough runs*. A
+claim with several comparisons holds if all of them hold, and fails if one fails.
 """
 
 from __future__ import annotations
@@ -17,26 +17,61 @@ from pyro_nbvae.runs.evaluation import METRICS
 
 Verdict = Literal["holds", "fails", "not enough runs"]
 LEVEL = 0.05
-# data set -> label -> a row a seed
+# data set -> label -> one row per seed
 Groups = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
 class Finding(NamedTuple):
-    """What one comparison came to, with its figures."""
+    """Result of one comparison.
+
+    Args:
+        verdict: ``holds``, ``fails`` or ``not enough runs``.
+        figures: the compared values, as text.
+
+    Example::
+
+        >>> Finding("holds", "mnist, MSE: CMP 0.0100, P-VAE 0.0200").verdict
+        'holds'
+    """
 
     verdict: Verdict
     figures: str
 
 
 class Condition(Protocol):
-    """What the rows must show."""
+    """A condition on the rows of a table, such as :class:`Ahead`.
+
+    Example::
+
+        >>> class Finite:
+        ...     def judge(self, groups):
+        ...         return [Finding("holds", "all values are finite")]
+        >>> Claim("All values are finite.", [Finite()]).judge({})[0]
+        'holds'
+    """
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """A finding a comparison."""
+        """Return one finding per comparison.
+
+        Args:
+            groups: rows by data set and label, one per seed.
+        """
 
 
 def values(groups: Groups, data: str, label: str, metric: str) -> list[float]:
-    """The figures of a label on a data set, one a seed."""
+    """Return the values of a metric, one per seed; missing values are left out.
+
+    Args:
+        groups: rows by data set and label, one per seed.
+        data: name of the data set.
+        label: label of the runs.
+        metric: name of the metric.
+
+    Example::
+
+        >>> values({"mnist": {"CMP": [{"mse": 0.25}, {"mse": 0.5}]}}, "mnist", "CMP", "mse")
+        [0.25, 0.5]
+    """
     rows = groups.get(data, {}).get(label, [])
     return [float(row[metric]) for row in rows if row.get(metric) is not None]
 
@@ -52,13 +87,13 @@ def _shown(label: str, figures: Sequence[float], metric: str) -> str:
 
 
 def _finding(verdicts: set[Verdict], data: str, metric: str, found: Mapping[str, Sequence[float]]) -> Finding:
-    """One finding from several verdicts, with the figures of every label."""
+    """Combine several verdicts into one finding that shows the values of every label."""
     shown = ", ".join(_shown(label, each, metric) for label, each in found.items())
     return Finding(combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
 
 
 def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """The confidence limits of mean(a) - mean(b), by Welch; infinite where there are too few figures."""
+    """Return Welch's confidence limits of mean(a) - mean(b); infinite if either has fewer than two values."""
     if min(len(a), len(b)) < 2:
         return -math.inf, math.inf
     parts = [statistics.variance(each) / len(each) for each in (a, b)]
@@ -71,7 +106,7 @@ def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 
 
 def _around(mean: float, error: float, freedom: float) -> tuple[float, float]:
-    """Student's confidence limits of a mean with that standard error."""
+    """Return Student's confidence limits of a mean with this standard error and these degrees of freedom."""
     from scipy import stats
 
     reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error if error > 0 else 0.0
@@ -79,19 +114,25 @@ def _around(mean: float, error: float, freedom: float) -> tuple[float, float]:
 
 
 def _sign(low: float, high: float) -> Verdict:
-    """Whether a quantity between the limits is positive."""
+    """Return whether a quantity between these limits is positive."""
     return "holds" if low > 0 else "fails" if high < 0 else "not enough runs"
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Each of some labels is better than each of others in a metric, on each data set.
+    """Condition: every label in ``first`` has a better mean than every label in ``others``, on each data set.
 
     Args:
-        metric: of :data:`~pyro_nbvae.runs.evaluation.METRICS`; its ``best`` says which end is better.
-        first: who should be better.
-        others: than whom.
-        data: where.
+        metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`; its ``best`` defines which value is better.
+        first: labels that should be better.
+        others: labels to compare with.
+        data: names of the data sets.
+
+    Example::
+
+        >>> rows = {"a": [{"mse": 0.1}, {"mse": 0.11}], "b": [{"mse": 0.4}, {"mse": 0.41}]}
+        >>> Ahead("mse", ["a"], ["b"], ["mnist"]).judge({"mnist": rows})[0].verdict
+        'holds'
     """
 
     metric: str
@@ -100,7 +141,7 @@ class Ahead:
     data: Sequence[str]
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """A finding a data set: the least advantage decides."""
+        """Return one finding per data set; it holds if every pair of labels holds."""
         return [self._on(groups, data) for data in self.data]
 
     def _on(self, groups: Groups, data: str) -> Finding:
@@ -113,14 +154,21 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Alike:
-    """A metric's mean is the same for all labels, up to a relative difference.
+    """Condition: the mean of a metric is the same for all labels, up to a relative difference.
+
+    It holds if the confidence interval of every difference lies within the limit, and fails if one lies outside.
 
     Args:
-        metric: of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
-        labels: which.
-        data: where.
-        within: largest difference, relative to the first label's mean. It holds where both confidence limits of every
-            difference are within, fails where one limit's interval lies beyond.
+        metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
+        labels: the labels; all others are compared with the first.
+        data: names of the data sets.
+        within: largest difference, relative to the mean of the first label.
+
+    Example::
+
+        >>> rows = {"a": [{"mse": 1.0}, {"mse": 1.001}], "b": [{"mse": 1.002}, {"mse": 1.001}]}
+        >>> Alike("mse", ["a", "b"], ["mnist"], within=0.1).judge({"mnist": rows})[0].verdict
+        'holds'
     """
 
     metric: str
@@ -129,7 +177,7 @@ class Alike:
     within: float
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """A finding a data set."""
+        """Return one finding per data set."""
         return [self._on(groups, data) for data in self.data]
 
     def _on(self, groups: Groups, data: str) -> Finding:
@@ -147,13 +195,19 @@ class Alike:
 
 @dataclass(frozen=True)
 class Reaches:
-    """A metric's mean is at least as good as a figure, that of a paper, say.
+    """Condition: the mean of a metric is at least as good as a given value, such as a published result.
 
     Args:
-        metric: of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
-        label: whose.
-        data: where.
-        figure: to be reached.
+        metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
+        label: label of the runs.
+        data: name of the data set.
+        figure: the value to reach.
+
+    Example::
+
+        >>> rows = {"a": [{"mse": 0.1}, {"mse": 0.11}]}
+        >>> Reaches("mse", "a", "mnist", 0.5).judge({"mnist": rows})[0].verdict
+        'holds'
     """
 
     metric: str
@@ -162,7 +216,7 @@ class Reaches:
     figure: float
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """One finding."""
+        """Return a single finding."""
         found = values(groups, self.data, self.label, self.metric)
         sign = 1 if METRICS[self.metric].best == "high" else -1
         over = [sign * (v - self.figure) for v in found]
@@ -233,12 +287,18 @@ class BelowCurve:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence about a table's rows, and what they must show.
+    """A claim about the results in a table.
 
     Args:
-        sentence: what is claimed, in one plain sentence.
-        conditions: all of which must hold.
-        source: who claims it.
+        sentence: the claim, in one sentence.
+        conditions: the conditions, which must all hold.
+        source: origin of the claim, ``paper`` or ``ours``.
+
+    Example::
+
+        >>> claim = Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])
+        >>> claim.judge({})[0]
+        'not enough runs'
     """
 
     sentence: str
@@ -246,20 +306,44 @@ class Claim:
     source: Literal["paper", "ours"] = "ours"
 
     def judge(self, groups: Groups) -> tuple[Verdict, list[Finding]]:
-        """The verdict on the rows, and the findings behind it."""
+        """Return the verdict on the claim and its findings.
+
+        Args:
+            groups: rows by data set and label, one per seed.
+        """
         findings = [finding for condition in self.conditions for finding in condition.judge(groups)]
         return combined({finding.verdict for finding in findings}), findings
 
 
 def combined(verdicts: set[Verdict]) -> Verdict:
-    """One verdict from several: fails if one fails, holds if all hold."""
+    """Combine verdicts: ``fails`` if one fails, ``holds`` if all hold, else ``not enough runs``.
+
+    Args:
+        verdicts: the verdicts.
+
+    Example::
+
+        >>> combined({"holds", "not enough runs"})
+        'not enough runs'
+    """
     if "fails" in verdicts:
         return "fails"
     return "holds" if verdicts == {"holds"} else "not enough runs"
 
 
 def listed(claims: Sequence[Claim], groups: Groups) -> str:
-    """Claims with their verdicts and figures, as a Markdown list."""
+    """Return claims with their verdicts and values as a Markdown list.
+
+    Args:
+        claims: the claims.
+        groups: rows by data set and label, one per seed.
+
+    Example::
+
+        >>> print(listed([Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])], {}).strip())
+        - **not enough runs**: A is better than B.
+          - not enough runs: mnist, MSE: a -, b -
+    """
     lines = []
     for claim in claims:
         verdict, findings = claim.judge(groups)
@@ -270,7 +354,18 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
 
 
 def summary(claims: Sequence[Claim], groups: Groups, table: str) -> str:
-    """A row a claim of a Markdown table: verdict, how many comparisons hold, fail and are open, source, sentence."""
+    """Return the rows of a Markdown table, one per claim: verdict, numbers of comparisons, source, sentence, table.
+
+    Args:
+        claims: the claims.
+        groups: rows by data set and label, one per seed.
+        table: name of the table, for the last column.
+
+    Example::
+
+        >>> print(summary([Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])], {}, "main").strip())
+        | not enough runs | 0 hold, 0 fail, 1 open | ours | A is better than B. | main |
+    """
     rows = []
     for claim in claims:
         verdict, findings = claim.judge(groups)

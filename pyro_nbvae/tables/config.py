@@ -1,4 +1,4 @@
-"""What a table is reproduced with. Light to import: the command's help comes from here."""
+"""Options of ``nbvae reproduce``. This module imports quickly because the command line's help is built from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ScaleName = Literal["smoke", "small", "medium", "full", "paper"]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a table is run: fields of every run's configuration, how many seeds, and samples for FID and KID."""
+    """Size of a table: configuration of every run, number of seeds, and number of samples for FID and KID."""
 
     config: dict[str, Any]
     seeds: int
@@ -19,37 +19,37 @@ class Scale:
 
 SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale({"epochs": 1, "train_size": 2_000, "batch_size": 100}, seeds=1, samples=1_000),
-    # Small batches: many steps for few images.
+    # Small batches, for more steps.
     "small": Scale({"epochs": 8, "train_size": 10_000, "batch_size": 100}, seeds=3, samples=10_000),
     "medium": Scale({"epochs": 15, "batch_size": 256}, seeds=1, samples=10_000),
     "full": Scale({"epochs": 50, "batch_size": 256}, seeds=3, samples=10_000),
     "paper": Scale({"preset": "paper"}, seeds=5, samples=10_000),
 }
 
-# The scripts in experiments/ that state a table.
+# Scripts in experiments/ that define a table.
 TABLES = ("main", "prior", "latents", "decoder", "beta", "mc-samples", "relaxation", "families")
 
 
 @dataclass
 class Reproduction:
-    """How a table is reproduced.
+    """Options for reproducing a table.
 
     Args:
         scale: smoke (one epoch of 2,000 images, one seed: minutes), small (8 epochs of 10,000 images, three seeds:
             hours on two cores), medium (15 epochs of all images, one seed), full (50 epochs of all images, three seeds)
             or paper (200 epochs of all images with the paper's schedules, five seeds). The networks are the same.
-        variants: only these. Default: the table's.
-        data: only these. Default: the table's.
-        seeds: only these. Default: the scale's, 0 and up.
-        out: the folder of all run folders and tables; what is finished there is kept.
-        features: which features FID and KID use: classifier (FID-c, KID-c), inception, or both.
-        inception_weights: torch-fidelity's weights file. Default: the data root's, else it is downloaded.
-        samples: images to generate for FID and KID. Default: 10,000, at scale smoke 1,000.
-        jobs: runs side by side on this machine; its cores, or its GPUs, are shared out among them.
-        cluster: send the runs through submitit (extra "cluster") instead: slurm, or local to try that out.
-        cluster_options: submitit's own, as in timeout_min=600 slurm_partition=gpu gpus_per_node=1.
+        variants: variants to run. Default: those of the table.
+        data: data sets to run. Default: those of the table.
+        seeds: seeds to run. Default: as many as the scale has, from 0.
+        out: folder of all run folders and tables; finished runs in it are not repeated.
+        features: features for FID and KID: classifier (FID-c, KID-c), inception, or both.
+        inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
+        samples: number of generated images for FID and KID. Default: 10,000; at scale smoke, 1,000.
+        jobs: number of parallel runs on this machine; they share its CPU cores or GPUs.
+        cluster: submit the runs through submitit (extra "cluster") instead: slurm, or local for a test.
+        cluster_options: options of submitit, for example timeout_min=600 slurm_partition=gpu gpus_per_node=1.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets. Default: the variable NBVAE_DATA, else the platform's user data folder.
+        data_root: folder of the data sets. Default: the environment variable NBVAE_DATA, else the user data folder.
     """
 
     scale: ScaleName = "smoke"

@@ -11,7 +11,7 @@ from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.evaluation import METRICS, Metric
 from pyro_nbvae.runs.provenance import provenance
 
-# The paper's FID stands beside ours where ours is in the same features.
+# The FID that the paper reports, shown next to an FID with the same features (Inception).
 PAPER = Metric("fid_paper", "FID (paper)", 1, None, lambda _: None, standard=False, of="samples")
 
 Row = Mapping[str, Any]
@@ -25,7 +25,7 @@ def _columns() -> Iterator[Metric]:
 
 
 def columns_of(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> list[Metric]:
-    """The metrics, of those named or of all, for which any row has a figure."""
+    """Return the metrics (of those named, or of all) that have a value in at least one row."""
     return [
         one
         for one in _columns()
@@ -34,7 +34,7 @@ def columns_of(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> lis
 
 
 def plain(rows: Sequence[Row]) -> str:
-    """Metrics of several runs for a terminal, one run a line."""
+    """Format the metrics of several runs for a terminal, one line per run."""
     import pandas as pd
 
     shown = []
@@ -48,7 +48,7 @@ def plain(rows: Sequence[Row]) -> str:
 
 
 class Summary(NamedTuple):
-    """A figure over several seeds: mean and standard deviation (None of one seed)."""
+    """Mean and standard deviation of a metric over seeds; the deviation of a single seed is None."""
 
     mean: float
     deviation: float | None
@@ -59,7 +59,7 @@ class Summary(NamedTuple):
 
 
 def summarise(rows: Sequence[Row], metric: str) -> Summary | None:
-    """Mean and deviation of a metric over runs that differ in the seed; None where none has it."""
+    """Summarise a metric over runs that differ in the seed; None if no run has it."""
     values = [float(row[metric]) for row in rows if row.get(metric) is not None]
     if not values:
         return None
@@ -70,7 +70,7 @@ def summarise(rows: Sequence[Row], metric: str) -> Summary | None:
 
 
 def _cells(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None, bold: str, plus_minus: str) -> Any:
-    """Texts, a row a group and a column a metric; the best of a column goes into the pattern ``bold``."""
+    """Return the table as text: one row per group, one column per metric, the best value formatted with ``bold``."""
     import pandas as pd
 
     columns = columns_of([r for rows in groups.values() for r in rows], metrics)
@@ -87,17 +87,17 @@ def _cells(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None, b
 
 
 def markdown(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None = None) -> str:
-    """A Markdown table: a row a group of runs that differ in the seed, mean ± deviation, the best of a column in bold.
+    """Return a Markdown table of means ± standard deviations over seeds, the best value of each column in bold.
 
     Args:
-        groups: label to the metrics of its runs; a group without runs shows dashes.
-        metrics: which columns; None for all that there are.
+        groups: maps a label to the metrics of its runs, one row of the table each; without runs it shows dashes.
+        metrics: names of the columns. Default: all metrics that have a value.
     """
     return _cells(groups, metrics, "**{}**", " ± ").to_markdown(disable_numparse=True)
 
 
 def latex(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None = None, *, caption: str = "") -> str:
-    """The same as :func:`markdown` in LaTeX, for the package booktabs."""
+    """Return the table of :func:`markdown` in LaTeX, for the package booktabs."""
     text = _cells(groups, metrics, r"\textbf{{{}}}", r" $\pm$ ").to_latex(escape=False, caption=caption or None)
     for letter, command in {"β": r"$\beta$", "τ": r"$\tau$", "_": r"\_"}.items():
         text = text.replace(letter, command)
@@ -105,17 +105,17 @@ def latex(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None = N
 
 
 def write_page(path: Path, rows: Sequence[Mapping[str, Any]], caption: str, command: str, device: str = "cpu") -> str:
-    """Write a table for the documentation: Markdown, with a line that says what made it.
+    """Write a table for the documentation, in Markdown, with a caption that includes its provenance.
 
     Args:
-        path: the file; pages of the documentation include it.
-        rows: a dictionary a row; a column that a row lacks stays empty there.
-        caption: what the figures are.
+        path: path of the file, which pages of the documentation include.
+        rows: one dictionary per row; missing values are left empty.
+        caption: what the table shows.
         command: the command that writes the table.
-        device: what it was measured on.
+        device: the device of the measurements.
 
     Returns:
-        The text.
+        The text of the file.
     """
     import pandas as pd
     import torch
@@ -130,7 +130,7 @@ def write_page(path: Path, rows: Sequence[Mapping[str, Any]], caption: str, comm
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The scalar metrics of runs, one run a line."""
+    """Write the scalar metrics of runs as CSV, one line per run."""
     import pandas as pd
 
     scalars = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]

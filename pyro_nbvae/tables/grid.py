@@ -1,8 +1,8 @@
-"""A grid of runs: which there are, and the folder of each.
+"""Grids of runs, and the folder of each run.
 
-A script states its grid as a :class:`Table`. A cell of the grid is a run folder,
-``OUT/SCALE/DATA/VARIANT[_FIELD=VALUE...]/seed-N``, named by its configuration: what is finished there is not done
-again, what was stopped is resumed, and tables share the cells that they have in common.
+A script defines its grid as a :class:`Table`. Each cell of the grid has a run folder,
+``OUT/SCALE/DATA/VARIANT[_FIELD=VALUE...]/seed-N``, named after its configuration. Finished cells are not repeated,
+interrupted cells are resumed, and tables share common cells.
 """
 
 from __future__ import annotations
@@ -30,18 +30,24 @@ def _nothing(base: TrainConfig) -> Mapping[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Table:
-    """A grid and the columns of its table.
+    """A grid of runs and the columns of its table.
 
     Args:
-        name: of the script and of the files.
-        title: one line.
-        variants, data: what the grid goes over.
-        metrics: the columns, names in :data:`~pyro_nbvae.runs.evaluation.METRICS`.
-        varied: a function. Input: the resolved configuration of a variant on a data set. Output: label to the fields of
-            :class:`~pyro_nbvae.runs.config.TrainConfig` to change.
-        paper: the paper's FID of (data, label), shown beside ours where ours is in the same features, Inception's.
-        claims: about its rows; the report says which hold.
-        command: what makes it. Default: ``nbvae reproduce NAME``.
+        name: name of the script and of the files.
+        title: title in one line.
+        variants, data: names of the variants and of the data sets in the grid.
+        metrics: the columns, keys of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
+        varied: maps the resolved configuration of a variant on a data set to {label: fields of
+            :class:`~pyro_nbvae.runs.config.TrainConfig` to change}.
+        paper: maps (data, label) to the FID in the paper, shown next to an FID with Inception features.
+        claims: claims about the results; the report states which of them hold.
+        command: the command that makes the table. Default: ``nbvae reproduce NAME``.
+
+    Example::
+
+        >>> table = Table("mine", "Squared error", ("CMP", "P-VAE"), ("digits",), ("mse",))
+        >>> [cell.folder.as_posix() for cell in cells(table, Reproduction(seeds=(0,)))]
+        ['runs/reproduce/smoke/digits/CMP/seed-0', 'runs/reproduce/smoke/digits/P-VAE/seed-0']
     """
 
     name: str
@@ -57,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid; its configuration has every default resolved."""
+    """One run of a grid; its configuration has all defaults resolved."""
 
     label: str
     config: TrainConfig
@@ -69,15 +75,15 @@ class Cell:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What ``evaluate`` measured of the run; empty where that is still to come."""
+        """Metrics of the run; empty if it has not been evaluated."""
         return self.run.read_json("metrics.json")
 
 
 def cells(table: Table, options: Reproduction) -> list[Cell]:
-    """The runs of a table at the scale, and for the variants, data and seeds, that the options say.
+    """Return the runs of a table for the scale, variants, data and seeds of the options.
 
     Raises:
-        InputError: for a scale, variant, data set or seed that does not exist.
+        InputError: for an unknown scale, variant, data set or metric, or a seed out of range.
     """
     check_choices(options)
     for name in table.metrics:
@@ -86,7 +92,7 @@ def cells(table: Table, options: Reproduction) -> list[Cell]:
 
 
 def data_folder(data: str) -> str:
-    """The folder of a data set's runs: its name, or of a path its last part and a digest of all of it."""
+    """Return the folder name for a data set: its name or, for a path, the file name and a hash of the full path."""
     if data in SOURCES:
         return data.replace("/", "-")
     path = full_name(data)

@@ -1,7 +1,7 @@
-"""Where the runs of a grid are done: in processes on this machine, or on a cluster through submitit.
+"""Pools that run the cells of a grid: processes on this machine, or a cluster through submitit.
 
-A pool has ``submit(function, *arguments)``, which calls ``function(*arguments, device)`` somewhere and returns what has
-``done()`` and ``exception()``, and is a context that leaves nothing running behind.
+A pool is a context manager that stops its remaining jobs at the end. ``submit(function, *arguments)`` calls
+``function(*arguments, device)`` in a worker and returns a job with ``done()`` and ``exception()``.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from pyro_nbvae.errors import InputError
 
 
 class Job(Protocol):
-    """Work that was submitted."""
+    """A submitted job."""
 
     def done(self) -> bool:
-        """Whether it has ended, well or badly."""
+        """Whether the job has ended, with or without an error."""
 
     def exception(self) -> BaseException | None:
-        """Why it failed, or None."""
+        """Return the error of the job, or None."""
 
 
 class Pool(Protocol):
-    """Takes work."""
+    """A pool of workers."""
 
     def __enter__(self) -> Pool: ...
 
     def __exit__(self, *reason: object) -> None:
-        """Ends what is still running."""
+        """Stop the jobs that are still running."""
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Job:
-        """Has ``function(*arguments, device)`` called."""
+        """Submit ``function(*arguments, device)``."""
 
 
 class JobError(RuntimeError):
-    """What went wrong in a job, in one line."""
+    """Error of a job, with a one-line message."""
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line."""
+    """Return the message of an error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _work(sender: Connection, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """What a process does: calls the function and sends None, or why it failed."""
+    """Main function of a worker process: call the function, then send None or the error message."""
     import torch
     from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    tqdm.set_lock(threading.RLock())  # its own is shared among processes, and left behind by one that is ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    tqdm.set_lock(threading.RLock())  # the default lock is shared between processes and stays locked if one is killed
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -69,7 +69,7 @@ def _work(sender: Connection, threads: int, function: Callable[..., None], argum
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        with threadpool_limits(threads):  # of numpy and scipy, whose threads would fight over the cores
+        with threadpool_limits(threads):  # for NumPy and SciPy, whose threads would compete for the cores
             function(*arguments)
         sender.send(None)
     except Exception as error:
@@ -77,12 +77,12 @@ def _work(sender: Connection, threads: int, function: Callable[..., None], argum
 
 
 class LocalProcesses:
-    """A process for every job, so that one that is killed takes no other with it; so many at a time.
+    """Pool that runs every job in a separate process, so that a killed process does not affect the others.
 
     Args:
-        jobs: how many side by side.
-        preload: modules that every process finds imported.
-        device: for all of them; ``auto`` deals out the GPUs, or is the CPU, whose cores are dealt out.
+        jobs: number of parallel jobs.
+        preload: modules to import once, before the processes are forked.
+        device: device of all jobs; ``auto`` distributes the GPUs or, without one, the CPU cores.
 
     Raises:
         InputError: for fewer than one job.
@@ -98,7 +98,7 @@ class LocalProcesses:
         for slot in range(jobs):
             self._free.put(f"cuda:{slot % gpus}" if gpus else "cpu" if device == "auto" else device)
         self._threads = max(1, torch.get_num_threads() // jobs)
-        # A server that has everything imported forks each process: starting one costs next to nothing.
+        # A fork server with all imports makes it cheap to start a process.
         self._context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
         if os.name != "nt":
             self._context.set_forkserver_preload(list(preload))
@@ -121,7 +121,7 @@ class LocalProcesses:
         self._waiting.shutdown()
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        """Queues ``function(*arguments, device)``; module-level functions and what pickles, as ever."""
+        """Submit ``function(*arguments, device)``. The function and its arguments must be picklable."""
         return self._waiting.submit(self._run, function, arguments)
 
     def _run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -132,7 +132,7 @@ class LocalProcesses:
             process = self._context.Process(target=_work, args=work, daemon=True)  # type: ignore[attr-defined]
             with self._one_at_a_time:
                 if self._ending:
-                    raise JobError("the grid was ended before it began")
+                    raise JobError("the grid was stopped before this job began")
                 process.start()
                 self._running.add(process)
             sender.close()
@@ -153,16 +153,16 @@ class LocalProcesses:
 
 
 class Cluster:
-    """Jobs through submitit, each on a node of its own.
+    """Pool that submits every job to a cluster through submitit.
 
     Args:
-        name: submitit's executor, ``slurm`` or ``local``.
-        folder: for submitit's logs and pickles; every node must see it and the run folders.
-        options: submitit's parameters as ``key=value``, such as ``timeout_min=600``.
-        device: on the node.
+        name: executor of submitit, ``slurm`` or ``local``.
+        folder: folder for the logs and pickles of submitit; all nodes must have access to it and to the run folders.
+        options: parameters of submitit as ``key=value``, such as ``timeout_min=600``.
+        device: device on the node.
 
     Raises:
-        InputError: without submitit, and for an executor or a parameter that it does not take.
+        InputError: if submitit is not installed, or for an executor or a parameter that it does not accept.
     """
 
     def __init__(self, name: str, folder: Path, options: tuple[str, ...] = (), device: str = "auto") -> None:
@@ -188,6 +188,6 @@ class Cluster:
                 job.cancel()
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Job:
-        """Sends ``function(*arguments, device)`` to the cluster."""
+        """Submit ``function(*arguments, device)`` to the cluster."""
         self._jobs.append(self._executor.submit(function, *arguments, self._device))
         return self._jobs[-1]

@@ -1,4 +1,4 @@
-"""From the folders of a grid to its table, and from all tables to the report."""
+"""Tables made from the run folders of a grid, and the report with all tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_nbvae.tables.runner import check_options, run_grid
 
 
 def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> dict[str, dict[str, list[Row]]]:
-    """The rows of a grid's cells: data set to label to a row a seed."""
+    """Group the rows of a grid as {data set: {label: one row per seed}}."""
     by_data: dict[str, dict[str, list[Row]]] = {}
     for cell in grid:
         groups = by_data.setdefault(cell.config.data, {})
@@ -37,7 +37,7 @@ def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> d
 
 
 def command(table: Table, options: Reproduction) -> str:
-    """The command that makes a table: the flags that are not at their defaults, but for where files lie."""
+    """Return the command that makes a table, with all flags that differ from their defaults except paths."""
     imports = [word for name in plugins.imported for word in ("--import", name)]
     words = (table.command or " ".join(["nbvae", *imports, "reproduce", table.name])).split()
     for one in fields(Reproduction):
@@ -51,7 +51,7 @@ def command(table: Table, options: Reproduction) -> str:
 
 
 def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row]) -> str:
-    """Under what conditions a table was made: of its own columns and rows, and of nothing else."""
+    """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it."""
 
     def all_of(name: str) -> str:
         found = sorted({row[name] for row in rows if row.get(name) is not None})
@@ -62,10 +62,10 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
         "held-out data": f"Measured on {all_of('test_size')} held-out observations with integer counts.",
         "samples": f"FID and KID of {all_of('generated_samples')} samples, of the prior unless a row says otherwise, "
         f"against the training images, features: {all_of('feature_sets')}.",
-        "latents": "Accuracies of classifiers on latents, of held-out labels.",
+        "latents": "Accuracies of classifiers on latents, on held-out data.",
     }
     measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)
-    made = f"Trained at commit {all_of('commit') or 'unknown'}, threads a run {all_of('threads') or 'unknown'}."
+    made = f"Trained at commit {all_of('commit') or 'unknown'}, threads per run {all_of('threads') or 'unknown'}."
     known = table.command or table.name in TABLES
     made_by = f"Made by: {command(table, options)}" if known else f"A table of its own, {table.name}"
     batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
@@ -78,7 +78,11 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
 def render(
     table: Table, options: Reproduction, grid: Sequence[Cell], rows: dict[results.Key, Row]
 ) -> tuple[str, str, Sequence[Row]]:
-    """A table, with its claims, as Markdown and LaTeX, and the rows behind it."""
+    """Render a table and its claims.
+
+    Returns:
+        ``(markdown, latex, rows)``, with the rows that the table is made from.
+    """
     by_data = group(table, grid, rows)
     runs = [{"label": label, **row} for groups in by_data.values() for label, rows in groups.items() for row in rows]
     under = caption(table, options, grid, runs)
@@ -92,12 +96,15 @@ def render(
 
 
 def reproduce(table: Table, options: Reproduction) -> str:
-    """Runs what is missing of a table, writes it as ``NAME.md``, ``.csv`` and ``.tex``, and returns the Markdown.
+    """Run the missing cells of a table and write it as ``NAME.md``, ``.csv`` and ``.tex``.
 
-    A cell that fails is reported and the others go on.
+    If a cell fails, the others continue.
+
+    Returns:
+        The Markdown text.
 
     Raises:
-        InputError: for a grid that cannot be, and, once the table is written, where cells failed.
+        InputError: for invalid options and, after the table is written, if a cell failed.
     """
     grid = cells(table, options)
     check_options(grid, options)
@@ -111,31 +118,34 @@ def reproduce(table: Table, options: Reproduction) -> str:
     if failed:
         print(text)
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise InputError(f"{len(failed)} of {len(grid)} runs failed, the same command tries them again: {why}")
+        raise InputError(f"{len(failed)} of {len(grid)} runs failed; the same command tries them again: {why}")
     return text
 
 
 def command_of(table: Table) -> Callable[[Reproduction], None]:
-    """A table as the command line of its script: runs what is missing, and prints and writes the table."""
+    """Return the command line of a table's script: run the missing cells, then print and write the table."""
 
     def main(options: OmitArgPrefixes[Reproduction]) -> None:
         print(reproduce(table, options))
 
-    main.__doc__ = f"{table.title}: run what is missing, and print and write the table."
+    main.__doc__ = f"{table.title}: run the missing cells, then print and write the table."
     return main
 
 
 def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Path = results.RESULTS) -> Path:
-    """Keeps the finished runs as rows, and writes every table and claim that there are rows for as one Markdown file.
+    """Save the finished runs as rows, and write all tables and claims with results to one Markdown file.
 
     Args:
-        tables: which.
-        options: ``out`` says where run folders are looked for; without any, the rows that were kept are enough.
-        path: of the Markdown file.
-        kept: the folder of the rows, a file a scale.
+        tables: the tables.
+        options: ``out`` is the folder of the run folders; if it has none, the saved rows are used.
+        path: path of the Markdown file.
+        kept: folder of the saved rows, one file per scale.
+
+    Returns:
+        Path of the Markdown file.
 
     Raises:
-        InputError: where there is neither a finished run nor a row; nothing is written then.
+        InputError: if there is neither a finished run nor a saved row; nothing is written then.
     """
     check_choices(options)
     parts, verdicts = "", ""
@@ -153,7 +163,8 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             verdicts += claims.summary(table.claims, by_data, f"{table.name}, {scale}")
     if not parts:
         raise InputError(
-            f"no finished run in {options.out} and no row in {kept}: nbvae reproduce TABLE makes some; {path} stays"
+            f"no finished run in {options.out} and no row in {kept}: make some with nbvae reproduce "
+            f"TABLE; {path} is not changed"
         )
     text = (
         "# Results\n\nMade by `nbvae reproduce --report` from the rows in `results/`. Mean ± standard deviation over "
@@ -161,8 +172,8 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
     )
     if verdicts:
         text += (
-            "\n## Claims\n\nA claim holds or fails where the seeds decide it at 5 %; each stands with its figures "
-            "under its table below.\n\n| verdict | comparisons | claimed by | claim | table |\n"
+            "\n## Claims\n\nA claim holds or fails if the difference is significant at the 5 % level; the values are "
+            "below each table.\n\n| verdict | comparisons | claimed by | claim | table |\n"
             f"|---|---|---|---|---|\n{verdicts}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Kept results: a row a finished run, in ``results/SCALE.csv``. Tables, claims and curves are made from the rows alone.
+"""Saved results, one row per finished run, in ``results/SCALE.csv``. Tables, claims and curves need only these rows.
 
-A row holds where the run stands in a grid (``data``, ``run``, ``seed``), what made it (commit, machine, threads, day),
-its resolved configuration as JSON, and every figure that was measured. Rows are added by a command, never by hand.
+A row contains the position of the run in a grid (``data``, ``run``, ``seed``), its provenance (commit, machine,
+threads, date), its resolved configuration as JSON, and all metrics. Rows are added by a command, never by hand.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ Row = dict[str, Any]
 Key = tuple[str, str, int]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
-# Where the rows are kept, beside the code.
+# Folder of the saved rows, in the repository.
 RESULTS = Path("results")
-# Of a configuration, what says where a run was made and not what it is.
+# Fields of a configuration that do not affect the results of a run.
 _PLACE = ("device", "data_root")
 _KEY = ("data", "run", "seed")
-# Significant digits of a kept figure: more than any table shows.
+# Significant digits of saved values; tables show fewer.
 _DIGITS = 7
 
 
 def _what(config: TrainConfig) -> str:
-    """A configuration as text that two runs share where they differ in nothing but the place."""
+    """Return a configuration as text, without the fields that do not affect the results."""
     return json.dumps({k: v for k, v in asdict(config).items() if k not in _PLACE}, sort_keys=True)
 
 
 def key_of(cell: Cell, sampler: SamplerName = "prior") -> Key:
-    """Where a cell's row stands; samples that are not the prior's have a row of their own."""
+    """Return the key of a cell's row. Samplers other than the prior have separate rows."""
     run = cell.folder.parent.name + ("" if sampler == "prior" else f" ({sampler})")
     return cell.folder.parent.parent.name, run, cell.config.seed
 
 
 def _row(cell: Cell, sampler: SamplerName) -> Row | None:
-    """The row of a cell whose folder holds a finished, measured run of the cell's configuration; else None."""
+    """Return the row of a cell, or None if its folder has no evaluated run with the configuration of the cell."""
     try:
         config = cell.run.config()[0]
     except InputError:
@@ -58,16 +58,16 @@ def _row(cell: Cell, sampler: SamplerName) -> Row | None:
 
 
 def rows_of(grid: Iterable[Cell]) -> dict[Key, Row]:
-    """The rows of the finished runs of a grid, from their folders."""
+    """Return the rows of the finished runs of a grid, from their folders."""
     pairs = [(cell, sampler) for cell in grid for sampler in SAMPLERS]
     return {key_of(cell, sampler): row for cell, sampler in pairs if (row := _row(cell, sampler))}
 
 
 def read(path: Path) -> dict[Key, Row]:
-    """The rows that a file holds, none where there is no file.
+    """Read the rows of a file; without a file there are none.
 
     Raises:
-        InputError: for a file that holds something else.
+        InputError: for a file that does not contain such rows.
     """
     import pandas as pd
 
@@ -78,11 +78,11 @@ def read(path: Path) -> dict[Key, Row]:
         rows = [{k: v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict("records")]
         return {(str(row["data"]), str(row["run"]), int(row["seed"])): row for row in rows}  # type: ignore[misc]
     except (ValueError, KeyError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no table of results ({error}): restore it from version control") from None
+        raise InputError(f"{path} is not a table of results ({error}): restore it from version control") from None
 
 
 def write(path: Path, rows: dict[Key, Row]) -> None:
-    """Writes rows, sorted, so that a new run is a new line and nothing else."""
+    """Write the rows in sorted order, so that a new run adds one line and changes no other."""
     import pandas as pd
 
     ordered = [rows[key] for key in sorted(rows)]
@@ -91,7 +91,7 @@ def write(path: Path, rows: dict[Key, Row]) -> None:
 
 
 def keep(path: Path, grid: Iterable[Cell]) -> dict[Key, Row]:
-    """Adds the finished runs of a grid to a file of rows, and returns all of its rows."""
+    """Add the finished runs of a grid to a file of rows, and return all rows of the file."""
     rows = read(path)
     new = rows_of(grid)
     if new:
@@ -101,6 +101,6 @@ def keep(path: Path, grid: Iterable[Cell]) -> dict[Key, Row]:
 
 
 def of_cell(rows: dict[Key, Row], cell: Cell, sampler: SamplerName = "prior") -> Row | None:
-    """The kept row of a cell; None where there is none, or one of another configuration."""
+    """Return the saved row of a cell; None if there is none, or if it has another configuration."""
     row = rows.get(key_of(cell, sampler))
     return row if row is not None and row["config"] == _what(cell.config) else None

@@ -1,4 +1,4 @@
-"""Doing what is missing of a grid: every cell in a process, several side by side."""
+"""Run the missing cells of a grid, each in a separate process, several in parallel."""
 
 from __future__ import annotations
 
@@ -22,39 +22,37 @@ from pyro_nbvae.tables.config import SCALES, Reproduction
 from pyro_nbvae.tables.grid import Cell, Table
 from pyro_nbvae.tables.jobs import Cluster, Job, LocalProcesses, Pool, one_line
 
-# Seconds between two looks at what the runs have done.
+# Seconds between two updates of the progress bar.
 POLL = 0.5
-# What a run imports, much of it only when it gets there: seconds, once a grid and not once a run.
+# Modules that every run imports, some of them late. Preloading saves seconds per run.
 PRELOADED = ["pyro_nbvae.tables.runner", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torchmetrics.image"]
-# What evaluate leaves, beside the epochs of the log.
+# The file that shows that a run is evaluated.
 EVALUATED = "metrics.json"
 
 
 def number_of_samples(options: Reproduction) -> int:
-    """Samples of the prior for FID and KID."""
+    """Return the number of generated samples for FID and KID."""
     return SCALES[options.scale].samples if options.samples is None else options.samples
 
 
 def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str]:
-    """The metrics of a table, and the standard ones, that a cell's folder lacks or has of another checkpoint or other
-    settings.
-    """
+    """Return the metrics (of the table, and the standard ones) that are missing or outdated in the folder of a cell."""
     wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
     measured = cell.metrics
     expected = settings(cell.config.epochs or 0, 0, number_of_samples(options), options.features)
     try:
         if not measured.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
             return wanted
-    except InputError:  # a folder that cannot be read is set aside
+    except InputError:  # files that cannot be read are renamed later
         return wanted
     return [name for name in wanted if name not in measured]
 
 
 def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: list[str], device: str) -> None:
-    """Trains a cell, or what is missing of it, and evaluates it."""
+    """Train a cell, from its checkpoint if there is one, and evaluate it."""
     plugins.import_modules(imports)
     for path in cell.run.set_aside():
-        print(f"{path}: could not be read, was set aside; the run is trained anew", file=sys.stderr)
+        print(f"{path}: the original file could not be read and was renamed; the run is trained again", file=sys.stderr)
     evaluate(
         train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
         metrics,
@@ -68,7 +66,7 @@ def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: lis
 
 
 def _finished(cell: Cell) -> int:
-    """How many steps of a cell are done: its epochs, and its evaluation."""
+    """Return the progress of a cell: finished epochs, plus 1 if it is evaluated."""
     try:
         rows = (cell.folder / "log.csv").read_bytes().count(b"\n") - 1
     except OSError:
@@ -77,19 +75,19 @@ def _finished(cell: Cell) -> int:
 
 
 def check_options(grid: Sequence[Cell], options: Reproduction) -> None:
-    """Raises InputError for what a grid could not be run with, before anything is trained."""
+    """Raise InputError for options with which the grid cannot run, before anything is trained."""
     check_number("--jobs", options.jobs, 1, 1_000)
     check_number("--samples", number_of_samples(options), 2, MOST_SAMPLES)
     if options.cluster is None:
         choose_device(options.device)
     for data in {cell.config.data for cell in grid}:
         for name in options.features:
-            if name != "classifier":  # ours are there
+            if name != "classifier":  # our classifiers are always available
                 build_features(name, data, data_root=options.data_root, inception_weights=options.inception_weights)
 
 
 def _follow(jobs: Mapping[str, Job], bar: Any, finished: Callable[[], int]) -> dict[str, str]:
-    """Waits until all jobs are done, moving the bar; returns why those failed that did."""
+    """Wait until all jobs are done, updating the bar; return the error messages of failed jobs."""
     waiting = dict(jobs)
     failed: dict[str, str] = {}
     while waiting:
@@ -103,10 +101,10 @@ def _follow(jobs: Mapping[str, Job], bar: Any, finished: Callable[[], int]) -> d
 
 
 def run_grid(table: Table, grid: Sequence[Cell], options: Reproduction) -> dict[str, str]:
-    """Does what is missing of a grid, with one progress bar over its epochs and evaluations.
+    """Run the missing cells of a grid, with one progress bar for all epochs and evaluations.
 
     Returns:
-        run folder to what went wrong there, for those that failed; the others went on.
+        Error messages of the failed cells, by run folder.
     """
     unique = {str(cell.folder): cell for cell in grid}
     total = sum((cell.config.epochs or 0) + 1 for cell in unique.values())

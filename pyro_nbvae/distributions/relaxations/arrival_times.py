@@ -71,6 +71,8 @@ class ArrivalTimes(Relaxation):
 
     Reference: for the Poisson, Vafaii et al., 2024 (sigmoid) and Ibrahim et al., 2026 (smoothstep).
 
+    See also: docs/mathematics.md, section 5.1 (Arrival times).
+
     Example::
 
         >>> from pyro_nbvae.distributions import RelaxedPoisson

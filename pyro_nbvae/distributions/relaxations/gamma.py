@@ -27,5 +27,7 @@ def log_standard_gamma(shape: Tensor) -> Tensor:
 
     Small shapes are drawn as Gamma(shape + 1) * U^(1 / shape) on the log scale, because the draws themselves underflow:
     at shape 0.01 nearly half of them are below the smallest single-precision number.
+
+    See also: docs/mathematics.md, section 5.3 (The Gamma draw).
     """
     return pathwise(_draw, shape)

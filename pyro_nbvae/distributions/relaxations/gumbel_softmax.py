@@ -58,6 +58,8 @@ class GumbelSoftmax(Relaxation):
 
     Reference: Jang et al., 2017; Maddison et al., 2017.
 
+    See also: docs/mathematics.md, section 5.2 (Gumbel-softmax).
+
     Example::
 
         >>> from pyro_nbvae.distributions import RelaxedPoisson

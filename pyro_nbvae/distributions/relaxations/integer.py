@@ -44,6 +44,8 @@ class Integer(Relaxation):
 
     Reference: Cong et al., 2019, for the exact gradient that this approximates.
 
+    See also: docs/mathematics.md, section 5.4 (Integers).
+
     Example::
 
         >>> from pyro_nbvae.distributions import RelaxedPoisson

@@ -25,7 +25,7 @@ def check_positive(name: str, value: float, most: float = math.inf) -> None:
         raise InputError(f"{name} must be at most {most:,g}, got {value:g}")
 
 
-def check_number(name: str, value: int, least: int, most: int) -> None:
+def check_number(name: str, value: int, least: int, most: int = 1_000_000_000) -> None:
     """Raise InputError unless a whole number is within its limits."""
     if not least <= value <= most:
         raise InputError(f"{name} must be {least} to {most:,}, got {value}")

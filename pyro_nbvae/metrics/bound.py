@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.data import to_floats
+from pyro_nbvae.errors import check_number
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
@@ -32,7 +33,8 @@ def importance_weighted_bound(
         (N,).
 
     Raises:
-        InputError: for data of the wrong shape, or a seed that is out of range.
+        InputError: for data of the wrong shape or without an observation, and for a seed or a number of samples out of
+            range.
 
     Reference: Burda et al., 2016.
 
@@ -47,6 +49,7 @@ def importance_weighted_bound(
         >>> importance_weighted_bound(model, guide, torch.zeros(4, 5), samples=10).shape
         torch.Size([4])
     """
+    check_number("samples", samples, 1)
     bounds = []
     with evaluating(model, guide, seed):
         for batch in shown(data, "bound", progress):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import Integer, Relaxation
+from pyro_nbvae.errors import check_number
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Observations in one call of the decoder.
@@ -196,7 +197,7 @@ def gradient_errors(
         The error of each relaxation.
 
     Raises:
-        InputError: for observations of the wrong shape or type.
+        InputError: for observations of the wrong shape or type, and for too few draws.
 
     Reference: Cong et al., 2019, for the exact gradient.
 
@@ -214,6 +215,8 @@ def gradient_errors(
         >>> len(errors), errors[0].noise > 0
         (2, True)
     """
+    check_number("draws", draws, GROUPS)
+    check_number("exact_draws", exact_draws, GROUPS)
     with undisturbed(guide, x.device, seed):
         exact = draw_many(lambda: exact_draw(model, guide, x), exact_draws)
         batches = (batch_size or len(x)) / len(x)

@@ -9,6 +9,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_nbvae.errors import check_number
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
@@ -51,6 +52,7 @@ def gradient_moments(
         The moments.
 
     Raises:
+        InputError: for fewer than 2 repeats.
         NotImplementedError: by this package's ELBOs, for a guide whose latents have no ``rsample``.
 
     See also: docs/mathematics.md, section 5.5 (Bias and noise).
@@ -65,6 +67,7 @@ def gradient_moments(
         >>> moments.noise > 0
         True
     """
+    check_number("repeats", repeats, 2)
     parameters = [p for p in guide.parameters() if p.requires_grad]
     total: Tensor | float = 0.0
     squares = 0.0

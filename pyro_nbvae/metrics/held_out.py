@@ -170,7 +170,7 @@ def held_out(
         The results.
 
     Raises:
-        InputError: for data of the wrong shape, or a seed that is out of range.
+        InputError: for data of the wrong shape or without an observation, and for a seed out of range.
 
     See also: docs/mathematics.md, section 6.2 (Which values are bounds).
 

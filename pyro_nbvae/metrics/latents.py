@@ -102,6 +102,9 @@ def classification(
         ``splits``. ``few_shot_N`` is logistic regression on N = 1, 5, 10 and 20 examples per class, averaged over
         ``repeats``. An N for which the training set is too small is left out.
 
+    Raises:
+        InputError: for labels of a single class.
+
     Example::
 
         >>> x, labels = np.eye(2).repeat(30, axis=0), np.arange(2).repeat(30)
@@ -118,17 +121,22 @@ def classification(
     def svm() -> Any:
         return LinearSVC(dual=False)
 
+    classes = np.unique(train_labels)
+    if len(classes) < 2:
+        raise InputError(f"labels of at least 2 classes are needed to classify, got {len(classes)}")
     random = np.random.default_rng(seed)
     accuracies: dict[str, list[float]] = {}
 
     def score(
         name: str, classifier: Any, chosen: NDArray[Any], tested: NDArray[Any], relabel: Any = np.asarray
     ) -> None:
-        classifier.fit(train[chosen], relabel(train_labels[chosen]))
+        labels = relabel(train_labels[chosen])
+        if len(np.unique(labels)) < 2:
+            raise InputError(f"{name}: the {len(chosen)} labels drawn to train on are all of one class")
+        classifier.fit(train[chosen], labels)
         accuracy = np.mean(classifier.predict(test[tested]) == relabel(test_labels[tested]))
         accuracies.setdefault(name, []).append(float(accuracy))
 
-    classes = np.unique(train_labels)
     for _ in range(splits):
         order = random.permutation(len(train))
         tested = random.permutation(len(test))[:TESTED]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor
 
 from pyro_nbvae.data import Data, load, to_bytes, to_floats
-from pyro_nbvae.errors import check_member, check_number, check_seed
+from pyro_nbvae.errors import InputError, check_member, check_number, check_seed
 from pyro_nbvae.metrics import (
     HeldOut,
     build_features,
@@ -329,7 +329,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         The content of the file.
 
     Raises:
-        InputError: as :class:`Evaluation`, and for an unknown metric.
+        InputError: as :class:`Evaluation`, for an unknown metric, and for metrics together with another sampler than
+            the prior.
 
     Example::
 
@@ -351,6 +352,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     sampler = options.get("sampler", "prior")
     check_member("sampler", sampler, get_args(SamplerName))
     if sampler != "prior":
+        if metrics is not None:
+            raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
         return _evaluate_sampler(run, options)
     this = Evaluation(run, **options)
     config, data = this.config, this.data

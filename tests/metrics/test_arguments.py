@@ -1,0 +1,44 @@
+"""Metrics refuse what they cannot measure, with one clear line."""
+
+import numpy as np
+import pyro.infer
+import pytest
+import torch
+
+from pyro_nbvae.distributions import Integer
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.guides import PoissonGuide
+from pyro_nbvae.metrics import gradient_moments, held_out, importance_weighted_bound
+from pyro_nbvae.metrics.gradient_bias import gradient_errors
+from pyro_nbvae.metrics.latents import classification
+from pyro_nbvae.models import PoissonModel
+
+
+@pytest.fixture
+def pair():
+    model = PoissonModel((5,), latents=3, decoder="linear")
+    return model, PoissonGuide(model, encoder="linear")
+
+
+X = torch.rand(4, 5)
+ELBO = pyro.infer.TraceMeanField_ELBO()
+ONE = np.zeros(30, dtype=int)
+RARE = np.arange(100_000) // 99_999
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda *pair: held_out(*pair, torch.zeros(0, 5)), "no observation"),
+        (lambda *pair: importance_weighted_bound(*pair, torch.zeros(0, 5), 2), "no observation"),
+        (lambda *pair: importance_weighted_bound(*pair, X, 0), "samples must be 1 to"),
+        (lambda *pair: gradient_moments(ELBO, *pair, X, 1), "repeats must be 2 to"),
+        (lambda *pair: gradient_errors(*pair, X, [Integer()], draws=4, exact_draws=5), "draws must be 5 to"),
+        (lambda *pair: gradient_errors(*pair, X, [Integer()], draws=5, exact_draws=4), "exact_draws must be 5 to"),
+        (lambda *_: classification(np.eye(30), ONE, np.eye(30), ONE), "at least 2 classes"),
+        (lambda *_: classification(RARE[:, None], RARE, RARE[:, None], RARE, splits=1), "all of one class"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(pair, measure, message):
+    with pytest.raises(InputError, match=message):
+        measure(*pair)

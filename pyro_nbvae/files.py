@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,7 +41,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_tensors(path: Path, content: dict[str, Any]) -> None:
+def write_tensors(path: Path, content: Mapping[str, object]) -> None:
     """Writes what ``torch.save`` takes, never half of it. A full disk is an OSError, as it is for every other file."""
     import torch
 
@@ -97,7 +97,7 @@ def expanded(path: str | Path) -> Path:
         raise InputError(f"{path}: {first_line(error)}") from None
 
 
-def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(name: str, make: Callable[[], dict[str, object]]) -> dict[str, Any]:
     """What ``make`` returns, from the cache where it was made before; made again where its file is damaged.
 
     Args:

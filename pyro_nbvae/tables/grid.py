@@ -68,7 +68,7 @@ class Cell:
         return Run(self.folder)
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """What ``evaluate`` measured of the run; empty where that is still to come."""
         return self.run.read_json("metrics.json")
 
@@ -111,5 +111,5 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
                     yield Cell(f"{name} {label}".strip(), config, path)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -115,10 +115,11 @@ def rate_distortion(arguments: Arguments, path: Path) -> None:
             means = [summarise(each, metric) for metric in ("kl", "squared_error")]
             if means[0] and means[1]:
                 points.setdefault(label.partition(" ")[0], []).append((means[0].mean, means[1].mean))
-    curves = {name: tuple(zip(*sorted(each), strict=True)) for name, each in points.items() if len(each) > 1}
+    several = {name: zip(*sorted(each), strict=True) for name, each in points.items() if len(each) > 1}
+    curves = {name: (x, y) for name, (x, y) in several.items()}
     if not curves:
         raise MissingRuns("beta")
-    panel = Panel(curves, "KL, nats per image", "squared error per image")  # type: ignore[arg-type]
+    panel = Panel(curves, "KL, nats per image", "squared error per image")
     plot_curves([panel], path, title=f"{arguments.data}: rate and distortion over β")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from pyro.infer import ELBO, Trace_ELBO
@@ -60,12 +59,12 @@ class Arguments:
     device: str = "auto"
 
 
-def table(arguments: Arguments) -> list[dict[str, Any]]:
+def table(arguments: Arguments) -> list[dict[str, str]]:
     """Return the noise-to-signal ratio of every estimator (rows) for every relaxation and temperature (columns)."""
     config, model, guide = Run(arguments.run).load(arguments.device)
     device = model.device
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(device))
-    rows: dict[str, dict[str, Any]] = {label: {"estimator": label} for label in ESTIMATORS}
+    rows: dict[str, dict[str, str]] = {label: {"estimator": label} for label in ESTIMATORS}
     cells = [(name, t) for name in RELAXATIONS for t in TEMPERATURES]
     for name, temperature in tqdm(cells, desc="relaxations"):
         guide.relaxation = RELAXATIONS[name].at(temperature)

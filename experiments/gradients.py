@@ -40,6 +40,7 @@ from pyro_nbvae.metrics.gradient_bias import (
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.plotting import plot_bias_and_noise
 from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 WARM, COLD = (1.0, 0.5, 0.24, 0.1, 0.05), (1.0, 0.5, 0.25, 0.1)
 RELAXED: dict[str, list[Relaxation]] = {
@@ -50,12 +51,14 @@ RELAXED: dict[str, list[Relaxation]] = {
     "integer": [Integer()],
 }
 SCORES = {"score function": 1, "VarGrad, 4 samples": 4}
-GUIDES: dict[str, Callable[..., Any]] = {
+GUIDES: dict[str, type[AmortizedGuide]] = {
     "negative binomial": NegativeBinomialGuide,
     "Poisson": PoissonGuide,
     "COM-Poisson": ConwayMaxwellPoissonGuide,
 }
 OBSERVED, LATENTS, OBSERVATIONS = 64, 16, 8
+# Its name, its temperature, and a draw of the gradient.
+Way = tuple[str, float | None, Callable[[], Tensor]]
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Arguments:
     device: str = "auto"
 
 
-def ways(model: Any, guide: Any, x: Tensor) -> Iterator[tuple[str, float | None, Callable[[], Tensor]]]:
+def ways(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Iterator[Way]:
     """Yield name, temperature and a function that draws the gradient, for each estimator that the guide supports."""
     for name, relaxations in RELAXED.items():
         if isinstance(guide, ConwayMaxwellPoissonGuide) and name != "integer":
@@ -92,7 +95,7 @@ def ways(model: Any, guide: Any, x: Tensor) -> Iterator[tuple[str, float | None,
         yield name, None, partial(score_draw, model, guide, x, samples)
 
 
-def closed_form(model: Any, guide: Any, x: Tensor) -> Tensor:
+def closed_form(model: Any, guide: AmortizedGuide, x: Tensor) -> Tensor:
     """Return the exact gradient for a linear decoder and a Gaussian likelihood."""
     with outputs(guide, x) as leaves:
         q, weight = guide.posterior(x), model.decoder.weight
@@ -101,7 +104,9 @@ def closed_form(model: Any, guide: Any, x: Tensor) -> Tensor:
         return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
 
 
-def rows_of(case: str, family: str, model: Any, guide: Any, x: Tensor, exact: Tensor, draws: int) -> list[dict]:
+def rows_of(
+    case: str, family: str, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, exact: Tensor, draws: int
+) -> list[dict]:
     """Return one row of the table per estimator."""
     rows = []
     for name, temperature, draw in tqdm(list(ways(model, guide, x)), desc=f"{case}, {family}", leave=False):
@@ -115,8 +120,7 @@ def linear_case(family: str, draws: int, seed: int) -> list[dict]:
     """Return the rows for a random linear decoder and encoder."""
     torch.manual_seed(seed)
     decoder = nn.Linear(LATENTS, OBSERVED)
-    options = {"latents": LATENTS, "decoder": decoder, "likelihood": Gaussian(1.0), "prior_mean": 2.0}
-    model = NegativeBinomialModel((OBSERVED,), **options)  # type: ignore[arg-type]
+    model = NegativeBinomialModel((OBSERVED,), LATENTS, decoder=decoder, likelihood=Gaussian(1.0), prior_mean=2.0)
     guide = GUIDES[family](model, encoder="linear", spread=1.0)
     x = torch.randn(OBSERVATIONS, OBSERVED)
     truth = closed_form(model, guide, x)
@@ -130,7 +134,7 @@ def trained_case(folder: str, arguments: Arguments) -> list[dict]:
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(model.device))
     model.eval()
     guide.eval()
-    family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))  # type: ignore[arg-type]
+    family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
     with undisturbed(guide, x.device, arguments.seed):
         exact = draw_many(lambda: exact_draw(model, guide, x), arguments.exact_draws)
         return rows_of(f"trained, {config.title}", family, model, guide, x, exact, arguments.draws)

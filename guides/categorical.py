@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from pyro_nbvae.distributions import GumbelSoftmax, RelaxedOneHotCategorical
@@ -35,7 +33,7 @@ class CategoricalGuide(AmortizedGuide):
         torch.Size([4, 3])
     """
 
-    relaxation: Any
+    relaxation: GumbelSoftmax | None
 
     def __init__(
         self,

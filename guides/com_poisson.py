@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer
+from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer, Relaxation
 from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel
 
 # Factor of the encoder's bounded output, from -5 to 5, in log nu: nu is from e^-3 to e^3.
@@ -42,7 +42,7 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
     heads = 2
 
     def __init__(
-        self, model: GenerativeModel, *, relaxation: Any = Integer(), spread: float = 0.2, **options: Any
+        self, model: GenerativeModel, *, relaxation: Relaxation | None = Integer(), spread: float = 0.2, **options: Any
     ) -> None:
         super().__init__(model, relaxation=relaxation, spread=spread, **options)
 

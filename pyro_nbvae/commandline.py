@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
@@ -76,7 +76,7 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     """Wrap a command so that calling it only binds its arguments. Parsing then ends before the command runs."""
 
     @functools.wraps(command)
-    def take(*arguments: Any, **options: Any) -> Callable[[], None]:
+    def take(*arguments: object, **options: object) -> Callable[[], None]:
         return functools.partial(command, *arguments, **options)
 
     return take

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_tensors(path: Path, content: dict[str, Any]) -> None:
+def write_tensors(path: Path, content: Mapping[str, object]) -> None:
     """Write a dictionary with ``torch.save``, atomically and with a checksum. Raise OSError if the disk is full."""
     import torch
 
@@ -102,7 +102,7 @@ def expanded(path: str | Path) -> Path:
         raise InputError(f"{path}: {first_line(error)}") from None
 
 
-def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(name: str, make: Callable[[], dict[str, object]]) -> dict[str, Any]:
     """Return the result of ``make``, from the cache if it is there and not damaged.
 
     Args:

@@ -8,7 +8,6 @@ decoder must return; the built-in decoders end in the layer that the likelihood 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -50,7 +49,7 @@ class Likelihood(nn.Module):
         """
         return nn.Identity()
 
-    def forward(self, h: Tensor) -> Any:
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
         """Return the distribution of x, of batch shape ``h.shape``."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -226,7 +226,7 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
     means, variances, counts = [], [], False
     with evaluating(model, guide, 0):
         for batch in batches(data[:FITTED], BATCH):
-            q: Any = guide.posterior(to_floats(batch).to(model.device))
+            q = guide.posterior(to_floats(batch).to(model.device))
             if len(q.event_shape) or not hasattr(q, "mean"):
                 raise InputError(f"a mixture sampler needs counts or real latents: {type(q).__name__} has neither")
             counts = isinstance(q, RelaxedCount)

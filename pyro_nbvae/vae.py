@@ -76,7 +76,7 @@ def check_param_store(module: nn.Module) -> None:
             )
 
 
-def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Any:
+def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> torch.autocast:
     """Context for a network: bfloat16 multiplications in training if the module has ``mixed_precision`` set."""
     return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
 
@@ -159,7 +159,7 @@ class GenerativeModel(PyroModule):
         latents: int = 256,
         *,
         decoder: str | nn.Module = "conv",
-        likelihood: Callable[[Tensor], Any] | None = None,
+        likelihood: Callable[[Tensor], TorchDistribution] | None = None,
         data_size: int | None = None,
         latent_shape: tuple[int, ...] | None = None,
     ) -> None:
@@ -200,7 +200,7 @@ class GenerativeModel(PyroModule):
             h = self.decoder(z.reshape(-1, self.latents))
         return h.to(z.dtype).reshape(*leading, *h.shape[1:])
 
-    def observation(self, z: Tensor) -> Any:
+    def observation(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z) for latents (..., *latent_shape): a distribution of event shape (*event_shape).
 
         Raises:

@@ -55,15 +55,15 @@ class Variant:
     estimator: Callable[..., ELBO] = AnalyticKL_ELBO
     relaxation: Relaxation | None = None
     any_relaxation: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 LEARNED_PRIOR = ("prior_mean",)
 
 
-def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: Any) -> Variant:
+def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: object) -> Variant:
     return Variant(
         NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, settings=LEARNED_PRIOR
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pyro.distributions import OneHotCategorical, constraints
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.relaxations import GumbelSoftmax
 from pyro_nbvae.distributions.relaxed import Shape
@@ -63,7 +64,7 @@ class RelaxedOneHotCategorical(OneHotCategorical):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(logits: {tuple(self.logits.shape)}, relaxation: {self.relaxation})"
 
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedOneHotCategorical:
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> RelaxedOneHotCategorical:
         new = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
         new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
-from torch.distributions import register_kl
+from torch.distributions import Distribution, register_kl
+from torch.distributions.constraints import Constraint
 from torch.distributions.utils import lazy_property
+from typing_extensions import Self
 
 from pyro_nbvae.distributions import special
-from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
+from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, NegativeBinomials
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import largest_count
@@ -66,7 +68,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         [1.0, 2.7183]
     """
 
-    support: Any = constraints.nonnegative_integer
+    support: Constraint = constraints.nonnegative_integer
     log_weight: Callable[..., Tensor]
     scores: Callable[..., tuple[Tensor | None, ...]]
     window: Callable[..., tuple[Tensor, Tensor]]
@@ -93,7 +95,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """The parameters, of the batch shape, in the order of ``arg_constraints``."""
         return tuple(getattr(self, name) for name in self.arg_constraints)
 
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
         new.relaxation = self.relaxation
         batch_shape = torch.Size(batch_shape)
@@ -103,7 +105,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         new._validate_args = self._validate_args
         return new
 
-    def _expect(self, integrand: Any, *arguments: Tensor) -> Tensor:
+    def _expect(self, integrand: type, *arguments: Tensor) -> Tensor:
         return expectation(type(self), len(self.parameters), integrand)(*self.parameters, *arguments)
 
     @lazy_property
@@ -152,7 +154,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         own = [full_precision(p.expand(shape).reshape(-1)) for p in self.parameters]
         return draw(type(self), own, gradient=False)[0].reshape(shape).to(self.parameters[0].dtype)
 
-    def integer_sampler(self, shape: Size) -> tuple[Any, tuple[Tensor, ...]]:
+    def integer_sampler(self, shape: Size) -> tuple[Callable[..., list[Tensor]], tuple[Tensor, ...]]:
         return lambda *own: draw(type(self), own), tuple(p.expand(shape) for p in self.parameters)
 
 
@@ -299,7 +301,10 @@ class _LogOther(_LogRatio):
         )
 
 
-def _as_q(d: Any) -> tuple[Any, tuple[Tensor, ...]]:
+Counted: TypeAlias = CountDistribution | torch.distributions.Poisson | NegativeBinomials
+
+
+def _as_q(d: Counted) -> tuple[type, tuple[Tensor, ...]]:
     """A distribution as the left side of a KL: its weights and its parameters."""
     if isinstance(d, CountDistribution):
         return type(d), d.parameters
@@ -313,14 +318,14 @@ def _log_ratio(family: type[CountDistribution]) -> _LogOther:
     return _LogOther(family)
 
 
-def _as_p(d: Any) -> tuple[Any, tuple[Tensor, ...]]:
+def _as_p(d: Counted) -> tuple[type | _LogOther, tuple[Tensor, ...]]:
     """A distribution as the right side of a KL."""
     if isinstance(d, CountDistribution):
         return _log_ratio(type(d)), (*d.parameters, d.log_normalizer)
     return _as_q(d)
 
 
-def _kl_by_sum(q: Any, p: Any) -> Tensor:
+def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
     """KL(q || p) in nats, a sum over q's window; elementwise, differentiable twice.
 
     See also: docs/mathematics.md, section 3.4 (Every other pair of count families).

@@ -12,11 +12,20 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import Function
+from torch.autograd.function import Function, FunctionCtx
 
 from pyro_nbvae.distributions.threads import unsplit
 
 Wanted = Sequence[bool]
+
+
+class Context(FunctionCtx):
+    """PyTorch's context of a function, with the attributes that its stubs lack and those that are set here."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    number: int
+    outputs: int
 
 
 def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
@@ -65,32 +74,32 @@ def elementwise(
             return value(*arguments)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
             ctx.mark_non_differentiable(*output[1:])
             ctx.save_for_backward(*inputs, *output[1:])
             ctx.save_for_forward(*inputs)
             ctx.number, ctx.outputs = len(inputs), len(output)
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-            arguments, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
-            if torch.is_grad_enabled() or not derivatives:
-                derivatives = gradient(*arguments, ctx.needs_input_grad)
+        def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+            arguments, saved = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
+            derivatives = saved if saved and not torch.is_grad_enabled() else gradient(*arguments, ctx.needs_input_grad)
             with unsplit():
                 return tuple(None if d is None else grad * d for d in derivatives)
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-            arguments = ctx.saved_tensors[: ctx.number]
+        def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
             # PyTorch turns forward mode off inside jvp, and outer transforms would then see zero derivatives.
             with forward_ad._set_fwd_grad_enabled(True):
-                arguments = [forward_ad.unpack_dual(a).primal for a in arguments]
+                arguments = [forward_ad.unpack_dual(a).primal for a in ctx.saved_tensors[: ctx.number]]
                 derivatives = gradient(*arguments, [t is not None for t in tangents])
                 terms = [t * d for t, d in zip(tangents, derivatives, strict=True) if t is not None and d is not None]
                 return sum(terms[1:], terms[0]), *(None for _ in range(ctx.outputs - 1))
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Tensor) -> tuple[Any, Any]:
+        def vmap(
+            info: Any, in_dims: Sequence[int | None], *arguments: Tensor
+        ) -> tuple[Sequence[Tensor], Sequence[int]]:
             moved = [
                 a.expand(info.batch_size, *a.shape) if dim is None else a.movedim(dim, 0)
                 for a, dim in zip(arguments, in_dims, strict=True)

@@ -363,11 +363,10 @@ def same_quantity(a: Tensor, b: Tensor) -> bool:
     """
     if a is b:
         return True
-    leaves = [getattr(x, "unconstrained", None) for x in (a, b)]
-    if not all(isinstance(leaf, weakref.ref) for leaf in leaves) or a.requires_grad != b.requires_grad:
+    one, other = (getattr(x, "unconstrained", None) for x in (a, b))
+    if not (isinstance(one, weakref.ref) and isinstance(other, weakref.ref)) or a.requires_grad != b.requires_grad:
         return False
-    one, other = (leaf() for leaf in leaves)  # type: ignore[misc]
-    return one is other is not None and torch.equal(a, b)
+    return one() is other() is not None and torch.equal(a, b)
 
 
 def kl_form(q: object, p: object) -> Literal["shared", "exact"]:
@@ -389,5 +388,6 @@ def kl_form(q: object, p: object) -> Literal["shared", "exact"]:
         >>> kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(r.clone(), logits=-logits))
         'exact'
     """
-    given = [getattr(d, "given_total_count", None) for d in (q, p)]
-    return "shared" if all(isinstance(r, Tensor) for r in given) and same_quantity(*given) else "exact"  # type: ignore[arg-type]
+    of_q, of_p = (getattr(d, "given_total_count", None) for d in (q, p))
+    same = isinstance(of_q, Tensor) and isinstance(of_p, Tensor) and same_quantity(of_q, of_p)
+    return "shared" if same else "exact"

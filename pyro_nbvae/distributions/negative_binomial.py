@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
-from torch.distributions import register_kl
+from torch.distributions import Distribution, register_kl
+from torch.distributions.constraints import Constraint
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
@@ -60,7 +61,7 @@ class NegativeBinomial(TorchDistribution):
         "probs": constraints.half_open_interval(0.0, 1.0),
         "logits": constraints.interval(-60.0, 60.0),
     }
-    support: Any = constraints.nonnegative_integer
+    support: Constraint = constraints.nonnegative_integer
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class NegativeBinomial(TorchDistribution):
         """m (1 + e^l) = m + m^2 / r."""
         return self.mean * (1 + self.logits.exp())
 
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> NegativeBinomial:
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
         batch_shape = torch.Size(batch_shape)
         new.given_total_count = self.given_total_count
@@ -174,7 +175,7 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
         torch.Size([5, 3])
     """
 
-    support: Any = constraints.nonnegative
+    support: Constraint = constraints.nonnegative
 
     def __init__(
         self,
@@ -191,19 +192,22 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
 
     gamma_poisson = NegativeBinomial.gamma_poisson
 
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedNegativeBinomial:
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> RelaxedNegativeBinomial:
         new = self._get_checked_instance(RelaxedNegativeBinomial, _instance)
         new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)
 
 
-def _kl_negative_binomial(q: Any, p: Any) -> Tensor:
+# This package's, or torch's, of which Pyro's is a subclass.
+NegativeBinomials: TypeAlias = NegativeBinomial | torch.distributions.NegativeBinomial
+
+
+def _kl_negative_binomial(q: NegativeBinomials, p: NegativeBinomials) -> Tensor:
     if kl_form(q, p) == "shared":
         return shared_dispersion_kl(q.total_count, q.logits, p.logits)
     return negative_binomial_kl(q.total_count, q.logits, p.total_count, p.logits)
 
 
-# Any combination of this class and torch's; Pyro's is a subclass of torch's.
 for _q in (NegativeBinomial, torch.distributions.NegativeBinomial):
     for _p in (NegativeBinomial, torch.distributions.NegativeBinomial):
         register_kl(_q, _p)(_kl_negative_binomial)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.relaxed import Shape
 
@@ -38,7 +38,7 @@ class IsotropicNormal(dist.Normal):
         self.deviation = float(scale)
         super().__init__(loc, self.deviation, validate_args=validate_args)
 
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> IsotropicNormal:
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> IsotropicNormal:
         new = self._get_checked_instance(IsotropicNormal, _instance)
         new.deviation = self.deviation
         return super().expand(batch_shape, _instance=new)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pyro.distributions import Poisson, constraints
 from torch import Size, Tensor
-from torch.distributions import register_kl
+from torch.distributions import Distribution, register_kl
 
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
@@ -53,7 +53,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         self.relaxation = check_relaxation(relaxation)
         super().__init__(as_floats(self._with_temperature(rate)), validate_args=validate_args)
 
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> RelaxedPoisson:
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> RelaxedPoisson:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
         new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)
@@ -76,7 +76,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         return poisson_log_prob(value, self.rate)
 
 
-def _kl_poisson(q: Any, p: Any) -> Tensor:
+def _kl_poisson(q: torch.distributions.Poisson, p: torch.distributions.Poisson) -> Tensor:
     return poisson_kl(q.rate, p.rate)
 
 

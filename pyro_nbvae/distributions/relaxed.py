@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import constraints
 from torch import Size, Tensor
+from torch.distributions.constraints import Constraint
 
 from pyro_nbvae.distributions.relaxations.base import Relaxation
 from pyro_nbvae.distributions.relaxations.integer import draw_negative_binomial, draw_poisson
@@ -49,7 +50,7 @@ class RelaxedCount:
         (False, True)
     """
 
-    support: Any = constraints.nonnegative
+    support: Constraint = constraints.nonnegative
     relaxation: Relaxation | None
 
     def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:
@@ -82,7 +83,7 @@ class RelaxedCount:
         """
         raise TypeError(f"{type(self).__name__} is not a Gamma-Poisson mixture: {self.relaxation} cannot relax it")
 
-    def integer_sampler(self, shape: Size) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def integer_sampler(self, shape: Size) -> tuple[Callable[..., Sequence[Tensor]], tuple[Tensor, ...]]:
         """Return the sampler of :class:`~pyro_nbvae.distributions.Integer`, and its parameters, expanded to ``shape``.
 
         The sampler takes the flattened parameters and returns the counts and their derivative in each parameter.

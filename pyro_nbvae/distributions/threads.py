@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
-def compiled() -> Any:
+def compiled() -> ModuleType:
     """Return the module of compiled loops, imported at the first call: the compiler takes half a second."""
     from pyro_nbvae.distributions import loops
 
@@ -64,7 +64,7 @@ def unsplit() -> Iterator[None]:
         del _own.threads
 
 
-def in_pieces(loop: Callable[..., None], number: int, *arrays: Tensor, options: tuple[Any, ...] = ()) -> None:
+def in_pieces(loop: Callable[..., None], number: int, *arrays: Tensor, options: tuple[object, ...] = ()) -> None:
     """Call ``loop(piece, *arrays, *options)`` for all pieces, in as many threads as PyTorch has.
 
     Args:

@@ -188,7 +188,7 @@ def _elementwise(
 
 
 @functools.cache
-def log_normalizer(family: Any, parameters: int) -> Callable[..., Tensor]:
+def log_normalizer(family: Weights, parameters: int) -> Callable[..., Tensor]:
     r"""Return the function :math:`\log \sum_k w_k` of the parameters; elementwise, differentiable twice."""
 
     def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
@@ -200,7 +200,7 @@ def log_normalizer(family: Any, parameters: int) -> Callable[..., Tensor]:
 
 
 @functools.cache
-def expectation(family: Any, parameters: int, integrand: Any) -> Callable[..., Tensor]:
+def expectation(family: Weights, parameters: int, integrand: Integrand) -> Callable[..., Tensor]:
     r"""Return the function :math:`\sum_k q_k f_k` of a family's parameters and an integrand's arguments.
 
     It is elementwise and differentiable twice. That ``f`` may depend on :math:`\log q_k` adds nothing to the

@@ -21,27 +21,44 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from pyro import poutine, validation_enabled
-from pyro.distributions import Delta
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
-from torch.distributions import HalfNormal, Independent, TransformedDistribution, kl_divergence
+from torch.distributions import Distribution, HalfNormal, Independent, TransformedDistribution, kl_divergence
+from torch.distributions.constraints import Constraint
 
 from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 
-Site = dict[str, Any]
+# A model or a guide, and what both are called with.
+Program = Callable[..., object]
+Arguments = tuple[object, ...]
+Options = dict[str, object]
 
 
-def family(distribution: Any) -> str:
+class Site(TypedDict):
+    """What is read here of Pyro's record of a sample site."""
+
+    name: str
+    fn: TorchDistribution
+    value: Tensor
+    is_observed: bool
+    scale: Tensor | float
+    mask: Tensor | bool | None
+    log_prob_sum: Tensor
+
+
+def family(distribution: object) -> str:
     """Return the name of a distribution's class; a mask around it is named too, an Independent is not."""
     if isinstance(distribution, Independent):
         return family(distribution.base_dist)
@@ -50,17 +67,17 @@ def family(distribution: Any) -> str:
     return name if base is None or not isinstance(distribution, MaskedDistribution) else f"{name} of {family(base)}"
 
 
-def _sampled(trace: Any) -> dict[str, Site]:
+def _sampled(trace: Trace) -> dict[str, Site]:
     """Return the sample sites of a trace by name, observed ones included."""
-    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample"}
+    return {k: cast(Site, s) for k, s in trace.nodes.items() if s["type"] == "sample"}
 
 
-def _latents(trace: Any) -> dict[str, Site]:
+def _latents(trace: Trace) -> dict[str, Site]:
     """Return the latent sites of a trace by name: sampled, but not observed."""
     return {k: s for k, s in _sampled(trace).items() if not s["is_observed"]}
 
 
-def _base(distribution: Any) -> Any:
+def _base(distribution: Distribution) -> Any:
     while isinstance(distribution, (Independent, MaskedDistribution)):
         distribution = distribution.base_dist
     return distribution
@@ -80,7 +97,7 @@ def _unmasked(site: Site) -> Site:
     return {**site, "fn": fn, "mask": mask}
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and torch.equal(a, b))
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
@@ -90,7 +107,7 @@ def _total(value: Tensor, site: Site) -> Tensor:
     return scale_and_mask(value, site["scale"], site["mask"]).sum()
 
 
-def _unchecked(distribution: Any) -> Any:
+def _unchecked(distribution: Distribution) -> Distribution:
     """Return a copy that does not check its support."""
     d = copy.copy(distribution)
     d._validate_args = False
@@ -100,7 +117,7 @@ def _unchecked(distribution: Any) -> Any:
     return d
 
 
-def log_mass(distribution: Any, value: Tensor) -> Tensor:
+def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
     """Return ``log_prob``, also at relaxed counts.
 
     A mass function on integers is extended to all reals between the bounds of its support.
@@ -109,8 +126,8 @@ def log_mass(distribution: Any, value: Tensor) -> Tensor:
         ValueError: with validation on, for values outside the bounds of the support.
     """
     base = _base(distribution)
-    support: Any = getattr(base, "support", None)
-    if not (getattr(support, "is_discrete", False) and support.event_dim == 0):
+    support: Constraint | None = getattr(base, "support", None)
+    if support is None or not (support.is_discrete and support.event_dim == 0):
         return distribution.log_prob(value)
     low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     if base._validate_args and not bool(
@@ -120,14 +137,14 @@ def log_mass(distribution: Any, value: Tensor) -> Tensor:
     return _unchecked(distribution).log_prob(value)
 
 
-def _log_mass_at(name: str, distribution: Any, value: Tensor) -> Tensor:
+def _log_mass_at(name: str, distribution: Distribution, value: Tensor) -> Tensor:
     try:
         return log_mass(distribution, value)
     except ValueError as error:
         raise ValueError(f"site {name!r}: {error}") from error
 
 
-def _negative_binomial_log_ratio(name: str, q: Any, p: Any, samples: list[Tensor]) -> Tensor:
+def _negative_binomial_log_ratio(name: str, q: Distribution, p: Distribution, samples: list[Tensor]) -> Tensor:
     """log q - log p, summed over samples."""
     a, b = _base(q), _base(p)
     for z in samples if a._validate_args or b._validate_args else ():
@@ -198,7 +215,7 @@ class SiteKL_ELBO(Trace_ELBO):
 
     terms: tuple[Tensor, Tensor]
 
-    def __init__(self, *, kl_weight: float = 1.0, **options: Any) -> None:
+    def __init__(self, *, kl_weight: float = 1.0, **options: object) -> None:
         super().__init__(**options)
         self.kl_weight = kl_weight
 
@@ -211,12 +228,12 @@ class SiteKL_ELBO(Trace_ELBO):
         """
         raise NotImplementedError
 
-    def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
+    def _guess_max_plate_nesting(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> None:
         # Relaxed counts may lie outside the support of an exact prior, which Pyro's validation would reject here.
         with validation_enabled(False):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _get_trace(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> tuple[Trace, Trace]:
         # As in Pyro, but without the log densities of the latent sites: the KL replaces them.
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
@@ -248,7 +265,7 @@ class SiteKL_ELBO(Trace_ELBO):
         log_q, log_p = (_log_mass_at(name, site["fn"], value) for site in (guide_site, model_site))
         return _total(log_q, guide_site) - _total(log_p, model_site)
 
-    def _divergence(self, model_trace: Any, guide_trace: Any) -> Tensor:
+    def _divergence(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return the KL of all latent sites plus the log density of the sites that only the guide has."""
         model_sites, guide_sites = _latents(model_trace), _latents(guide_trace)
         for a, b in _out_of_order(model_sites, guide_sites):
@@ -261,12 +278,12 @@ class SiteKL_ELBO(Trace_ELBO):
         terms = [self._site_term(name, guide_sites[name], site) for name, site in model_sites.items()]
         return sum(terms, self._guide_alone(model_sites, guide_trace))
 
-    def _guide_alone(self, model_sites: dict[str, Site], guide_trace: Any) -> Tensor:
+    def _guide_alone(self, model_sites: dict[str, Site], guide_trace: Trace) -> Tensor:
         """Return the log density of the sites that only the guide has: auxiliary ones, observed ones, factors."""
         sites = [site for name, site in _sampled(guide_trace).items() if name not in model_sites]
         return sum((_total(site["fn"].log_prob(site["value"]), site) for site in sites), torch.zeros(()))
 
-    def _negative_elbo(self, model_trace: Any, guide_trace: Any) -> Tensor:
+    def _negative_elbo(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         observed = [site for site in _sampled(model_trace).values() if site["is_observed"]]
         likelihood = sum((site["log_prob_sum"] for site in observed), torch.zeros(()))
         divergence = self._divergence(model_trace, guide_trace)
@@ -274,7 +291,9 @@ class SiteKL_ELBO(Trace_ELBO):
         self.terms = likelihood.detach() / together, divergence.detach() / together
         return self.kl_weight * divergence - likelihood
 
-    def _average(self, model: Callable, guide: Callable, args: Any, kwargs: Any, differentiable: bool) -> Tensor:
+    def _average(
+        self, model: Program, guide: Program, args: Arguments, kwargs: Options, differentiable: bool
+    ) -> Tensor:
         loss: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if differentiable:
@@ -284,7 +303,7 @@ class SiteKL_ELBO(Trace_ELBO):
             warn_if_nan(loss, "loss")
         return loss
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """Return the negative ELBO in nats, summed over the batch, as a tensor to differentiate.
 
         Args:
@@ -297,7 +316,7 @@ class SiteKL_ELBO(Trace_ELBO):
         """
         return self._average(model, guide, args, kwargs, differentiable=True)
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, for any latents, including integer counts.
 
         Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
@@ -305,7 +324,7 @@ class SiteKL_ELBO(Trace_ELBO):
         with torch.no_grad():
             return torch_item(self._average(model, guide, args, kwargs, differentiable=False))
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, and add its gradient to every parameter's ``grad``.
 
         Arguments and errors as :meth:`differentiable_loss`.
@@ -316,7 +335,7 @@ class SiteKL_ELBO(Trace_ELBO):
         return torch_item(loss)
 
 
-def _folds(distribution: Any) -> bool:
+def _folds(distribution: Distribution) -> bool:
     """Whether torch's KL of transformed distributions would be wrong, because the transform is not one-to-one."""
     if not isinstance(distribution, TransformedDistribution) or isinstance(distribution, HalfNormal):
         return False
@@ -386,7 +405,7 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
         0.0
     """
 
-    def __init__(self, num_samples: int = 5, *, kl_weight: float = 1.0, **options: Any) -> None:
+    def __init__(self, num_samples: int = 5, *, kl_weight: float = 1.0, **options: object) -> None:
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples}")
         super().__init__(kl_weight=kl_weight, **options)
@@ -404,8 +423,8 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
             ratio = ratio + (_log_mass_at(name, q, z) - _log_mass_at(name, p, z)).sum(0)
         return ratio / self.num_samples
 
-    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        pair = super()._get_trace(model, guide, args, kwargs)
+    def _get_trace(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> tuple[Trace, Trace]:
+        pair: Any = super()._get_trace(model, guide, args, kwargs)
         if _out_of_order(*map(_latents, pair)):
             fresh = [
                 super(MonteCarloKL_ELBO, self)._get_trace(model, guide, args, kwargs)
@@ -414,7 +433,7 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
             pair[0].joint_samples = [pair, *fresh]
         return pair
 
-    def _divergence(self, model_trace: Any, guide_trace: Any) -> Tensor:
+    def _divergence(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         pairs = getattr(model_trace, "joint_samples", None)
         if pairs is None:
             return super()._divergence(model_trace, guide_trace)

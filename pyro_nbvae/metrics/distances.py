@@ -6,7 +6,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.files import cached
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.metrics.features import Features
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 # KID is an average over KID_SUBSETS pairs of subsets of KID_SUBSET_SIZE images (torchmetrics' defaults). The subsets of
 # the real images are drawn from KID_REAL of them.
@@ -38,7 +41,7 @@ def _extract(features: Features, images: Tensor | Iterable[Tensor], what: str, p
     return torch.cat([features(batch.to(device)).float().cpu() for batch in shown(images, what, progress)])
 
 
-def _frechet(features: Features) -> Any:
+def _frechet(features: Features) -> FrechetInceptionDistance:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=_AsTheyAre(features.num_features))
@@ -49,7 +52,7 @@ def _frechet(features: Features) -> Any:
 def _reference(features: Features, real: Tensor, progress: bool) -> dict[str, Any]:
     """Return what FID and KID need from the real images, from the cache if it was computed before."""
 
-    def compute() -> dict[str, Any]:
+    def compute() -> dict[str, object]:
         extracted = _extract(features, real, "real images", progress)
         metric = _frechet(features)
         metric.update(extracted, real=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_nbvae.data import to_floats
 from pyro_nbvae.data.sources import is_pixels
@@ -120,7 +119,7 @@ def fano_factor(q: TorchDistribution) -> Tensor | None:
     return torch.where(q.mean > 0, q.variance / q.mean, 1.0).mean(-1)
 
 
-def mean_of(observed: Any) -> Tensor | None:
+def mean_of(observed: Distribution) -> Tensor | None:
     """Return the mean of a distribution over observations, or None if it has none."""
     try:
         return observed.mean
@@ -128,7 +127,7 @@ def mean_of(observed: Any) -> Tensor | None:
         return None
 
 
-def unit_kl(q: Any, p: Any) -> tuple[Tensor, Tensor | None]:
+def unit_kl(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor | None]:
     """Return KL(q || p) in nats, of their batch shape, and None.
 
     If no KL is registered, return a Monte Carlo estimate, and the variance of its sum over units, (B,).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,12 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
+if TYPE_CHECKING:
+    from sklearn.base import ClassifierMixin
+
 Representation = Literal["encoder", "means", "counts"]
+Labels = NDArray[np.generic]
+Indices = NDArray[np.intp]
 REPRESENTATIONS: dict[str, Callable[[AmortizedGuide, Tensor], Tensor]] = {
     "encoder": lambda guide, x: guide.encode(x)[0],
     "means": lambda guide, x: guide.posterior(x).mean,
@@ -77,10 +82,10 @@ def balanced_splits(classes: int) -> Iterator[tuple[int, ...]]:
 
 
 def classification(
-    train: NDArray[Any],
-    train_labels: NDArray[Any],
-    test: NDArray[Any],
-    test_labels: NDArray[Any],
+    train: NDArray[np.floating],
+    train_labels: Labels,
+    test: NDArray[np.floating],
+    test_labels: Labels,
     *,
     splits: int = 5,
     repeats: int = 10,
@@ -115,10 +120,10 @@ def classification(
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import LinearSVC
 
-    def logistic() -> Any:
+    def logistic() -> LogisticRegression:
         return LogisticRegression(max_iter=5000)
 
-    def svm() -> Any:
+    def svm() -> LinearSVC:
         return LinearSVC(dual=False)
 
     classes = np.unique(train_labels)
@@ -128,7 +133,11 @@ def classification(
     accuracies: dict[str, list[float]] = {}
 
     def score(
-        name: str, classifier: Any, chosen: NDArray[Any], tested: NDArray[Any], relabel: Any = np.asarray
+        name: str,
+        classifier: ClassifierMixin,
+        chosen: Indices,
+        tested: Indices,
+        relabel: Callable[..., Labels] = np.asarray,
     ) -> None:
         labels = relabel(train_labels[chosen])
         if len(np.unique(labels)) < 2:

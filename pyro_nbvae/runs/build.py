@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from pyro.infer import ELBO
@@ -39,9 +40,10 @@ _MOST: dict[str, float] = {
 }
 _RELAXATION_OPTIONS = ("temperature", "indicator", "max_count", "straight_through")
 _SCHEDULE = ("temperature_start", "anneal_epochs")
+Made = TypeVar("Made")
 
 
-def check_choices(config: Any) -> None:
+def check_choices(config: object) -> None:
     """Raise InputError if a field with a fixed set of choices has another value."""
     for name, hint in get_type_hints(type(config)).items():
         literals = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
@@ -96,7 +98,7 @@ def validate(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _pinned(factory: Any) -> set[str]:
+def _pinned(factory: Callable[..., object]) -> set[str]:
     """Return the names of the arguments that functools.partial fixes; a configuration does not change them."""
     names: set[str] = set()
     while isinstance(factory, functools.partial):
@@ -107,13 +109,13 @@ def _pinned(factory: Any) -> set[str]:
 
 def learns_prior(parts: Variant) -> bool:
     """Whether a variant has a learned prior. Only the standard prior has no parameters."""
-    factory: Any = parts.model
+    factory: Callable[..., object] = parts.model
     while isinstance(factory, functools.partial):
         factory = factory.func
     return getattr(factory, "prior_class", None) is not StandardPrior
 
 
-def _make(factory: Any, *arguments: Any, **options: Any) -> Any:
+def _make(factory: Callable[..., Made], *arguments: object, **options: object) -> Made:
     """Call ``factory`` without the options that functools.partial has already fixed."""
     return factory(*arguments, **{k: v for k, v in options.items() if k not in _pinned(factory)})
 
@@ -141,7 +143,7 @@ def _chosen_relaxation(config: TrainConfig) -> tuple[Relaxation | None, set[str]
     """Return the relaxation (the configuration's, else the variant's) and the names of its options."""
     name = None if config.relaxation == "auto" else config.relaxation
     chosen = variant(config.variant).relaxation if name is None else RELAXATIONS[name]()
-    return chosen, set() if chosen is None else {f.name for f in dataclasses.fields(chosen)}  # type: ignore[arg-type]
+    return chosen, set() if chosen is None else {f.name for f in dataclasses.fields(chosen)}
 
 
 def _relaxation(config: TrainConfig) -> Relaxation | None:
@@ -150,7 +152,7 @@ def _relaxation(config: TrainConfig) -> Relaxation | None:
     if chosen is None:
         return None
     given = {name: getattr(config, name) for name in _RELAXATION_OPTIONS if name in known}
-    return dataclasses.replace(chosen, **{k: v for k, v in given.items() if v is not None})  # type: ignore[type-var]
+    return dataclasses.replace(chosen, **{k: v for k, v in given.items() if v is not None})
 
 
 def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:

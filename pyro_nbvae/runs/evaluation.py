@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pyro_nbvae.metrics import (
     importance_weighted_bound,
     latent_classification,
 )
+from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.folder import Run
@@ -64,7 +65,7 @@ class Evaluation:
     device: str = "auto"
     data_root: str | None = None
     progress: bool = True
-    networks: dict[str, Any] = field(init=False, default_factory=dict)
+    networks: dict[str, Features] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         check_number("--importance-samples", self.importance_samples, 0, 100_000)
@@ -73,7 +74,7 @@ class Evaluation:
         state = self.run.read_checkpoint()  # read once: a training process may replace it meanwhile
         self.config, self.model, self.guide = self.run.load_from(state, self.device)
         self.log: list[dict[str, float]] = state["log"]
-        self.made_by: dict[str, Any] = state.get("made_by", {})
+        self.made_by = state.get("made_by", {})
         root = self.data_root or self.config.data_root
         self.data: Data = load(self.config.data, root)
         if self.data.images:
@@ -108,9 +109,10 @@ class Evaluation:
         """Importance-weighted bound in nats per observation; None if no importance samples are requested."""
         if not self.importance_samples:
             return None
-        number = self.importance_samples
-        options = {"seed": self.seed, "progress": self.progress}
-        return float(importance_weighted_bound(self.model, self.guide, self.test, number, **options).mean())  # type: ignore[arg-type]
+        bounds = importance_weighted_bound(
+            self.model, self.guide, self.test, self.importance_samples, seed=self.seed, progress=self.progress
+        )
+        return float(bounds.mean())
 
     @cached_property
     def distances(self) -> dict[str, float]:
@@ -274,7 +276,7 @@ def register_metric(metric: Metric) -> None:
     METRICS[metric.name] = metric
 
 
-def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> dict[str, Any]:
+def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> dict[str, object]:
     """Return the settings that metrics depend on, as in ``metrics.json``; metrics with other settings are discarded."""
     return {"epochs": epochs, "seed": seed, "generated_samples": samples, "feature_sets": list(features)}
 
@@ -284,7 +286,7 @@ def metrics_file(sampler: SamplerName = "prior") -> str:
     return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
 
 
-def _evaluate_sampler(run: Run, options: dict[str, Any]) -> dict[str, Any]:
+def _evaluate_sampler(run: Run, options: Mapping[str, Any]) -> dict[str, object]:
     """Evaluate only the samples, for a sampler other than the prior, and write them to a separate file."""
     this = Evaluation(run, **options)
     figures = {
@@ -299,7 +301,7 @@ def _evaluate_sampler(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
+def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, object]:
     """Evaluate a run on its held-out data; write ``metrics.json`` and, if latents are counts, ``dispersion.png``.
 
     All metrics use exact latents (integer counts):

@@ -15,9 +15,9 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -71,7 +71,7 @@ class LaterVersionError(InputError):
     """A file that was written by a later version of this package."""
 
 
-def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
+def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
     """Parse the content of config.json.
 
     Args:
@@ -111,12 +111,12 @@ def parse_config(stored: Any) -> tuple[TrainConfig, tuple[int, ...]]:
     return config, event_shape
 
 
-def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, Any]:
+def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, object]:
     """Return the content of config.json for a configuration."""
     return {"schema_version": SCHEMA, **dataclasses.asdict(config), "event_shape": list(event_shape)}
 
 
-def _check_state(state: dict[str, Any]) -> None:
+def _check_state(state: Mapping[str, object]) -> None:
     """Raise ValueError if a part of the checkpoint is missing."""
     parts = {"model": dict, "guide": dict, "optimizer": dict, "log": list, "rng": list}
     for name, kind in parts.items():
@@ -124,7 +124,7 @@ def _check_state(state: dict[str, Any]) -> None:
             raise ValueError(f"it has no entry {name}")
 
 
-def _restore(model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any], of: str) -> None:
+def _restore(model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, Any], of: str) -> None:
     try:
         model.load_state_dict(state["model"])
         guide.load_state_dict(state["guide"])
@@ -187,6 +187,17 @@ WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
     *("metrics.json", "metrics-mixture.json", "dispersion.png"),
 }
+
+
+class Checkpoint(TypedDict):
+    """What ``checkpoint.pt`` holds."""
+
+    model: dict[str, Tensor]
+    guide: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    log: list[dict[str, float]]
+    rng: list[tuple[Tensor, Tensor | None]]
+    made_by: NotRequired[Mapping[str, object]]
 
 
 class Run:
@@ -279,7 +290,7 @@ class Run:
         """Write ``config.json``."""
         self.write_json("config.json", config_json(config, event_shape))
 
-    def write_json(self, name: str, content: dict[str, Any]) -> Path:
+    def write_json(self, name: str, content: Mapping[str, object]) -> Path:
         """Write a JSON file to the folder and return its path."""
         # JSON has no NaN and no infinity: write null
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
@@ -298,11 +309,11 @@ class Run:
         """Write ``log.csv``, one row per epoch."""
         write_text(self.folder / "log.csv", pd.DataFrame(rows).to_csv(index=False))
 
-    def write_checkpoint(self, state: dict[str, Any]) -> None:
+    def write_checkpoint(self, state: Checkpoint) -> None:
         """Write ``checkpoint.pt``."""
         write_tensors(self.checkpoint_path, state)
 
-    def read_checkpoint(self) -> dict[str, Any]:
+    def read_checkpoint(self) -> Checkpoint:
         """Read the checkpoint, on the CPU.
 
         Raises:
@@ -311,7 +322,7 @@ class Run:
         try:
             state = read_tensors(self.checkpoint_path)
             _check_state(state)
-            return state
+            return cast(Checkpoint, state)
         except (FileNotFoundError, NotADirectoryError):
             self.config()  # if there is no run at all, report that instead
             raise InputError(f"{self.folder} has no checkpoint yet: finish an epoch with train --resume") from None
@@ -319,7 +330,7 @@ class Run:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{self.checkpoint_path} cannot be read ({reason}): train the run again") from error
 
-    def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: dict[str, Any]) -> None:
+    def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: Checkpoint) -> None:
         """Load parameters from a checkpoint into a pair.
 
         Raises:
@@ -331,9 +342,7 @@ class Run:
         """Load configuration, model and guide of a trained run, in evaluation mode, on the device."""
         return self.load_from(self.read_checkpoint(), device)
 
-    def load_from(
-        self, state: dict[str, Any], device: str = "auto"
-    ) -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
+    def load_from(self, state: Checkpoint, device: str = "auto") -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
         """Load configuration, model and guide as :meth:`load`, from a checkpoint that is already in memory."""
         config, event_shape = self.config()
         model, guide, _ = build(config, event_shape)

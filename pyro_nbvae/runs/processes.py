@@ -10,13 +10,15 @@ from __future__ import annotations
 import atexit
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pyro_nbvae.errors import InputError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, item: Any) -> list[Any]:
+    def gather(self, item: Item) -> list[Item]:
         """Return the items of all processes, ordered by rank. Waits for all processes."""
-        items: list[Any] = [item] * self.number
+        items = [item] * self.number
         if self.number > 1:
             dist.all_gather_object(items, item)
         return items

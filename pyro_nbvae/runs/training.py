@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro
 import torch
@@ -24,7 +24,7 @@ from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.choice import choose, explain
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.folder import Checkpoint, Run
 from pyro_nbvae.runs.processes import Processes, processes
 from pyro_nbvae.runs.provenance import provenance
 from pyro_nbvae.vae import check_support, evaluating
@@ -49,7 +49,7 @@ def temperature(config: TrainConfig, epoch: float) -> float:
     return config.temperature if done == 1 else (1 - done) * config.temperature_start + done * config.temperature
 
 
-def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]:
+def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[object, object]]:
     """Return the fields that differ between two configurations of one run but may not, as {field: (before, now)}."""
     there, here = dataclasses.asdict(before), dataclasses.asdict(now)
     return {k: (there[k], here[k]) for k in here if k not in _MAY_CHANGE and there[k] != here[k]}
@@ -149,7 +149,7 @@ class Trainer:
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         prior = set(self.model.prior.parameters()) if config.prior_lr is not None else set()
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters if p not in prior]}]
+        groups: list[dict[str, object]] = [{"params": [p for p in self.parameters if p not in prior]}]
         if prior:
             groups.append({"params": [p for p in self.parameters if p in prior], "lr": config.prior_lr})
         self.optimizer = torch.optim.Adam(groups, lr=config.lr)
@@ -179,7 +179,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
-    def folder(self, resume: bool) -> Iterator[dict[str, Any] | None]:
+    def folder(self, resume: bool) -> Iterator[Checkpoint | None]:
         """Context that locks the run folder for training; yields the checkpoint to resume from, or None.
 
         A folder without a checkpoint is not a run: files that a failed or killed command left there are replaced.
@@ -195,7 +195,7 @@ class Trainer:
             self.group.gather(None)  # wait until the folder is known to belong to this run
             yield state
 
-    def checkpoint(self, resume: bool) -> dict[str, Any]:
+    def checkpoint(self, resume: bool) -> Checkpoint:
         """Return the checkpoint of the folder, after checking that this configuration can continue it."""
         folder = self.run.folder
         if not resume:
@@ -207,7 +207,7 @@ class Trainer:
             raise InputError(f"{folder} is already trained for {trained} epochs: --epochs must not be smaller")
         return state
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(self, state: Checkpoint) -> None:
         """Continue from a checkpoint."""
         self.run.restore(self.model, self.guide, state)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -261,7 +261,7 @@ class Trainer:
             raise self.diverged(epoch, f"{wrong} is {known[wrong]}")
         return known
 
-    def train_epoch(self, epoch: int, bar: Any) -> dict[str, float]:
+    def train_epoch(self, epoch: int, bar: tqdm[NoReturn]) -> dict[str, float]:
         """Train for one epoch and return its row of the log.
 
         Raises:
@@ -332,7 +332,7 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def show(self, bar: Any, mean: Tensor, x: Tensor) -> None:
+    def show(self, bar: tqdm[NoReturn], mean: Tensor, x: Tensor) -> None:
         """Update the values on the progress bar, in nats per observation."""
         shown = dict(zip(("loss", "log p(x|z)", "KL"), mean.tolist(), strict=True))
         if not isinstance(self.elbo, SiteKL_ELBO):
@@ -348,7 +348,7 @@ class Trainer:
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return torch.get_rng_state(), cuda
 
-    def save(self, states: list[Any]) -> None:
+    def save(self, states: list[tuple[Tensor, Tensor | None]]) -> None:
         """Write the checkpoint, then the log."""
         self.run.write_checkpoint(
             {

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.evaluation import METRICS, Metric
 from pyro_nbvae.runs.provenance import provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The FID that the paper reports, shown next to an FID with the same features (Inception).
 PAPER = Metric("fid_paper", "FID (paper)", 1, None, lambda _: None, standard=False, of="samples")
@@ -69,7 +72,9 @@ def summarise(rows: Sequence[Row], metric: str) -> Summary | None:
     return Summary(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)))
 
 
-def _cells(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None, bold: str, plus_minus: str) -> Any:
+def _cells(
+    groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None, bold: str, plus_minus: str
+) -> pd.DataFrame:
     """Return the table as text: one row per group, one column per metric, the best value formatted with ``bold``."""
     import pandas as pd
 
@@ -104,7 +109,7 @@ def latex(groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None = N
     return text
 
 
-def write_page(path: Path, rows: Sequence[Mapping[str, Any]], caption: str, command: str, device: str = "cpu") -> str:
+def write_page(path: Path, rows: Sequence[Row], caption: str, command: str, device: str = "cpu") -> str:
     """Write a table for the documentation, in Markdown, with a caption that includes its provenance.
 
     Args:

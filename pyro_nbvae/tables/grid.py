@@ -74,7 +74,7 @@ class Cell:
         return Run(self.folder)
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """Metrics of the run; empty if it has not been evaluated."""
         return self.run.read_json("metrics.json")
 
@@ -117,5 +117,5 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
                     yield Cell(f"{name} {label}".strip(), config, path)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pyro_nbvae.errors import InputError
 
@@ -38,7 +39,7 @@ class Pool(Protocol):
     def __exit__(self, *reason: object) -> None:
         """Stop the jobs that are still running."""
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Job:
+    def submit(self, function: Callable[..., None], *arguments: object) -> Job:
         """Submit ``function(*arguments, device)``."""
 
 
@@ -51,7 +52,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _work(sender: Connection, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _work(sender: Connection, threads: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     """Main function of a worker process: call the function, then send None or the error message."""
     import torch
     from threadpoolctl import threadpool_limits
@@ -99,11 +100,12 @@ class LocalProcesses:
             self._free.put(f"cuda:{slot % gpus}" if gpus else "cpu" if device == "auto" else device)
         self._threads = max(1, torch.get_num_threads() // jobs)
         # A fork server with all imports makes it cheap to start a process.
-        self._context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+        context = multiprocessing.get_context
+        self._context = context("spawn") if os.name == "nt" else context("forkserver")
         if os.name != "nt":
             self._context.set_forkserver_preload(list(preload))
         self._waiting = ThreadPoolExecutor(jobs)
-        self._running: set[Any] = set()
+        self._running: set[BaseProcess] = set()
         # Starting a process also collects the exit codes of finished ones. Each code can be read only once, so only one
         # thread may do this at a time.
         self._one_at_a_time = threading.Lock()
@@ -120,16 +122,16 @@ class LocalProcesses:
                 process.terminate()
         self._waiting.shutdown()
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+    def submit(self, function: Callable[..., None], *arguments: object) -> Future[None]:
         """Submit ``function(*arguments, device)``. The function and its arguments must be picklable."""
         return self._waiting.submit(self._run, function, arguments)
 
-    def _run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _run(self, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
         device = self._free.get()
         try:
             receiver, sender = self._context.Pipe(duplex=False)
             work = (sender, self._threads, function, (*arguments, device))
-            process = self._context.Process(target=_work, args=work, daemon=True)  # type: ignore[attr-defined]
+            process = self._context.Process(target=_work, args=work, daemon=True)
             with self._one_at_a_time:
                 if self._ending:
                     raise JobError("the grid was stopped before this job began")
@@ -171,7 +173,7 @@ class Cluster:
         except ImportError:
             raise InputError("--cluster needs submitit: pip install 'pyro-nbvae[cluster]'") from None
         self._device = device
-        self._jobs: list[Any] = []
+        self._jobs: list[submitit.Job[None]] = []
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=name)
             pairs = (option.partition("=")[::2] for option in options)
@@ -187,7 +189,7 @@ class Cluster:
             if not job.done():
                 job.cancel()
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Job:
+    def submit(self, function: Callable[..., None], *arguments: object) -> Job:
         """Submit ``function(*arguments, device)`` to the cluster."""
         self._jobs.append(self._executor.submit(function, *arguments, self._device))
         return self._jobs[-1]

@@ -75,8 +75,8 @@ def read(path: Path) -> dict[Key, Row]:
         return {}
     try:
         table = pd.read_csv(path, dtype={"seed": int, "commit": str, "version": str})
-        rows = [{k: v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict("records")]
-        return {(str(row["data"]), str(row["run"]), int(row["seed"])): row for row in rows}  # type: ignore[misc]
+        rows: list[Row] = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict("records")]
+        return {(str(row["data"]), str(row["run"]), int(row["seed"])): row for row in rows}
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a table of results ({error}): restore it from version control") from None
 

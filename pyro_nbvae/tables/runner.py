@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from tqdm.auto import tqdm
 
@@ -86,7 +86,7 @@ def check_options(grid: Sequence[Cell], options: Reproduction) -> None:
                 build_features(name, data, data_root=options.data_root, inception_weights=options.inception_weights)
 
 
-def _follow(jobs: Mapping[str, Job], bar: Any, finished: Callable[[], int]) -> dict[str, str]:
+def _follow(jobs: Mapping[str, Job], bar: tqdm[NoReturn], finished: Callable[[], int]) -> dict[str, str]:
     """Wait until all jobs are done, updating the bar; return the error messages of failed jobs."""
     waiting = dict(jobs)
     failed: dict[str, str] = {}

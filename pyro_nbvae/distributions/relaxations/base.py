@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Size, Tensor
 from torch.autograd.function import Function, FunctionCtx
 
+from pyro_nbvae.distributions.elementwise import Context
 from pyro_nbvae.distributions.threads import unsplit
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Relaxation(ABC):
         (0.1, Integer())
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     coldest: float | None = None
 
     @abstractmethod
@@ -144,13 +147,13 @@ class _DependsOn(Function):
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
 
 
 class _Pathwise(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, sampler: Callable[..., Any], *parameters: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, sampler: Callable[..., Sequence[Tensor]], *parameters: Tensor) -> Tensor:
         with unsplit():
             value, *derivatives = sampler(*(full_precision(p.reshape(-1)) for p in parameters))
             like = parameters[0]
@@ -158,7 +161,7 @@ class _Pathwise(Function):
             return value.view(like.shape).to(like.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         derivatives, parameters = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         with unsplit():
@@ -169,7 +172,7 @@ class _Pathwise(Function):
         return None, *gradients
 
 
-def pathwise(sampler: Callable[..., tuple[Tensor, ...]], *parameters: Tensor) -> Tensor:
+def pathwise(sampler: Callable[..., Sequence[Tensor]], *parameters: Tensor) -> Tensor:
     """Draw a sample with pathwise derivatives in its parameters.
 
     Args:

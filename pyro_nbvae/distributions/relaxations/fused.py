@@ -9,7 +9,6 @@ them.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import torch
 import triton
@@ -182,12 +181,12 @@ def _run_races(
         tl.store(value + i, tl.maximum(mean + centre, 0.0), mask=there)
 
 
-def _device_of(x: Tensor) -> Any:
+def _device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Context that makes the tensor's device current, because Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[Any, Tensor, bool, int]:
+def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[tuple[int], Tensor, bool, int]:
     """Return the grid, the temperature on the device, whether there is one per latent, and a seed."""
     tau = torch.as_tensor(temperature, dtype=like.dtype)
     seed = int(torch.randint(2**31 - 2**24, ()))  # from the CPU's generator: no synchronisation

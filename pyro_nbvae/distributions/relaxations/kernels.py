@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 
 @functools.cache
-def _kernels() -> Any:
+def _kernels() -> ModuleType | None:
     try:
         from pyro_nbvae.distributions.relaxations import fused
     except ImportError:
@@ -18,6 +18,6 @@ def _kernels() -> Any:
     return fused
 
 
-def fused_kernels(x: Tensor) -> Any:
+def fused_kernels(x: Tensor) -> ModuleType | None:
     """Return the module of kernels if ``x`` is on a GPU with Triton and in single precision, else None."""
     return _kernels() if x.is_cuda and x.dtype == torch.float32 else None

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_nbvae.data import BATCH, batches, to_floats
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError, check_number, check_seed
+from pyro_nbvae.metrics.held_out import mean_of
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 SamplerName = Literal["prior", "mixture"]
@@ -227,10 +228,11 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
     with evaluating(model, guide, 0):
         for batch in batches(data[:FITTED], BATCH):
             q = guide.posterior(to_floats(batch).to(model.device))
-            if len(q.event_shape) or not hasattr(q, "mean"):
+            mean = mean_of(q)
+            if len(q.event_shape) or mean is None:
                 raise InputError(f"a mixture sampler needs counts or real latents: {type(q).__name__} has neither")
             counts = isinstance(q, RelaxedCount)
-            means.append(q.mean.flatten(1).cpu())
+            means.append(mean.flatten(1).cpu())
             variances.append(q.variance.flatten(1).cpu())
         kind = CountMixture if counts else GaussianMixture
         return _Placed(kind.fit(torch.cat(means), torch.cat(variances), components), model)

@@ -42,7 +42,8 @@ class Variant:
         any_relaxation: whether the configuration may choose another relaxation.
         options: more arguments of the guide.
         settings: fields of the configuration that are passed to the model.
-        defaults: configuration fields that the variant decides if no flag does, under the preset ``default``.
+        defaults: configuration fields, of those whose default is None, that the variant decides if no flag does, under
+            the preset ``default``.
 
     Example::
 
@@ -57,7 +58,7 @@ class Variant:
     any_relaxation: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    defaults: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 LEARNED_PRIOR = ("prior_mean",)

@@ -2,11 +2,14 @@
 
 import json
 
+import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_nbvae.data import load
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.guides import GaussianGuide
+from pyro_nbvae.models import GaussianModel
 from pyro_nbvae.runs.build import build, resolve
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import evaluate
@@ -75,6 +78,18 @@ def test_categories_have_no_mixture():
     model, guide, _ = build(config, data.event_shape)
     with pytest.raises(InputError, match="a mixture sampler needs counts or real latents"):
         fit_mixture(model, guide, data.train[:50])
+
+
+def test_a_posterior_without_a_mean_has_no_mixture():
+    flow = dist.transforms.TanhTransform()
+    model = GaussianModel((5,), latents=3, decoder="linear")
+
+    class Guide(GaussianGuide):
+        def posterior(self, x):
+            return dist.TransformedDistribution(super().posterior(x), [flow])
+
+    with pytest.raises(InputError, match="a mixture sampler needs counts or real latents"):
+        fit_mixture(model, Guide(model, encoder="linear"), torch.rand(4, 5))
 
 
 def test_a_mixture_has_figures_of_its_own(tmp_path):

@@ -155,6 +155,20 @@ def _relaxation(config: TrainConfig) -> Relaxation | None:
     return dataclasses.replace(chosen, **{k: v for k, v in given.items() if v is not None})
 
 
+def _with_defaults(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the variant's own defaults in the place of None, under the preset ``default``.
+
+    Raises:
+        InputError: for a default of a field that is never None.
+    """
+    given = variant(config.variant).defaults if config.preset == "default" else {}
+    open_fields = [f.name for f in dataclasses.fields(TrainConfig) if f.default is None]
+    for name in given:
+        check_member(f"default of variant {config.variant}", name, open_fields)
+    decided = {name: value for name, value in given.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **decided)
+
+
 def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     """Return the configuration with every None replaced by its default, from the preset and the event shape.
 
@@ -162,9 +176,8 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         InputError: as :func:`validate`.
     """
     validate(config)
+    config = validate(_with_defaults(config))
     preset = dict(PRESETS[config.preset])
-    if config.preset == "default":
-        preset |= variant(config.variant).defaults
     relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)
     preset["temperature"] = preset["temperature"].get(name, relaxation.coldest if relaxation else None)

@@ -27,7 +27,13 @@ from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions import special
 from pyro_nbvae.distributions.elementwise import Wanted, elementwise, unexpanded
-from pyro_nbvae.distributions.special import digamma_difference, log_quotient, softplus_difference
+from pyro_nbvae.distributions.special import (
+    digamma_difference,
+    log_one_plus,
+    log_quotient,
+    one_minus_exp,
+    softplus_difference,
+)
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
 # Quadrature: trapezoidal rule in v with t = exp(c + v - exp(-v)), a map that is double exponential at both ends. At the
@@ -73,10 +79,10 @@ def _dispersion_integral(
     weight.add_(1).mul_(step)
 
     odds = l_q.exp()
-    gone = torch.neg(t).expm1_().neg_()  # 1 - s
+    gone = one_minus_exp(t)  # 1 - s
     grown = odds * gone
-    exponent = torch.log1p(grown)
-    lost = (exponent * -r_q).expm1_().neg_()  # 1 - G
+    exponent = log_one_plus(grown)
+    lost = one_minus_exp(exponent * r_q)  # 1 - G
     bracket = torch.div(lost, gone).neg_().add_(mean)
     from_q, from_p = (t * -r_q).exp_(), (t * -r_p).exp_()
     flux = t.mul_(weight).mul_(bracket)

@@ -36,17 +36,24 @@ def bounded(h: Tensor) -> Tensor:
     return BOUND * torch.tanh(h / BOUND)
 
 
-def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool) -> None:
+def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool, module: nn.Module | None = None) -> None:
     """Check that ``x`` is floating point, of shape (B, *event_shape), and, with validation on, in [0, 1] if it must be.
+
+    With a ``module``, ``x`` must have the precision of its parameters.
 
     Raises:
         InputError: a ValueError, if it is not.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"data must be a tensor, got {type(x).__name__}: torch.as_tensor(x, dtype=torch.float32)")
     if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
         want = ", ".join(map(str, ("batch", *event_shape)))
         raise InputError(f"data have shape {tuple(x.shape)}: expected ({want})")
     if not x.is_floating_point():
-        raise InputError(f"data have dtype {x.dtype}: expected floating point (pyro_nbvae.data.to_floats converts)")
+        raise InputError(f"data have dtype {x.dtype}: expected floating point: x.float(), or for pixels x / 255")
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype) if module else x.dtype
+    if x.dtype != dtype:
+        raise InputError(f"data have dtype {x.dtype} and the network's parameters {dtype}: convert one of them")
     if unit_interval and Distribution._validate_args and len(x):
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):
@@ -166,6 +173,10 @@ class GenerativeModel(PyroModule):
         super().__init__()
         if latents < 1:
             raise InputError(f"latents must be at least 1, got {latents}")
+        if not isinstance(event_shape, (tuple, list)):
+            raise InputError(f"event_shape must be a tuple such as (1, 28, 28) or (40,), got {event_shape!r}")
+        if likelihood is not None and not callable(likelihood):
+            raise InputError(f"likelihood must be a callable such as likelihoods.Bernoulli(), got {likelihood!r}")
         self.event_shape = torch.Size(event_shape)
         self.latents = latents
         self.latent_shape = torch.Size(latent_shape or (latents,))
@@ -229,7 +240,7 @@ class GenerativeModel(PyroModule):
         check_param_store(self)
         device = self.device
         if x is not None:
-            check_batch(x, self.event_shape, self.unit_interval)
+            check_batch(x, self.event_shape, self.unit_interval, self.decoder)
             size, device = len(x), x.device
         with pyro.plate("batch", self.data_size or size, subsample=torch.arange(size, device=device), dim=-1):
             z = pyro.sample("z", self.prior_distribution().to_event(1))
@@ -355,7 +366,7 @@ class AmortizedGuide(PyroModule):
         Raises:
             InputError: for observations of another shape or type, and for an encoder whose output has another shape.
         """
-        check_batch(x, self.event_shape, self.unit_interval)
+        check_batch(x, self.event_shape, self.unit_interval, self.encoder)
         with network_precision(self, x):
             h = self.encoder(x)
         if h.shape != (len(x), self.heads, self.latents):
@@ -430,7 +441,8 @@ def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) 
         support: Any = constraints.unit_interval
         allowed = "[0, 1]"
     else:
-        observed = model.observation(model.prior_distribution().sample(torch.Size([1])))
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):  # any latents will do
+            observed = model.observation(model.prior_distribution().sample(torch.Size([1])))
         support = getattr(observed, "support", None)
         allowed = f"the support of {type(model.likelihood).__name__}"
     for x in batches if support is not None else ():

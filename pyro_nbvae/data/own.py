@@ -46,8 +46,8 @@ def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
     """
     if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
         raise InputError(
-            f"{path} holds no data ({name}: {array.dtype}, shape {array.shape}): expected numbers of shape "
-            "(N, *event_shape)"
+            f"{path} holds no observations ({name}: {array.dtype}, shape {array.shape}): expected numbers of shape "
+            "(N, *event_shape), such as (N, 1) for one number each"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{path} holds values that are not finite ({name})")

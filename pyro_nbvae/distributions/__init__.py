@@ -2,7 +2,7 @@
 
 from pyro_nbvae.distributions.categorical import RelaxedOneHotCategorical
 from pyro_nbvae.distributions.com_poisson import ConwayMaxwellPoisson
-from pyro_nbvae.distributions.counts import CountDistribution
+from pyro_nbvae.distributions.counts import CountDistribution, poisson_log_weight, poisson_window
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.normal import IsotropicNormal
@@ -26,5 +26,7 @@ __all__ = [
     "kl_form",
     "negative_binomial_kl",
     "poisson_kl",
+    "poisson_log_weight",
+    "poisson_window",
     "shared_dispersion_kl",
 ]

@@ -31,12 +31,13 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
     A subclass defines ``arg_constraints``, which names its parameters in order, and three static methods:
 
-    - ``log_weight(k, *parameters)``: :math:`\log w_k`, up to a constant in k that may depend on the parameters; -inf
-      where q has no mass;
+    - ``log_weight(k, *parameters)``: :math:`\log w_k`. A term that does not depend on k may be left out. Return -inf
+      where q has no mass, never nan. Estimators that sample the KL also need a finite derivative in k, at k = 0 too;
     - ``scores(k, *parameters)``: a tuple with :math:`T_k` of every parameter, up to a constant in k; None for a
       parameter without a derivative. If ``log_weight`` leaves out a constant, ``scores`` must leave out its derivative;
     - ``window(nats, *parameters)``: the first and the last count of a window; the mass outside it is at most
-      :math:`e^{-\mathrm{nats}}`.
+      :math:`e^{-\mathrm{nats}}`. Tensors; they may be negative or not whole. For a family with tails like a Poisson's
+      see :func:`poisson_window`.
 
     They give the distribution samples, ``rsample`` with :class:`~pyro_nbvae.distributions.Integer`, ``log_prob``,
     ``mean``, ``variance``, ``entropy``, ``cdf``, and a KL divergence to and from every other count distribution of this

@@ -81,7 +81,9 @@ class RelaxedCount:
         Raises:
             TypeError: for a family that is neither.
         """
-        raise TypeError(f"{type(self).__name__} is not a Gamma-Poisson mixture: {self.relaxation} cannot relax it")
+        raise TypeError(
+            f"{type(self).__name__} is not a Gamma-Poisson mixture: {self.relaxation} cannot relax it; use Integer()"
+        )
 
     def integer_sampler(self, shape: Size) -> tuple[Callable[..., Sequence[Tensor]], tuple[Tensor, ...]]:
         """Return the sampler of :class:`~pyro_nbvae.distributions.Integer`, and its parameters, expanded to ``shape``.
@@ -105,7 +107,7 @@ class RelaxedCount:
         if self.relaxation is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no rsample without a relaxation, because it draws integers: give it one, "
-                "such as relaxation=ArrivalTimes(0.24)"
+                "such as relaxation=Integer()"
             )
         return self.relaxation.rsample(self, self._extended_shape(sample_shape))
 

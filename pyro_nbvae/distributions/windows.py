@@ -76,9 +76,11 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         Counts (width, 1) and the indices (m,) of elements whose windows lie within them; each element once.
 
     Raises:
-        DivergedError: for windows that are not finite, or wider than 2^20 counts.
+        DivergedError: for windows that are not finite, end before they begin, or are wider than 2^20 counts.
     """
     check_width(float((high - low).max()) + 1 if len(low) else 0.0)
+    if bool((high < low).any()):
+        raise DivergedError("a count distribution's window ends before it begins: return (first, last)")
     low, high = low.clamp(min=0).floor(), high.ceil()
     if len(high) and float(high.max()) > 2 / torch.finfo(high.dtype).eps:
         raise DivergedError(
@@ -112,6 +114,10 @@ def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Ten
     """Return log weights and masses of the counts ``k`` (width, 1), both (width, n), and the log normalizers, (n,)."""
     log_weight = family.log_weight(k, *parameters)
     top = log_weight.detach().amax(0)
+    if bool(top.isnan().any()):
+        first = k[log_weight.detach().isnan().any(1).nonzero()[0]]
+        name = getattr(family, "__name__", type(family).__name__)
+        raise DivergedError(f"{name}.log_weight is nan at a count of {float(first):g}: return -inf for no mass")
     weight = (log_weight - top).clamp(min=LOWEST).exp()
     total = weight.sum(0)
     return log_weight, weight * total.reciprocal(), top + total.log()

@@ -383,9 +383,10 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
 
     .. math:: KL(q \,\|\, p) \approx \frac{1}{S} \sum_{s=1}^{S} \log\frac{q(z_s)}{p(z_s)}, \qquad z_s \sim q
 
-    The first sample is the one that is decoded. With integer counts the estimate is unbiased; relaxed counts bias it,
-    less at lower temperatures. If the guide does not draw its sites in the model's order (for example q(z | x) q(h | z)
-    for p(h) p(z | h)), each sample is of all sites together, from a separate run of guide and model.
+    The first sample is the one that is decoded. With integer counts the estimate is unbiased, but its gradient through
+    :class:`~pyro_nbvae.distributions.Integer` is not; relaxed counts bias both, less at lower temperatures. If the
+    guide does not draw its sites in the model's order (for example q(z | x) q(h | z) for p(h) p(z | h)), each sample is
+    of all sites together, from a separate run of guide and model.
 
     Args:
         num_samples: number of samples S of each latent for the KL; the default is the paper's.

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_nbvae.data import to_floats
 from pyro_nbvae.errors import check_number
 from pyro_nbvae.metrics.batching import shown
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
 
 
 def importance_weighted_bound(
@@ -54,6 +54,7 @@ def importance_weighted_bound(
     with evaluating(model, guide, seed):
         for batch in shown(data, "bound", progress):
             x = to_floats(batch)
+            check_support(model, [x], "data")
             q = guide.posterior(x)
             p = model.prior_distribution()
             log_weights = []

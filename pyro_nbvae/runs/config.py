@@ -57,7 +57,7 @@ class TrainConfig:
         beta: weight of the KL relative to the squared error; 2 sigma^2 of the Gaussian likelihood. Default: the
             equivalent of beta = 1 in the paper, channels * height / latents with a conv decoder, else 1 / latents.
         estimator: class name of an ELBO of this package or of Pyro. Default: the variant's.
-        kl_warmup: number of epochs over which the KL weight rises from 0 to 1.
+        kl_warmup: number of epochs over which the KL weight rises from 0 to 1. Default: 2, with the paper preset 50.
         temperature_start: temperature of the relaxation at the start.
         temperature: temperature of the relaxation at the end. Default: 0.05 for arrival times, 0.25 for Gumbel-softmax.
         anneal_epochs: number of epochs of temperature annealing. Default: half of the epochs.
@@ -67,7 +67,7 @@ class TrainConfig:
         indicator: soft indicator of the arrival times, sigmoid or smoothstep. Default: sigmoid.
         max_count: largest count of Gumbel-softmax. Default: 100.
         straight_through: use integer counts in the forward pass and relaxed gradients in the backward pass.
-        epochs: number of passes over the training data.
+        epochs: number of passes over the training data. Default: 20, with the paper preset 200.
         batch_size: observations per step.
         lr: learning rate of Adam.
         prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr.

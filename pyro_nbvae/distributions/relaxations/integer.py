@@ -40,7 +40,8 @@ class Integer(Relaxation):
 
     for the mass function q and the distribution function F (:mod:`pyro_nbvae.distributions.relaxations.integer`). There
     is no temperature: the model is trained on the same counts that it is tested on. The gradient is exact for a
-    function that is quadratic in each unit, and close for a smooth one.
+    function that is quadratic in each unit, and close for a smooth one. A sampled KL is neither: use
+    :class:`~pyro_nbvae.infer.AnalyticKL_ELBO`.
 
     Reference: Cong et al., 2019, for the exact gradient that this approximates.
 

@@ -23,7 +23,7 @@ def test_every_figure_whose_runs_are_there_is_drawn(out, capsys):
     printed = capsys.readouterr().out.split("\n")
     missing = {line.split(":")[0]: line for line in printed if "no runs" in line}
     assert set(missing) == {"rate_distortion", "features"}
-    again = "no runs; nbvae reproduce decoder --scale smoke --data digits --out"
+    again = "no runs; make them with nbvae reproduce decoder --scale smoke --data digits --out"
     assert again in missing["features"] and "reproduce beta" in missing["rate_distortion"]
     drawn = [line for line in printed if line.endswith(".png")]
     assert len(drawn) == len(figures.FIGURES) - 2

@@ -20,7 +20,7 @@ from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.runs.evaluation import evaluate
 from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.tables.claims import Ahead, Claim, Reaches
+from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Reaches
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.tables.formats import latex, markdown
 from pyro_nbvae.tables.grid import Table, cells
@@ -231,9 +231,17 @@ def test_claims_are_about_rows_that_the_table_has(name, options):
             data = [condition.data] if isinstance(condition.data, str) else condition.data
             for one in data:
                 groups = {one: {label: [] for where, label in labels if where == one}}
-                assert condition.metric in table.metrics
-                named = [condition.label] if isinstance(condition, Reaches) else getattr(condition, "labels", None)
-                for label in named or (*condition.first, *condition.others):
+                match condition:
+                    case BelowCurve():
+                        metrics, named = [condition.rate, condition.distortion], [*condition.curve, *condition.points]
+                    case Reaches():
+                        metrics, named = [condition.metric], [condition.label]
+                    case Alike():
+                        metrics, named = [condition.metric], condition.labels
+                    case _:
+                        metrics, named = [condition.metric], [*condition.first, *condition.others]
+                assert set(metrics) <= set(table.metrics)
+                for label in named:
                     assert label in groups[one], (claim.sentence, label)
         assert claim.judge({})[0] == "not enough runs"
 

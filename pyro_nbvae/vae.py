@@ -426,8 +426,8 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
 
 
 @torch.no_grad()
-def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> None:
-    """Check that observations lie in the support of the model's likelihood.
+def in_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> Iterator[Tensor]:
+    """Iterate over observations, and check that each batch lies in the support of the model's likelihood.
 
     Args:
         model: the model.
@@ -445,9 +445,16 @@ def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) 
             observed = model.observation(model.prior_distribution().sample(torch.Size([1])))
         support = getattr(observed, "support", None)
         allowed = f"the support of {type(model.likelihood).__name__}"
-    for x in batches if support is not None else ():
-        if not bool(support.check(x.to(model.device)).all()):
+    for x in batches:
+        if support is not None and not bool(support.check(x.to(model.device)).all()):
             raise InputError(
                 f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: choose another "
                 "--likelihood, or prepare the data (bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
             )
+        yield x
+
+
+def check_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> None:
+    """Check that observations lie in the likelihood's support; arguments and errors as :func:`in_support`."""
+    for _ in in_support(model, batches, what):
+        pass

@@ -155,9 +155,9 @@ def estimator(name: str) -> Callable[..., ELBO]:
     """
     found: Any = getattr(infer, name, None) or getattr(pyro.infer, name, None)
     kind = isinstance(found, type) and issubclass(found, ELBO)
-    if (
-        not kind or found in (ELBO, infer.SiteKL_ELBO, pyro.infer.TraceEnum_ELBO) or name.startswith("Jit")
-    ):  # batches differ in size
+    # no site asks to be enumerated, and batches differ in size, for which a compiled loss is made again
+    refused = found in (ELBO, infer.SiteKL_ELBO, pyro.infer.TraceEnum_ELBO) or name.startswith("Jit")
+    if not kind or refused:
         raise InputError(
             f"unknown estimator {name!r}: choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as "
             "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO"

@@ -15,8 +15,6 @@ See also: docs/mathematics.md, section 3 (Kullback–Leibler divergences).
 
 from __future__ import annotations
 
-import functools
-import itertools
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -68,7 +66,7 @@ def _interval(
 
 
 def _dispersion_integral(
-    r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor, rule: tuple[float, int]
+    rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """J and its derivatives in r_q, l_q and r_p, all (n,), from one set of exponentials."""
     centre, left, step, node = _interval(r_q, l_q, r_p, mean, rule)
@@ -161,8 +159,7 @@ def _value_by(rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_
     d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
     size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
     blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
-    integral = functools.partial(_dispersion_integral, rule=rule)
-    added = zip(*itertools.starmap(integral, blocks), strict=True)
+    added = zip(*(_dispersion_integral(rule, *block) for block in blocks), strict=True)
     for total, pieces in zip((value, d_rq, d_lq, d_rp), added, strict=True):
         total += torch.cat(pieces).reshape(total.shape)
     return value.clamp_(min=0), d_rq, d_lq, d_rp, d_lp  # rounding may leave less than 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_nbvae.data import to_floats
 from pyro_nbvae.errors import check_number
 from pyro_nbvae.metrics.batching import shown
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
 
 def importance_weighted_bound(
@@ -52,9 +52,7 @@ def importance_weighted_bound(
     check_number("samples", samples, 1)
     bounds = []
     with evaluating(model, guide, seed):
-        for batch in shown(data, "bound", progress):
-            x = to_floats(batch)
-            check_support(model, [x], "data")
+        for x in in_support(model, map(to_floats, shown(data, "bound", progress)), "data"):
             q = guide.posterior(x)
             p = model.prior_distribution()
             log_weights = []

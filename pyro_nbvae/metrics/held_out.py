@@ -20,7 +20,7 @@ from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.infer.elbo import log_mass
 from pyro_nbvae.metrics.batching import shown
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
 # A unit is dead if its KL, averaged over observations, is below this.
 DEAD_NATS = 0.01
@@ -188,9 +188,7 @@ def held_out(
 
         similarity = StructuralSimilarityIndexMeasure(data_range=1.0, sync_on_compute=False).to(data.device)
     with evaluating(model, guide, seed):
-        for batch in shown(data, "held out", progress):
-            x = to_floats(batch)
-            check_support(model, [x], "data")
+        for x in in_support(model, map(to_floats, shown(data, "held out", progress)), "data"):
             q = guide.posterior(x)
             z = q.sample()
             observed = model.observation(z)

@@ -175,7 +175,6 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     Raises:
         InputError: as :func:`validate`.
     """
-    validate(config)
     config = validate(_with_defaults(config))
     preset = dict(PRESETS[config.preset])
     relaxation = _chosen_relaxation(config)[0]

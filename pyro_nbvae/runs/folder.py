@@ -134,20 +134,7 @@ def _restore(model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, 
 
 
 def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:
-    """Load the model and guide of a trained run, in evaluation mode (no dropout).
-
-    The guide keeps the relaxation of the run; inside ``guide.exact()`` it draws integer counts.
-
-    Args:
-        path: a run folder, or a ``.safetensors`` file written by ``nbvae export``.
-        device: auto (CUDA if available) or a PyTorch device string.
-
-    Returns:
-        ``(model, guide)``.
-
-    Raises:
-        InputError: for a path that contains no trained run.
-    """
+    """Load a trained pair: :func:`pyro_nbvae.load`, which documents it."""
     plugins.import_modules()
     path = Path(path)
     if path.is_file() or path.suffix == ".safetensors":

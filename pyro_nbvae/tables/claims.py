@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from pyro_nbvae.runs.evaluation import METRICS
 
 Verdict = Literal["holds", "fails", "not enough runs"]
@@ -111,6 +113,14 @@ def _around(mean: float, error: float, freedom: float) -> tuple[float, float]:
 
     reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error if error > 0 else 0.0
     return mean - reach, mean + reach
+
+
+def _mean_limits(figures: Sequence[float]) -> tuple[float, float]:
+    """Return the confidence limits of the mean, by Student; infinite for fewer than two values."""
+    if len(figures) < 2:
+        return -math.inf, math.inf
+    error = statistics.stdev(figures) / math.sqrt(len(figures))
+    return _around(statistics.fmean(figures), error, len(figures) - 1)
 
 
 def _sign(low: float, high: float) -> Verdict:
@@ -219,11 +229,7 @@ class Reaches:
         """Return a single finding."""
         found = values(groups, self.data, self.label, self.metric)
         sign = 1 if METRICS[self.metric].best == "high" else -1
-        over = [sign * (v - self.figure) for v in found]
-        low, high = -math.inf, math.inf
-        if len(over) > 1:
-            error = statistics.stdev(over) / math.sqrt(len(over))
-            low, high = _around(statistics.fmean(over), error, len(over) - 1)
+        low, high = _mean_limits([sign * (v - self.figure) for v in found])
         text = f"{self.data}, {METRICS[self.metric].heading}: {_shown(self.label, found, self.metric)}"
         return [Finding("holds" if low >= 0 else _sign(low, high), f"{text}, against {self.figure:g}")]
 
@@ -252,8 +258,11 @@ class BelowCurve:
     def judge(self, groups: Groups) -> list[Finding]:
         """Return one finding for each point within the curve's range of rates; without any, one that is open."""
         findings = [found for label in self.points if (found := self._at(groups, label)) is not None]
-        heading = f"{METRICS[self.distortion].heading} at equal {METRICS[self.rate].heading}"
-        return findings or [Finding("not enough runs", f"{self.data}, {heading}: no point within the curve's range")]
+        return findings or [Finding("not enough runs", f"{self._heading}: no point within the curve's range")]
+
+    @property
+    def _heading(self) -> str:
+        return f"{self.data}, {METRICS[self.distortion].heading} at equal {METRICS[self.rate].heading}"
 
     def _by_seed(self, groups: Groups, label: str) -> dict[Any, tuple[float, float]]:
         rows = groups.get(self.data, {}).get(label, [])
@@ -262,27 +271,18 @@ class BelowCurve:
 
     def _at(self, groups: Groups, label: str) -> Finding | None:
         curves = [self._by_seed(groups, each) for each in self.curve]
-        below, ours, theirs = [], [], []
+        ours, theirs = [], []
         for seed, (rate, distortion) in self._by_seed(groups, label).items():
             known = sorted(points[seed] for points in curves if seed in points)
             if len(known) < 2 or not known[0][0] <= rate <= known[-1][0]:
                 continue
-            rates, logs = [r for r, _ in known], [math.log(d) for _, d in known]
-            k = next(k for k in range(1, len(rates)) if rate <= rates[k])
-            share = (rate - rates[k - 1]) / max(rates[k] - rates[k - 1], 1e-12)
-            at = math.exp((1 - share) * logs[k - 1] + share * logs[k])
-            below.append(distortion - at)
-            ours.append(at)
+            ours.append(math.exp(np.interp(rate, [r for r, _ in known], [math.log(d) for _, d in known])))
             theirs.append(distortion)
-        if not below:
+        if not ours:
             return None
-        low, high = -math.inf, math.inf
-        if len(below) > 1:
-            error = statistics.stdev(below) / math.sqrt(len(below))
-            low, high = _around(statistics.fmean(below), error, len(below) - 1)
-        heading = f"{METRICS[self.distortion].heading} at equal {METRICS[self.rate].heading}"
+        below = [distortion - at for at, distortion in zip(ours, theirs, strict=True)]
         shown = f"{_shown('the curve', ours, self.distortion)}, {_shown(label, theirs, self.distortion)}"
-        return Finding(_sign(low, high), f"{self.data}, {heading}: {shown}")
+        return Finding(_sign(*_mean_limits(below)), f"{self._heading}: {shown}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -100,6 +101,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+@contextlib.contextmanager
+def _warnings_in_one_line(program: str) -> Iterator[None]:
+    """Context in which a warning is one line on standard error."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"{program}: {first_line(message)}", file=sys.stderr)
+        yield
+
+
 def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
     """Parse and run a command line.
 
@@ -128,7 +137,8 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
     except InputError as error:
         _fail(program, str(error))
     try:
-        call()
+        with _warnings_in_one_line(program):
+            call()
     except InputError as error:
         _fail(program, str(error))
     except BrokenPipeError:  # the reader of the output has closed it

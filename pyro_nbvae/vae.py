@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_nbvae.data.sources import is_image_shape
-from pyro_nbvae.distributions import ArrivalTimes, Relaxation
+from pyro_nbvae.distributions import Integer, Relaxation
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.errors import InputError, check_positive, check_seed
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
@@ -303,11 +304,12 @@ class AmortizedGuide(PyroModule):
             family's number of outputs for each latent; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
         relaxation: how counts are differentiated; a plain attribute that may be changed between steps, for annealing
             (``guide.relaxation = guide.relaxation.at(0.1)``). With None the latents are exact, without a gradient.
-        spread: initial factor of a built-in encoder's outputs; with a small one the posterior starts near the prior's
-            mean.
+        spread: initial factor of a built-in encoder's outputs; with a small one, such as 0.2, the posterior starts
+            near the prior's mean, which has served the families that may be narrower than a Poisson.
 
     Raises:
-        TypeError: for a model whose prior is not a ``prior_class``.
+        TypeError: for a model whose prior is not a ``prior_class``, and for a relaxation that is not a
+            :class:`~pyro_nbvae.distributions.Relaxation`.
         ValueError: for an unknown encoder, or ``"conv"`` for data that are not images.
 
     See also: docs/mathematics.md, section 7.2 (Spread and output layers).
@@ -331,7 +333,7 @@ class AmortizedGuide(PyroModule):
         model: GenerativeModel,
         *,
         encoder: str | nn.Module = "conv",
-        relaxation: Relaxation | None = ArrivalTimes(),
+        relaxation: Relaxation | None = Integer(),
         spread: float = 1.0,
     ) -> None:
         super().__init__()
@@ -346,7 +348,7 @@ class AmortizedGuide(PyroModule):
         self.latent_shape = model.latent_shape
         self.data_size = model.data_size
         self.prior = model.prior
-        self.relaxation = relaxation
+        self.relaxation = check_relaxation(relaxation)
         if isinstance(encoder, str):
             encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, spread)
         self.encoder = encoder

@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 
 from pyro_nbvae import infer
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.guides import (
     CategoricalGuide,
@@ -45,6 +46,9 @@ class Variant:
         defaults: configuration fields, of those whose default is None, that the variant decides if no flag does, under
             the preset ``default``.
 
+    Raises:
+        TypeError: for a relaxation that is not a :class:`~pyro_nbvae.distributions.Relaxation`.
+
     Example::
 
         >>> VARIANTS["CMP"].guide.__name__
@@ -59,6 +63,9 @@ class Variant:
     options: Mapping[str, object] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_relaxation(self.relaxation)
 
 
 LEARNED_PRIOR = ("prior_mean",)

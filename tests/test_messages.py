@@ -1,5 +1,7 @@
 """Mistakes in a program of a user's end with one line that says what would be right."""
 
+import dataclasses
+
 import numpy as np
 import pyro.infer
 import pytest
@@ -7,6 +9,7 @@ import torch
 from pyro.distributions import constraints
 
 from pyro_nbvae import variants
+from pyro_nbvae.cli import main
 from pyro_nbvae.data import to_floats
 from pyro_nbvae.distributions import ConwayMaxwellPoisson, CountDistribution, GumbelSoftmax, Integer, poisson_window
 from pyro_nbvae.distributions.relaxations import DivergedError
@@ -16,6 +19,9 @@ from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Bernoulli, NegativeBinomial
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel
+from pyro_nbvae.runs.build import resolve
+from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.training import train
 
 
 def pair(likelihood=None):
@@ -59,14 +65,14 @@ def test_arguments_of_a_model():
         NegativeBinomialModel((40,), likelihood="bernoulli", decoder="linear")
 
 
-def of_weights(weight, ends):
+def of_weights(weight, ends, scores=lambda k, rate: (k / rate,), grad=False, **options):
     class Mine(CountDistribution):
         arg_constraints = {"rate": constraints.positive}
         log_weight = staticmethod(weight)
-        scores = staticmethod(lambda k, rate: (k / rate,))
         window = staticmethod(ends)
 
-    return Mine(torch.tensor([2.0, 3.0]), relaxation=Integer())
+    Mine.scores = staticmethod(scores)
+    return Mine(torch.tensor([2.0, 3.0], requires_grad=grad), relaxation=Integer(), **options)
 
 
 def poisson(k, rate):
@@ -77,14 +83,109 @@ def poisson(k, rate):
 def test_weights_that_are_nan_and_windows_that_end_before_they_begin(use):
     for family, message in (
         (
-            of_weights(lambda k, rate: poisson(k, rate) + 0 * k.log(), poisson_window),
+            of_weights(lambda k, rate: poisson(k, rate) + 0 * k.log(), poisson_window, validate_args=False),
             "log_weight is nan at a count of 0",
         ),
-        (of_weights(poisson, lambda nats, rate: poisson_window(nats, rate)[::-1]), "window ends before it begins"),
+        (
+            of_weights(poisson, lambda nats, rate: poisson_window(nats, rate)[::-1], validate_args=False),
+            "window ends before it begins",
+        ),
     ):
         with pytest.raises(DivergedError, match=message):
             value = getattr(family, use)
             value() if callable(value) else value
+
+
+def around(nats, rate):
+    return rate - 3, rate + 3
+
+
+@pytest.mark.parametrize(
+    ("weight", "ends", "scores", "message"),
+    [
+        (lambda k, rate: poisson(k, rate) + 0 * k.log(), poisson_window, None, "log_weight is nan: return -inf"),
+        (poisson, lambda nats, rate: poisson_window(nats, rate)[::-1], None, "window ends before it begins"),
+        (poisson, around, None, r"window\(18, ...\) leaves out a mass above e\^-18 \(count"),
+        (poisson, lambda nats, rate: (rate, poisson_window(nats, rate)[1]), None, "leaves out a mass"),
+        (
+            poisson,
+            poisson_window,
+            lambda k, rate: (k / rate + 0.1,),
+            "scores: not the derivative of log_weight in rate",
+        ),
+        (poisson, poisson_window, lambda k, rate: (k,), "scores: not the derivative of log_weight in rate"),
+        (poisson, poisson_window, lambda k, rate: (), "scores returns 0 values"),
+    ],
+)
+def test_functions_of_a_family_that_contradict_each_other(weight, ends, scores, message):
+    with pytest.raises(InputError, match=message):
+        of_weights(weight, ends, scores or (lambda k, rate: (k / rate,)), validate_args=True)
+
+
+def test_a_learned_parameter_without_a_score():
+    of_weights(poisson, poisson_window, lambda k, rate: (None,), validate_args=True)
+    with pytest.raises(InputError, match="scores returns None for rate, which requires a gradient"):
+        of_weights(poisson, poisson_window, lambda k, rate: (None,), grad=True, validate_args=True)
+
+
+def test_a_family_is_checked_again_as_training_goes_on():
+    """A window that serves small means alone is found when the means have grown."""
+
+    class Mine(CountDistribution):
+        arg_constraints = {"rate": constraints.positive}
+        log_weight = staticmethod(poisson)
+        scores = staticmethod(lambda k, rate: (k / rate,))
+        window = staticmethod(lambda nats, rate: (0 * rate, 40 + 0 * rate))
+
+    with pytest.raises(InputError, match=r"leaves out a mass above e\^-18 \(count 41, rate"):
+        for step in range(1, 101):
+            Mine(torch.tensor([0.5, step]), validate_args=True)
+
+
+@pytest.mark.parametrize("missing", ["arg_constraints", "log_weight", "scores", "window"])
+def test_a_family_without_one_of_its_parts(missing):
+    parts = {
+        "arg_constraints": {"rate": constraints.positive},
+        "log_weight": staticmethod(poisson),
+        "scores": staticmethod(lambda k, rate: (k / rate,)),
+        "window": staticmethod(poisson_window),
+    }
+    parts.pop(missing)
+    with pytest.raises(TypeError, match=f"Mine must define {missing}"):
+        type("Mine", (CountDistribution,), parts)(2.0)
+
+
+def test_parts_of_a_variant():
+    with pytest.raises(TypeError, match="relaxation must be a Relaxation"):
+        dataclasses.replace(variants.VARIANTS["CMP"], relaxation="integer")
+    with pytest.raises(TypeError, match="relaxation must be a Relaxation"):
+        GaussianGuide(pair()[0], encoder="linear", relaxation="integer")
+    odd = dataclasses.replace(variants.VARIANTS["CMP"], settings=("prior_means",))
+    variants.register_variant("odd", odd)
+    try:
+        with pytest.raises(InputError, match="unknown setting of variant odd 'prior_means'"):
+            resolve(TrainConfig(variant="odd"), (1, 8, 8))
+    finally:
+        variants.VARIANTS.pop("odd")
+
+
+def test_counts_under_a_gaussian_are_pointed_out(tmp_path):
+    np.save(tmp_path / "counts.npy", np.random.default_rng(0).poisson(3.0, (60, 5)))
+    config = TrainConfig(
+        data=str(tmp_path / "counts.npy"), latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu"
+    )
+    with pytest.warns(UserWarning, match="holds counts: --likelihood poisson or negative_binomial"):
+        train(config, tmp_path / "gaussian", progress=False)
+    train(dataclasses.replace(config, likelihood="poisson"), tmp_path / "poisson", progress=False)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_warning_of_a_command_is_one_line(tmp_path, capsys):
+    np.save(tmp_path / "counts.npy", np.random.default_rng(0).poisson(3.0, (60, 5)))
+    flags = ["--latents", "3", "--encoder", "linear", "--decoder", "linear", "--epochs", "1", "--device", "cpu"]
+    main(["train", "--data", str(tmp_path / "counts.npy"), *flags, "--out", str(tmp_path / "run")])
+    warned = [line for line in capsys.readouterr().err.splitlines() if "holds counts" in line]
+    assert len(warned) == 1 and warned[0].startswith("nbvae: ")
 
 
 def test_advice_about_relaxations_fits_the_family():

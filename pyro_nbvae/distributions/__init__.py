@@ -3,6 +3,7 @@
 from pyro_nbvae.distributions.categorical import RelaxedOneHotCategorical
 from pyro_nbvae.distributions.com_poisson import ConwayMaxwellPoisson
 from pyro_nbvae.distributions.counts import CountDistribution, poisson_log_weight, poisson_window
+from pyro_nbvae.distributions.family_checks import check_family
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.normal import IsotropicNormal
@@ -23,6 +24,7 @@ __all__ = [
     "RelaxedNegativeBinomial",
     "RelaxedOneHotCategorical",
     "RelaxedPoisson",
+    "check_family",
     "kl_form",
     "negative_binomial_kl",
     "poisson_kl",

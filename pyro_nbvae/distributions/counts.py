@@ -16,12 +16,15 @@ from torch.distributions.utils import lazy_property
 from typing_extensions import Self
 
 from pyro_nbvae.distributions import special
+from pyro_nbvae.distributions.family_checks import check_often
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, NegativeBinomials
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import largest_count
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
 from pyro_nbvae.distributions.windows import Weights, draw, expectation, log_normalizer
+
+_DEFINED = ("arg_constraints", "log_weight", "scores", "window")
 
 
 class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[override]
@@ -50,9 +53,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         validate_args: as in torch.
 
     Raises:
-        ValueError: with validation on, for parameters or counts outside their range.
-        TypeError: for missing or unknown parameters, or if ``relaxation`` is not a
-            :class:`~pyro_nbvae.distributions.Relaxation`.
+        ValueError: with validation on, for parameters or counts outside their range, and for a subclass whose functions
+            contradict each other (see :func:`check_family`).
+        TypeError: for a subclass without one of the four, for missing or unknown parameters, or if ``relaxation`` is
+            not a :class:`~pyro_nbvae.distributions.Relaxation`.
         DivergedError: a ValueError, for parameters whose window is not finite or is wider than 2^20 counts.
 
     See also: docs/mathematics.md, section 4 (Families that are given by their weights).
@@ -82,6 +86,11 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         **named: Tensor | float,
     ) -> None:
         self.relaxation = check_relaxation(relaxation)
+        missing = [
+            name for name in _DEFINED if getattr(type(self), name, None) is getattr(CountDistribution, name, None)
+        ]
+        if missing:
+            raise TypeError(f"{type(self).__name__} must define {', '.join(missing)}")
         names = tuple(self.arg_constraints)
         given = dict(zip(names, parameters, strict=False)) | named
         if len(parameters) + len(named) != len(names) or set(given) != set(names):
@@ -90,6 +99,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         for name, value in zip(names, values, strict=True):
             setattr(self, name, value)
         super().__init__(values[0].shape, validate_args=validate_args)
+        if self._validate_args:
+            check_often(self)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

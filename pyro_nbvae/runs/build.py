@@ -159,9 +159,12 @@ def _with_defaults(config: TrainConfig) -> TrainConfig:
     """Return the configuration with the variant's own defaults in the place of None, under the preset ``default``.
 
     Raises:
-        InputError: for a default of a field that is never None.
+        InputError: for a default of a field that is never None, and for a setting that is not a field.
     """
-    given = variant(config.variant).defaults if config.preset == "default" else {}
+    parts = variant(config.variant)
+    for name in parts.settings:
+        check_member(f"setting of variant {config.variant}", name, [f.name for f in dataclasses.fields(TrainConfig)])
+    given = parts.defaults if config.preset == "default" else {}
     open_fields = [f.name for f in dataclasses.fields(TrainConfig) if f.default is None]
     for name in given:
         check_member(f"default of variant {config.variant}", name, open_fields)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -128,6 +129,11 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     return run
 
 
+def are_counts(x: Tensor) -> bool:
+    """Whether observations are whole numbers of 0 or more, and neither pixels nor only zeros and ones."""
+    return x.dtype != torch.uint8 and float(x.max()) > 1 and bool(((x >= 0) & (x == x.round())).all())
+
+
 class Trainer:
     """State of a training run: model, guide, estimator, optimiser, data and log.
 
@@ -147,6 +153,12 @@ class Trainer:
         self.guide.to(device)
         for part, whole in (("training", data.train), ("held-out", data.test)):
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
+        if config.likelihood == "gaussian" and group.leads and are_counts(data.train):
+            warnings.warn(
+                f"{data.name} holds counts: --likelihood poisson or negative_binomial describes them better than the "
+                "default, gaussian",
+                stacklevel=3,
+            )
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         prior = set(self.model.prior.parameters()) if config.prior_lr is not None else set()
         groups: list[dict[str, object]] = [{"params": [p for p in self.parameters if p not in prior]}]

@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from pyro_nbvae.files import write_atomically
@@ -253,6 +253,10 @@ def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if row["temperature"] is not None:
                     axes.annotate(f"{row['temperature']:g}", (bias, noise), (3, 3), textcoords="offset points", size=6)
         axes.set(xscale="log", yscale="log", title=f"{posterior}\n{case}", xlabel="squared bias", ylabel="noise")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
     handles = [
         Line2D([], [], color=f"C{k}", marker="osD^vPX*"[k % 8], lw=0.8, label=name) for k, name in enumerate(names)
     ]

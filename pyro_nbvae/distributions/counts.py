@@ -36,8 +36,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
     - ``log_weight(k, *parameters)``: :math:`\log w_k`. A term that does not depend on k may be left out. Return -inf
       where q has no mass, never nan. Estimators that sample the KL also need a finite derivative in k, at k = 0 too;
-    - ``scores(k, *parameters)``: a tuple with :math:`T_k` of every parameter, up to a constant in k; None for a
-      parameter without a derivative. If ``log_weight`` leaves out a constant, ``scores`` must leave out its derivative;
+    - ``scores(k, *parameters)``: a tuple with :math:`T_k` of every parameter, the derivative of ``log_weight`` as it is
+      written; None for a parameter without a derivative;
     - ``window(nats, *parameters)``: the first and the last count of a window; the mass outside it is at most
       :math:`e^{-\mathrm{nats}}`. Tensors; they may be negative or not whole. For a family with tails like a Poisson's
       see :func:`poisson_window`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 __version__ = version("pyro-nbvae")
+
+# PyTorch's OpenMP threads sleep while they wait for each other. By default they spin, and beside other busy processes
+# a training step takes ten times as long. OpenMP reads this once, when PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:

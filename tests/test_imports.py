@@ -1,6 +1,9 @@
 """Imports go one way: a layer knows those below it and none above (CONTRIBUTING.md, "Where things are")."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,13 @@ def test_distributions_and_estimators_know_no_image():
     for folder in ("distributions", "infer"):
         for path in (PACKAGE / folder).rglob("*.py"):
             assert "image" not in path.read_text().lower(), path
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait(given, policy):
+    """It is set before PyTorch is loaded, which reads it once, and a user's own value is kept."""
+    code = "import sys, os, pyro_nbvae; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == policy

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer, Relaxation
-from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel
+from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel, gain
 
 # Factor of the encoder's bounded output, from -5 to 5, in log nu: nu is from e^-3 to e^3.
 DISPERSION = 0.6
 
 
 class ConwayMaxwellPoissonGuide(AmortizedGuide):
-    """q(z | x) = COM-Poisson(m * dm(x), nu(x)), with m the prior's mean: each unit is narrower or wider than a Poisson.
+    """q(z | x) = COM-Poisson(m * g(x), nu(x)), with m the prior's mean: each unit is narrower or wider than a Poisson.
 
-    It equals Poisson(m) if the encoder's outputs are 0.
+    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's first output. It equals Poisson(m) if the encoder's
+    outputs are 0.
 
     Args:
         model: a model with a prior over counts, such as :class:`~pyro_nbvae.models.NegativeBinomialModel`.
@@ -49,8 +50,9 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
     def posterior(self, x: Tensor) -> ConwayMaxwellPoisson:
         """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
         shift, dispersion = self.encode(x)
-        rate = self.prior.mean * shift.exp()
-        return ConwayMaxwellPoisson(rate, (DISPERSION * dispersion).exp(), relaxation=self.relaxation)
+        return ConwayMaxwellPoisson(
+            self.prior.mean * gain(shift), (DISPERSION * dispersion).exp(), relaxation=self.relaxation
+        )
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ A family's model file defines a prior and :meth:`GenerativeModel.prior_distribut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -35,6 +36,28 @@ def bounded(h: Tensor) -> Tensor:
     See also: docs/mathematics.md, section 7.1 (Bounds of the encoder).
     """
     return BOUND * torch.tanh(h / BOUND)
+
+
+def gain(h: Tensor) -> Tensor:
+    r"""Gain of a rate for an encoder's output h: :math:`\log_2(1 + 4^h)`.
+
+    At 0 it is 1 with slope 1, as :math:`e^h`. Below it falls exponentially; above it approaches 2h, so that large
+    counts are as easy to learn as the location of a Gaussian.
+
+    Args:
+        h: an encoder's outputs, of any shape.
+
+    Returns:
+        Positive, of the same shape.
+
+    See also: docs/mathematics.md, section 2.5 (From the prior to the posterior).
+
+    Example::
+
+        >>> [round(g, 3) for g in gain(torch.tensor([-3.0, 0.0, 3.0])).tolist()]
+        [0.022, 1.0, 6.022]
+    """
+    return torch.nn.functional.softplus(2 * math.log(2) * h) / math.log(2)
 
 
 def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool, module: nn.Module | None = None) -> None:

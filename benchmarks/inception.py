@@ -1,4 +1,4 @@
-"""Inception's features: ours beside torch-fidelity's network as it is, and the FID of both.
+"""Inception's features: ours, also in bfloat16, beside torch-fidelity's network as it is, and the FID of each.
 
 python -m benchmarks.inception [--images 2000] [--weights FILE]    needs torch-fidelity's weights; minutes on two cores
 """
@@ -33,8 +33,22 @@ class Theirs(Features):
         return self.inner(images.expand(-1, 3, -1, -1))[0]
 
 
+class InBfloat16(Features):
+    """Ours, with its multiplications in bfloat16."""
+
+    num_features, suffix, network, digest = 2048, "", "ours", "bfloat16"
+
+    def __init__(self, inner: InceptionFeatures) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.inner(images).float()
+
+
 def main(images: int = 2000, data: str = "mnist", weights: str | None = None) -> None:
-    """Time both, and compare the FID of the first training images against held-out ones.
+    """Time all, and compare the FID of the first training images against held-out ones.
 
     Args:
         images: of each kind, for the FID; 0 leaves it out.
@@ -43,7 +57,8 @@ def main(images: int = 2000, data: str = "mnist", weights: str | None = None) ->
     """
     file = Path(weights) if weights else data_root() / INCEPTION
     loaded = load(data)
-    networks = {"torch-fidelity": Theirs(file), "ours": InceptionFeatures(file)}
+    own = InceptionFeatures(file)
+    networks = {"torch-fidelity": Theirs(file), "ours": own, "ours, bfloat16": InBfloat16(own)}
     batch = loaded.train[:64].to(device())
     with torch.inference_mode():
         for network in networks.values():

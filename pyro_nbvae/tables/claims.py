@@ -353,8 +353,12 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
     return "".join(lines)
 
 
-def summary(claims: Sequence[Claim], groups: Groups, table: str) -> str:
-    """Return the rows of a Markdown table, one per claim: verdict, numbers of comparisons, source, sentence, table.
+def summary(claims: Sequence[Claim], groups: Groups, table: str) -> tuple[str, int]:
+    """Summarise the claims of which at least one comparison is decided.
+
+    Returns:
+        The rows of a Markdown table, one per claim: verdict, numbers of comparisons, source, sentence, table. And the
+        number of the other claims.
 
     Args:
         claims: the claims.
@@ -363,14 +367,21 @@ def summary(claims: Sequence[Claim], groups: Groups, table: str) -> str:
 
     Example::
 
-        >>> print(summary([Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])], {}, "main").strip())
-        | not enough runs | 0 hold, 0 fail, 1 open | ours | A is better than B. | main |
+        >>> claim = Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist", "cifar16"])])
+        >>> groups = {"mnist": {"a": [{"mse": 1.0}, {"mse": 1.1}], "b": [{"mse": 2.0}, {"mse": 2.1}]}}
+        >>> print(summary([claim], groups, "main")[0].strip())
+        | not enough runs | 1 hold, 0 fail, 1 open | ours | A is better than B. | main |
+        >>> summary([claim], {}, "main")
+        ('', 1)
     """
-    rows = []
+    rows, others = [], 0
     for claim in claims:
         verdict, findings = claim.judge(groups)
         number = {v: sum(one.verdict == v for one in findings) for v in ("holds", "fails", "not enough runs")}
+        if not number["holds"] + number["fails"]:
+            others += 1
+            continue
         counts = f"{number['holds']} hold, {number['fails']} fail, {number['not enough runs']} open"
         source = "the paper" if claim.source == "paper" else "ours"
         rows.append(f"| {verdict} | {counts} | {source} | {claim.sentence} | {table} |\n")
-    return "".join(rows)
+    return "".join(rows), others

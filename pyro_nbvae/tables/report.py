@@ -148,7 +148,7 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         InputError: if there is neither a finished run nor a saved row; nothing is written then.
     """
     check_choices(options)
-    parts, verdicts = "", ""
+    parts, verdicts, others = "", "", []
     for table in tables:
         for scale in SCALES:
             here = replace(options, scale=scale)
@@ -159,8 +159,10 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
                 continue
             parts += f"\n## {table.name}, {scale}\n\n{len(there)} of {len(grid)} runs are finished. "
             parts += render(table, here, there, rows)[0]
-            by_data = group(table, there, rows)
-            verdicts += claims.summary(table.claims, by_data, f"{table.name}, {scale}")
+            name = f"{table.name}, {scale}"
+            decided, number = claims.summary(table.claims, group(table, there, rows), name)
+            verdicts += decided
+            others += [f"{name} ({number})"] * bool(number)
     if not parts:
         raise InputError(
             f"no finished run in {options.out} and no row in {kept}: make some with nbvae reproduce "
@@ -176,6 +178,8 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             "below each table.\n\n| verdict | comparisons | claimed by | claim | table |\n"
             f"|---|---|---|---|---|\n{verdicts}"
         )
+    if others:
+        text += f"\nClaims of which no comparison has enough runs yet: {'; '.join(others)}.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + parts)
     return path

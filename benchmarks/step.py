@@ -24,7 +24,7 @@ from pyro_nbvae.distributions import (
 from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.runs.build import build, resolve
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.vae import bounded
+from pyro_nbvae.vae import bounded, gain
 from pyro_nbvae.variants import VARIANTS
 
 RELAXATION = ArrivalTimes(0.1)
@@ -46,9 +46,8 @@ def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple
 
 
 def _poisson(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    log_rate = model.prior.log_rate + bounded(guide.encoder(x))[:, 0]
-    z = RelaxedPoisson(log_rate.exp(), relaxation=RELAXATION).rsample()
-    return z, poisson_kl(log_rate.exp(), model.prior.log_rate.exp())
+    rate = model.prior.mean * gain(bounded(guide.encoder(x))[:, 0])
+    return RelaxedPoisson(rate, relaxation=RELAXATION).rsample(), poisson_kl(rate, model.prior.mean)
 
 
 def _gaussian(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:

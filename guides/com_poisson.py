@@ -23,7 +23,7 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
     Args:
         model: a model with a prior over counts, such as :class:`~pyro_nbvae.models.NegativeBinomialModel`.
         relaxation: :class:`~pyro_nbvae.distributions.Integer`, or None for exact latents without a gradient.
-        spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`; small values have trained best.
+        spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`; values below 1 have trained best.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
 
     Raises:
@@ -43,7 +43,7 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
     heads = 2
 
     def __init__(
-        self, model: GenerativeModel, *, relaxation: Relaxation | None = Integer(), spread: float = 0.2, **options: Any
+        self, model: GenerativeModel, *, relaxation: Relaxation | None = Integer(), spread: float = 0.5, **options: Any
     ) -> None:
         super().__init__(model, relaxation=relaxation, spread=spread, **options)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_nbvae.distributions import RelaxedPoisson
-from pyro_nbvae.vae import AmortizedGuide, CountPrior
+from pyro_nbvae.vae import AmortizedGuide, CountPrior, gain
 
 
 class PoissonGuide(AmortizedGuide):
-    """q(z | x) = Poisson(m * dr(x)), relaxed, with m the prior's mean.
+    """q(z | x) = Poisson(m * g(x)), relaxed, with m the prior's mean.
 
-    It equals a Poisson prior if the encoder's outputs are 0.
+    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's output. It equals a Poisson prior if the encoder's
+    outputs are 0.
 
     Args:
         model: a model with a prior over counts: :class:`~pyro_nbvae.models.PoissonModel` or
@@ -36,5 +37,5 @@ class PoissonGuide(AmortizedGuide):
 
     def posterior(self, x: Tensor) -> RelaxedPoisson:
         """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
-        (log_ratio,) = self.encode(x)
-        return RelaxedPoisson(self.prior.mean * log_ratio.exp(), relaxation=self.relaxation)
+        (shift,) = self.encode(x)
+        return RelaxedPoisson(self.prior.mean * gain(shift), relaxation=self.relaxation)

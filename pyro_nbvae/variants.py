@@ -98,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
         PoissonGuide,
         relaxation=Integer(),
         any_relaxation=True,
-        options={"spread": 0.2},
+        options={"spread": 0.5},
         settings=LEARNED_PRIOR,
     ),
     "P-VAE": Variant(

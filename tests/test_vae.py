@@ -15,6 +15,7 @@ from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.vae import gain
 
 SHAPE = (1, 8, 8)
 
@@ -70,6 +71,15 @@ def test_modulation_is_the_papers(model):
     shared = NegativeBinomialGuide(model, encoder="linear", shared_dispersion=True)
     assert (shared.modulation(x)[0] == 1).all()
     assert shared.encoder.layers[1].out_features == 5 and guide.encoder.layers[1].out_features == 10
+
+
+def test_a_gain_is_e_to_the_h_at_zero_and_linear_far_above_it():
+    h = torch.tensor([-30.0, 0.0, 20.0], dtype=torch.float64, requires_grad=True)
+    g = gain(h)
+    (slope,) = torch.autograd.grad(g.sum(), h)
+    expected = torch.stack([4 ** h[0] / math.log(2), torch.ones_like(h[1]), 2 * h[2]])
+    torch.testing.assert_close(g, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(slope[1:], torch.tensor([1.0, 2.0], dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_encoder_outputs_are_bounded_at_five(model):

@@ -149,6 +149,7 @@ def data(monkeypatch):
         register_data(name, Source((7,), lambda root, x=x: (x[:100], x[100:], None, None)))
 
 
+@pytest.mark.filterwarnings("ignore:.*holds counts")
 @pytest.mark.parametrize(
     "likelihood, name",
     [("bernoulli", "binary"), ("poisson", "counts"), ("negative_binomial", "counts"), ("gaussian", "counts")],

@@ -13,6 +13,8 @@ from pyro_nbvae.distributions.threads import PIECE
 
 compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 
+# Gumbel-softmax weights below exp(-WEIGHT) of the largest are left out.
+WEIGHT = 20.0
 # Number of counts on each side of the mode whose weights a loop keeps.
 REACH = 1 << 20
 
@@ -162,11 +164,17 @@ def _mix(x):
 
 
 @compile_loop
-def exponential(seed, latent, k):
-    """Return the k-th Exponential(1) draw of a latent."""
+def _uniform(seed, latent, k):
+    """Return the k-th draw of a latent, uniform in (0, 1)."""
     stream = _mix(np.uint64(seed) + np.uint64(latent) * np.uint64(0x9E3779B97F4A7C15))
     bits = _mix(stream + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15))
-    return -math.log((np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53)
+    return (np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53
+
+
+@compile_loop
+def exponential(seed, latent, k):
+    """Return the k-th Exponential(1) draw of a latent."""
+    return -math.log(_uniform(seed, latent, k))
 
 
 @compile_loop
@@ -237,22 +245,24 @@ def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, s
         first = max(0.0, math.floor(2 * rate - np.float64(reach[i])))
         first = min(first, last)
         mass, top, best, winner = 1.0, -1e300, -1.0, first
+        least = math.exp(-WEIGHT * tau)
         s0, s1, s2 = 0.0, 0.0, 0.0
         k = first
-        while True:
-            speed = mass / exponential(seed, piece * PIECE + i, k)
-            if speed > best:
-                best, winner = speed, k
-            x = math.log(speed) / tau
-            if x > top:
-                shrink = math.exp(top - x)
-                s0, s1, s2, top = s0 * shrink, s1 * shrink, s2 * shrink, x
-            w, j = math.exp(x - top), k - first
-            s0 += w
-            s1 += w * j
-            s2 += w * j * j
-            if k + 1 > last:
-                break
+        while k <= last:
+            u = _uniform(seed, piece * PIECE + i, k)
+            # -log(u) > 1 - u, so most counts far from the winner are left out without a logarithm
+            if mass > best * least * (1 - u):
+                speed = -mass / math.log(u)
+                if speed > best:
+                    best, winner = speed, k
+                x = math.log(speed) / tau
+                if x > top:
+                    shrink = math.exp(top - x)
+                    s0, s1, s2, top = s0 * shrink, s1 * shrink, s2 * shrink, x
+                w, j = math.exp(x - top), k - first
+                s0 += w
+                s1 += w * j
+                s2 += w * j * j
             mass *= rate / (k + 1)
             k += 1
         average = s1 / s0

@@ -18,6 +18,15 @@ from torch import Tensor
 from pyro_nbvae.files import write_atomically
 
 
+def _logarithmic(axes: Axes) -> None:
+    """Make both axes logarithmic, with plain numbers: every decade, or 1, 2 and 5 where there is room for them."""
+    axes.set(xscale="log", yscale="log")
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
@@ -139,12 +148,7 @@ def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, t
     if ends:
         line = [min(ends), max(ends)]
         axes.plot(line, line, color="black", linewidth=1, label="Poisson: variance = mean")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+        _logarithmic(axes)
         axes.legend()
     axes.set_xlabel("mean count over held-out data")
     axes.set_ylabel("variance of the count")
@@ -252,11 +256,8 @@ def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axes.scatter(bias, noise, s=36, marker=marker, color=color, facecolor=color if seen else "white")
                 if row["temperature"] is not None:
                     axes.annotate(f"{row['temperature']:g}", (bias, noise), (3, 3), textcoords="offset points", size=6)
-        axes.set(xscale="log", yscale="log", title=f"{posterior}\n{case}", xlabel="squared bias", ylabel="noise")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
+        axes.set(title=f"{posterior}\n{case}", xlabel="squared bias", ylabel="noise")
+        _logarithmic(axes)
     handles = [
         Line2D([], [], color=f"C{k}", marker="osD^vPX*"[k % 8], lw=0.8, label=name) for k, name in enumerate(names)
     ]

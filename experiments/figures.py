@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from pyro_nbvae.cli import table_of
 from pyro_nbvae.commandline import script
 from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.distributions import RelaxedNegativeBinomial
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.metrics import HeldOut, held_out, represent
 from pyro_nbvae.models import NegativeBinomialModel
@@ -146,7 +148,7 @@ def spikes(arguments: Arguments, path: Path) -> None:
 def poisson_limit(arguments: Arguments, path: Path) -> None:
     """Plot metrics of a trained P-VAE whose Poissons are replaced by negative binomials of increasing r, same means.
 
-    The encoder's output, a log ratio of rates, is exactly a shift of the logits if the dispersion is shared.
+    The negative binomials share their dispersion with the prior, and their logits are log(rate / r).
     """
     runs = variants(arguments)
     if "P-VAE" not in runs:
@@ -159,9 +161,14 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
     overdispersed = NegativeBinomialModel(
         data.event_shape, config.latents, decoder=config.decoder, likelihood=model.likelihood
     )
-    posterior = NegativeBinomialGuide(overdispersed, encoder=config.encoder, shared_dispersion=True)
+
+    class SameMeans(NegativeBinomialGuide):
+        def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
+            r = self.prior.total_count
+            return RelaxedNegativeBinomial(r, logits=(guide.posterior(x).rate / r).log(), relaxation=self.relaxation)
+
+    posterior = SameMeans(overdispersed, encoder=guide.encoder, shared_dispersion=True)
     overdispersed.decoder.load_state_dict(model.decoder.state_dict())
-    posterior.encoder.load_state_dict(guide.encoder.state_dict())
     overdispersed.to(device)
     posterior.to(device)
     measured = []

@@ -17,8 +17,8 @@ DISPERSION = 0.6
 class ConwayMaxwellPoissonGuide(AmortizedGuide):
     """q(z | x) = COM-Poisson(m * g(x), nu(x)), with m the prior's mean: each unit is narrower or wider than a Poisson.
 
-    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's first output. It equals Poisson(m) if the encoder's
-    outputs are 0.
+    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's first output. The posterior equals
+    Poisson(m) if the encoder's outputs are 0.
 
     Args:
         model: a model with a prior over counts, such as :class:`~pyro_nbvae.models.NegativeBinomialModel`.

@@ -11,8 +11,8 @@ from pyro_nbvae.vae import AmortizedGuide, CountPrior, gain
 class PoissonGuide(AmortizedGuide):
     """q(z | x) = Poisson(m * g(x)), relaxed, with m the prior's mean.
 
-    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's output. It equals a Poisson prior if the encoder's
-    outputs are 0.
+    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's output. The posterior equals a
+    Poisson prior if the encoder's outputs are 0.
 
     Args:
         model: a model with a prior over counts: :class:`~pyro_nbvae.models.PoissonModel` or

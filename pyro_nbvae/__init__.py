@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = version("pyro-nbvae")
 
 # PyTorch's OpenMP threads sleep while they wait for each other. By default they spin, and beside other busy processes
-# a training step takes ten times as long. OpenMP reads this once, when PyTorch is loaded.
+# everything takes ten times as long. OpenMP reads this once, when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

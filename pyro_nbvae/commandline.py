@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import tyro
+from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff
 
 from pyro_nbvae import plugins
@@ -105,7 +106,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _warnings_in_one_line(program: str) -> Iterator[None]:
     """Context in which a warning is one line on standard error."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"{program}: {first_line(message)}", file=sys.stderr)
+        warnings.showwarning = lambda message, category, *_: tqdm.write(
+            f"{program}: {first_line(message)}"
+            if issubclass(category, (UserWarning, RuntimeWarning))
+            else f"{program}: {category.__name__}: {first_line(message)}",
+            file=sys.stderr,
+        )
         yield
 
 

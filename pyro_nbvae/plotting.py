@@ -19,10 +19,11 @@ from pyro_nbvae.files import write_atomically
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Make both axes logarithmic, with plain numbers: every decade, or 1, 2 and 5 where there is room for them."""
+    """Make both axes logarithmic, with plain numbers: as many in each decade as there is room for."""
     axes.set(xscale="log", yscale="log")
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+        subs = (1,) if high > 300 * low else (1, 2, 5) if high > 5 * low else range(1, 10)
+        axis.set_major_locator(LogLocator(subs=tuple(subs), numticks=7))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
 

@@ -41,7 +41,7 @@ def bounded(h: Tensor) -> Tensor:
 def gain(h: Tensor) -> Tensor:
     r"""Gain of a rate for an encoder's output h: :math:`\log_2(1 + 4^h)`.
 
-    At 0 it is 1 with slope 1, as :math:`e^h`. Below it falls exponentially; above it approaches 2h, so that large
+    At 0 it is 1 with slope 1, like :math:`e^h`. Below it falls exponentially; above it approaches 2h, so that large
     counts are as easy to learn as the location of a Gaussian.
 
     Args:
@@ -327,8 +327,8 @@ class AmortizedGuide(PyroModule):
             family's number of outputs for each latent; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
         relaxation: how counts are differentiated; a plain attribute that may be changed between steps, for annealing
             (``guide.relaxation = guide.relaxation.at(0.1)``). With None the latents are exact, without a gradient.
-        spread: initial factor of a built-in encoder's outputs; with a small one, such as 0.2, the posterior starts
-            near the prior's mean, which has served the families that may be narrower than a Poisson.
+        spread: initial factor of a built-in encoder's outputs; with a small one, such as 0.5, the posterior starts
+            near the prior's mean.
 
     Raises:
         TypeError: for a model whose prior is not a ``prior_class``, and for a relaxation that is not a

@@ -106,6 +106,7 @@ def test_a_unit_that_says_nothing_is_dead(run):
 
 def test_evaluation_leaves_everything_as_it_was():
     model, guide = pair()
+    before = guide.relaxation
     model.train()
     guide.eval()
     torch.manual_seed(4)
@@ -114,7 +115,7 @@ def test_evaluation_leaves_everything_as_it_was():
     with evaluating(model, guide, seed=0):
         assert not model.training and guide.relaxation is None and not torch.is_grad_enabled()
         torch.rand(10)
-    assert model.training and not guide.training and guide.relaxation == VARIANTS["EX-C"].relaxation
+    assert model.training and not guide.training and guide.relaxation is before is not None
     assert torch.rand(1) == expected
 
 

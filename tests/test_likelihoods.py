@@ -353,6 +353,18 @@ def test_an_older_folder_still_loads(tmp_path):
         run.load()
 
 
+@pytest.mark.parametrize(("name", "refused"), [("CMP", True), ("P-NB", True), ("P-VAE", True), ("EX-I", False)])
+def test_a_run_whose_variant_has_changed_since(name, refused, tmp_path):
+    run = train(TrainConfig(variant=name, data="digits", **TINY), tmp_path / name, progress=False)
+    now = json.loads(run.config_path.read_text())
+    run.config_path.write_text(json.dumps({**now, "schema_version": 2}))
+    if refused:
+        with pytest.raises(InputError, match=rf"the rate of {name} was another function .* train it again"):
+            run.load()
+    else:
+        run.load()
+
+
 def test_a_file_that_is_no_export(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match="holds no exported run"):

@@ -197,7 +197,7 @@ def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(opti
     text = path.read_text()
     assert "1 of 4 runs are finished." in text
     assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text
-    assert "Claims of which no comparison has enough runs yet: tiny, smoke (1)" in text
+    assert "Claims without a decided comparison, by table, and how many: tiny, smoke (1)" in text
     assert "G-VAE -" in text and "## other" not in text and "small" not in text
     assert not [cell for cell in cells(grid, options) if cell.config.variant == "G-VAE" and cell.folder.exists()]
 

@@ -65,8 +65,8 @@ class ConwayMaxwellPoisson(CountDistribution):
     def scores(k: Tensor, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivatives of the log weight in rate and nu."""
         limits = torch.finfo(rate.dtype)
-        # finite where 1 / rate is not: such counts have no mass
-        of_rate = ((k - rate) * (nu / rate.clamp(min=limits.tiny))).clamp(max=limits.max / 4)
+        # finite where nu / rate is not: such counts have no mass
+        of_rate = ((k - rate) / rate.clamp(min=limits.tiny) * nu).clamp(max=limits.max / 4)
         return of_rate, poisson_log_weight(k, rate)
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 
 # At most this many elements of a distribution are checked, and only those with windows of at most this many counts.
 ELEMENTS, COUNTS = 32, 4096
-# A window may leave out this multiple of its bound (in nats), and scores may have this relative error.
+# A window may leave out e^SLACK times its bound, and scores may have this relative error.
 SLACK, TOLERANCE = 3.0, 1e-3
 
-_uses: Counter[tuple[type, tuple[bool, ...]]] = Counter()
+_uses: Counter[tuple[object, ...]] = Counter()
 
 
 def check_family(distribution: CountDistribution) -> None:
@@ -28,8 +30,9 @@ def check_family(distribution: CountDistribution) -> None:
     It checks that ``log_weight`` is nowhere nan; that ``scores`` are its derivatives, and not None for a parameter that
     requires a gradient; and that the window leaves out a mass of at most about :math:`e^{-\mathrm{nats}}`, as far as
     the weights within one width of the window show. A subclass of
-    :class:`~pyro_nbvae.distributions.CountDistribution` is checked with validation on, whenever the number of times it
-    was made is a power of two; call this function to check it at parameters of your choice.
+    :class:`~pyro_nbvae.distributions.CountDistribution` is checked with validation on, whenever the number of times
+    that it was made is a power of two, and by ``nbvae train`` after every epoch. Call this function to check it at
+    parameters of your choice.
 
     Args:
         distribution: a distribution of the family. Up to 32 of its elements are checked, evenly spaced, without those
@@ -51,7 +54,7 @@ def check_family(distribution: CountDistribution) -> None:
     family, names = type(distribution), tuple(distribution.arg_constraints)
     nats = NATS.get(distribution.parameters[0].dtype, NATS[torch.float32])
     own = [p.detach().reshape(-1) for p in distribution.parameters]
-    chosen = torch.linspace(0, len(own[0]) - 1, min(len(own[0]), ELEMENTS)).long()
+    chosen = torch.linspace(0, len(own[0]) - 1, min(len(own[0]), ELEMENTS), dtype=torch.float64).long()
     own = [p[chosen.to(p.device)].double() for p in own]
     low, high = (end.detach() for end in family.window(nats, *own))
     if bool((high < low).any()):
@@ -78,9 +81,15 @@ def check_family(distribution: CountDistribution) -> None:
             raise InputError(f"{family.__name__}.{problem} (count {float(k[row, column]):g}, {at})")
 
     fail(log_weight.isnan(), "log_weight is nan: return -inf for no mass")
+    fail((log_weight == -torch.inf).all(0).expand(k.shape), "log_weight is -inf in the whole window")
     left_out = mass.masked_fill((k >= low) & (k <= high), 0)
-    too_much = left_out.sum(0).log() > SLACK - nats
-    fail((left_out == left_out.amax(0)) & too_much, f"window({nats:g}, ...) leaves out a mass above e^-{nats:g}")
+    lost = left_out.sum(0).log()
+    worst = lost.max()
+    too_much = lost > SLACK - nats
+    fail(
+        (left_out == left_out.amax(0)) & too_much,
+        f"window({nats:g}, ...) leaves out a mass of e^{float(worst):.1f}, above e^-{nats:g}",
+    )
     scores = family.scores(k, *(p.detach() for p in parameters))
     if len(scores) != len(names):
         raise InputError(f"{family.__name__}.scores returns {len(scores)} values: expected one for each of {names}")
@@ -92,7 +101,7 @@ def check_family(distribution: CountDistribution) -> None:
             )
         if score is not None and derivative is not None:
             wrong = (score - derivative).abs() > TOLERANCE * (1 + derivative.abs())
-            fail(wrong & (mass > torch.exp(torch.tensor(-nats))), f"scores: not the derivative of log_weight in {name}")
+            fail(wrong & (mass > math.exp(-nats)), f"scores: not the derivative of log_weight in {name}")
 
 
 def _derivatives(log_weight: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
@@ -105,8 +114,14 @@ def _derivatives(log_weight: Tensor, parameters: list[Tensor]) -> tuple[Tensor |
 
 
 def check_often(distribution: CountDistribution) -> None:
-    """Check a family on its first, second, fourth, eighth, ... use: in training, at parameters of all stages."""
-    key = type(distribution), tuple(p.requires_grad for p in distribution.parameters)
-    _uses[key] += 1
-    if _uses[key].bit_count() == 1:
-        check_family(distribution)
+    """Check a family on its first, second, fourth, eighth, ... use: in training, at parameters of all stages.
+
+    Uses of different shapes, such as prior and posterior, and with and without gradients are counted apart. Inside a
+    transform of torch.func, where the check cannot run, nothing is counted.
+    """
+    key = type(distribution), distribution.batch_shape, tuple(p.requires_grad for p in distribution.parameters)
+    number = _uses[key] + 1
+    with contextlib.suppress(RuntimeError):
+        if number.bit_count() == 1:
+            check_family(distribution)
+        _uses[key] = number

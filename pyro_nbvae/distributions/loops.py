@@ -168,7 +168,7 @@ def _uniform(seed, latent, k):
     """Return the k-th draw of a latent, uniform in (0, 1)."""
     stream = _mix(np.uint64(seed) + np.uint64(latent) * np.uint64(0x9E3779B97F4A7C15))
     bits = _mix(stream + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15))
-    return (np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53
+    return (np.float64(bits >> np.uint64(12)) + 0.5) * 2.0**-52  # with one bit more it could round to 1
 
 
 @compile_loop

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypedDict, cast
 
@@ -39,6 +40,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
+from pyro_nbvae.distributions.relaxations import Integer
 
 # A model or a guide, and what both are called with.
 Program = Callable[..., object]
@@ -77,7 +79,8 @@ def _latents(trace: Trace) -> dict[str, Site]:
     return {k: s for k, s in _sampled(trace).items() if not s["is_observed"]}
 
 
-def _base(distribution: Distribution) -> Any:
+def base_distribution(distribution: Distribution) -> Any:
+    """Return the distribution inside Independent and MaskedDistribution."""
     while isinstance(distribution, (Independent, MaskedDistribution)):
         distribution = distribution.base_dist
     return distribution
@@ -125,7 +128,7 @@ def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
     Raises:
         ValueError: with validation on, for values outside the bounds of the support.
     """
-    base = _base(distribution)
+    base = base_distribution(distribution)
     support: Constraint | None = getattr(base, "support", None)
     if support is None or not (support.is_discrete and support.event_dim == 0):
         return distribution.log_prob(value)
@@ -146,7 +149,7 @@ def _log_mass_at(name: str, distribution: Distribution, value: Tensor) -> Tensor
 
 def _negative_binomial_log_ratio(name: str, q: Distribution, p: Distribution, samples: list[Tensor]) -> Tensor:
     """log q - log p, summed over samples."""
-    a, b = _base(q), _base(p)
+    a, b = base_distribution(q), base_distribution(p)
     for z in samples if a._validate_args or b._validate_args else ():
         if not bool((z >= 0).all()):
             raise ValueError(f"site {name!r}: counts outside the support of {family(q)}, 0 to inf: {z}")
@@ -252,7 +255,7 @@ class SiteKL_ELBO(Trace_ELBO):
     def _site_term(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         """Return a site's part of the negative bound: E[s_q log q - s_p log p], with scales and masks s_q and s_p."""
         guide_site, model_site = _unmasked(guide_site), _unmasked(model_site)
-        if isinstance(_base(guide_site["fn"]), Delta):
+        if isinstance(base_distribution(guide_site["fn"]), Delta):
             return self._sampled_term(name, guide_site, model_site)
         term = _total(self.site_kl(name, guide_site, model_site), model_site)
         if not all(_same(guide_site[key], model_site[key]) for key in ("scale", "mask")):
@@ -269,7 +272,7 @@ class SiteKL_ELBO(Trace_ELBO):
         """Return the KL of all latent sites plus the log density of the sites that only the guide has."""
         model_sites, guide_sites = _latents(model_trace), _latents(guide_trace)
         for a, b in _out_of_order(model_sites, guide_sites):
-            if not isinstance(_base(guide_sites[b]["fn"]), Delta):
+            if not isinstance(base_distribution(guide_sites[b]["fn"]), Delta):
                 raise ValueError(
                     f"{type(self).__name__}: the guide draws {b!r} before {a!r} and the model {a!r} before {b!r}, so "
                     f"q({a}) may depend on {b} and the KL of {b!r} may be wrong: draw them in the model's order, or "
@@ -369,7 +372,7 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
-        if not any(_folds(_base(d)) for d in (q, p)):
+        if not any(_folds(base_distribution(d)) for d in (q, p)):
             with contextlib.suppress(NotImplementedError):
                 return kl_divergence(q, p)
         raise NotImplementedError(
@@ -384,7 +387,8 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
     .. math:: KL(q \,\|\, p) \approx \frac{1}{S} \sum_{s=1}^{S} \log\frac{q(z_s)}{p(z_s)}, \qquad z_s \sim q
 
     The first sample is the one that is decoded. With integer counts the estimate is unbiased, but its gradient through
-    :class:`~pyro_nbvae.distributions.Integer` is not; relaxed counts bias both, less at lower temperatures. If the
+    :class:`~pyro_nbvae.distributions.Integer` is not, which a warning says; relaxed counts bias both, less at lower
+    temperatures. If the
     guide does not draw its sites in the model's order (for example q(z | x) q(h | z) for p(h) p(z | h)), each sample is
     of all sites together, from a separate run of guide and model.
 
@@ -414,8 +418,14 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p, z = guide_site["fn"], model_site["fn"], guide_site["value"]
+        if torch.is_grad_enabled() and isinstance(getattr(base_distribution(q), "relaxation", None), Integer):
+            warnings.warn(
+                f"site {name!r}: the gradient of a sampled KL through Integer() is biased; use AnalyticKL_ELBO, or "
+                "ArrivalTimes or GumbelSoftmax at a low temperature",
+                stacklevel=2,
+            )
         more = torch.Size([self.num_samples - 1])
-        if all(isinstance(_base(d), RelaxedNegativeBinomial) for d in (q, p)):
+        if all(isinstance(base_distribution(d), RelaxedNegativeBinomial) for d in (q, p)):
             return _negative_binomial_log_ratio(name, q, p, [z, *q(more).unbind(0)]) / self.num_samples
         # use the same tensor that was drawn: a flow without an inverse knows the density only there
         ratio = _log_mass_at(name, q, z) - _log_mass_at(name, p, z)

@@ -46,8 +46,8 @@ def represent(
         model, guide: the pair.
         data: (N, *event_shape), as a data set holds them.
         representation: ``"encoder"``, the encoder's first output (the one that moves the mean: logits of the negative
-            binomial, log rates, locations); ``"means"``, the posterior's mean; or ``"counts"``, one exact sample of the
-            posterior (integer counts).
+            binomial, the argument of a rate's gain, locations); ``"means"``, the posterior's mean; or ``"counts"``,
+            one exact sample of the posterior (integer counts).
         seed: random seed.
 
     Returns:

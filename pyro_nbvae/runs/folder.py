@@ -33,8 +33,10 @@ from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 from pyro_nbvae.variants import VARIANTS
 
-# Version of config.json. Version 1 had no number and used other names for some fields.
-SCHEMA = 2
+# Version of config.json. Version 1 had no number and used other names for some fields. Until version 2 the rates of
+# these variants were exponential in the encoder's output.
+SCHEMA = 3
+_EXPONENTIAL_UNTIL_2 = {"CMP", "P-NB", "P-VAE"}
 # Keys of config.json and their types: the fields of the configuration, and the shape of an observation.
 _HINTS: dict[str, Any] = {**get_type_hints(TrainConfig), "event_shape": list[Annotated[int, Field(ge=1, le=1 << 20)]]}
 # Keys that were added later: older files of this version do not have them.
@@ -81,14 +83,14 @@ def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
         ``(config, event_shape)``.
 
     Raises:
-        InputError: for a missing or unknown key, a value of the wrong type or out of range, and for a file of a later
-            version.
+        InputError: for a missing or unknown key, a value of the wrong type or out of range, for a file of a later
+            version, and for a variant that has changed since.
     """
     if not isinstance(stored, dict):
         raise InputError(f"expected a JSON object, got a {type(stored).__name__}")
     stored = dict(stored)
     version = stored.pop("schema_version", 1)
-    if version not in (1, SCHEMA):
+    if version not in range(1, SCHEMA + 1):
         raise LaterVersionError(
             f"schema_version is {version}, but this pyro-nbvae reads versions up to {SCHEMA}: update pyro-nbvae"
         )
@@ -102,6 +104,11 @@ def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
     given = dict(checked)
     event_shape = tuple(given.pop("event_shape"))
     config = validate(TrainConfig(**given))
+    if version <= 2 and config.variant in _EXPONENTIAL_UNTIL_2:
+        raise InputError(
+            f"schema_version is {version}: the rate of {config.variant} was another function of the encoder's output "
+            "then; train it again"
+        )
     whole = resolve(config, event_shape)
     if version == 1:
         return whole, event_shape

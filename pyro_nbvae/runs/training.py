@@ -10,17 +10,23 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
+from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
+from pyro_nbvae.data.sources import is_pixels
+from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
+from pyro_nbvae.infer.elbo import base_distribution
+from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.choice import choose, explain
@@ -28,7 +34,7 @@ from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.folder import Checkpoint, Run
 from pyro_nbvae.runs.processes import Processes, processes
 from pyro_nbvae.runs.provenance import provenance
-from pyro_nbvae.vae import check_support, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
 
 # Options that may change when a run is resumed.
 _MAY_CHANGE = {"epochs", "device", "data_root"}
@@ -131,7 +137,21 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
 
 def are_counts(x: Tensor) -> bool:
     """Whether observations are whole numbers of 0 or more, and neither pixels nor only zeros and ones."""
-    return x.dtype != torch.uint8 and float(x.max()) > 1 and bool(((x >= 0) & (x == x.round())).all())
+    return not is_pixels(x) and float(x.max()) > 1 and bool(((x >= 0) & (x == x.round())).all())
+
+
+def check_families(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> None:
+    """Check the count families of all sites, as validation does; it is off in training.
+
+    Raises:
+        InputError: as :func:`~pyro_nbvae.distributions.check_family`.
+    """
+    for program in (model, guide):
+        for site in poutine.trace(program).get_trace(x).nodes.values():
+            if site["type"] == "sample":
+                distribution = base_distribution(cast(Distribution, site["fn"]))
+                if isinstance(distribution, CountDistribution):
+                    check_family(distribution)
 
 
 class Trainer:
@@ -153,10 +173,10 @@ class Trainer:
         self.guide.to(device)
         for part, whole in (("training", data.train), ("held-out", data.test)):
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
-        if config.likelihood == "gaussian" and group.leads and are_counts(data.train):
+        if isinstance(self.model.likelihood, Gaussian) and group.leads and are_counts(data.train):
             warnings.warn(
-                f"{data.name} holds counts: --likelihood poisson or negative_binomial describes them better than the "
-                "default, gaussian",
+                f"{data.name} holds counts: --likelihood poisson or negative_binomial describes them better than "
+                "gaussian",
                 stacklevel=3,
             )
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
@@ -183,6 +203,7 @@ class Trainer:
         with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
             try:
                 self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
+                check_families(self.model, self.guide, x)
             except DivergedError:
                 pass  # training reports it, with advice
             except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -257,11 +278,14 @@ class Trainer:
         """Return the held-out metrics of the log.
 
         Raises:
-            InputError: if a parameter or a metric is not finite; the previous checkpoint is kept.
+            InputError: if a parameter or a metric is not finite, and as :func:`check_families`; the previous checkpoint
+                is kept.
         """
         modules = (self.model, self.guide)
         if not all(bool(p.isfinite().all()) for module in modules for p in module.state_dict().values()):
             raise self.diverged(epoch, "parameters are not finite")
+        with evaluating(self.model, self.guide, self.config.seed):
+            check_families(self.model, self.guide, to_floats(self.test_set[:8]))
         try:
             found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
         except (DivergedError, RuntimeError) as trouble:

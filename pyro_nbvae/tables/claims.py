@@ -354,7 +354,7 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
 
 
 def summary(claims: Sequence[Claim], groups: Groups, table: str) -> tuple[str, int]:
-    """Summarise the claims of which at least one comparison is decided.
+    """Summarise the claims with at least one decided comparison.
 
     Returns:
         The rows of a Markdown table, one per claim: verdict, numbers of comparisons, source, sentence, table. And the

@@ -125,7 +125,7 @@ def write_page(path: Path, rows: Sequence[Row], caption: str, command: str, devi
     import pandas as pd
     import torch
 
-    table = pd.DataFrame(rows).fillna("").astype(str).to_markdown(index=False, disable_numparse=True)
+    table = pd.DataFrame(rows, dtype=object).fillna("").astype(str).to_markdown(index=False, disable_numparse=True)
     by = provenance(torch.device(device))
     made = f"{by['date']}, commit {by['commit']}, {by['machine']}, {by['threads']} threads, torch {by['torch_version']}"
     text = f"{table}\n\n{caption} (`{command}`; {made})\n"

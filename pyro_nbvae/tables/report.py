@@ -172,14 +172,16 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         "# Results\n\nMade by `nbvae reproduce --report` from the rows in `results/`. Mean ± standard deviation over "
         "seeds.\n"
     )
+    if verdicts or others:
+        text += "\n## Claims\n"
     if verdicts:
         text += (
-            "\n## Claims\n\nA claim holds or fails if the difference is significant at the 5 % level; the values are "
+            "\nA claim holds or fails if the difference is significant at the 5 % level; the values are "
             "below each table.\n\n| verdict | comparisons | claimed by | claim | table |\n"
             f"|---|---|---|---|---|\n{verdicts}"
         )
     if others:
-        text += f"\nClaims of which no comparison has enough runs yet: {'; '.join(others)}.\n"
+        text += f"\nClaims without a decided comparison, by table, and how many: {'; '.join(others)}.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + parts)
     return path

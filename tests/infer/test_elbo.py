@@ -76,6 +76,15 @@ def test_bias_of_relaxed_counts_vanishes_with_the_temperature():
     assert biases[2] < 4 * errors[2]
 
 
+def test_a_sampled_kl_through_integers_is_warned_of_where_it_has_a_gradient():
+    model, guide, _ = pair("EX-I")
+    x = images()
+    with pytest.warns(UserWarning, match=r"'z': the gradient of a sampled KL through Integer\(\) is biased"):
+        MonteCarloKL_ELBO().differentiable_loss(model, guide, x)
+    MonteCarloKL_ELBO().loss(model, guide, x)  # its value is not biased
+    AnalyticKL_ELBO().differentiable_loss(model, guide, x)
+
+
 def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
     model, shared, _ = pair("DS-C", relaxed=False)
     free = NegativeBinomialGuide(model, encoder="linear", relaxation=None)

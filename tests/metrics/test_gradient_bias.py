@@ -77,6 +77,7 @@ def test_bias_and_noise_are_unbiased():
 
 def test_warm_relaxations_are_found_biased():
     model, guide = pair(NegativeBinomialGuide)
+    before = guide.relaxation
     x = torch.rand(5, *SHAPE)
     state = torch.get_rng_state()
     errors = gradient_errors(
@@ -90,4 +91,4 @@ def test_warm_relaxations_are_found_biased():
     integer, arrival = errors
     assert abs(integer.bias) < 4 * integer.bias_error
     assert arrival.bias > 4 * arrival.bias_error
-    assert torch.equal(torch.get_rng_state(), state) and isinstance(guide.relaxation, ArrivalTimes)
+    assert torch.equal(torch.get_rng_state(), state) and guide.relaxation is before

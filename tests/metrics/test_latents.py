@@ -72,7 +72,8 @@ def test_representations_are_of_the_posterior(name):
     assert encoder.shape == means.shape == counts.shape == (20, 16)
     np.testing.assert_allclose(means, q.mean.flatten(1).numpy(), rtol=1e-5)
     parameters = {
-        **dict.fromkeys(("P-VAE", "P-NB", "CMP"), lambda: q.rate.log() - model.prior.mean.log()),
+        # the inverse of the gain log2(1 + 4^h)
+        **dict.fromkeys(("P-VAE", "P-NB", "CMP"), lambda: (2 ** (q.rate / model.prior.mean) - 1).log2() / 2),
         "G-VAE": lambda: q.loc,
         "L-VAE": lambda: q.loc,
         "C-VAE": lambda: q.logits,

@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Threads sleep while they wait for each other, so that other processes do not slow them (docs/performance.md).
-export OMP_WAIT_POLICY ?= passive
+# Threads soon sleep while they wait for each other, so that other processes do not slow them (docs/performance.md).
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test attack docs dist lint bench clean
 

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 __version__ = version("pyro-nbvae")
 
-# PyTorch's OpenMP threads sleep while they wait for each other. By default they spin, and beside other busy processes
-# everything takes ten times as long. OpenMP reads this once, when PyTorch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# PyTorch's OpenMP threads soon go to sleep while they wait for each other. By default they spin for long, and beside
+# other busy processes everything takes ten times as long. OpenMP reads this once, when PyTorch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:

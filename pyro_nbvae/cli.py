@@ -16,7 +16,7 @@ from tyro.extras import subcommand_cli_from_dict
 from pyro_nbvae import commandline, plugins
 from pyro_nbvae.errors import InputError, check_member
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.config import TABLES, Reproduction
+from pyro_nbvae.tables.config import TABLES, FeaturesName, Reproduction
 
 if TYPE_CHECKING:
     from pyro_nbvae.tables.grid import Table
@@ -39,7 +39,7 @@ def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) 
 
 def evaluate(
     runs: Positional[tuple[str, ...]],
-    features: tuple[Literal["classifier", "inception"], ...] = ("classifier",),
+    features: tuple[FeaturesName, ...] = ("classifier",),
     inception_weights: str | None = None,
     samples: int = 10_000,
     sampler: Literal["prior", "mixture"] = "prior",
@@ -52,7 +52,8 @@ def evaluate(
 
     Args:
         runs: run folders written by nbvae train.
-        features: features for FID and KID: classifier (FID-c, KID-c), inception, or both.
+        features: features for FID and KID: classifier (FID-c, KID-c); inception, or inception_bfloat16 (half the
+            time on a CPU); or classifier and one of these.
         inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated samples for FID and KID.
         sampler: distribution of their latents: the prior, or a mixture fitted to the posteriors of the training data.

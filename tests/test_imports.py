@@ -55,11 +55,13 @@ def test_distributions_and_estimators_know_no_image():
             assert "image" not in path.read_text().lower(), path
 
 
-@pytest.mark.parametrize(("given", "policy"), [(None, "passive"), ("active", "active")])
-def test_threads_sleep_while_they_wait(given, policy):
-    """It is set before PyTorch is loaded, which reads it once, and a user's own value is kept."""
-    code = "import sys, os, pyro_nbvae; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_soon_sleep_while_they_wait(given, spins):
+    """It is set before PyTorch is loaded, which reads it once, and a user's own choice is kept."""
+    code = "import sys, os, pyro_nbvae; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == policy
+    assert told.stdout.strip() == spins

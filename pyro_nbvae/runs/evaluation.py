@@ -23,7 +23,7 @@ from pyro_nbvae.metrics import (
     importance_weighted_bound,
     latent_classification,
 )
-from pyro_nbvae.metrics.features import Features
+from pyro_nbvae.metrics.features import Features, check_features
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.folder import Run
@@ -40,7 +40,7 @@ class Evaluation:
 
     Args:
         run: a trained run.
-        features: features for FID and KID: ``classifier``, ``inception``, or both.
+        features: features for FID and KID, keys of :data:`~pyro_nbvae.metrics.FEATURES`; one of Inception's at most.
         inception_weights: torch-fidelity's weights file, if it is not in the data root.
         samples: number of generated observations.
         sampler: distribution of the latents of generated observations, ``prior`` or ``mixture``.
@@ -77,6 +77,7 @@ class Evaluation:
         self.made_by = state.get("made_by", {})
         root = self.data_root or self.config.data_root
         self.data: Data = load(self.config.data, root)
+        check_features(self.features)
         if self.data.images:
             for name in self.features:
                 network = build_features(

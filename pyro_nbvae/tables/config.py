@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ScaleName = Literal["smoke", "small", "medium", "full", "paper"]
+FeaturesName = Literal["classifier", "inception", "inception_bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Reproduction:
         data: data sets to run. Default: those of the table.
         seeds: seeds to run. Default: as many as the scale has, from 0.
         out: folder of all run folders and tables; finished runs in it are not repeated.
-        features: features for FID and KID: classifier (FID-c, KID-c), inception, or both.
+        features: features for FID and KID: classifier (FID-c, KID-c); inception, or inception_bfloat16 (half the
+            time on a CPU); or classifier and one of these.
         inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated images for FID and KID. Default: 10,000; at scale smoke, 1,000.
         jobs: number of parallel runs on this machine; they share its CPU cores or GPUs.
@@ -57,7 +59,7 @@ class Reproduction:
     data: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     out: str = "runs/reproduce"
-    features: tuple[Literal["classifier", "inception"], ...] = ("classifier",)
+    features: tuple[FeaturesName, ...] = ("classifier",)
     inception_weights: str | None = None
     samples: int | None = None
     jobs: int = 1

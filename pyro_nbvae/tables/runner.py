@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError, check_number
 from pyro_nbvae.metrics import build_features
+from pyro_nbvae.metrics.features import check_features
 from pyro_nbvae.runs.build import choose_device
 from pyro_nbvae.runs.evaluation import METRICS, evaluate, settings
 from pyro_nbvae.runs.training import differences, train
@@ -80,6 +81,7 @@ def check_options(grid: Sequence[Cell], options: Reproduction) -> None:
     check_number("--samples", number_of_samples(options), 2, MOST_SAMPLES)
     if options.cluster is None:
         choose_device(options.device)
+    check_features(options.features)
     for data in {cell.config.data for cell in grid}:
         for name in options.features:
             if name != "classifier":  # our classifiers are always available

@@ -9,7 +9,7 @@ from pyro_nbvae.data import SOURCES, batches, load
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import build_features
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
-from pyro_nbvae.metrics.features import INCEPTION, INCEPTION_BATCH
+from pyro_nbvae.metrics.features import INCEPTION, INCEPTION_BATCH, check_features
 
 # What each is promised to reach on its own test images.
 PROMISED = {"digits": 0.95, "mnist": 0.992, "fashion_mnist": 0.92, "cifar16": 0.78, "cifar32": 0.86}
@@ -70,6 +70,23 @@ def test_inception_features_are_torchmetrics(inception_weights, channels):
     assert found.std(0).mean() > 1e-3  # the images are told apart
     # folded normalisations round differently
     torch.testing.assert_close(found, theirs(images.expand(-1, 3, -1, -1)), rtol=2e-5, atol=2e-5 * float(found.max()))
+
+
+def test_inception_in_bfloat16_is_the_same_network(inception_weights):
+    images = torch.randint(0, 256, (INCEPTION_BATCH + 1, 1, 28, 28), dtype=torch.uint8)
+    exact, rounded = (
+        build_features(name, "mnist", inception_weights=inception_weights)
+        for name in ("inception", "inception_bfloat16")
+    )
+    a, b = exact(images), rounded(images)
+    assert b.dtype == torch.float32 and exact.digest != rounded.digest  # their statistics are cached apart
+    assert 0 < float((a - b).norm() / a.norm()) < 0.05
+
+
+def test_two_kinds_of_inception_would_give_the_same_names():
+    check_features(["classifier", "inception_bfloat16"])
+    with pytest.raises(InputError, match="both of Inception's give FID and KID: choose one"):
+        check_features(["inception", "inception_bfloat16"])
 
 
 def test_inception_weights_in_the_data_root(inception_weights, tmp_path):

@@ -60,7 +60,7 @@ def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     assert f"{np.mean(mse):.4f} ± {np.std(mse, ddof=1):.4f}" in line
     for condition in ("epochs 1;", "training data 1,500;", "batches of 500;", "seeds 0, 1.", "30 samples"):
         assert condition in text
-    assert "nbvae reproduce tiny --scale smoke --seeds 0 1 --samples 30\n" in text
+    assert "`nbvae reproduce tiny --scale smoke --seeds 0 1 --samples 30`\n" in text
     assert "-" in next(line for line in text.splitlines() if line.startswith("| G-VAE ")).split("|")[-2]
 
     stamps = {p: p.stat().st_mtime_ns for c in cells(GRID, options) for p in c.folder.glob("[cm]*.*[tn]")}

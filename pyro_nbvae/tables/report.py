@@ -85,8 +85,8 @@ def render(
     """
     by_data = group(table, grid, rows)
     runs = [{"label": label, **row} for groups in by_data.values() for label, rows in groups.items() for row in rows]
-    under = caption(table, options, grid, runs)
-    text, tex = f"{under}\n", ""
+    under, words = caption(table, options, grid, runs), command(table, options)
+    text, tex = under.replace(words, f"`{words}`") + "\n", ""  # as code: a dash stays a dash
     for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"

@@ -72,18 +72,27 @@ def test_arguments_of_a_model():
         NegativeBinomialModel((40,), likelihood="bernoulli", decoder="linear")
 
 
-def of_weights(weight, ends, scores=lambda k, rate: (k / rate,), grad=False, **options):
-    class Mine(CountDistribution):
-        arg_constraints = {"rate": constraints.positive}
-        log_weight = staticmethod(weight)
-        window = staticmethod(ends)
-
-    Mine.scores = staticmethod(scores)
-    return Mine(torch.tensor([2.0, 3.0], requires_grad=grad), relaxation=Integer(), **options)
-
-
 def poisson(k, rate):
     return k * rate.log() - torch.lgamma(k + 1)
+
+
+def parts_of(weight=poisson, ends=poisson_window, scores=lambda k, rate: (k / rate,)):
+    functions = {"log_weight": weight, "scores": scores, "window": ends}
+    return {"arg_constraints": {"rate": constraints.positive}, **{k: staticmethod(f) for k, f in functions.items()}}
+
+
+def family_of(parts):
+    return type("Mine", (CountDistribution,), parts)
+
+
+def of_weights(*functions, grad=False, **options):
+    family = family_of(parts_of(*functions))
+    return family(torch.tensor([2.0, 3.0], requires_grad=grad), relaxation=Integer(), **options)
+
+
+def up_to_40(nats, rate):
+    """A window that serves small means alone."""
+    return 0 * rate, 40 + 0 * rate
 
 
 @pytest.mark.parametrize("use", ["sample", "rsample", "mean", "entropy"])
@@ -137,31 +146,19 @@ def test_a_learned_parameter_without_a_score():
 
 def test_a_family_is_checked_again_as_training_goes_on():
     """A window that serves small means alone is found when the means have grown."""
-
-    class Mine(CountDistribution):
-        arg_constraints = {"rate": constraints.positive}
-        log_weight = staticmethod(poisson)
-        scores = staticmethod(lambda k, rate: (k / rate,))
-        window = staticmethod(lambda nats, rate: (0 * rate, 40 + 0 * rate))
-
+    family = family_of(parts_of(ends=up_to_40))
     with pytest.raises(InputError, match=r"leaves out a mass of e\^-[0-9.]+, above e\^-18 \(count 41, rate"):
         for step in range(1, 101):
-            Mine(torch.tensor([0.5, step]), validate_args=True)
+            family(torch.tensor([0.5, step]), validate_args=True)
 
 
 def test_prior_and_posterior_of_one_family_are_both_checked():
     """A window that is too narrow for the prior is found, though the two are made in turns."""
-
-    class Mine(CountDistribution):
-        arg_constraints = {"rate": constraints.positive}
-        log_weight = staticmethod(poisson)
-        scores = staticmethod(lambda k, rate: (k / rate,))
-        window = staticmethod(lambda nats, rate: (0 * rate, 40 + 0 * rate))
-
+    family = family_of(parts_of(ends=up_to_40))
     with pytest.raises(InputError, match=r"leaves out a mass"):
         for step in range(1, 101):
-            Mine(torch.full((3,), float(step)), validate_args=True)
-            Mine(torch.full((7, 3), 0.5), validate_args=True)
+            family(torch.full((3,), float(step)), validate_args=True)
+            family(torch.full((7, 3), 0.5), validate_args=True)
 
 
 def test_a_family_that_has_no_mass_in_its_window():
@@ -184,7 +181,7 @@ def test_the_check_stands_aside_inside_a_transform():
     torch.testing.assert_close(slope, (means[1] - means[0]) / (2 * step), rtol=1e-6, atol=0)
 
 
-def test_a_wrong_family_of_a_variant_is_not_trained(tmp_path):
+def test_a_wrong_family_of_a_variant_is_not_trained(tmp_path, monkeypatch):
     """Validation, which would check it, is off in training."""
 
     class Wrong(ConwayMaxwellPoisson):
@@ -195,40 +192,30 @@ def test_a_wrong_family_of_a_variant_is_not_trained(tmp_path):
             q = super().posterior(x)
             return Wrong(q.rate, q.nu, relaxation=q.relaxation)
 
-    variants.register_variant("wrong", dataclasses.replace(variants.VARIANTS["CMP"], guide=WrongGuide))
-    try:
-        config = TrainConfig(variant="wrong", latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
-        with pytest.raises(InputError, match=r"Wrong.scores: not the derivative of log_weight in rate"):
-            train(config, tmp_path / "run", progress=False)
-    finally:
-        variants.VARIANTS.pop("wrong")
+    wrong = dataclasses.replace(variants.VARIANTS["CMP"], guide=WrongGuide)
+    monkeypatch.setitem(variants.VARIANTS, "wrong", wrong)
+    config = TrainConfig(variant="wrong", latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+    with pytest.raises(InputError, match=r"Wrong.scores: not the derivative of log_weight in rate"):
+        train(config, tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("missing", ["arg_constraints", "log_weight", "scores", "window"])
 def test_a_family_without_one_of_its_parts(missing):
-    parts = {
-        "arg_constraints": {"rate": constraints.positive},
-        "log_weight": staticmethod(poisson),
-        "scores": staticmethod(lambda k, rate: (k / rate,)),
-        "window": staticmethod(poisson_window),
-    }
+    parts = parts_of()
     parts.pop(missing)
     with pytest.raises(TypeError, match=f"Mine must define {missing}"):
-        type("Mine", (CountDistribution,), parts)(2.0)
+        family_of(parts)(2.0)
 
 
-def test_parts_of_a_variant():
+def test_parts_of_a_variant(monkeypatch):
     with pytest.raises(TypeError, match="relaxation must be a Relaxation"):
         dataclasses.replace(variants.VARIANTS["CMP"], relaxation="integer")
     with pytest.raises(TypeError, match="relaxation must be a Relaxation"):
         GaussianGuide(pair()[0], encoder="linear", relaxation="integer")
     odd = dataclasses.replace(variants.VARIANTS["CMP"], settings=("prior_means",))
-    variants.register_variant("odd", odd)
-    try:
-        with pytest.raises(InputError, match="unknown setting of variant odd 'prior_means'"):
-            resolve(TrainConfig(variant="odd"), (1, 8, 8))
-    finally:
-        variants.VARIANTS.pop("odd")
+    monkeypatch.setitem(variants.VARIANTS, "odd", odd)
+    with pytest.raises(InputError, match="unknown setting of variant odd 'prior_means'"):
+        resolve(TrainConfig(variant="odd"), (1, 8, 8))
 
 
 def test_counts_under_a_gaussian_are_pointed_out(tmp_path):

@@ -388,9 +388,8 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
 
     The first sample is the one that is decoded. With integer counts the estimate is unbiased, but its gradient through
     :class:`~pyro_nbvae.distributions.Integer` is not, which a warning says; relaxed counts bias both, less at lower
-    temperatures. If the
-    guide does not draw its sites in the model's order (for example q(z | x) q(h | z) for p(h) p(z | h)), each sample is
-    of all sites together, from a separate run of guide and model.
+    temperatures. If the guide does not draw its sites in the model's order (for example q(z | x) q(h | z) for
+    p(h) p(z | h)), each sample is of all sites together, from a separate run of guide and model.
 
     Args:
         num_samples: number of samples S of each latent for the KL; the default is the paper's.

@@ -356,14 +356,14 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
 def summary(claims: Sequence[Claim], groups: Groups, table: str) -> tuple[str, int]:
     """Summarise the claims with at least one decided comparison.
 
-    Returns:
-        The rows of a Markdown table, one per claim: verdict, numbers of comparisons, source, sentence, table. And the
-        number of the other claims.
-
     Args:
         claims: the claims.
         groups: rows by data set and label, one per seed.
         table: name of the table, for the last column.
+
+    Returns:
+        The rows of a Markdown table, one per claim: verdict, numbers of comparisons, source, sentence, table. And the
+        number of the other claims.
 
     Example::
 

@@ -43,7 +43,7 @@ class NegativeBinomialPrior(CountPrior):
 
 
 class NegativeBinomialModel(CountModel):
-    """z ~ NB(r, l), x ~ likelihood(decoder(z)).
+    """z ~ NB(r, l), x ~ likelihood(decoder(z)); a built-in decoder reads z minus its prior mean.
 
     The prior has few parameters, far from their optimum: give them a separate learning rate, about 30 times that of the
     networks (``model.prior.parameters()``).

@@ -32,7 +32,7 @@ class PoissonPrior(CountPrior):
 
 
 class PoissonModel(CountModel):
-    """z ~ Poisson(rate), x ~ likelihood(decoder(z)).
+    """z ~ Poisson(rate), x ~ likelihood(decoder(z)); a built-in decoder reads z minus its prior mean.
 
     Args:
         prior_mean: initial mean count of each unit, positive.

@@ -210,7 +210,8 @@ class GenerativeModel(PyroModule):
         if isinstance(self.likelihood, Likelihood):
             self.likelihood.setup(tuple(event_shape))
             output = self.likelihood.output(is_image_shape(self.event_shape))
-        self.unit_interval = isinstance(decoder, str) and isinstance(output, nn.Sigmoid)
+        self.built_in_decoder = isinstance(decoder, str)
+        self.unit_interval = self.built_in_decoder and isinstance(output, nn.Sigmoid)
         self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
 
@@ -286,7 +287,10 @@ class GenerativeModel(PyroModule):
 
 
 class CountModel(GenerativeModel):
-    """Base class of models whose latents are counts with a learned prior.
+    r"""Base class of models whose latents are counts with a learned prior.
+
+    A built-in decoder reads :math:`z - \mathrm{E}_p[z]`, as that of a Gaussian VAE does, so that its input stays where
+    it is while the prior learns. A module of your own reads z.
 
     Args:
         prior_mean: initial mean count of each unit, positive.
@@ -295,7 +299,7 @@ class CountModel(GenerativeModel):
     Raises:
         ValueError: as :class:`GenerativeModel`, and for a mean that is not positive and finite.
 
-    See also: docs/mathematics.md, section 8 (The prior's start and pace).
+    See also: docs/mathematics.md, sections 7.3 (Centred counts) and 8 (The prior's start and pace).
 
     Example::
 
@@ -313,6 +317,9 @@ class CountModel(GenerativeModel):
         check_positive("prior_mean", prior_mean)
         super().__init__(event_shape, latents, **options)
         self.prior.start(prior_mean)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return super().decode(z - self.prior.mean if self.built_in_decoder else z)
 
 
 class AmortizedGuide(PyroModule):

@@ -8,13 +8,14 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import Adam
+from torch import nn
 
 from pyro_nbvae.distributions import ArrivalTimes
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.models import NegativeBinomialModel, PoissonModel
 from pyro_nbvae.vae import gain
 
 SHAPE = (1, 8, 8)
@@ -95,6 +96,22 @@ def test_prior_starts_at_mean_one_and_fano_two(model):
     prior = model.prior_distribution()
     torch.testing.assert_close(prior.mean, torch.ones(5))
     torch.testing.assert_close(prior.variance / prior.mean, torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize("counts", [NegativeBinomialModel, PoissonModel])
+def test_a_built_in_decoder_reads_counts_minus_the_priors_mean_and_a_users_reads_counts(counts):
+    """The user's is the same model with the bias moved by the mean."""
+    model = counts((6,), 5, decoder="linear", prior_mean=3.0)
+    own = counts((6,), 5, decoder=nn.Linear(5, 6))
+    built_in = model.decoder.layers[0]
+    with torch.no_grad():
+        for p in model.prior.parameters():
+            p.add_(torch.randn(5))
+        own.decoder.weight.copy_(built_in.weight)
+        own.decoder.bias.copy_(built_in.bias - built_in.weight @ model.prior.mean)
+    z = torch.poisson(torch.ones(7, 5))
+    torch.testing.assert_close(model.decode(z), own.decode(z))
+    torch.testing.assert_close(own.decode(z), own.decoder(z))
 
 
 def test_generation_draws_integers_from_the_prior(model):

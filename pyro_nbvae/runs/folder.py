@@ -31,42 +31,14 @@ from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
-from pyro_nbvae.variants import VARIANTS
 
-# Version of config.json. Version 1 had no number and used other names for some fields. Until version 2 the rates of
-# these variants were exponential in the encoder's output.
-SCHEMA = 3
-_EXPONENTIAL_UNTIL_2 = {"CMP", "P-NB", "P-VAE"}
+# Version of config.json; it grows when older runs would be read wrongly: another field, or another network or formula.
+SCHEMA = 4
 # Keys of config.json and their types: the fields of the configuration, and the shape of an observation.
 _HINTS: dict[str, Any] = {**get_type_hints(TrainConfig), "event_shape": list[Annotated[int, Field(ge=1, le=1 << 20)]]}
-# Keys that were added later: older files of this version do not have them.
-_LATER = {"prior_lr", "prior_mean"}
 _STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
-    with_config(ConfigDict(extra="forbid"))(
-        TypedDict(  # type: ignore[operator]
-            "Stored", {k: NotRequired[v] if k in _LATER else v for k, v in _HINTS.items()}
-        )
-    )
+    with_config(ConfigDict(extra="forbid"))(TypedDict("Stored", _HINTS))  # type: ignore[operator]
 )
-
-
-def _from_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration of version 1 with the current field names."""
-    names = {"image_shape": "event_shape", "train_images": "train_size"}
-    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    now = defaults | {names.get(k, k): v for k, v in stored.items()}
-    for name, default in (("indicator", "sigmoid"), ("max_count", 100)):
-        if now.get(name) == default:  # the default of the relaxation, if it has this option
-            now[name] = None
-    name = now.get("variant", "")
-    if not name.startswith("MC-"):
-        now["kl_samples"] = None
-    if name != "C-VAE":
-        now["categories"] = None
-    parts = VARIANTS.get(name)
-    if parts is not None and parts.relaxation is None:
-        now |= dict.fromkeys(("temperature_start", "temperature", "anneal_epochs"))
-    return now
 
 
 class LaterVersionError(InputError):
@@ -83,19 +55,22 @@ def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
         ``(config, event_shape)``.
 
     Raises:
-        InputError: for a missing or unknown key, a value of the wrong type or out of range, for a file of a later
-            version, and for a variant that has changed since.
+        InputError: for a missing or unknown key, a value of the wrong type or out of range, and for a file of another
+            version.
     """
     if not isinstance(stored, dict):
         raise InputError(f"expected a JSON object, got a {type(stored).__name__}")
     stored = dict(stored)
-    version = stored.pop("schema_version", 1)
-    if version not in range(1, SCHEMA + 1):
-        raise LaterVersionError(
-            f"schema_version is {version}, but this pyro-nbvae reads versions up to {SCHEMA}: update pyro-nbvae"
+    version = stored.pop("schema_version", None)
+    if not isinstance(version, int) or version < SCHEMA:
+        raise InputError(
+            f"schema_version is {version}: this run is of an older pyro-nbvae, whose networks were others: train it "
+            "again"
         )
-    if version == 1:
-        stored = _from_schema_1(stored)
+    if version > SCHEMA:
+        raise LaterVersionError(
+            f"schema_version is {version}, but this pyro-nbvae reads version {SCHEMA}: update pyro-nbvae"
+        )
     try:
         checked = _STORED.validate_python(stored, strict=True)
     except ValidationError as error:
@@ -104,16 +79,8 @@ def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
     given = dict(checked)
     event_shape = tuple(given.pop("event_shape"))
     config = validate(TrainConfig(**given))
-    if version <= 2 and config.variant in _EXPONENTIAL_UNTIL_2:
-        raise InputError(
-            f"schema_version is {version}: the rate of {config.variant} was another function of the encoder's output "
-            "then; train it again"
-        )
-    whole = resolve(config, event_shape)
-    if version == 1:
-        return whole, event_shape
-    for name, value in dataclasses.asdict(whole).items():
-        if name not in _LATER and value != getattr(config, name):
+    for name, value in dataclasses.asdict(resolve(config, event_shape)).items():
+        if value != getattr(config, name):
             raise InputError(f"{name} is {getattr(config, name)}, but this configuration requires a value")
     return config, event_shape
 

@@ -2,20 +2,19 @@
 
 from pyro_nbvae.commandline import script
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Ahead, Claim
+from pyro_nbvae.tables.claims import Ahead, Alike, Claim
 from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import command_of
 
-OTHERS = ("pace 1, mean 2", "pace 10, mean 2", "pace 30, mean 2", "pace 100, mean 2", "pace 30, mean 4")
 PACES = (1, 10, 30, 100)
-MEANS = (1.0, 2.0, 4.0)
+MEANS = (1.0, 4.0)
 
 
 def _paces(base: TrainConfig) -> dict[str, dict[str, object]]:
-    paces: dict[str, dict[str, object]] = {
-        f"pace {pace}, mean 2": {"prior_lr": pace * base.lr, "prior_mean": 2.0} for pace in PACES
-    }
-    return paces | {f"pace 30, mean {mean:g}": {"prior_lr": 30 * base.lr, "prior_mean": mean} for mean in MEANS}
+    def row(pace: int, mean: float) -> tuple[str, dict[str, object]]:
+        return f"pace {pace}, mean {mean:g}", {"prior_lr": pace * base.lr, "prior_mean": mean}
+
+    return dict([*(row(pace, 2.0) for pace in PACES), *(row(30, mean) for mean in MEANS)])
 
 
 TABLE = Table(
@@ -35,11 +34,8 @@ TABLE = Table(
             ],
         ),
         Claim(
-            "CMP is best with an initial mean of 1, at 30 times the learning rate of the networks.",
-            [
-                Ahead(metric, ("CMP pace 30, mean 1",), tuple(f"CMP {other}" for other in OTHERS), ("mnist",))
-                for metric in ("elbo", "fid_c")
-            ],
+            "CMP's initial mean makes no difference of more than 1 % in ELBO.",
+            [Alike("elbo", tuple(f"CMP pace 30, mean {mean}" for mean in (1, 2, 4)), ("mnist",), within=0.01)],
         ),
     ),
 )

@@ -43,8 +43,6 @@ class Variant:
         any_relaxation: whether the configuration may choose another relaxation.
         options: more arguments of the guide.
         settings: fields of the configuration that are passed to the model.
-        defaults: configuration fields, of those whose default is None, that the variant decides if no flag does, under
-            the preset ``default``.
 
     Raises:
         TypeError: for a relaxation that is not a :class:`~pyro_nbvae.distributions.Relaxation`.
@@ -62,7 +60,6 @@ class Variant:
     any_relaxation: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_relaxation(self.relaxation)
@@ -91,7 +88,6 @@ VARIANTS: dict[str, Variant] = {
         ConwayMaxwellPoissonGuide,
         relaxation=Integer(),
         settings=LEARNED_PRIOR,
-        defaults={"prior_mean": 1.0},
     ),
     "P-NB": Variant(
         NegativeBinomialModel,

@@ -71,7 +71,7 @@ class TrainConfig:
         batch_size: observations per step.
         lr: learning rate of Adam.
         prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr.
-        prior_mean: initial mean count of a learned prior. Default: 2; for CMP, 1.
+        prior_mean: initial mean count of a learned prior. Default: 2.
         clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
             likelihood, and 250, in nats, for the others.
         kl_samples: number of samples of the Monte Carlo KL. Default: 5.

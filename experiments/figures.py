@@ -169,6 +169,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
 
     posterior = SameMeans(overdispersed, encoder=guide.encoder, shared_dispersion=True)
     overdispersed.decoder.load_state_dict(model.decoder.state_dict())
+    overdispersed.initial_stddev.copy_(model.initial_stddev)
     overdispersed.to(device)
     posterior.to(device)
     measured = []

@@ -98,8 +98,8 @@ def ways(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Iterator[W
 def closed_form(model: Any, guide: AmortizedGuide, x: Tensor) -> Tensor:
     """Return the exact gradient for a linear decoder and a Gaussian likelihood."""
     with outputs(guide, x) as leaves:
-        q, weight = guide.posterior(x), model.decoder.weight
-        error = (x - model.decoder(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+        q, weight = guide.posterior(x), model.decoder.weight / model.initial_stddev
+        error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
         loss = error.sum() / model.likelihood.beta
         return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
 

@@ -37,19 +37,24 @@ class NegativeBinomialPrior(CountPrior):
         """r e^l, (K,)."""
         return (self.log_total_count + self.logits).exp()
 
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1 + self.logits.exp())
+
     def start(self, mean: float) -> None:
-        """Set the logits for this mean count, at a dispersion of 1."""
-        nn.init.constant_(self.logits, math.log(mean))
+        """Set this mean count at a Fano factor of 2: r = mean, logits = 0."""
+        nn.init.constant_(self.log_total_count, math.log(mean))
+        nn.init.zeros_(self.logits)
 
 
 class NegativeBinomialModel(CountModel):
-    """z ~ NB(r, l), x ~ likelihood(decoder(z)); a built-in decoder reads z minus its prior mean.
+    """z ~ NB(r, l), x ~ likelihood(decoder(standardize(z))).
 
     The prior has few parameters, far from their optimum: give them a separate learning rate, about 30 times that of the
     networks (``model.prior.parameters()``).
 
     Args:
-        prior_mean: initial mean count of each unit, positive; the initial Fano factor is 1 + prior_mean.
+        prior_mean: initial mean count of each unit, positive; the initial Fano factor is 2.
         event_shape, latents, **options: as :class:`~pyro_nbvae.vae.GenerativeModel`.
 
     Raises:

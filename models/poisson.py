@@ -27,12 +27,16 @@ class PoissonPrior(CountPrior):
     def mean(self) -> Tensor:
         return self.rate
 
+    @property
+    def variance(self) -> Tensor:
+        return self.rate
+
     def start(self, mean: float) -> None:
         nn.init.constant_(self.log_rate, math.log(mean))
 
 
 class PoissonModel(CountModel):
-    """z ~ Poisson(rate), x ~ likelihood(decoder(z)); a built-in decoder reads z minus its prior mean.
+    """z ~ Poisson(rate), x ~ likelihood(decoder(standardize(z))).
 
     Args:
         prior_mean: initial mean count of each unit, positive.

@@ -141,6 +141,11 @@ class CountPrior(nn.Module):
         """The mean count of each unit, (K,)."""
         raise NotImplementedError
 
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each unit's counts, (K,)."""
+        raise NotImplementedError
+
     def start(self, mean: float) -> None:
         """Set the mean count of every unit."""
         raise NotImplementedError
@@ -210,8 +215,7 @@ class GenerativeModel(PyroModule):
         if isinstance(self.likelihood, Likelihood):
             self.likelihood.setup(tuple(event_shape))
             output = self.likelihood.output(is_image_shape(self.event_shape))
-        self.built_in_decoder = isinstance(decoder, str)
-        self.unit_interval = self.built_in_decoder and isinstance(output, nn.Sigmoid)
+        self.unit_interval = isinstance(decoder, str) and isinstance(output, nn.Sigmoid)
         self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
 
@@ -289,8 +293,9 @@ class GenerativeModel(PyroModule):
 class CountModel(GenerativeModel):
     r"""Base class of models whose latents are counts with a learned prior.
 
-    A built-in decoder reads :math:`z - \mathrm{E}_p[z]`, as that of a Gaussian VAE does, so that its input stays where
-    it is while the prior learns. A module of your own reads z.
+    The decoder reads standardized counts (:meth:`standardize`):
+
+    .. math:: x \sim \mathrm{likelihood}(\mathrm{decoder}((z - \mathrm{E}_p[z]) / s))
 
     Args:
         prior_mean: initial mean count of each unit, positive.
@@ -299,7 +304,7 @@ class CountModel(GenerativeModel):
     Raises:
         ValueError: as :class:`GenerativeModel`, and for a mean that is not positive and finite.
 
-    See also: docs/mathematics.md, sections 7.3 (Centred counts) and 8 (The prior's start and pace).
+    See also: docs/mathematics.md, sections 7.3 (Standardized counts) and 8 (The prior's start and pace).
 
     Example::
 
@@ -310,6 +315,7 @@ class CountModel(GenerativeModel):
     """
 
     prior: CountPrior
+    initial_stddev: Tensor
 
     def __init__(
         self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
@@ -317,9 +323,20 @@ class CountModel(GenerativeModel):
         check_positive("prior_mean", prior_mean)
         super().__init__(event_shape, latents, **options)
         self.prior.start(prior_mean)
+        self.register_buffer("initial_stddev", self.prior.variance.detach().sqrt())
+
+    def standardize(self, z: Tensor) -> Tensor:
+        r"""Return what the decoder reads, :math:`(z - \mathrm{E}_p[z]) / s`, for counts z (..., *latent_shape).
+
+        s is the prior's standard deviation at the start. So the decoder's input starts like that of a Gaussian VAE, and
+        its mean stays at 0 while the prior learns. For a decoder that reads the counts themselves, override this
+        method: ``return z``.
+        """
+        return (z - self.prior.mean) / self.initial_stddev
 
     def decode(self, z: Tensor) -> Tensor:
-        return super().decode(z - self.prior.mean if self.built_in_decoder else z)
+        """Decode counts (..., *latent_shape), standardized, to (..., *event_shape) or what the likelihood reads."""
+        return super().decode(self.standardize(z))
 
 
 class AmortizedGuide(PyroModule):

@@ -81,6 +81,7 @@ def limit_pair(r):
     with torch.no_grad():
         poisson.prior.log_rate.normal_()
         nb.decoder.load_state_dict(poisson.decoder.state_dict())
+        nb.initial_stddev.copy_(poisson.initial_stddev)
         nb.prior.log_total_count.fill_(math.log(r))
         nb.prior.logits.copy_(poisson.prior.log_rate - math.log(r))
         ours, theirs = nb_guide.encoder.layers[1], poisson_guide.encoder.layers[1]

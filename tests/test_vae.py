@@ -8,7 +8,6 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import Adam
-from torch import nn
 
 from pyro_nbvae.distributions import ArrivalTimes
 from pyro_nbvae.errors import InputError
@@ -99,19 +98,27 @@ def test_prior_starts_at_mean_one_and_fano_two(model):
 
 
 @pytest.mark.parametrize("counts", [NegativeBinomialModel, PoissonModel])
-def test_a_built_in_decoder_reads_counts_minus_the_priors_mean_and_a_users_reads_counts(counts):
-    """The user's is the same model with the bias moved by the mean."""
-    model = counts((6,), 5, decoder="linear", prior_mean=3.0)
-    own = counts((6,), 5, decoder=nn.Linear(5, 6))
-    built_in = model.decoder.layers[0]
+def test_the_decoder_reads_standardized_counts(counts):
+    """The same model as one that reads counts, with other weights; at the start its input has mean 0 and variance 1."""
+
+    class Raw(counts):
+        def standardize(self, z):
+            return z
+
+    model, raw = (kind((6,), 5, decoder="linear", prior_mean=3.0) for kind in (counts, Raw))
+    z = model.prior_distribution().sample((40_000,))
+    start = model.standardize(z)
+    assert (start.mean(0).abs() < 4 / 200).all()
+    fourth = (start - start.mean(0)).pow(4).mean(0)
+    assert ((start.var(0) - 1).abs() < 4 * (fourth - 1).sqrt() / 200).all()
+    ours, theirs = model.decoder.layers[0], raw.decoder.layers[0]
     with torch.no_grad():
         for p in model.prior.parameters():
             p.add_(torch.randn(5))
-        own.decoder.weight.copy_(built_in.weight)
-        own.decoder.bias.copy_(built_in.bias - built_in.weight @ model.prior.mean)
-    z = torch.poisson(torch.ones(7, 5))
-    torch.testing.assert_close(model.decode(z), own.decode(z))
-    torch.testing.assert_close(own.decode(z), own.decoder(z))
+        theirs.weight.copy_(ours.weight / model.initial_stddev)
+        theirs.bias.copy_(ours.bias - theirs.weight @ model.prior.mean)
+    torch.testing.assert_close(model.decode(z[:7]), raw.decode(z[:7]))
+    torch.testing.assert_close(raw.decode(z[:7]), raw.decoder(z[:7]))
 
 
 def test_generation_draws_integers_from_the_prior(model):

@@ -33,8 +33,8 @@ def closed_form(model, guide, x):
     """The gradient of |x - W m - b|^2 + sum v_k |W_k|^2 over 2 sigma^2, in the encoder's outputs, averaged."""
     with outputs(guide, x) as leaves:
         q = guide.posterior(x)
-        weight = model.decoder.weight
-        error = (x - model.decoder(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+        weight = model.decoder.weight / model.initial_stddev
+        error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
         loss = error.sum() / model.likelihood.beta
         return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
 

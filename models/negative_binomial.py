@@ -14,7 +14,7 @@ from pyro_nbvae.vae import CountModel, CountPrior
 
 
 class NegativeBinomialPrior(CountPrior):
-    """Learned dispersion r and logits l of each latent; log r and l start at 0 (mean 1, Fano factor 2)."""
+    """Learned dispersion r and logits l of each latent, stored as log r and l."""
 
     def __init__(self, latents: int) -> None:
         super().__init__()

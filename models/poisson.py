@@ -12,7 +12,7 @@ from pyro_nbvae.vae import CountModel, CountPrior
 
 
 class PoissonPrior(CountPrior):
-    """Learned log rate of each latent; it starts at 0 (mean 1)."""
+    """Learned log rate of each latent."""
 
     def __init__(self, latents: int) -> None:
         super().__init__()

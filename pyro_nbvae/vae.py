@@ -298,7 +298,7 @@ class CountModel(GenerativeModel):
     .. math:: x \sim \mathrm{likelihood}(\mathrm{decoder}((z - \mathrm{E}_p[z]) / s))
 
     Args:
-        prior_mean: initial mean count of each unit, positive.
+        prior_mean: initial mean count of each unit, positive. Large counts are fine grained.
         event_shape, latents, **options: as :class:`GenerativeModel`.
 
     Raises:
@@ -318,7 +318,7 @@ class CountModel(GenerativeModel):
     initial_stddev: Tensor
 
     def __init__(
-        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 1.0, **options: Any
+        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 20.0, **options: Any
     ) -> None:
         check_positive("prior_mean", prior_mean)
         super().__init__(event_shape, latents, **options)

@@ -43,6 +43,8 @@ class Variant:
         any_relaxation: whether the configuration may choose another relaxation.
         options: more arguments of the guide.
         settings: fields of the configuration that are passed to the model.
+        defaults: configuration fields, of those whose default is None, that the variant decides if no flag does, under
+            the preset ``default``.
 
     Raises:
         TypeError: for a relaxation that is not a :class:`~pyro_nbvae.distributions.Relaxation`.
@@ -60,6 +62,7 @@ class Variant:
     any_relaxation: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_relaxation(self.relaxation)
@@ -69,8 +72,10 @@ LEARNED_PRIOR = ("prior_mean",)
 
 
 def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: object) -> Variant:
+    # Gumbel-softmax cuts counts off at its largest, so that its prior starts far below that
+    defaults = {"prior_mean": 2.0} if isinstance(relaxation, GumbelSoftmax) else {}
     return Variant(
-        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, settings=LEARNED_PRIOR
+        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, LEARNED_PRIOR, defaults
     )
 
 

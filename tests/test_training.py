@@ -138,6 +138,38 @@ def test_schedules():
     assert kl_weight(replace(config, kl_warmup=0.0), 0) == 1
 
 
+DEFAULTS = {
+    "prior_lr": 0.5,
+    "prior_mean": 3.0,
+    "kl_samples": 7,
+    "beta": 0.2,
+    "temperature": 0.3,
+    "temperature_start": 0.9,
+    "anneal_epochs": 4.0,
+    "kl_warmup": 1.0,
+    "clip": 3.0,
+    "epochs": 6,
+}
+
+
+@pytest.mark.parametrize("field", DEFAULTS)
+def test_a_variants_defaults_hold_where_no_flag_does(field, monkeypatch):
+    """Each field that a variant may decide; a flag comes before, and another preset does not ask."""
+    mine = replace(VARIANTS["MC-C"], defaults={field: DEFAULTS[field]})
+    monkeypatch.setitem(VARIANTS, "MINE", mine)
+    config = TrainConfig(variant="MINE")
+    assert getattr(resolve(config, (1, 16, 16)), field) == DEFAULTS[field]
+    assert getattr(resolve(replace(config, **{field: 2}), (1, 16, 16)), field) == 2
+    plain = resolve(TrainConfig(variant="MC-C", preset="paper"), (1, 16, 16))
+    assert getattr(resolve(replace(config, preset="paper"), (1, 16, 16)), field) == getattr(plain, field)
+
+
+def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "MINE", replace(VARIANTS["CMP"], defaults={"latents": 3}))
+    with pytest.raises(InputError, match="unknown default of variant MINE 'latents': choose from"):
+        resolve(TrainConfig(variant="MINE"), (1, 16, 16))
+
+
 def test_the_papers_preset():
     """The released code's: KL weight min(1, 5 e / 250), temperature max(1 - 0.95 e / 250, 0.05) ..."""
     config = resolve(TrainConfig(variant="MC-C", data="mnist", preset="paper"), (1, 28, 28))

@@ -60,8 +60,6 @@ def validate(config: TrainConfig) -> TrainConfig:
         InputError: for an unknown name, a number out of range, and options that cannot be combined.
     """
     parts = variant(config.variant)
-    for name in parts.settings:
-        check_member(f"setting of variant {config.variant}", name, [f.name for f in dataclasses.fields(TrainConfig)])
     check_choices(config)
     for name, most in _MOST.items():
         value = getattr(config, name)
@@ -157,13 +155,30 @@ def _relaxation(config: TrainConfig) -> Relaxation | None:
     return dataclasses.replace(chosen, **{k: v for k, v in given.items() if v is not None})
 
 
+def _with_defaults(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the variant's own defaults in the place of None, under the preset ``default``.
+
+    Raises:
+        InputError: for a default of a field that is never None, and for a setting that is not a field.
+    """
+    parts = variant(config.variant)
+    for name in parts.settings:
+        check_member(f"setting of variant {config.variant}", name, [f.name for f in dataclasses.fields(TrainConfig)])
+    given = parts.defaults if config.preset == "default" else {}
+    open_fields = [f.name for f in dataclasses.fields(TrainConfig) if f.default is None]
+    for name in given:
+        check_member(f"default of variant {config.variant}", name, open_fields)
+    decided = {name: value for name, value in given.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **decided)
+
+
 def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     """Return the configuration with every None replaced by its default, from the preset and the event shape.
 
     Raises:
         InputError: as :func:`validate`.
     """
-    config = validate(config)
+    config = validate(_with_defaults(config))
     preset = dict(PRESETS[config.preset])
     relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)

@@ -91,9 +91,10 @@ def test_encoder_outputs_are_bounded_at_five(model):
     torch.testing.assert_close(shift, torch.full((1, 5), 5.0))
 
 
-def test_prior_starts_at_mean_one_and_fano_two(model):
-    prior = model.prior_distribution()
-    torch.testing.assert_close(prior.mean, torch.ones(5))
+@pytest.mark.parametrize("mean", [0.1, 1.0, 20.0])
+def test_prior_starts_at_the_given_mean_and_a_fano_factor_of_two(mean):
+    prior = NegativeBinomialModel(SHAPE, 5, decoder="linear", prior_mean=mean).prior_distribution()
+    torch.testing.assert_close(prior.mean, torch.full((5,), mean))
     torch.testing.assert_close(prior.variance / prior.mean, torch.full((5,), 2.0))
 
 

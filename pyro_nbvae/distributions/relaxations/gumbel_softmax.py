@@ -238,7 +238,7 @@ def _warn_if_cut(largest: Tensor, max_count: int) -> None:
     if bool(largest_count(largest, WARN) > max_count):
         warnings.warn(
             f"a Poisson rate is close to max_count={max_count}: counts above it are cut off, which lowers the mean; "
-            "raise max_count (--max-count)",
+            "raise max_count (--max-count), or start from a smaller prior_mean (--prior-mean)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -302,8 +302,8 @@ def test_the_prior_learns_at_its_own_rate(variant, tmp_path):
     config = TrainConfig(variant=variant, latents=4, encoder="linear", decoder="linear", batch_size=2_000, epochs=1)
     run = train(replace(config, lr=1e-3, prior_lr=0.04, prior_mean=3.0), tmp_path / "run", progress=False)
     model, _ = run.load("cpu")[1:]
-    logits = model.prior.log_rate if variant == "P-VAE" else model.prior.logits
-    torch.testing.assert_close((logits - math.log(3.0)).abs(), torch.full((4,), 0.04), rtol=1e-3, atol=0)
+    learned = model.prior.log_rate if variant == "P-VAE" else model.prior.log_total_count
+    torch.testing.assert_close((learned - math.log(3.0)).abs(), torch.full((4,), 0.04), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("flag", [{"prior_lr": 0.1}, {"prior_mean": 2.0}])

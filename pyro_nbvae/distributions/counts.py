@@ -200,6 +200,7 @@ class _LogRatio:
     """log q(k) - log p(k), from tables of log p and of its derivatives in p's parameters."""
 
     is_log_ratio = True
+    smooth = True  # whether log p is a smooth function of k from 1 on
 
     @staticmethod
     def value(k: Tensor, log_mass: Tensor, log_p: Tensor, *scores: Tensor) -> Tensor:
@@ -301,6 +302,7 @@ class _LogOther(_LogRatio):
 
     def __init__(self, family: Weights) -> None:
         self.family = family
+        self.smooth = hasattr(family, "as_com_poisson")
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         *own, log_sum = arguments

@@ -17,6 +17,8 @@ compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="num
 WEIGHT = 20.0
 # Number of counts on each side of the mode whose weights a loop keeps.
 REACH = 1 << 20
+# Logarithms of the counts from 1; the one of 0 is never read.
+LOGS = np.log(np.maximum(np.arange(1 << 12), 1))
 
 
 @compile_loop
@@ -61,26 +63,50 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
 
 
 @compile_loop
-def _weights(log_rate, nu, mode, end, weight, log_weight):
-    """Compute the weights of the counts around the mode, relative to the mode's, and their logs over nu.
+def _log(count):
+    return LOGS[count] if count < len(LOGS) else math.log(np.float64(count))
 
-    Both are stored at ``[REACH + k - mode]``. Returns the first and the last count with a log weight above ``end``.
+
+@compile_loop
+def _stride(rate, nu, end):
+    """Return the distance of counts whose sum, times it, is the sum over all counts, up to exp(end).
+
+    By Poisson's summation formula the relative error is the characteristic function at 2 pi / stride. That of a
+    Poisson is exp(-rate (1 - cos)), with the variance in the place of the rate for another nu. It needs a window that
+    does not touch 0.
+    """
+    variance = rate / nu
+    if nu * (rate - 0.5 * math.log(2 * math.pi * max(rate, 1.0))) < -end or 2 * variance < -end:
+        return 1
+    return int(2 * math.pi / math.acos(1 + end / variance))
+
+
+@compile_loop
+def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
+    """Compute the weights of every ``stride``-th count around the mode, relative to the mode's, and their logs over nu.
+
+    Both are stored at ``[REACH + j]`` for the count ``mode + j * stride``. Returns the first and the last j with a log
+    weight above ``end``.
     """
     weight[REACH], log_weight[REACH] = 1.0, 0.0
-    x, high = 0.0, mode
-    while high - mode < REACH - 1:
-        x += log_rate - math.log(high + 1.0)
+    x, k, high = 0.0, mode, 0
+    while high < REACH - 1:
+        for _ in range(stride):
+            k += 1
+            x += log_rate - _log(k)
         if nu * x < end:
             break
         high += 1
-        weight[REACH + high - mode], log_weight[REACH + high - mode] = math.exp(nu * x), x
-    x, low = 0.0, mode
-    while low > 0 and mode - low < REACH - 1:
-        x -= log_rate - math.log(np.float64(low))
+        weight[REACH + high], log_weight[REACH + high] = math.exp(nu * x), x
+    x, k, low = 0.0, mode, 0
+    while k >= stride and low > 1 - REACH:
+        for _ in range(stride):
+            x -= log_rate - _log(k)
+            k -= 1
         if nu * x < end:
             break
         low -= 1
-        weight[REACH + low - mode], log_weight[REACH + low - mode] = math.exp(nu * x), x
+        weight[REACH + low], log_weight[REACH + low] = math.exp(nu * x), x
     return low, high
 
 
@@ -91,9 +117,9 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
         mode = int(mu)
-        low, high = _weights(math.log(mu), v, mode, end, weight, log_weight)
+        low, high = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
         total, by_count, by_log = 0.0, 0.0, 0.0
-        for j in range(low - mode, high - mode + 1):
+        for j in range(low, high + 1):
             w = weight[REACH + j]
             total += w
             by_count += w * j
@@ -101,54 +127,57 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
         mean_count, mean_log = by_count / total, by_log / total
         # sum from the nearer end, which avoids cancellation
         level = np.float64(uniform[i]) * total
-        k, step, left = low, 1, level
+        j, step, left = low, 1, level
         if level > 0.5 * total:
-            k, step, left = high, -1, total - level
+            j, step, left = high, -1, total - level
         moment_count, moment_log = 0.0, 0.0
-        w = weight[REACH + k - mode]
-        while left > w and low <= k + step <= high:
+        w = weight[REACH + j]
+        while left > w and low <= j + step <= high:
             left -= w
-            moment_count += w * (k - mode - mean_count)
-            moment_log += w * (log_weight[REACH + k - mode] - mean_log)
-            k += step
-            w = weight[REACH + k - mode]
-        z[i] = k
-        d_rate[i] = -step * (moment_count / w + 0.5 * (k - mode - mean_count)) * v / mu
-        d_nu[i] = -step * (moment_log / w + 0.5 * (log_weight[REACH + k - mode] - mean_log))
+            moment_count += w * (j - mean_count)
+            moment_log += w * (log_weight[REACH + j] - mean_log)
+            j += step
+            w = weight[REACH + j]
+        z[i] = mode + j
+        d_rate[i] = -step * (moment_count / w + 0.5 * (j - mean_count)) * v / mu
+        d_nu[i] = -step * (moment_log / w + 0.5 * (log_weight[REACH + j] - mean_log))
 
 
 @compile_loop
-def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, end):
+def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, smooth, end):
     """Compute E[log q - log p] and its derivatives in the rate, in nu and in p's arguments.
 
     Args:
         column: the row of the tables that each latent reads.
         derivatives: (n, 2 + number of p's arguments), an output.
         tables: log p and its derivatives, (1 + number of p's arguments, rows, counts).
+        smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
+        smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
     """
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     others = tables.shape[0] - 1
     for i in range(len(rate)):
         mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
         mode = int(mu)
-        low, high = _weights(math.log(mu), v, mode, end, weight, log_weight)
+        stride = _stride(mu, v, end) if smooth else 1
+        low, high = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
         total, by_count, by_log = 0.0, 0.0, 0.0
         f_total, f_count, f_log = 0.0, 0.0, 0.0
         for s in range(others):
             derivatives[i, 2 + s] = 0.0
-        for j in range(low - mode, high - mode + 1):
-            w, x = weight[REACH + j], log_weight[REACH + j]
-            f = v * x - tables[0, row, mode + j]
+        for j in range(low, high + 1):
+            w, x, from_mode = weight[REACH + j], log_weight[REACH + j], j * stride
+            f = v * x - tables[0, row, mode + from_mode]
             total += w
-            by_count += w * j
+            by_count += w * from_mode
             by_log += w * x
             f_total += w * f
-            f_count += w * f * j
+            f_count += w * f * from_mode
             f_log += w * f * x
             for s in range(others):
-                derivatives[i, 2 + s] -= w * tables[1 + s, row, mode + j]
+                derivatives[i, 2 + s] -= w * tables[1 + s, row, mode + from_mode]
         mean = f_total / total
-        value[i] = mean - math.log(total)
+        value[i] = mean - math.log(stride * total)
         derivatives[i, 0] = (f_count - mean * by_count) / total * v / mu
         derivatives[i, 1] = (f_log - mean * by_log) / total
         for s in range(others):

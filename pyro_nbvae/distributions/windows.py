@@ -239,7 +239,7 @@ def _check_reach(rate: Tensor, nu: Tensor) -> float:
 
 
 def _compiled_log_ratio(
-    family: Any, integrand: Integrand, own: list[Tensor], rest: list[Tensor], column: Tensor
+    family: Any, integrand: Any, own: list[Tensor], rest: list[Tensor], column: Tensor
 ) -> list[Tensor] | None:
     rate, nu = family.as_com_poisson(*own)
     if not is_compiled_for(rate):
@@ -250,7 +250,7 @@ def _compiled_log_ratio(
     k = torch.arange(counts, dtype=torch.float64)[:, None]
     read = [t.expand(counts, len(rest[0])).t() for t in integrand.tables(k, *(a.double() for a in rest))]
     value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
-    options = torch.stack(read).contiguous().numpy(), -NATS[rate.dtype]
+    options = torch.stack(read).contiguous().numpy(), integrand.smooth, -NATS[rate.dtype]
     arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
     in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
     return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]

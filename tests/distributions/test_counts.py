@@ -140,6 +140,28 @@ def test_every_pair_has_its_kl(q, p):
     torch.testing.assert_close(kl_divergence(q, p), expected, rtol=1e-8, atol=1e-9)
 
 
+class Pairs(CountDistribution):
+    """A Poisson whose even counts are more likely than the odd ones: its log weight is no smooth function."""
+
+    arg_constraints = {"rate": constraints.positive}
+    log_weight = staticmethod(lambda k, rate: k * rate.log() - torch.lgamma(k + 1) + torch.cos(math.pi * k))
+    scores = staticmethod(lambda k, rate: (k / rate,))
+    window = staticmethod(lambda nats, rate: ConwayMaxwellPoisson.window(nats + 2, rate, torch.ones_like(rate)))
+
+
+@pytest.mark.parametrize("rate", [5.0, 20.0, 100.0, 900.0])
+@pytest.mark.parametrize("nu", [0.3, 1.0, 8.0])
+def test_kl_to_a_family_whose_masses_are_not_smooth(rate, nu):
+    """All counts of the window are read for it."""
+    k, log_q = reference(rate, nu)
+    log_w = k * math.log(rate) - scipy.special.gammaln(k + 1) + np.cos(math.pi * k)
+    exact = float((np.exp(log_q) * (log_q - log_w + scipy.special.logsumexp(log_w))).sum())
+    for rows in (1, 64):  # a table for a few, a loop for many
+        q = ConwayMaxwellPoisson(*(torch.full((rows,), v, dtype=torch.float64) for v in (rate, nu)))
+        kl = kl_divergence(q, Pairs(torch.tensor(rate, dtype=torch.float64)))
+        assert float(kl[-1]) == pytest.approx(exact, rel=1e-8)
+
+
 @pytest.mark.parametrize("p", ["nb", "poisson", "com-poisson"])
 def test_kl_derivatives(p):
     """Once and twice, in q's and in p's parameters, against finite differences."""

@@ -72,10 +72,8 @@ LEARNED_PRIOR = ("prior_mean",)
 
 
 def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: object) -> Variant:
-    # Gumbel-softmax cuts counts off at its largest, so that its prior starts far below that
-    defaults = {"prior_mean": 2.0} if isinstance(relaxation, GumbelSoftmax) else {}
     return Variant(
-        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, LEARNED_PRIOR, defaults
+        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, settings=LEARNED_PRIOR
     )
 
 

@@ -10,6 +10,7 @@ import pyro
 import pytest
 import torch
 
+from pyro_nbvae.distributions import GumbelSoftmax
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics import HeldOut
@@ -168,6 +169,15 @@ def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
     monkeypatch.setitem(VARIANTS, "MINE", replace(VARIANTS["CMP"], defaults={"latents": 3}))
     with pytest.raises(InputError, match="unknown default of variant MINE 'latents': choose from"):
         resolve(TrainConfig(variant="MINE"), (1, 16, 16))
+
+
+@pytest.mark.parametrize("variant", ["MC-G", "EX-C", "P-VAE"])
+def test_a_relaxation_that_cuts_counts_off_starts_from_small_ones(variant):
+    """The largest count of Gumbel-softmax is many standard deviations above the prior's mean, whoever chose it."""
+    config = resolve(TrainConfig(variant=variant, relaxation="gumbel"), (1, 16, 16))
+    assert config.prior_mean + 10 * math.sqrt(2 * config.prior_mean) < GumbelSoftmax().max_count / 2
+    assert resolve(replace(config, prior_mean=9.0), (1, 16, 16)).prior_mean == 9.0
+    assert resolve(TrainConfig(variant="CMP"), (1, 16, 16)).prior_mean > config.prior_mean
 
 
 def test_the_papers_preset():

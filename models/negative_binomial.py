@@ -37,10 +37,6 @@ class NegativeBinomialPrior(CountPrior):
         """r e^l, (K,)."""
         return (self.log_total_count + self.logits).exp()
 
-    @property
-    def variance(self) -> Tensor:
-        return self.mean * (1 + self.logits.exp())
-
     def start(self, mean: float) -> None:
         """Set this mean count at a Fano factor of 2: r = mean, logits = 0."""
         nn.init.constant_(self.log_total_count, math.log(mean))

@@ -27,10 +27,6 @@ class PoissonPrior(CountPrior):
     def mean(self) -> Tensor:
         return self.rate
 
-    @property
-    def variance(self) -> Tensor:
-        return self.rate
-
     def start(self, mean: float) -> None:
         nn.init.constant_(self.log_rate, math.log(mean))
 

@@ -141,13 +141,8 @@ class CountPrior(nn.Module):
         """The mean count of each unit, (K,)."""
         raise NotImplementedError
 
-    @property
-    def variance(self) -> Tensor:
-        """The variance of each unit's counts, (K,)."""
-        raise NotImplementedError
-
     def start(self, mean: float) -> None:
-        """Set the mean count of every unit."""
+        """Set the mean count of every unit; called when the model is made."""
         raise NotImplementedError
 
 
@@ -323,7 +318,9 @@ class CountModel(GenerativeModel):
         check_positive("prior_mean", prior_mean)
         super().__init__(event_shape, latents, **options)
         self.prior.start(prior_mean)
-        self.register_buffer("initial_stddev", self.prior.variance.detach().sqrt())
+        self.register_buffer("initial_stddev", self.prior_distribution().variance.detach().sqrt())
+        if not bool((self.initial_stddev > 0).all()):
+            raise InputError(f"prior_mean is too small: a standard deviation of 0, got {prior_mean}")
 
     def standardize(self, z: Tensor) -> Tensor:
         r"""Return what the decoder reads, :math:`(z - \mathrm{E}_p[z]) / s`, for counts z (..., *latent_shape).

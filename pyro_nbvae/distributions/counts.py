@@ -199,7 +199,6 @@ class _AtMost:
 class _LogRatio:
     """log q(k) - log p(k), from tables of log p and of its derivatives in p's parameters."""
 
-    is_log_ratio = True
     smooth = True  # whether log p is a smooth function of k from 1 on
 
     @staticmethod

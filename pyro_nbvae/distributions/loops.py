@@ -71,14 +71,16 @@ def _log(count):
 def _stride(rate, nu, end):
     """Return the distance of counts whose sum, times it, is the sum over all counts, up to exp(end).
 
-    By Poisson's summation formula the relative error is the characteristic function at 2 pi / stride. That of a
-    Poisson is exp(-rate (1 - cos)), with the variance in the place of the rate for another nu. It needs a window that
-    does not touch 0.
+    By Poisson's summation formula the relative error is the characteristic function at t = 2 pi / stride. That of a
+    Poisson is exp(-rate (1 - cos t)). Here it is about exp(-nu rate (1 - cos(t / nu))), and for nu above 1 below
+    exp(-rate / nu (1 - cos t)). The window must not touch 0.
     """
-    variance = rate / nu
-    if nu * (rate - 0.5 * math.log(2 * math.pi * max(rate, 1.0))) < -end or 2 * variance < -end:
+    wide = min(nu, 1.0)
+    decay = wide * wide * rate / nu
+    end -= 6  # for the derivatives, whose factors are large at the window's ends
+    if nu * (rate - 0.5 * math.log(2 * math.pi * max(rate, 1.0))) < -end or 2 * decay < -end:
         return 1
-    return int(2 * math.pi / math.acos(1 + end / variance))
+    return max(1, int(2 * math.pi / (wide * math.acos(1 + end / decay))))
 
 
 @compile_loop
@@ -151,7 +153,6 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, s
         column: the row of the tables that each latent reads.
         derivatives: (n, 2 + number of p's arguments), an output.
         tables: log p and its derivatives, (1 + number of p's arguments, rows, counts).
-        smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
         smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
     """
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -139,6 +139,13 @@ class Integrand(Protocol):
         ...
 
 
+@runtime_checkable
+class LogRatio(Integrand, Protocol):
+    """The integrand log q - log p; its tables are log p and the derivatives of log p."""
+
+    smooth: bool  # whether log p is a smooth function of the count, from 1 on
+
+
 def _elementwise(
     work: Callable[..., tuple[Tensor, ...]],
     window: Callable[..., tuple[Tensor, Tensor]],
@@ -224,7 +231,7 @@ def expectation(family: Weights, parameters: int, integrand: Integrand) -> Calla
         return value, *(torch.zeros_like(value) if d is None else d for d in derivatives)
 
     form = None
-    if hasattr(family, "as_com_poisson") and getattr(integrand, "is_log_ratio", False):
+    if hasattr(family, "as_com_poisson") and isinstance(integrand, LogRatio):
         form = functools.partial(_compiled_log_ratio, family, integrand)
     return _elementwise(work, family.window, parameters, integrand.tables, form)
 
@@ -239,7 +246,7 @@ def _check_reach(rate: Tensor, nu: Tensor) -> float:
 
 
 def _compiled_log_ratio(
-    family: Any, integrand: Any, own: list[Tensor], rest: list[Tensor], column: Tensor
+    family: Any, integrand: LogRatio, own: list[Tensor], rest: list[Tensor], column: Tensor
 ) -> list[Tensor] | None:
     rate, nu = family.as_com_poisson(*own)
     if not is_compiled_for(rate):

@@ -190,10 +190,9 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         preset["kl_warmup"] = 0.0
     pace = preset.pop("prior_pace")
     preset["prior_lr"] = pace * config.lr
-    if name == "gumbel":  # it cuts counts off: start far below that
-        preset["prior_mean"] = min(preset["prior_mean"], 2.0)
-    if "prior_mean" not in variant(config.variant).settings:
-        preset["prior_mean"] = None
+    starts = preset.pop("prior_means")
+    takes_mean = "prior_mean" in variant(config.variant).settings
+    preset["prior_mean"] = starts.get(name, starts[None]) if takes_mean else None
     if not learns_prior(variant(config.variant)):
         preset["prior_lr"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None

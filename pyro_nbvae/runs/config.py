@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anneal_epochs": None,  # half of the epochs
         "clip": 25.0,
         "prior_pace": 30.0,
-        "prior_mean": 20.0,
+        "prior_means": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax cuts counts off: start far below that
     },
     # As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
     "paper": {
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anneal_epochs": 250.0,
         "clip": None,
         "prior_pace": 1.0,
-        "prior_mean": 1.0,
+        "prior_means": {None: 1.0},
     },
 }
 
@@ -71,8 +71,8 @@ class TrainConfig:
         batch_size: observations per step.
         lr: learning rate of Adam.
         prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr.
-        prior_mean: initial mean count of a learned prior. Default: 20; with
-            Gumbel-softmax 2.
+        prior_mean: initial mean count of a learned prior. Default: 20, with
+            Gumbel-softmax 2, with the paper preset 1.
         clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
             likelihood, and 250, in nats, for the others.
         kl_samples: number of samples of the Monte Carlo KL. Default: 5.

@@ -400,7 +400,9 @@ class Trainer:
 
     def diverged(self, epoch: int, what: str) -> InputError:
         """Return the error for a run that has diverged."""
+        lr, prior_lr = self.config.lr, self.config.prior_lr
+        or_prior = f" or --prior-lr (now {prior_lr:g})" if prior_lr else ""
         return InputError(
-            f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {self.config.lr}); {self.run.folder} "
+            f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {lr:g}){or_prior}; {self.run.folder} "
             "keeps the previous epochs"
         )

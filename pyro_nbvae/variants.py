@@ -87,12 +87,7 @@ VARIANTS: dict[str, Variant] = {
     "EX-C": _nb(AnalyticKL_ELBO, ArrivalTimes()),
     "EX-I": _nb(AnalyticKL_ELBO, Integer()),
     "DS-I": _nb(AnalyticKL_ELBO, Integer(), shared_dispersion=True),
-    "CMP": Variant(
-        NegativeBinomialModel,
-        ConwayMaxwellPoissonGuide,
-        relaxation=Integer(),
-        settings=LEARNED_PRIOR,
-    ),
+    "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer(), settings=LEARNED_PRIOR),
     "P-NB": Variant(
         NegativeBinomialModel,
         PoissonGuide,

@@ -56,10 +56,13 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
     ]
     rows.sort(key=lambda row: row["total"])
     best = rows[0]
-    chosen = {"relaxation": best["relaxation"], "temperature": best["temperature"]}
-    # trained from the start at which it was measured
-    start = {"temperature_start": best["temperature"], "prior_mean": plain.prior_mean}
-    return dataclasses.replace(config, **chosen, **start), rows
+    chosen = {
+        "relaxation": best["relaxation"],
+        "temperature": best["temperature"],
+        "temperature_start": best["temperature"],
+        "prior_mean": plain.prior_mean,  # the start at which it was measured
+    }
+    return dataclasses.replace(config, **chosen), rows
 
 
 def explain(rows: list[dict[str, Any]]) -> str:

@@ -70,9 +70,9 @@ class TrainConfig:
         epochs: number of passes over the training data. Default: 20, with the paper preset 200.
         batch_size: observations per step.
         lr: learning rate of Adam.
-        prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr.
-        prior_mean: initial mean count of a learned prior. Default: 20, with
-            Gumbel-softmax 2, with the paper preset 1.
+        prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr; for MC-G, 0.003; with the
+            paper preset, lr.
+        prior_mean: initial mean count of a learned prior. Default: 20; with Gumbel-softmax 2; with the paper preset 1.
         clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
             likelihood, and 250, in nats, for the others.
         kl_samples: number of samples of the Monte Carlo KL. Default: 5.

@@ -50,8 +50,11 @@ def command(table: Table, options: Reproduction) -> str:
     return shlex.join(words)
 
 
-def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row]) -> str:
-    """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it."""
+def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row], *, mark: str = "") -> str:
+    """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it.
+
+    ``mark`` stands on either side of the command: a backtick in Markdown, where a dash of code stays a dash.
+    """
 
     def all_of(name: str) -> str:
         found = sorted({row[name] for row in rows if row.get(name) is not None})
@@ -67,7 +70,7 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)
     made = f"Trained at commit {all_of('commit') or 'unknown'}, threads per run {all_of('threads') or 'unknown'}."
     known = table.command or table.name in TABLES
-    made_by = f"Made by: {command(table, options)}" if known else f"A table of its own, {table.name}"
+    made_by = f"Made by: {mark}{command(table, options)}{mark}" if known else f"A table of its own, {table.name}"
     batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
     return (
         f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training data {all_of('train_size')}; "
@@ -85,8 +88,8 @@ def render(
     """
     by_data = group(table, grid, rows)
     runs = [{"label": label, **row} for groups in by_data.values() for label, rows in groups.items() for row in rows]
-    under, words = caption(table, options, grid, runs), command(table, options)
-    text, tex = under.replace(words, f"`{words}`") + "\n", ""  # as code: a dash stays a dash
+    under = caption(table, options, grid, runs)
+    text, tex = caption(table, options, grid, runs, mark="`") + "\n", ""
     for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"

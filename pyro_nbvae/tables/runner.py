@@ -53,10 +53,7 @@ def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: lis
     """Train a cell, from its checkpoint if there is one, and evaluate it."""
     plugins.import_modules(imports)
     for path in cell.run.set_aside():
-        print(
-            f"{path}: this version cannot read the original, now renamed; the run is trained again",
-            file=sys.stderr,
-        )
+        print(f"{path}: this version cannot read the original, now renamed; the run is trained again", file=sys.stderr)
     evaluate(
         train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
         metrics,

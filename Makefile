@@ -11,11 +11,14 @@ export GOMP_SPINCOUNT ?= 1000
 demo: $(READY)
 	$(BIN)/python -m experiments.demo
 
+# A process for every core, each of one thread.
+test attack: export OMP_NUM_THREADS ?= 1
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical
 
 attack: $(READY)
-	NBVAE_ATTACK=all $(BIN)/python -m pytest tests/attack
+	NBVAE_ATTACK=all $(BIN)/python -m pytest --numprocesses logical tests/attack
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -133,22 +133,23 @@ def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tupl
     )
 
 
-def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> bool:
-    """Whether the usual rule is not enough: its error grows with the means, with 1 / r and with the ratio of the r."""
-    if not r_q.numel():
-        return False
+def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
+    """Where the usual rule is not enough: its error grows with the means, with 1 / r and with the ratio of the r."""
     log_q, log_p = r_q.log(), r_p.log()
-    largest = [(log_r + logits.clamp(min=0)).amax() for log_r, logits in ((log_q, l_q), (log_p, l_p))]
-    smallest = torch.minimum(log_q.amin(), log_p.amin())
-    ratio = (log_q - log_p).abs().amax()
-    return bool((torch.stack([*largest, -smallest]).amax() > _EXTREME) | (ratio > _EXTREME_RATIO))
+    largest = torch.maximum(log_q + l_q.clamp(min=0), log_p + l_p.clamp(min=0))
+    smallest = torch.minimum(log_q, log_p)
+    return (torch.maximum(largest, -smallest) > _EXTREME) | ((log_q - log_p).abs() > _EXTREME_RATIO)
 
 
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     parameters = (r_q, l_q, r_p, l_p)
-    if _is_extreme(*parameters):
-        return tuple(x.to(r_q.dtype) for x in _value_by(_EXTREME_RULE, *(x.double() for x in parameters)))
-    return _value_by(_RULES[r_q.dtype], *parameters)
+    extreme = _is_extreme(*parameters)
+    parts = _value_by(_RULES[r_q.dtype], *parameters)
+    if bool(extreme.any()):
+        finer = _value_by(_EXTREME_RULE, *(x[extreme].double() for x in parameters))
+        for part, fine in zip(parts, finer, strict=True):
+            part[extreme] = fine.to(part.dtype)
+    return parts
 
 
 def _value_by(rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:

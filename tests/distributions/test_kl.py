@@ -245,6 +245,22 @@ def test_finite_far_outside_the_measured_range(dtype):
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_extreme_neighbour_changes_nothing(dtype):
+    """An element that needs the finer rule gets it alone."""
+    ordinary = [a.requires_grad_() for a in parameters(64, dtype)]
+    extreme = [torch.tensor([v], dtype=dtype) for v in (20.0, 8.0, 20.0, 7.0)]
+
+    def kl_and_gradients(*arguments):
+        kl = negative_binomial_kl(*arguments)[:64]
+        return kl.detach(), *torch.autograd.grad(kl.sum(), ordinary)
+
+    alone = kl_and_gradients(*ordinary)
+    beside = kl_and_gradients(*(torch.cat([a, b]) for a, b in zip(ordinary, extreme, strict=True)))
+    for one, other in zip(alone, beside, strict=True):
+        torch.testing.assert_close(other, one, rtol=16 * torch.finfo(dtype).eps, atol=16 * torch.finfo(dtype).eps)
+
+
 def test_error_bound_outside_the_measured_range():
     """1e-7 and 1e-4 of max(1, m_q, m_p), against mpmath's own integration (docs/mathematics.md, section 9)."""
     mpmath.mp.dps = 30

@@ -177,7 +177,7 @@ def reproduce(
     """Train and evaluate the missing runs of a table, then print and write the table.
 
     Args:
-        table: main, prior, latents, decoder, beta, mc-samples, relaxation or families.
+        table: main, prior, latents, decoder, beta, mc-samples, relaxation, families or precision.
         report: train nothing; write docs/results.md from the finished runs of the table, or of all tables.
     """
     names = TABLES if table is None else (table,)

@@ -7,18 +7,83 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 from pyro_nbvae.distributions.threads import PIECE
 
+# Numbers that are computed together.
+WIDTH = 32
 compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
+# Sums in any order, as many terms at once as the processor's vectors hold.
+compile_sum: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 # Gumbel-softmax weights below exp(-WEIGHT) of the largest are left out.
 WEIGHT = 20.0
 # Number of counts on each side of the mode whose weights a loop keeps.
 REACH = 1 << 20
-# Logarithms of the counts from 1; the one of 0 is never read.
-LOGS = np.log(np.maximum(np.arange(1 << 12), 1))
+# log k! of the first counts. Larger ones would lose digits in a difference.
+LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(1 << 12), 1).astype(np.longdouble))).astype(np.float64)
+
+
+def _reinterpreted(source: Any, target: Any) -> Any:
+    @intrinsic
+    def reinterpret(typing, value):
+        def lower(context, builder, signature, arguments):
+            return builder.bitcast(arguments[0], context.get_value_type(target))
+
+        return target(source), lower
+
+    return reinterpret
+
+
+_bits_of = _reinterpreted(types.float64, types.int64)
+_of_bits = _reinterpreted(types.int64, types.float64)
+
+
+# The C library's logarithm and exponential take one number at a time. Those below have no branches, so that the
+# compiler computes as many numbers at once as the processor's vectors hold.
+
+
+@compile_loop
+def _log_of_normal(x):
+    """Return log(x) of a normal positive number: x = 2^e m, log m = 2 atanh((m - 1) / (m + 1))."""
+    bits = _bits_of(x)
+    m = _of_bits((bits & 0xFFFFFFFFFFFFF) | 0x3FE0000000000000)  # from 1/2 to 1
+    power = _of_bits((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1022)
+    above = m > 0.7071067811865476
+    m = m if above else 2 * m
+    power = power if above else power - 1
+    s = (m - 1) / (m + 1)
+    y = s * s  # at most 0.0295
+    series = 1 / 17 + y * (1 / 19 + y * (1 / 21 + y / 23))
+    series = 1 / 9 + y * (1 / 11 + y * (1 / 13 + y * (1 / 15 + y * series)))
+    series = y * (1 / 3 + y * (1 / 5 + y * (1 / 7 + y * series)))
+    return power * 0.6931471805599453 + 2 * (s + s * series)
+
+
+@compile_loop
+def _power_and_rest(x):
+    """Return 2^n and exp(f) - 1, with x = n log 2 + f, for x from -700 to 700."""
+    shifted = x * 1.4426950408889634 + 6755399441055744.0  # 1.5 * 2^52: the last bits hold n
+    n = shifted - 6755399441055744.0
+    f = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10  # log 2 in two parts; |f| < 0.347
+    series = 1 / 3628800 + f * (1 / 39916800 + f * (1 / 479001600 + f * (1 / 6227020800)))
+    series = 1 / 720 + f * (1 / 5040 + f * (1 / 40320 + f * (1 / 362880 + f * series)))
+    series = f * (1 / 2 + f * (1 / 6 + f * (1 / 24 + f * (1 / 120 + f * series))))
+    return _of_bits((_bits_of(shifted) + 1023) << 52), f + f * series
+
+
+@compile_loop
+def _exp(x):
+    power, rest = _power_and_rest(x)
+    return power + power * rest
+
+
+@compile_loop
+def _expm1(x):
+    power, rest = _power_and_rest(x)
+    return power * rest + (power - 1)
 
 
 @compile_loop
@@ -63,11 +128,6 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
 
 
 @compile_loop
-def _log(count):
-    return LOGS[count] if count < len(LOGS) else math.log(np.float64(count))
-
-
-@compile_loop
 def _stride(rate, nu, end):
     """Return the distance of counts whose sum, times it, is the sum over all counts, up to exp(end).
 
@@ -87,29 +147,76 @@ def _stride(rate, nu, end):
 def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
     """Compute the weights of every ``stride``-th count around the mode, relative to the mode's, and their logs over nu.
 
-    Both are stored at ``[REACH + j]`` for the count ``mode + j * stride``. Returns the first and the last j with a log
-    weight above ``end``.
+    Returns:
+        j of the first count, mode + j * stride, with a log weight above ``end``; and from there to the last such count
+        the weights and their logs over nu, which are views of the arrays.
     """
-    weight[REACH], log_weight[REACH] = 1.0, 0.0
-    x, k, high = 0.0, mode, 0
-    while high < REACH - 1:
-        for _ in range(stride):
-            k += 1
-            x += log_rate - _log(k)
-        if nu * x < end:
-            break
-        high += 1
-        weight[REACH + high], log_weight[REACH + high] = math.exp(nu * x), x
-    x, k, low = 0.0, mode, 0
-    while k >= stride and low > 1 - REACH:
-        for _ in range(stride):
-            x -= log_rate - _log(k)
-            k -= 1
-        if nu * x < end:
-            break
-        low -= 1
-        weight[REACH + low], log_weight[REACH + low] = math.exp(nu * x), x
-    return low, high
+    # The log weight over nu at a distance d + 1 above the mode is below -d^2 / 2 / (mode + 1 + d / 3), and at d + 1
+    # below the mode below -d^2 / 2 / mode.
+    depth = -end / nu
+    up = 1 + depth / 3 + math.sqrt(depth * depth / 9 + 2 * depth * (mode + 1))
+    down = 1 + math.sqrt(2 * depth * mode)
+    high, low = int(min(1 + up / stride, REACH - 1)), -int(min(1 + down / stride, mode // stride, REACH - 1))
+    first, last = mode + low * stride, mode + high * stride
+    log_weights = log_weight[: high - low + 1]
+    # slices, because an index that might be negative is not computed in vectors
+    if last < len(LOG_FACTORIALS):
+        factorials = LOG_FACTORIALS[first : last + 1 : stride]
+        for i in range(len(log_weights)):
+            log_weights[i] = (low + i) * stride * log_rate - (factorials[i] - LOG_FACTORIALS[mode])
+    else:
+        x = 0.0
+        for k in range(mode, last):
+            x += log_rate - math.log(k + 1)
+            if (k + 1 - first) % stride == 0:
+                log_weights[(k + 1 - first) // stride] = x
+        x = 0.0
+        for k in range(mode, first - 1, -1):
+            if (k - first) % stride == 0:
+                log_weights[(k - first) // stride] = x
+            x -= log_rate - math.log(k)
+    start, stop = 0, len(log_weights)
+    while nu * log_weights[start] < end:
+        start += 1
+    while nu * log_weights[stop - 1] < end:
+        stop -= 1
+    # whole vectors; what is beyond the end is not read
+    size = (stop - start + WIDTH - 1) // WIDTH * WIDTH
+    filled, logs = weight[:size], log_weight[start : start + size]
+    for i in range(size):
+        filled[i] = _exp(nu * logs[i])
+    return low + start, weight[: stop - start], log_weights[start:stop]
+
+
+@compile_sum
+def _sum_of(weights, values):
+    total = 0.0
+    for i in range(len(weights)):
+        total += weights[i] * values[i]
+    return total
+
+
+@compile_sum
+def _sums(weights, log_weights, low):
+    """Return the sums of the weights, of the weights times j, which starts at ``low``, and times the log weights."""
+    total, by_count, by_log = 0.0, 0.0, 0.0
+    for i in range(len(weights)):
+        total += weights[i]
+        by_count += weights[i] * (low + i)
+        by_log += weights[i] * log_weights[i]
+    return total, by_count, by_log
+
+
+@compile_sum
+def _sums_of_ratio(weights, log_weights, low, nu, log_p):
+    """Return the sums of the weights times f = nu log_weight - log p, times f j and times f log_weight."""
+    total, by_count, by_log = 0.0, 0.0, 0.0
+    for i in range(len(weights)):
+        f = weights[i] * (nu * log_weights[i] - log_p[i])
+        total += f
+        by_count += f * (low + i)
+        by_log += f * log_weights[i]
+    return total, by_count, by_log
 
 
 @compile_loop
@@ -119,30 +226,25 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
         mode = int(mu)
-        low, high = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
-        total, by_count, by_log = 0.0, 0.0, 0.0
-        for j in range(low, high + 1):
-            w = weight[REACH + j]
-            total += w
-            by_count += w * j
-            by_log += w * log_weight[REACH + j]
+        low, weights, log_weights = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
+        total, by_count, by_log = _sums(weights, log_weights, low)
         mean_count, mean_log = by_count / total, by_log / total
         # sum from the nearer end, which avoids cancellation
         level = np.float64(uniform[i]) * total
-        j, step, left = low, 1, level
+        j, step, left = 0, 1, level
         if level > 0.5 * total:
-            j, step, left = high, -1, total - level
+            j, step, left = len(weights) - 1, -1, total - level
         moment_count, moment_log = 0.0, 0.0
-        w = weight[REACH + j]
-        while left > w and low <= j + step <= high:
+        w = weights[j]
+        while left > w and 0 <= j + step < len(weights):
             left -= w
-            moment_count += w * (j - mean_count)
-            moment_log += w * (log_weight[REACH + j] - mean_log)
+            moment_count += w * (low + j - mean_count)
+            moment_log += w * (log_weights[j] - mean_log)
             j += step
-            w = weight[REACH + j]
-        z[i] = mode + j
-        d_rate[i] = -step * (moment_count / w + 0.5 * (j - mean_count)) * v / mu
-        d_nu[i] = -step * (moment_log / w + 0.5 * (log_weight[REACH + j] - mean_log))
+            w = weights[j]
+        z[i] = mode + low + j
+        d_rate[i] = -step * (moment_count / w + 0.5 * (low + j - mean_count)) * v / mu
+        d_nu[i] = -step * (moment_log / w + 0.5 * (log_weights[j] - mean_log))
 
 
 @compile_loop
@@ -156,33 +258,20 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, s
         smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
     """
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
-    others = tables.shape[0] - 1
     for i in range(len(rate)):
         mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
         mode = int(mu)
         stride = _stride(mu, v, end) if smooth else 1
-        low, high = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
-        total, by_count, by_log = 0.0, 0.0, 0.0
-        f_total, f_count, f_log = 0.0, 0.0, 0.0
-        for s in range(others):
-            derivatives[i, 2 + s] = 0.0
-        for j in range(low, high + 1):
-            w, x, from_mode = weight[REACH + j], log_weight[REACH + j], j * stride
-            f = v * x - tables[0, row, mode + from_mode]
-            total += w
-            by_count += w * from_mode
-            by_log += w * x
-            f_total += w * f
-            f_count += w * f * from_mode
-            f_log += w * f * x
-            for s in range(others):
-                derivatives[i, 2 + s] -= w * tables[1 + s, row, mode + from_mode]
+        low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
+        of_p = tables[:, row, mode + low * stride :: stride]
+        total, by_count, by_log = _sums(weights, log_weights, low)
+        f_total, f_count, f_log = _sums_of_ratio(weights, log_weights, low, v, of_p[0])
         mean = f_total / total
         value[i] = mean - math.log(stride * total)
-        derivatives[i, 0] = (f_count - mean * by_count) / total * v / mu
+        derivatives[i, 0] = (f_count - mean * by_count) * stride / total * v / mu
         derivatives[i, 1] = (f_log - mean * by_log) / total
-        for s in range(others):
-            derivatives[i, 2 + s] /= total
+        for s in range(1, len(of_p)):
+            derivatives[i, 1 + s] = -_sum_of(weights, of_p[s]) / total
 
 
 @compile_loop
@@ -204,7 +293,7 @@ def _uniform(seed, latent, k):
 @compile_loop
 def exponential(seed, latent, k):
     """Return the k-th Exponential(1) draw of a latent."""
-    return -math.log(_uniform(seed, latent, k))
+    return -_log_of_normal(_uniform(seed, latent, k))
 
 
 @compile_loop
@@ -214,37 +303,55 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
     Args:
         r: not used if ``poisson``.
     """
+    gaps, clocks, drifts = np.empty(WIDTH), np.empty(WIDTH), np.zeros(WIDTH)
+    times, soft_ones, slopes = np.empty(WIDTH), np.empty(WIDTH), np.empty(WIDTH)
     for i in range(len(logits)):
         tau, shape = np.float64(temperature[i]), max(np.float64(r[i]), 1e-15)
         scale = math.exp(-min(max(np.float64(logits[i]), -80.0), 80.0))
         latest = 1 + tail * tau
-        clock, drift, u, waiting, h = 0.0, 0.0, 0.0, shape, 0.0
+        expected = latest / scale if poisson else latest * shape / scale
+        width = int(min(8 + 2 * expected, WIDTH)) // 8 * 8
+        clock, drift, u, h = 0.0, 0.0, 0.0, 0.0
         soft, hard, in_l, in_r = 0.0, 0.0, 0.0, 0.0
         n = 0
         while u < latest:
-            gap = exponential(seed, piece * PIECE + i, n)
+            for j in range(width):
+                gaps[j] = exponential(seed, piece * PIECE + i, n + j)
             if poisson:
-                clock += gap
-                u = clock * scale
+                for j in range(width):
+                    clock += gaps[j]
+                    clocks[j] = clock
+                for j in range(width):
+                    times[j] = min(clocks[j] * scale, 1e30)
             else:
-                waiting = shape + n
-                clock += gap / waiting
-                drift += gap / (waiting * waiting)
-                u = min(math.expm1(clock) * scale, 1e30)
-            n += 1
-            x = (1 - u) / tau
+                for j in range(width):
+                    gaps[j] /= shape + (n + j)
+                for j in range(width):
+                    clock += gaps[j]
+                    drift += gaps[j] / (shape + (n + j))
+                    clocks[j], drifts[j] = clock, drift
+                for j in range(width):
+                    times[j] = min(_expm1(min(clocks[j], 700.0)) * scale, 1e30)
             if smoothstep:
-                x = min(max(x, -1.0), 1.0)
-                h = 0.5 + x * (0.75 - 0.25 * x * x)
-                slope = 0.75 * (1 - x * x) / tau
+                for j in range(width):
+                    x = min(max((1 - times[j]) / tau, -1.0), 1.0)
+                    soft_ones[j] = 0.5 + x * (0.75 - 0.25 * x * x)
+                    slopes[j] = 0.75 * (1 - x * x) / tau
             else:
-                h = 1 / (1 + math.exp(-x))
-                slope = h * (1 - h) / tau
-            soft += h
-            if u < 1:
-                hard += 1
-            in_l += slope * u
-            in_r += slope * (u + scale) * drift
+                for j in range(width):
+                    x = max(min((times[j] - 1) / tau, 700.0), -700.0)
+                    soft_ones[j] = 1 / (2 + _expm1(x))
+                    slopes[j] = soft_ones[j] * (1 - soft_ones[j]) / tau
+            j = 0
+            while j < width and u < latest:
+                u, h = times[j], soft_ones[j]
+                soft += h
+                hard += u < 1
+                in_l += slopes[j] * u
+                in_r += slopes[j] * (u + scale) * drifts[j]
+                j += 1
+            n += j
+            drift = drifts[j - 1]
         if not smoothstep:  # mean contribution of the arrivals after the last one drawn
             rate = 1 / scale if poisson else (shape + n) / (scale + u)
             left = -math.log1p(-h) * rate * tau

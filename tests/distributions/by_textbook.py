@@ -13,12 +13,12 @@ def close(got, expected):
 
 def arrivals(sampler, noise, poisson, indicator, per_latent, hard):
     """A sampler like ``count_arrivals``; ``noise(rows, n)`` are the exponentials that it draws next."""
-    n = 150  # of means from 0.1 to 6, dispersions up to 1e4
+    n = 150  # of means from 0.1 to 60, dispersions up to 1e4
     r = torch.logspace(-1, 4, n, dtype=torch.float64).requires_grad_()
-    log_mean = torch.linspace(-2.3, 1.8, n, dtype=torch.float64)
+    log_mean = torch.linspace(-2.3, 4.1, n, dtype=torch.float64)
     logits = (log_mean if poisson else log_mean - r.detach().log()).requires_grad_()
     tau = torch.linspace(0.05, 1.0, n) if per_latent else torch.tensor(0.3)
-    gaps = noise(100, n)
+    gaps = noise(600, n)
     count = None if poisson else r.detach().float()
     tail = arrival_times.TAIL[indicator]
     given = tau if per_latent else 0.3

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.integrate
@@ -343,6 +344,32 @@ def test_compiled_arrivals_equal_the_textbook_on_their_noise(poisson, indicator,
 @pytest.mark.parametrize("hard", [False, True])
 def test_compiled_races_equal_the_textbook_on_their_noise(hard):
     by_textbook.races(gumbel_softmax._compiled_races, compiled_noise, per_latent=hard, hard=hard)
+
+
+def test_functions_of_the_compiled_loops():
+    """The loops' own log, exp and expm1 against mpmath, to 4 units in the last place."""
+    rng = np.random.default_rng(0)
+    small = 10.0 ** -rng.uniform(0, 15, 500)
+    wide = [*rng.uniform(-700, 700, 500), *small, *-small]
+    cases = (
+        (loops._log_of_normal, mpmath.log, [*small, *(1 - small[small < 0.5]), *rng.uniform(0.5, 2, 500), *1 / small]),
+        (loops._exp, mpmath.exp, wide),
+        (loops._expm1, mpmath.expm1, wide),
+    )
+    for ours, theirs, points in cases:
+        for x in points:
+            exact = float(theirs(mpmath.mpf(float(x))))
+            assert abs(ours(float(x)) - exact) <= 4 * np.spacing(abs(exact)), (theirs.__name__, x)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-4, 1e-3])
+def test_cold_arrivals_are_counts(temperature):
+    """All but the few latents with an arrival within some temperatures of time 1."""
+    for d in (RelaxedPoisson, lambda rate, **options: RelaxedNegativeBinomial(rate, logits=0.0, **options)):
+        z = d(torch.full((2_000,), 50.0).double(), relaxation=ArrivalTimes(temperature)).rsample()
+        near = (z - z.round()).abs() > 1e-6
+        expected = len(z) * 100 * 28 * temperature  # the rate at time 1 times the width of the indicator's step
+        assert near.sum() <= expected + 5 * math.sqrt(expected) + 5
 
 
 def test_compiled_noise_is_exponential():

@@ -23,4 +23,5 @@ class GaussianModel(GenerativeModel):
 
     def prior_distribution(self) -> dist.Normal:
         """Return Normal(0, 1), batch shape (K,)."""
-        return dist.Normal(self.prior.zeros, self.prior.zeros + 1)
+        zeros = self.prior.zeros
+        return dist.Normal(zeros, zeros + 1)

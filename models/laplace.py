@@ -23,4 +23,5 @@ class LaplaceModel(GenerativeModel):
 
     def prior_distribution(self) -> dist.Laplace:
         """Return Laplace(0, 1), batch shape (K,)."""
-        return dist.Laplace(self.prior.zeros, self.prior.zeros + 1)
+        zeros = self.prior.zeros
+        return dist.Laplace(zeros, zeros + 1)

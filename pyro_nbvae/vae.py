@@ -412,9 +412,10 @@ class AmortizedGuide(PyroModule):
         Raises:
             InputError: for observations of another shape or type, and for an encoder whose output has another shape.
         """
-        check_batch(x, self.event_shape, self.unit_interval, self.encoder)
+        encoder = self.encoder  # once, because Pyro records it each time
+        check_batch(x, self.event_shape, self.unit_interval, encoder)
         with network_precision(self, x):
-            h = self.encoder(x)
+            h = encoder(x)
         if h.shape != (len(x), self.heads, self.latents):
             raise InputError(
                 f"the encoder's output has shape {tuple(h.shape)}: {type(self).__name__} needs (batch, "

@@ -19,7 +19,7 @@ from pyro_nbvae.cli import table_of
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.folder import SCHEMA, Run
 from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Reaches
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
 from pyro_nbvae.tables.formats import latex, markdown
@@ -213,6 +213,12 @@ def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(opti
     with pytest.raises(InputError, match=r"no finished run in .* and no row in"):
         report([other], replace(options, out=str(tmp_path / "nothing")), again, kept)
     assert again.read_text() == text
+    # nor are those of models of an older version
+    older = rows.decode().replace('""schema_version"": ' + str(SCHEMA), '""schema_version"": ' + str(SCHEMA - 1))
+    assert older != rows.decode()
+    (kept / "smoke.csv").write_text(older)
+    with pytest.raises(InputError, match=r"no finished run in .* and no row in"):
+        report(tables, replace(options, out=str(tmp_path / "nothing")), again, kept)
 
 
 def test_a_damaged_file_of_results_is_named(options, tmp_path):

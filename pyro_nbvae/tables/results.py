@@ -16,6 +16,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import metrics_file
+from pyro_nbvae.runs.folder import SCHEMA
 from pyro_nbvae.sampling import SamplerName
 from pyro_nbvae.tables.grid import Cell
 
@@ -33,8 +34,12 @@ _DIGITS = 7
 
 
 def _what(config: TrainConfig) -> str:
-    """Return a configuration as text, without the fields that do not affect the results."""
-    return json.dumps({k: v for k, v in asdict(config).items() if k not in _PLACE}, sort_keys=True)
+    """Return a configuration as text, without the fields that do not affect the results.
+
+    The version of run folders is part of it, so that rows of models of an older version do not count.
+    """
+    fields = {k: v for k, v in asdict(config).items() if k not in _PLACE}
+    return json.dumps({"schema_version": SCHEMA, **fields}, sort_keys=True)
 
 
 def key_of(cell: Cell, sampler: SamplerName = "prior") -> Key:

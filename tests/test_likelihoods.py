@@ -361,6 +361,7 @@ def test_a_file_that_is_no_export(tmp_path):
         ({"estimator": "SVI"}, "unknown estimator 'SVI': choose AnalyticKL_ELBO"),
         ({"kl_samples": 7}, "--kl-samples is for MonteCarloKL_ELBO"),
         ({"categories": 4}, "--categories is for C-VAE"),
+        ({"variant": "C-VAE", "max_count": 50}, "--max-count is for counts"),
         ({"estimator": "Trace_MMD"}, "fix its arguments in a variant of your own"),
         ({"estimator": "JitTrace_ELBO"}, "unknown estimator 'JitTrace_ELBO'"),
         ({"estimator": "TraceTailAdaptive_ELBO"}, "CMP with TraceTailAdaptive_ELBO cannot be trained"),

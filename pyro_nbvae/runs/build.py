@@ -81,6 +81,8 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise InputError("--kl-samples is for MonteCarloKL_ELBO: leave it out")
     if config.categories is not None and "categories" not in parts.settings:
         raise InputError(f"--categories is for C-VAE, {config.variant} has none: leave it out")
+    if config.max_count is not None and "categories" in parts.settings:
+        raise InputError(f"--max-count is for counts, {config.variant} has categories: leave it out")
     if config.prior_lr is not None and not learns_prior(parts):
         raise InputError(f"--prior-lr: the prior of {config.variant} is not learned: leave it out")
     if config.prior_mean is not None and "prior_mean" not in parts.settings:

@@ -75,7 +75,7 @@ def main() -> None:
     report(
         "scaling",
         rows,
-        "Nanoseconds a latent, forward and backward, of the samplers and the KL of a negative binomial and of a COM-Poisson; "
+        "Nanoseconds a latent, forward and backward: samplers and KL of a negative binomial and of a COM-Poisson; "
         "mean count 1 unless said otherwise",
     )
 

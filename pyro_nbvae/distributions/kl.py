@@ -42,8 +42,6 @@ _RULES = {torch.float32: (1e-6, 24), torch.float64: (1e-10, 64)}
 # in double precision.
 _EXTREME, _EXTREME_RATIO = 9.3, 5.5
 _EXTREME_RULE = (1e-16, 400)
-# Elements in one block on a CPU: 24 nodes of 4,096 single-precision numbers fit in a core's cache.
-_BLOCK = 4096
 
 
 def _interval(
@@ -68,9 +66,9 @@ def _interval(
 def _dispersion_integral(
     rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """J and its derivatives in r_q, l_q and r_p, all (n,), from one set of exponentials."""
+    """J and its derivatives in r_q, l_q and r_p, from one set of exponentials."""
     centre, left, step, node = _interval(r_q, l_q, r_p, mean, rule)
-    # (nodes, n) from here on; in place, so that a block stays in cache
+    # (nodes, *shape) from here on, in place
     t = torch.addcmul(left, step, node)  # v
     weight = torch.neg(t).exp_()  # e^-v
     t.sub_(weight).add_(centre).exp_()
@@ -142,9 +140,19 @@ def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
 
 
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
-    parameters = (r_q, l_q, r_p, l_p)
+    if not is_compiled_for(r_q):
+        return _value_by_operations(r_q, l_q, r_p, l_p)
+    outputs = [torch.empty(r_q.shape, dtype=r_q.dtype) for _ in range(5)]
+    arrays = [x.contiguous().reshape(-1) for x in (r_q, l_q, r_p, l_p, *outputs)]
+    options = _RULES[r_q.dtype], _EXTREME_RULE, _RIGHT, _EXTREME, _EXTREME_RATIO
+    in_pieces(compiled().negative_binomial_kl, r_q.numel(), *arrays, options=options)
+    return tuple(outputs)
+
+
+def _value_by_operations(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """The same as the compiled loop, in operations of PyTorch, for a GPU."""
     extreme = _is_extreme(*parameters)
-    parts = _value_by(_RULES[r_q.dtype], *parameters)
+    parts = _value_by(_RULES[parameters[0].dtype], *parameters)
     if bool(extreme.any()):
         finer = _value_by(_EXTREME_RULE, *(x[extreme].double() for x in parameters))
         for part, fine in zip(parts, finer, strict=True):
@@ -158,11 +166,8 @@ def _value_by(rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_
     gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)
     value = mean * gain - r_q * softplus_difference(l_q, l_p) + (r_p - r_q) * softplus(l_p)
     d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
-    size = _BLOCK if value.device.type == "cpu" else max(1, value.numel())
-    blocks = zip(*(x.reshape(-1).split(size) for x in (r_q, l_q, r_p, mean)), strict=True)
-    added = zip(*(_dispersion_integral(rule, *block) for block in blocks), strict=True)
-    for total, pieces in zip((value, d_rq, d_lq, d_rp), added, strict=True):
-        total += torch.cat(pieces).reshape(total.shape)
+    for total, part in zip((value, d_rq, d_lq, d_rp), _dispersion_integral(rule, r_q, l_q, r_p, mean), strict=True):
+        total += part
     return value.clamp_(min=0), d_rq, d_lq, d_rp, d_lp  # rounding may leave less than 0
 
 

@@ -15,6 +15,7 @@ from pyro_nbvae.distributions.threads import PIECE
 # Numbers that are computed together.
 WIDTH = 32
 compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
+compile_inline: Callable[..., Any] = njit(nogil=True, error_model="numpy", inline="always")
 # Sums in any order, as many terms at once as the processor's vectors hold.
 compile_sum: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
@@ -84,6 +85,32 @@ def _exp(x):
 def _expm1(x):
     power, rest = _power_and_rest(x)
     return power * rest + (power - 1)
+
+
+@compile_loop
+def _log1p_and_inverse(x):
+    """Return log(1 + x) and 1 / (1 + x), for x from 0 to 1e300."""
+    y = 1 + x
+    inverse = 1 / y
+    return _log_of_normal(y) - ((y - 1) - x) * inverse, inverse  # the second term is the rounding of y
+
+
+@compile_loop
+def _log1p(x):
+    return _log1p_and_inverse(x)[0]
+
+
+@compile_inline
+def _softplus(x):
+    return max(x, 0.0) + _log1p(_exp(-min(abs(x), 700.0)))
+
+
+@compile_inline
+def _softplus_difference(x, y):
+    """Return softplus(x) - softplus(y) without cancellation."""
+    low, high = min(x, y), max(x, y)
+    difference = _log1p(_expm1(min(high - low, 700.0)) / (1 + _exp(min(-low, 700.0))))
+    return difference if x > y else -difference
 
 
 @compile_loop
@@ -458,3 +485,72 @@ def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p
         d_q[i, 1] = count * (1 - fired_q) - samples * a * fired_q
         d_p[i, 0] = samples * (slope_b - rest_p) - in_b
         d_p[i, 1] = samples * b * fired_p - count * (1 - fired_p)
+
+
+@compile_sum
+def _dispersion_integral(a, odds, b, mean, centre, left, step, nodes):
+    """Return J and its derivatives in r_q (a), in r_p (b) and, over the mean, in l_q."""
+    value, d_a, d_b, d_l = 0.0, 0.0, 0.0, 0.0
+    for i in range(nodes):
+        v = left + step * (i + 0.5)
+        slope = _exp(-v)
+        t = _exp(max(centre + v - slope, -700.0))
+        weight = step * (1 + slope)
+        gone = -_expm1(-min(t, 700.0))
+        grown = odds * gone
+        (exponent, inverse), inverse_gone = _log1p_and_inverse(grown), 1 / gone
+        lost = -_expm1(-min(a * exponent, 700.0))
+        bracket = mean - lost * inverse_gone
+        from_q, from_p = weight * _exp(-min(a * t, 700.0)), weight * _exp(-min(b * t, 700.0))
+        difference = from_q - from_p
+        kept = (1 - lost) * difference
+        flux = t * bracket
+        value += bracket * difference
+        d_b += flux * from_p
+        d_a += odds * difference - exponent * kept * inverse_gone - flux * from_q
+        d_l += difference - kept * inverse
+    return value, d_a, d_b, d_l
+
+
+@compile_loop
+def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, usual, extreme, right, most, apart):
+    """Loop of :func:`pyro_nbvae.distributions.kl.negative_binomial_kl`.
+
+    Args:
+        usual, extreme: the rules, (neglected tail, number of nodes).
+        right: the end of the rule's interval.
+        most, apart: an element is extreme if the log of r, of a mean or of 1 / r is above ``most``, or the log of the
+            ratio of the r above ``apart``.
+    """
+    n = len(r_q)
+    odds, mean, centre, left, terms = np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty((5, n))
+    is_extreme = np.empty(n, np.bool_)
+    log_usual, log_extreme = math.log(usual[0]), math.log(extreme[0])
+    # all but the integrals, in vectors of latents
+    for i in range(n):
+        a, x, b, y = np.float64(r_q[i]), np.float64(l_q[i]), np.float64(r_p[i]), np.float64(l_p[i])
+        log_a, log_b, odds[i] = _log_of_normal(a), _log_of_normal(b), _exp(x)
+        mean[i] = a * odds[i]
+        reach = max(max(log_a + max(x, 0.0), log_b + max(y, 0.0)), max(-log_a, -log_b))
+        is_extreme[i] = (reach > most) | (abs(log_a - log_b) > apart)
+        log_eps = log_extreme if is_extreme[i] else log_usual
+        # the interval is that of pyro_nbvae.distributions.kl._interval
+        low = 0.5 * (1.3863 + log_eps - 2 * (log_a + x) - _log1p(1 / a) - max(log_a, log_b))
+        centre[i] = _log_of_normal(_log1p(mean[i]) - log_eps) - min(log_a, log_b) - 1
+        left[i] = -_log_of_normal(max(centre[i] - low, 1.0))
+        gain, soft_p, odds_p = log_a - log_b + _softplus_difference(-y, -x), _softplus(y), _exp(y)
+        terms[0, i] = mean[i] * gain - a * _softplus_difference(x, y) + (b - a) * soft_p
+        terms[1, i] = odds[i] * gain + odds[i] - _softplus(x)
+        terms[2, i] = mean[i] * gain
+        terms[3, i] = soft_p - mean[i] / b
+        terms[4, i] = (b * odds_p - mean[i]) / (1 + odds_p)
+    for i in range(n):
+        nodes = extreme[1] if is_extreme[i] else usual[1]
+        step = (right - left[i]) / nodes
+        a, b = np.float64(r_q[i]), np.float64(r_p[i])
+        j, j_a, j_b, j_l = _dispersion_integral(a, odds[i], b, mean[i], centre[i], left[i], step, nodes)
+        value[i] = max(terms[0, i] + j, 0.0)
+        d_rq[i] = terms[1, i] + j_a
+        d_lq[i] = terms[2, i] + mean[i] * j_l
+        d_rp[i] = terms[3, i] + j_b
+        d_lp[i] = terms[4, i]

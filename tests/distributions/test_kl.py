@@ -257,6 +257,26 @@ def test_operations_of_a_gpu_equal_the_compiled_loop(dtype):
         assert ((one - other).abs() <= tolerance * one.abs().clamp(min=1)).all()
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_parameters_that_are_not_numbers(place):
+    """Nothing that is not finite gives a finite KL, except a q that is all at 0."""
+    p_at_zero = torch.tensor(-math.inf)
+    assert negative_binomial_kl(*(torch.tensor(v) for v in (2.0, 0.5, 3.0)), p_at_zero) == math.inf
+    for bad in (math.nan, math.inf, -math.inf):
+        arguments = [torch.tensor(v, dtype=torch.float64) for v in (2.0, 0.5, 3.0, 0.1)]
+        arguments[place].fill_(bad)
+        kl = negative_binomial_kl(*arguments)
+        at_zero = place == 1 and bad == -math.inf
+        assert kl == (pytest.approx(3 * math.log1p(math.exp(0.1))) if at_zero else math.inf) or kl.isnan()
+
+
+@pytest.mark.parametrize("l_p", [-1000.0, -100.0, -40.0, 40.0, 100.0])
+def test_logits_far_apart(l_p):
+    """With equal dispersions, against the closed form."""
+    r, l_q, l_p = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 0.5, l_p))
+    torch.testing.assert_close(negative_binomial_kl(r, l_q, r.clone(), l_p), shared_dispersion_kl(r, l_q, l_p))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_extreme_neighbour_changes_nothing(dtype):
     """An element that needs the finer rule gets it alone."""

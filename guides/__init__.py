@@ -2,7 +2,7 @@
 
 from pyro_nbvae.guides.categorical import CategoricalGuide
 from pyro_nbvae.guides.com_poisson import ConwayMaxwellPoissonGuide
-from pyro_nbvae.guides.gaussian import GaussianGuide
+from pyro_nbvae.guides.gaussian import GaussianGuide, ScaledGaussianGuide
 from pyro_nbvae.guides.laplace import LaplaceGuide
 from pyro_nbvae.guides.negative_binomial import NegativeBinomialGuide
 from pyro_nbvae.guides.poisson import PoissonGuide
@@ -14,4 +14,5 @@ __all__ = [
     "LaplaceGuide",
     "NegativeBinomialGuide",
     "PoissonGuide",
+    "ScaledGaussianGuide",
 ]

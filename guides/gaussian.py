@@ -1,10 +1,11 @@
-"""Amortised guide with a normal posterior (G-VAE)."""
+"""Amortised guides with a normal posterior (G-VAE, GS-VAE)."""
 
 from __future__ import annotations
 
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_nbvae.models.gaussian import LearnedScale
 from pyro_nbvae.vae import AmortizedGuide
 
 
@@ -37,3 +38,37 @@ class GaussianGuide(AmortizedGuide):
         """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
         location, log_scale = self.encode(x)
         return dist.Normal(location, log_scale.exp())
+
+
+class ScaledGaussianGuide(AmortizedGuide):
+    """q(z | x) = Normal(s * location, s * scale), with s the prior's scale, and location and scale from the encoder.
+
+    It equals the prior if the encoder's outputs are 0.
+
+    Args:
+        model: a :class:`~pyro_nbvae.models.ScaledGaussianModel`.
+        encoder, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        relaxation: not used.
+
+    Raises:
+        TypeError: for a model with another prior.
+        ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_nbvae.models import ScaledGaussianModel
+        >>> guide = ScaledGaussianGuide(ScaledGaussianModel((5,), latents=3, decoder="linear"), encoder="linear")
+        >>> guide.posterior(torch.zeros(4, 5)).batch_shape
+        torch.Size([4, 3])
+    """
+
+    heads = 2
+    prior: LearnedScale
+    prior_class = LearnedScale
+
+    def posterior(self, x: Tensor) -> dist.Normal:
+        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
+        location, log_scale = self.encode(x)
+        scale = self.prior.scale
+        return dist.Normal(scale * location, scale * log_scale.exp())

@@ -1,8 +1,10 @@
-"""Generative model with a standard normal prior (G-VAE)."""
+"""Generative models with a normal prior, of scale 1 (G-VAE) or of a learned scale (GS-VAE)."""
 
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
 
 from pyro_nbvae.vae import GenerativeModel, StandardPrior
 
@@ -25,3 +27,47 @@ class GaussianModel(GenerativeModel):
         """Return Normal(0, 1), batch shape (K,)."""
         zeros = self.prior.zeros
         return dist.Normal(zeros, zeros + 1)
+
+
+class LearnedScale(nn.Module):
+    """Logarithm of the prior's scale of each latent, which starts at 0.
+
+    Example::
+
+        >>> LearnedScale(3).scale.detach()
+        tensor([1., 1., 1.])
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+
+    @property
+    def scale(self) -> Tensor:
+        """Scale of each latent, (K,)."""
+        return self.log_scale.exp()
+
+
+class ScaledGaussianModel(GaussianModel):
+    r"""z ~ Normal(0, s), x ~ likelihood(decoder(z)), with a learned scale s of each latent.
+
+    It expresses no more than :class:`GaussianModel`, since a decoder may scale its input itself. But with its guide the
+    KL does not depend on s, so a scale that learns faster than the networks turns a latent up, or off, in a few
+    steps. The means of count priors can do the same, and this model is the fair comparison for them.
+
+    Arguments and errors as :class:`~pyro_nbvae.vae.GenerativeModel`.
+
+    Example::
+
+        >>> z, mean = ScaledGaussianModel((5,), latents=3, decoder="linear").generate(2)
+        >>> z.shape, mean.shape
+        (torch.Size([2, 3]), torch.Size([2, 5]))
+    """
+
+    prior_class = LearnedScale
+    prior: LearnedScale  # type: ignore[assignment]
+
+    def prior_distribution(self) -> dist.Normal:
+        """Return Normal(0, s), batch shape (K,)."""
+        scale = self.prior.scale
+        return dist.Normal(torch.zeros_like(scale), scale)

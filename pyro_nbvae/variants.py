@@ -20,9 +20,17 @@ from pyro_nbvae.guides import (
     LaplaceGuide,
     NegativeBinomialGuide,
     PoissonGuide,
+    ScaledGaussianGuide,
 )
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
-from pyro_nbvae.models import CategoricalModel, GaussianModel, LaplaceModel, NegativeBinomialModel, PoissonModel
+from pyro_nbvae.models import (
+    CategoricalModel,
+    GaussianModel,
+    LaplaceModel,
+    NegativeBinomialModel,
+    PoissonModel,
+    ScaledGaussianModel,
+)
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
@@ -100,6 +108,7 @@ VARIANTS: dict[str, Variant] = {
         PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True, settings=LEARNED_PRIOR
     ),
     "G-VAE": Variant(GaussianModel, GaussianGuide),
+    "GS-VAE": Variant(ScaledGaussianModel, ScaledGaussianGuide),
     "L-VAE": Variant(LaplaceModel, LaplaceGuide),
     "C-VAE": Variant(CategoricalModel, CategoricalGuide, relaxation=GumbelSoftmax(), settings=("categories",)),
 }

@@ -54,14 +54,14 @@ def test_means_that_are_no_counts():
             CountMixture.fit(torch.full((5, 2), bad), torch.ones(5, 2))
 
 
-@pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE", "G-VAE", "L-VAE"])
+@pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE", "L-VAE"])
 def test_a_mixture_of_a_trained_pair(name):
     data = load("digits")
     config = resolve(TrainConfig(variant=name, **SMALL), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
     sampler = fit_mixture(model, guide, data.train[:200], components=5)
     z = sampler.sample(50)
-    assert z.shape == (50, 6) and (name in ("G-VAE", "L-VAE") or torch.equal(z, z.round()))
+    assert z.shape == (50, 6) and (name in ("G-VAE", "GS-VAE", "L-VAE") or torch.equal(z, z.round()))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     batches = list(decoded(model, guide, sampler, 1003, seed=2))

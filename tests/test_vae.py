@@ -11,10 +11,10 @@ from pyro.optim import Adam
 
 from pyro_nbvae.distributions import ArrivalTimes
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.guides import NegativeBinomialGuide
+from pyro_nbvae.guides import GaussianGuide, NegativeBinomialGuide, ScaledGaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.models import NegativeBinomialModel, PoissonModel
+from pyro_nbvae.models import GaussianModel, NegativeBinomialModel, PoissonModel, ScaledGaussianModel
 from pyro_nbvae.vae import gain
 
 SHAPE = (1, 8, 8)
@@ -220,3 +220,23 @@ def test_a_parameter_that_pyro_would_copy_is_refused():
     with pytest.raises(InputError, match=r"the parameter decoder.0.weight is not contiguous"):
         for _ in range(2):
             SVI(model, guide, Adam({"lr": 1e-2}), AnalyticKL_ELBO()).step(torch.rand(8, *SHAPE))
+
+
+def test_a_learned_scale_is_a_scale_of_the_decoders_weights():
+    """On the same noise the ELBO is that of a standard normal prior and a decoder of scaled weights; so is the KL."""
+    plain = GaussianModel(SHAPE, 5, decoder="linear", likelihood=Gaussian(0.5))
+    scaled = ScaledGaussianModel(SHAPE, 5, decoder="linear", likelihood=Gaussian(0.5))
+    guides = GaussianGuide(plain, encoder="linear"), ScaledGaussianGuide(scaled, encoder="linear")
+    guides[1].encoder.load_state_dict(guides[0].encoder.state_dict())
+    scaled.decoder.load_state_dict(plain.decoder.state_dict())
+    weight = next(p for p in plain.decoder.parameters() if p.shape[-1] == 5)
+    with torch.no_grad():
+        scaled.prior.log_scale.normal_()
+        weight.mul_(scaled.prior.scale)
+    x = torch.rand(7, *SHAPE)
+    elbo, terms = AnalyticKL_ELBO(), []
+    for model, guide in zip((plain, scaled), guides, strict=True):
+        pyro.set_rng_seed(3)
+        elbo.loss(model, guide, x)
+        terms.append(elbo.terms)
+    torch.testing.assert_close(terms[0], terms[1])

@@ -46,7 +46,8 @@ class TrainConfig:
     Args:
         variant: name of the VAE. CMP: COM-Poisson posterior, negative binomial prior. P-NB: Poisson posterior, the same
             prior. Negative binomial posterior and prior: a KL form (MC, DS, EX) and a relaxation (C: arrival times, G:
-            Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, L-VAE, C-VAE. Or a registered variant.
+            Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, GS-VAE, L-VAE, C-VAE. Or a registered
+            variant.
         data: digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder
             of images, of a .npy or of a .npz file.
         train_size: number of training observations to use, from the beginning of the data set. Default: all.

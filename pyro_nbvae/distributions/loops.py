@@ -272,13 +272,15 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
 
 
 @compile_loop
-def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, smooth, end):
+def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, starts, smooth, end):
     """Compute E[log q - log p] and its derivatives in the rate, in nu and in p's arguments.
 
     Args:
         column: the row of the tables that each latent reads.
         derivatives: (n, 2 + number of p's arguments), an output.
-        tables: log p and its derivatives, (1 + number of p's arguments, rows, counts).
+        tables: log p and its derivatives, (1 + number of p's arguments, counts of all rows), where a row has the counts
+            from 0 that its latents reach.
+        starts: the first place of each row.
         smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
     """
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
@@ -287,7 +289,7 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, s
         mode = int(mu)
         stride = _stride(mu, v, end) if smooth else 1
         low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
-        of_p = tables[:, row, mode + low * stride :: stride]
+        of_p = tables[:, starts[row] + mode + low * stride :: stride]
         total, by_count, by_log = _sums(weights, log_weights, low)
         f_total, f_count, f_log = _sums_of_ratio(weights, log_weights, low, v, of_p[0])
         mean = f_total / total

@@ -236,13 +236,12 @@ def expectation(family: Weights, parameters: int, integrand: Integrand) -> Calla
     return _elementwise(work, family.window, parameters, integrand.tables, form)
 
 
-def _check_reach(rate: Tensor, nu: Tensor) -> float:
-    """Return a count above the windows of Conway-Maxwell-Poissons; raise DivergedError as :func:`groups`."""
+def _check_reach(rate: Tensor, nu: Tensor) -> Tensor:
+    """Return counts above the windows of Conway-Maxwell-Poissons, (n,); raise DivergedError as :func:`groups`."""
     nats = NATS[rate.dtype] / nu
     spread = nats + torch.sqrt(2 * nats * rate)  # Bernstein's bound
-    highest, widest = ((rate + spread).max(), spread.max()) if len(rate) else (torch.zeros(()), torch.zeros(()))
-    check_width(2 * float(widest))
-    return float(highest)
+    check_width(2 * float(spread.max()) if len(rate) else 0.0)
+    return rate + spread
 
 
 def _compiled_log_ratio(
@@ -251,13 +250,17 @@ def _compiled_log_ratio(
     rate, nu = family.as_com_poisson(*own)
     if not is_compiled_for(rate):
         return None
-    counts = int(_check_reach(rate, nu)) + 2
-    if counts * len(rest[0]) > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
+    reach = rate.new_zeros(len(rest[0])).scatter_reduce_(0, column, _check_reach(rate, nu), "amax")
+    counts = reach.long() + 2
+    ends = counts.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    if total > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
         return None
-    k = torch.arange(counts, dtype=torch.float64)[:, None]
-    read = [t.expand(counts, len(rest[0])).t() for t in integrand.tables(k, *(a.double() for a in rest))]
+    row = torch.repeat_interleave(counts)
+    k = torch.arange(total) - (ends - counts)[row]
+    read = [t.expand(total) for t in integrand.tables(k.double(), *(a.double()[row] for a in rest))]
     value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
-    options = torch.stack(read).contiguous().numpy(), integrand.smooth, -NATS[rate.dtype]
+    options = torch.stack(read).numpy(), (ends - counts).numpy(), integrand.smooth, -NATS[rate.dtype]
     arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
     in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
     return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from pyro_nbvae.distributions.threads import PIECE
 
-# Numbers that are computed together.
+# Numbers that are computed together; a multiple of 8 that divides 2 * REACH.
 WIDTH = 32
 compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 # With a product and a sum in one instruction.
@@ -49,8 +49,11 @@ _of_bits = _reinterpreted(types.int64, types.float64)
 
 
 @compile_fused
-def _log_of_normal(x):
-    """Return log(x) of a normal positive number: x = 2^e m, log m = 2 atanh((m - 1) / (m + 1))."""
+def _log_of(x):
+    """Return log(x): x = 2^e m, log m = 2 atanh((m - 1) / (m + 1)).
+
+    Where x is 0, subnormal or not finite, the result is a wrong number.
+    """
     bits = _bits_of(x)
     m = _of_bits((bits & 0xFFFFFFFFFFFFF) | 0x3FE0000000000000)  # from 1/2 to 1
     power = _of_bits((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1022)
@@ -93,7 +96,7 @@ def _expm1(x):
 def _log1p(x):
     """Return log(1 + x) for x from 0 to 1e300."""
     y = 1 + x
-    return _log_of_normal(y) - ((y - 1) - x) / y  # the second term is the rounding of y
+    return _log_of(y) - ((y - 1) - x) / y  # the second term is the rounding of y
 
 
 @compile_inline
@@ -319,7 +322,7 @@ def _uniform(seed, latent, k):
 @compile_loop
 def exponential(seed, latent, k):
     """Return the k-th Exponential(1) draw of a latent."""
-    return -_log_of_normal(_uniform(seed, latent, k))
+    return -_log_of(_uniform(seed, latent, k))
 
 
 @compile_loop
@@ -497,7 +500,7 @@ def _dispersion_integrand(a, odds, b, mean, centre, left, step, of_value, of_a, 
         gone = -_expm1(-min(t, 700.0))
         grown = odds * gone
         inverse, inverse_gone = 1 / (1 + grown), 1 / gone
-        exponent = _log_of_normal(1 + grown) - (((1 + grown) - 1) - grown) * inverse  # log(1 + grown)
+        exponent = _log_of(1 + grown) - (((1 + grown) - 1) - grown) * inverse  # log(1 + grown)
         lost = -_expm1(-min(a * exponent, 700.0))
         bracket = mean - lost * inverse_gone
         from_q, from_p = weight * _exp(-min(a * t, 700.0)), weight * _exp(-min(b * t, 700.0))
@@ -534,7 +537,7 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
     # all but the integrals, in vectors of latents
     for i in range(n):
         a, x, b, y = np.float64(r_q[i]), np.float64(l_q[i]), np.float64(r_p[i]), np.float64(l_p[i])
-        log_a, log_b, within = _log_of_normal(a), _log_of_normal(b), max(min(x, 700.0), -700.0)
+        log_a, log_b, within = _log_of(a), _log_of(b), max(min(x, 700.0), -700.0)
         odds[i] = _exp(within) if x <= 700 else x * np.inf
         mean[i] = a * odds[i]
         reach = max(max(log_a + max(x, 0.0), log_b + max(y, 0.0)), max(-log_a, -log_b))
@@ -542,8 +545,8 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
         log_eps = log_extreme if is_extreme[i] else log_usual
         # the interval is that of pyro_nbvae.distributions.kl._interval
         low = 0.5 * (1.3863 + log_eps - 2 * (log_a + within) - _log1p(1 / a) - max(log_a, log_b))
-        centre[i] = _log_of_normal(_log1p(mean[i]) - log_eps) - min(log_a, log_b) - 1
-        left[i] = -_log_of_normal(max(centre[i] - low, 1.0))
+        centre[i] = _log_of(_log1p(mean[i]) - log_eps) - min(log_a, log_b) - 1
+        left[i] = -_log_of(max(centre[i] - low, 1.0))
         gain, soft_p = log_a - log_b + _softplus_difference(-y, -within), _softplus(y)
         odds_p = _exp(max(min(y, 700.0), -700.0))
         terms[0, i] = mean[i] * gain - a * _softplus_difference(x, y) + (b - a) * soft_p

@@ -127,7 +127,10 @@ class Integrand(Protocol):
     """The integrand of an expectation: a function of the count, of log q and of its own arguments."""
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors (width, n) that it needs, from counts (width, 1) and its arguments (n,)."""
+        """Return the tensors (width, n) that it needs, from counts (width, 1) and its arguments (n,).
+
+        Both may also be of one flat shape; each element then belongs to a count and its arguments.
+        """
         ...
 
     def value(self, k: Tensor, log_mass: Tensor, *tables: Tensor) -> Tensor:

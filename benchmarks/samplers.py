@@ -21,6 +21,7 @@ from pyro_nbvae.distributions import (
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
+from pyro_nbvae.distributions.kl import negative_binomial_kl
 
 SHAPE = (512, 256)
 
@@ -47,6 +48,11 @@ def theirs(relaxation: ArrivalTimes | GumbelSoftmax):
         return textbook.gumbel(rate, relaxation.temperature, relaxation.max_count)  # type: ignore[arg-type]
 
     return sample
+
+
+def exact_kl(log_r: Tensor, logits: Tensor) -> Tensor:
+    """KL to a negative binomial prior of mean 1."""
+    return negative_binomial_kl(log_r.exp(), logits, torch.ones_like(log_r[0]), torch.zeros_like(log_r[0]))
 
 
 def com_poisson(log_nu: Tensor, log_rate: Tensor) -> Tensor:

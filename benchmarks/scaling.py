@@ -12,15 +12,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from benchmarks.measure import device, forward_backward, report, seconds
-from pyro_nbvae.distributions import (
-    ArrivalTimes,
-    ConwayMaxwellPoisson,
-    GumbelSoftmax,
-    Integer,
-    NegativeBinomial,
-    Relaxation,
-    RelaxedNegativeBinomial,
-)
+from benchmarks.samplers import com_poisson, ours
+from pyro_nbvae.distributions import ArrivalTimes, ConwayMaxwellPoisson, GumbelSoftmax, Integer, NegativeBinomial
 from pyro_nbvae.distributions.kl import negative_binomial_kl
 
 
@@ -29,23 +22,16 @@ def _cases(log_r: Tensor, logits: Tensor) -> dict[str, Callable[[], object]]:
     # a prior of the same mean, shared by the batch
     prior = NegativeBinomial(log_r[0].exp(), logits=logits[0], validate_args=False).expand(log_r.shape)
 
-    def com_poisson(log_nu: Tensor, log_rate: Tensor) -> ConwayMaxwellPoisson:
-        return ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), relaxation=Integer(), validate_args=False)
-
-    def drawn(relaxation: Relaxation) -> Callable[[Tensor, Tensor], Tensor]:
-        def draw(log_r: Tensor, logits: Tensor) -> Tensor:
-            q = RelaxedNegativeBinomial(log_r.exp(), logits=logits, relaxation=relaxation, validate_args=False)
-            return q.rsample()
-
-        return draw
+    def com_poisson_kl(log_nu: Tensor, log_rate: Tensor) -> Tensor:
+        return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), prior)
 
     return {
-        "arrivals": forward_backward(drawn(ArrivalTimes(0.1)), log_r, logits),
-        "Gumbel": forward_backward(drawn(GumbelSoftmax(0.25, max_count=1000)), log_r, logits),
-        "integers": forward_backward(drawn(Integer()), log_r, logits),
+        "arrivals": forward_backward(ours(ArrivalTimes(0.1)), log_r, logits),
+        "Gumbel": forward_backward(ours(GumbelSoftmax(0.25, max_count=1000)), log_r, logits),
+        "integers": forward_backward(ours(Integer()), log_r, logits),
         "KL": forward_backward(lambda a, b: negative_binomial_kl(a.exp(), b, zero.exp(), zero), log_r, logits),
-        "COM-Poisson": forward_backward(lambda a, b: com_poisson(a, b).rsample(), log_r, logits),
-        "its KL": forward_backward(lambda a, b: kl_divergence(com_poisson(a, b), prior), log_r, logits),
+        "COM-Poisson": forward_backward(com_poisson, log_r, logits),
+        "its KL": forward_backward(com_poisson_kl, log_r, logits),
     }
 
 

@@ -40,7 +40,7 @@ class GaussianGuide(AmortizedGuide):
         return dist.Normal(location, log_scale.exp())
 
 
-class ScaledGaussianGuide(AmortizedGuide):
+class ScaledGaussianGuide(GaussianGuide):
     """q(z | x) = Normal(s * location, s * scale), with s the prior's scale, and location and scale from the encoder.
 
     It equals the prior if the encoder's outputs are 0.
@@ -63,7 +63,6 @@ class ScaledGaussianGuide(AmortizedGuide):
         torch.Size([4, 3])
     """
 
-    heads = 2
     prior: LearnedScale
     prior_class = LearnedScale
 

@@ -259,11 +259,11 @@ def _compiled_log_ratio(
     total = int(ends[-1]) if len(ends) else 0
     if total > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
         return None
-    row = torch.repeat_interleave(counts)
-    k = torch.arange(total) - (ends - counts)[row]
+    starts, row = ends - counts, torch.repeat_interleave(counts)
+    k = torch.arange(total) - starts[row]
     read = [t.expand(total) for t in integrand.tables(k.double(), *(a.double()[row] for a in rest))]
     value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
-    options = torch.stack(read).numpy(), (ends - counts).numpy(), integrand.smooth, -NATS[rate.dtype]
+    options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, -NATS[rate.dtype]
     arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
     in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
     return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]

@@ -10,13 +10,15 @@ from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import command_of
 
 TEMPERATURES = (1.0, 0.24, 0.05)
+ARRIVALS, GUMBEL = ("EX-C", "DS-C", "MC-C", "P-VAE"), ("EX-G", "DS-G", "MC-G")
 
 
 def _relaxations(base: TrainConfig) -> dict[str, dict[str, object]]:
     schedules: dict[str, dict[str, object]] = {"annealed": {}}
     schedules |= {f"τ {t}": {"temperature_start": t, "temperature": t} for t in TEMPERATURES}
-    if not base.variant.endswith("C"):
+    if base.variant not in ARRIVALS:
         return schedules
+    schedules["annealed from 1"] = {"temperature_start": 1.0}
     return {
         f"{indicator} {name}": {**({"indicator": indicator} if indicator != "sigmoid" else {}), **temperatures}
         for indicator in ("sigmoid", "smoothstep")
@@ -26,12 +28,19 @@ def _relaxations(base: TrainConfig) -> dict[str, dict[str, object]]:
 
 TABLE = Table(
     name="relaxation",
-    title="Temperature, indicator and KL form; annealed: from 1 to 0.05, with Gumbel-softmax to 0.25",
-    variants=("EX-C", "EX-G", "DS-C", "DS-G", "MC-C", "MC-G"),
+    title="Temperature, indicator and KL form; annealed: from 0.24 to 0.05, Gumbel-softmax from 1 to 0.25",
+    variants=(*ARRIVALS, *GUMBEL),
     data=("mnist", "cifar16"),
     metrics=("elbo", "mse", "fid_c", "fid", "kl", "fano", "gradient_noise", "seconds_per_step"),
     varied=_relaxations,
     claims=(
+        Claim(
+            "Arrival times annealed from 0.24 train better than from 1.",
+            [
+                Ahead("elbo", (f"{name} sigmoid annealed",), (f"{name} sigmoid annealed from 1",), ("mnist", "cifar16"))
+                for name in ARRIVALS
+            ],
+        ),
         Claim(
             "Arrival times at a constant temperature of 0.24 train better than annealed to 0.05.",
             [Ahead("elbo", ("EX-C sigmoid τ 0.24",), ("EX-C sigmoid annealed",), ("mnist", "cifar16"))],

@@ -135,7 +135,7 @@ def test_two_runs_in_one_process_do_not_share_parameters(tmp_path):
 def test_schedules():
     config = resolve(replace(TINY, epochs=20), (1, 16, 16))
     assert [kl_weight(config, e) for e in (0, 1, 2, 10)] == [0, 0.5, 1, 1]
-    assert [temperature(config, e) for e in (0, 5, 10, 15)] == pytest.approx([1, 0.525, 0.05, 0.05])
+    assert [temperature(config, e) for e in (0, 5, 10, 15)] == pytest.approx([0.24, 0.145, 0.05, 0.05])
     assert kl_weight(replace(config, kl_warmup=0.0), 0) == 1
 
 
@@ -178,6 +178,16 @@ def test_a_relaxation_that_cuts_counts_off_starts_from_small_ones(variant):
     assert config.prior_mean + 10 * math.sqrt(2 * config.prior_mean) < GumbelSoftmax().max_count / 2
     assert resolve(replace(config, prior_mean=9.0), (1, 16, 16)).prior_mean == 9.0
     assert resolve(TrainConfig(variant="CMP"), (1, 16, 16)).prior_mean > config.prior_mean
+
+
+@pytest.mark.parametrize(
+    ("relaxation", "end", "start"),
+    [("arrival", None, 0.24), ("arrival", 0.1, 0.24), ("arrival", 0.5, 0.5), ("gumbel", None, 1.0), ("gumbel", 2, 2)],
+)
+def test_temperatures_never_rise_by_default(relaxation, end, start):
+    config = resolve(TrainConfig(variant="EX-C", relaxation=relaxation, temperature=end), (1, 16, 16))
+    assert config.temperature_start == start >= config.temperature
+    assert resolve(replace(config, temperature_start=0.01), (1, 16, 16)).temperature_start == 0.01
 
 
 def test_the_papers_preset():

@@ -184,17 +184,20 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     preset = dict(PRESETS[config.preset])
     relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)
-    preset["temperature"] = preset["temperature"].get(name, relaxation.coldest if relaxation else None)
+    for field in ("temperature_start", "temperature", "prior_mean"):
+        preset[field] = preset[field].get(name, preset[field][None])
+    preset["temperature"] = preset["temperature"] or (relaxation.coldest if relaxation else None)
     preset["anneal_epochs"] = preset["anneal_epochs"] or (config.epochs or preset["epochs"]) / 2
     if preset["temperature"] is None:  # nothing to anneal
         preset["temperature_start"] = preset["anneal_epochs"] = None
+    else:
+        preset["temperature_start"] = max(preset["temperature_start"], config.temperature or preset["temperature"])
     if not is_estimator(config, SiteKL_ELBO):
         preset["kl_warmup"] = 0.0
     pace = preset.pop("prior_pace")
     preset["prior_lr"] = pace * config.lr
-    starts = preset.pop("prior_means")
-    takes_mean = "prior_mean" in variant(config.variant).settings
-    preset["prior_mean"] = starts.get(name, starts[None]) if takes_mean else None
+    if "prior_mean" not in variant(config.variant).settings:
+        preset["prior_mean"] = None
     if not learns_prior(variant(config.variant)):
         preset["prior_lr"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None

@@ -112,7 +112,7 @@ def rate_distortion(arguments: Arguments, path: Path) -> None:
     grid = cells(table, Reproduction(scale=arguments.scale, data=(arguments.data,), out=arguments.out))
     rows = results.read(results.RESULTS / f"{arguments.scale}.csv") | results.rows_of(grid)
     points: dict[str, list[tuple[float, float]]] = {}
-    for groups in group(table, grid, rows).values():
+    for groups in group(grid, rows).values():
         for label, each in groups.items():
             means = [summarise(each, metric) for metric in ("kl", "squared_error")]
             if means[0] and means[1]:

@@ -1,23 +1,25 @@
 """Claims about the results in a table, and the statistical tests that decide them.
 
 A comparison holds or fails if the difference between the means over seeds is significant at the 5 % level (two-sided
-Welch's t-test). If it is not significant, or a variant has fewer than two seeds, the verdict is *not enough runs*. A
-claim with several comparisons holds if all of them hold, and fails if one fails.
+Welch's t-test). If it is not significant, or a variant has fewer than two seeds, the verdict is *not enough runs*. If
+a variant has no run, the comparison is *not run*. A claim with several comparisons fails if one fails, and holds if all
+that are run hold.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
 from pyro_nbvae.runs.evaluation import METRICS
 
-Verdict = Literal["holds", "fails", "not enough runs"]
+Verdict = Literal["holds", "fails", "not enough runs", "not run"]
 LEVEL = 0.05
 # data set -> label -> one row per seed
 Groups = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -27,8 +29,8 @@ class Finding(NamedTuple):
     """Result of one comparison.
 
     Args:
-        verdict: ``holds``, ``fails`` or ``not enough runs``.
-        figures: the compared values, as text.
+        verdict: ``holds``, ``fails``, ``not enough runs`` or ``not run``.
+        figures: the compared values, as text; if it is not run, what is missing.
 
     Example::
 
@@ -80,7 +82,7 @@ def values(groups: Groups, data: str, label: str, metric: str) -> list[float]:
 
 def _shown(label: str, figures: Sequence[float], metric: str) -> str:
     if not figures:
-        return f"{label} -"
+        return f"no {label}"
     digits = METRICS[metric].digits
     mean = statistics.fmean(figures)
     if len(figures) == 1:
@@ -89,9 +91,14 @@ def _shown(label: str, figures: Sequence[float], metric: str) -> str:
 
 
 def _finding(verdicts: set[Verdict], data: str, metric: str, found: Mapping[str, Sequence[float]]) -> Finding:
-    """Combine several verdicts into one finding that shows the values of every label."""
-    shown = ", ".join(_shown(label, each, metric) for label, each in found.items())
-    return Finding(combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
+    """Combine several verdicts into one finding that shows the values of every label.
+
+    Without a run of every label the comparison is not run, unless a part of it fails.
+    """
+    missing = {label: each for label, each in found.items() if not each}
+    unrun = bool(missing) and "fails" not in verdicts
+    shown = ", ".join(_shown(label, each, metric) for label, each in (missing if unrun else found).items())
+    return Finding("not run" if unrun else combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
 
 
 def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -230,8 +237,8 @@ class Reaches:
         found = values(groups, self.data, self.label, self.metric)
         sign = 1 if METRICS[self.metric].best == "high" else -1
         low, high = _mean_limits([sign * (v - self.figure) for v in found])
-        text = f"{self.data}, {METRICS[self.metric].heading}: {_shown(self.label, found, self.metric)}"
-        return [Finding("holds" if low >= 0 else _sign(low, high), f"{text}, against {self.figure:g}")]
+        one = _finding({"holds" if low >= 0 else _sign(low, high)}, self.data, self.metric, {self.label: found})
+        return [one._replace(figures=f"{one.figures}, against {self.figure:g}")]
 
 
 @dataclass(frozen=True)
@@ -256,9 +263,9 @@ class BelowCurve:
     distortion: str = "mse"
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """Return one finding for each point within the curve's range of rates; without any, one that is open."""
+        """Return one finding for each point within the curve's range of rates; without any, one that is not run."""
         findings = [found for label in self.points if (found := self._at(groups, label)) is not None]
-        return findings or [Finding("not enough runs", f"{self._heading}: no point within the curve's range")]
+        return findings or [Finding("not run", f"{self._heading}: no point within the curve's range")]
 
     @property
     def _heading(self) -> str:
@@ -298,7 +305,7 @@ class Claim:
 
         >>> claim = Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])
         >>> claim.judge({})[0]
-        'not enough runs'
+        'not run'
     """
 
     sentence: str
@@ -316,7 +323,7 @@ class Claim:
 
 
 def combined(verdicts: set[Verdict]) -> Verdict:
-    """Combine verdicts: ``fails`` if one fails, ``holds`` if all hold, else ``not enough runs``.
+    """Combine the verdicts of those that are run: ``fails`` if one fails, ``holds`` if all hold.
 
     Args:
         verdicts: the verdicts.
@@ -325,10 +332,11 @@ def combined(verdicts: set[Verdict]) -> Verdict:
 
         >>> combined({"holds", "not enough runs"})
         'not enough runs'
+        >>> combined({"holds", "not run"})
+        'holds'
     """
-    if "fails" in verdicts:
-        return "fails"
-    return "holds" if verdicts == {"holds"} else "not enough runs"
+    order: tuple[Verdict, ...] = ("fails", "not enough runs", "holds")
+    return next((one for one in order if one in verdicts), "not run")
 
 
 def listed(claims: Sequence[Claim], groups: Groups) -> str:
@@ -341,15 +349,17 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
     Example::
 
         >>> print(listed([Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])], {}).strip())
-        - **not enough runs**: A is better than B.
-          - not enough runs: mnist, MSE: a -, b -
+        - **not run**: A is better than B.
+          - not run: mnist, MSE: no a, no b
     """
     lines = []
     for claim in claims:
         verdict, findings = claim.judge(groups)
         by = "The paper: " if claim.source == "paper" else ""
         lines.append(f"- **{verdict}**: {by}{claim.sentence}\n")
-        lines += [f"  - {finding.verdict}: {finding.figures}\n" for finding in findings]
+        lines += [f"  - {one.verdict}: {one.figures}\n" for one in findings if one.verdict != "not run"]
+        missing = "; ".join(one.figures for one in findings if one.verdict == "not run")
+        lines += [f"  - not run: {missing}\n"] * bool(missing)
     return "".join(lines)
 
 
@@ -370,18 +380,18 @@ def summary(claims: Sequence[Claim], groups: Groups, table: str) -> tuple[str, i
         >>> claim = Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist", "cifar16"])])
         >>> groups = {"mnist": {"a": [{"mse": 1.0}, {"mse": 1.1}], "b": [{"mse": 2.0}, {"mse": 2.1}]}}
         >>> print(summary([claim], groups, "main")[0].strip())
-        | not enough runs | 1 hold, 0 fail, 1 open | ours | A is better than B. | main |
+        | holds | 1 holds, 1 not run | ours | A is better than B. | main |
         >>> summary([claim], {}, "main")
         ('', 1)
     """
     rows, others = [], 0
     for claim in claims:
         verdict, findings = claim.judge(groups)
-        number = {v: sum(one.verdict == v for one in findings) for v in ("holds", "fails", "not enough runs")}
+        number = Counter(one.verdict for one in findings)
         if not number["holds"] + number["fails"]:
             others += 1
             continue
-        counts = f"{number['holds']} hold, {number['fails']} fail, {number['not enough runs']} open"
+        counts = ", ".join(f"{number[each]} {each}" for each in get_args(Verdict) if number[each])
         source = "the paper" if claim.source == "paper" else "ours"
         rows.append(f"| {verdict} | {counts} | {source} | {claim.sentence} | {table} |\n")
     return "".join(rows), others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,24 +14,14 @@ from pyro_nbvae.runs.provenance import provenance
 if TYPE_CHECKING:
     import pandas as pd
 
-# The FID that the paper reports, shown next to an FID with the same features (Inception).
-PAPER = Metric("fid_paper", "FID (paper)", 1, None, lambda _: None, standard=False, of="samples")
-
 Row = Mapping[str, Any]
-
-
-def _columns() -> Iterator[Metric]:
-    for metric in METRICS.values():
-        yield metric
-        if metric.name == "fid":
-            yield PAPER
 
 
 def columns_of(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> list[Metric]:
     """Return the metrics (of those named, or of all) that have a value in at least one row."""
     return [
         one
-        for one in _columns()
+        for one in METRICS.values()
         if (metrics is None or one.name in metrics) and any(row.get(one.name) is not None for row in rows)
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,17 +13,21 @@ from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.build import check_choices
+from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.tables import claims, results
-from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
-from pyro_nbvae.tables.formats import columns_of, latex, markdown, write_csv
+from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction, ScaleName
+from pyro_nbvae.tables.formats import columns_of, latex, markdown, summarise, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
 from pyro_nbvae.tables.results import Row
 from pyro_nbvae.tables.runner import check_options, run_grid
 
+# data set -> label -> one row per seed
+Groups = dict[str, dict[str, list[Row]]]
 
-def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> dict[str, dict[str, list[Row]]]:
+
+def group(grid: Iterable[Cell], rows: dict[results.Key, Row]) -> Groups:
     """Group the rows of a grid as {data set: {label: one row per seed}}."""
-    by_data: dict[str, dict[str, list[Row]]] = {}
+    by_data: Groups = {}
     for cell in grid:
         groups = by_data.setdefault(cell.config.data, {})
         groups.setdefault(cell.label, [])
@@ -31,8 +35,7 @@ def group(table: Table, grid: Iterable[Cell], rows: dict[results.Key, Row]) -> d
             row = results.of_cell(rows, cell, sampler)
             if row is not None:
                 label = cell.label if sampler == "prior" else f"{cell.label} ({sampler})"
-                paper = table.paper.get((cell.config.data, label)) if row.get("fid") is not None else None
-                groups.setdefault(label, []).append(row | {"fid_paper": paper})
+                groups.setdefault(label, []).append(row)
     return by_data
 
 
@@ -78,15 +81,43 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     )
 
 
+def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
+    """Return a Markdown table of the paper's figures beside ours at each scale.
+
+    A line for each figure, and after those of one data set and metric a line with the best variant of all.
+    """
+    missing = []
+    lines = ["| data | metric | variant | paper |" + "".join(f" ours, {scale} |" for scale in ours)]
+    lines.append("|---|---|---|" + "---|" * (1 + len(ours)))
+    for data, metric in dict.fromkeys((data, metric) for data, metric, _ in paper):
+        one = METRICS[metric]
+        found = {
+            scale: {label: s for label, rows in groups.get(data, {}).items() if (s := summarise(rows, metric))}
+            for scale, groups in ours.items()
+        }
+        if not any(found.values()):
+            missing.append(f"{data}, {one.heading}")
+            continue
+        start = f"| {data} | {one.heading} |"
+        for label in (label for at, of, label in paper if (at, of) == (data, metric)):
+            shown = [each[label].shown(one.digits) if label in each else "-" for each in found.values()]
+            lines.append(f"{start} {label} | {paper[data, metric, label]:g} | {' | '.join(shown)} |")
+        best = []
+        for each in found.values():
+            name = min(each, key=lambda name: each[name].mean * (-1 if one.best == "high" else 1), default=None)
+            best.append(f"{each[name].shown(one.digits)} ({name})" if name else "-")
+        lines.append(f"{start} best of all | - | {' | '.join(best)} |")
+    return "\n".join(lines) + "\n" + f"\nNot run: {'; '.join(missing)}.\n" * bool(missing)
+
+
 def render(
-    table: Table, options: Reproduction, grid: Sequence[Cell], rows: dict[results.Key, Row]
+    table: Table, options: Reproduction, grid: Sequence[Cell], by_data: Groups
 ) -> tuple[str, str, Sequence[Row]]:
     """Render a table and its claims.
 
     Returns:
         ``(markdown, latex, rows)``, with the rows that the table is made from.
     """
-    by_data = group(table, grid, rows)
     runs = [{"label": label, **row} for groups in by_data.values() for label, rows in groups.items() for row in rows]
     under = caption(table, options, grid, runs)
     text, tex = caption(table, options, grid, runs, mark="`") + "\n", ""
@@ -114,7 +145,7 @@ def reproduce(table: Table, options: Reproduction) -> str:
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_grid(table, grid, options)
-    text, tex, runs = render(table, options, grid, results.rows_of(grid))
+    text, tex, runs = render(table, options, grid, group(grid, results.rows_of(grid)))
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.tex", tex)
     write_csv(folder / f"{table.name}.csv", runs)
@@ -151,8 +182,9 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         InputError: if there is neither a finished run nor a saved row; nothing is written then.
     """
     check_choices(options)
-    parts, verdicts, others = "", "", []
+    parts, verdicts, others, figures = "", "", [], ""
     for table in tables:
+        ours: dict[ScaleName, Groups] = {}
         for scale in SCALES:
             here = replace(options, scale=scale)
             grid = cells(table, here)
@@ -161,11 +193,14 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             if not there:
                 continue
             parts += f"\n## {table.name}, {scale}\n\n{len(there)} of {len(grid)} runs are finished. "
-            parts += render(table, here, there, rows)[0]
+            ours[scale] = group(there, rows)
+            parts += render(table, here, there, ours[scale])[0]
             name = f"{table.name}, {scale}"
-            decided, number = claims.summary(table.claims, group(table, there, rows), name)
+            decided, number = claims.summary(table.claims, ours[scale], name)
             verdicts += decided
             others += [f"{name} ({number})"] * bool(number)
+        if table.paper and ours:
+            figures += f"\n## Beside the paper\n\n{beside(table.paper, ours)}"
     if not parts:
         raise InputError(
             f"no finished run in {options.out} and no row in {kept}: make some with nbvae reproduce "
@@ -175,13 +210,14 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         "# Results\n\nMade by `nbvae reproduce --report` from the rows in `results/`. Mean ± standard deviation over "
         "seeds.\n"
     )
+    text += figures
     if verdicts or others:
         text += "\n## Claims\n"
     if verdicts:
         text += (
-            "\nA claim holds or fails if the difference is significant at the 5 % level; the values are "
-            "below each table.\n\n| verdict | comparisons | claimed by | claim | table |\n"
-            f"|---|---|---|---|---|\n{verdicts}"
+            "\nA comparison holds or fails if its difference is significant at the 5 % level. A claim fails if one of "
+            "its comparisons fails, and holds if all that are run hold. The values are below each table.\n\n"
+            f"| verdict | comparisons | claimed by | claim | table |\n|---|---|---|---|---|\n{verdicts}"
         )
     if others:
         text += f"\nClaims without a decided comparison, by table, and how many: {'; '.join(others)}.\n"

@@ -15,7 +15,7 @@ from tyro.extras import subcommand_cli_from_dict
 
 from pyro_nbvae import commandline, plugins
 from pyro_nbvae.errors import InputError, check_member
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.config import SamplerName, TrainConfig
 from pyro_nbvae.tables.config import TABLES, FeaturesName, Reproduction
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def evaluate(
     features: tuple[FeaturesName, ...] = ("classifier",),
     inception_weights: str | None = None,
     samples: int = 10_000,
-    sampler: Literal["prior", "mixture"] = "prior",
+    sampler: SamplerName = "prior",
     importance_samples: int = 5,
     seed: int = 0,
     device: str = "auto",
@@ -56,8 +56,8 @@ def evaluate(
             time on a CPU); or classifier and one of these.
         inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated samples for FID and KID.
-        sampler: distribution of their latents: the prior, or a mixture fitted to the posteriors of the training data.
-            For a mixture only FID and KID are computed, and written to metrics-mixture.json.
+        sampler: distribution of their latents: the prior, a mixture fitted to the posteriors of the training data, or
+            these posteriors. Without the prior only FID and KID are computed, and written to metrics-SAMPLER.json.
         importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
@@ -89,7 +89,7 @@ def evaluate(
 def generate(
     run: Positional[str],
     count: int = 100,
-    sampler: Literal["prior", "mixture"] = "prior",
+    sampler: SamplerName = "prior",
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
@@ -99,7 +99,8 @@ def generate(
     Args:
         run: a run folder written by nbvae train.
         count: number of samples.
-        sampler: distribution of the latents: the prior, or a mixture fitted to the posteriors of the training data.
+        sampler: distribution of the latents: the prior, a mixture fitted to the posteriors of the training data, or
+            these posteriors.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_nbvae.data import load
+from pyro_nbvae.data import load, to_floats
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.models import GaussianModel
@@ -15,7 +15,7 @@ from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import evaluate
 from pyro_nbvae.runs.generation import generate
 from pyro_nbvae.runs.training import train
-from pyro_nbvae.sampling import CountMixture, GaussianMixture, PriorSampler, decoded, fit_mixture
+from pyro_nbvae.sampling import CountMixture, GaussianMixture, PosteriorSampler, PriorSampler, decoded, fit_mixture
 
 SMALL = {"data": "digits", "latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 500}
 
@@ -72,6 +72,19 @@ def test_a_mixture_of_a_trained_pair(name):
     assert not torch.equal(again, torch.cat(list(decoded(model, guide, PriorSampler(model), 1003, seed=2))))
 
 
+@pytest.mark.parametrize("name", ["CMP", "G-VAE", "C-VAE"])
+def test_the_aggregate_posterior_is_the_mean_of_the_posteriors(name):
+    """Of three observations, one of them twice: the mean of many draws is that of the posteriors, within 5 errors."""
+    data = load("digits")
+    config = resolve(TrainConfig(variant=name, **{**SMALL, "latents": 8}), data.event_shape)
+    model, guide, _ = build(config, data.event_shape)
+    x = data.train[[0, 1, 1, 2]]
+    torch.manual_seed(0)
+    z = PosteriorSampler(model, guide, x).sample(4000).double()
+    expected = guide.posterior(to_floats(x)).mean.double().mean(0)
+    assert ((z.mean(0) - expected).abs() <= 5 * z.std(0) / 4000**0.5 + 1e-6).all()
+
+
 def test_categories_have_no_mixture():
     data = load("digits")
     config = resolve(TrainConfig(variant="C-VAE", **{**SMALL, "latents": 8}), data.event_shape)
@@ -102,5 +115,8 @@ def test_a_mixture_has_figures_of_its_own(tmp_path):
     assert mixture["variant"] == "CMP (mixture)" and "mse" not in mixture
     assert mixture["fid_c"] != prior["fid_c"] and mixture["commit"] == prior["commit"]
     assert generate(run, count=5, sampler="mixture").name == "samples-mixture.png"
-    with pytest.raises(InputError, match="unknown sampler 'flow': choose from prior, mixture"):
+    posterior = evaluate(run, samples=40, sampler="posterior", progress=False)
+    assert json.loads((run.folder / "metrics-posterior.json").read_text()) == posterior != mixture
+    assert generate(run, count=5, sampler="posterior").name == "samples-posterior.png"
+    with pytest.raises(InputError, match="unknown sampler 'flow': choose from prior, mixture, posterior"):
         evaluate(run, samples=40, sampler="flow")

@@ -38,6 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 KL_SAMPLES, CATEGORIES = 5, 8
 
 Network = Literal["conv", "mlp", "linear"]
+# Distribution of the latents of generated observations.
+SamplerName = Literal["prior", "mixture", "posterior"]
 
 
 @dataclass

@@ -26,9 +26,10 @@ from pyro_nbvae.metrics import (
 from pyro_nbvae.metrics.features import Features, check_features
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
+from pyro_nbvae.runs.config import SamplerName
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.generation import sampler_of
-from pyro_nbvae.sampling import MOST_SAMPLES, SamplerName, decoded
+from pyro_nbvae.sampling import MOST_SAMPLES, decoded
 
 # Batch size and number of draws for gradient_noise.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
@@ -43,7 +44,7 @@ class Evaluation:
         features: features for FID and KID, keys of :data:`~pyro_nbvae.metrics.FEATURES`; one of Inception's at most.
         inception_weights: torch-fidelity's weights file, if it is not in the data root.
         samples: number of generated observations.
-        sampler: distribution of the latents of generated observations, ``prior`` or ``mixture``.
+        sampler: distribution of the latents of generated observations, ``prior``, ``mixture`` or ``posterior``.
         importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
         seed: random seed of the latents and of the subsets for KID.
         device: auto (CUDA if available) or a PyTorch device string.
@@ -320,7 +321,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     A metric that is not defined for the run (SSIM without images, for example) is None. The file also contains the
     provenance of the run: ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
 
-    With a sampler other than the prior, only the samples are evaluated; the file is ``metrics-mixture.json``.
+    With a sampler other than the prior, only the samples are evaluated; the file is ``metrics-SAMPLER.json``.
 
     Args:
         run: a trained run.

@@ -146,7 +146,7 @@ DAMAGED = ".damaged"
 # Files that training and evaluation write.
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
-    *("metrics.json", "metrics-mixture.json", "dispersion.png"),
+    *("metrics.json", "metrics-mixture.json", "metrics-posterior.json", "dispersion.png"),
 }
 
 

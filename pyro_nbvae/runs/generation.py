@@ -14,8 +14,9 @@ from pyro_nbvae.data.own import as_tensor, read_npy
 from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.errors import check_member, check_number
 from pyro_nbvae.plotting import plot_grid, plot_lines, plot_pairs
+from pyro_nbvae.runs.config import SamplerName
 from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.sampling import PriorSampler, Sampler, SamplerName, decoded, fit_mixture
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
 
 # Maximum number of observations in one figure.
@@ -54,7 +55,7 @@ def sampler_of(
     """Return the sampler with this name for a trained pair.
 
     Args:
-        name: ``prior`` or ``mixture``.
+        name: ``prior``, ``mixture`` (fitted to the posteriors of the training data) or ``posterior`` (these).
         model, guide: the trained pair.
         train: returns the training data; called only if the sampler needs them.
 
@@ -64,7 +65,7 @@ def sampler_of(
     check_member("sampler", name, get_args(SamplerName))
     if name == "prior":
         return PriorSampler(model)
-    return fit_mixture(model, guide, train())
+    return fit_mixture(model, guide, train()) if name == "mixture" else PosteriorSampler(model, guide, train())
 
 
 def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
@@ -108,8 +109,7 @@ def generate(
     Args:
         run: a trained run.
         count: number of samples.
-        sampler: ``prior`` writes ``samples.png``; ``mixture``, fitted to the posteriors of the training data, writes
-            ``samples-mixture.png``.
+        sampler: as :func:`sampler_of`; ``prior`` writes ``samples.png``, the others ``samples-SAMPLER.png``.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.

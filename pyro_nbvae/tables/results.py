@@ -14,10 +14,9 @@ from typing import Any, get_args
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.config import SamplerName, TrainConfig
 from pyro_nbvae.runs.evaluation import metrics_file
 from pyro_nbvae.runs.folder import SCHEMA
-from pyro_nbvae.sampling import SamplerName
 from pyro_nbvae.tables.grid import Cell
 
 Row = dict[str, Any]

@@ -56,8 +56,9 @@ def evaluate(
             time on a CPU); or classifier and one of these.
         inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated samples for FID and KID.
-        sampler: distribution of their latents: the prior, a mixture fitted to the posteriors of the training data, or
-            these posteriors. Without the prior only FID and KID are computed, and written to metrics-SAMPLER.json.
+        sampler: distribution of their latents: the prior; a mixture fitted to the posteriors of the training data; or
+            posterior, the aggregate posterior of the training data (reconstructions). With a mixture or the posterior
+            only FID and KID are computed, and written to metrics-SAMPLER.json.
         importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
@@ -99,8 +100,8 @@ def generate(
     Args:
         run: a run folder written by nbvae train.
         count: number of samples.
-        sampler: distribution of the latents: the prior, a mixture fitted to the posteriors of the training data, or
-            these posteriors.
+        sampler: distribution of the latents: the prior; a mixture fitted to the posteriors of the training data; or
+            posterior, the aggregate posterior of the training data (reconstructions).
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.

@@ -39,7 +39,7 @@ def test_exchanging_the_sides_exchanges_the_verdict(a, b):
     assert verdict(AHEAD, a=b, b=a) == opposite.get(same := verdict(AHEAD, a=a, b=b), same)
     assert verdict(Ahead("elbo", ("a",), ("b",), ("mnist",)), a=a, b=b) == verdict(AHEAD, a=a, b=b)
     if min(len(a), len(b)) < 2:
-        assert verdict(AHEAD, a=a, b=b) == ("not enough runs" if a and b else "not run")
+        assert verdict(AHEAD, a=a, b=b) == ("not enough runs" if a and b else "not measured")
 
 
 def test_all_must_hold_and_one_may_fail():
@@ -48,18 +48,18 @@ def test_all_must_hold_and_one_may_fail():
     assert verdict(both, a=far, b=near, c=near) == "holds"
     assert verdict(both, a=near, b=near, c=far) == "fails"
     assert verdict(both, a=far, b=near, c=(5.0,)) == "not enough runs"
-    assert verdict(both, a=far, b=near) == "not run"
+    assert verdict(both, a=far, b=near) == "not measured"
     assert verdict(both, a=near, b=far) == "fails"
 
 
 def test_what_is_not_run_decides_nothing():
-    """A claim over two data sets of which one is not run has the verdict of the other, and says what is missing."""
+    """A claim over two data sets of which one is not measured has the other's verdict, and says what is missing."""
     both = Claim("a is best.", [Ahead("mse", ("a",), ("b",), ("mnist", "cifar16")), Reaches("mse", "a", "cifar16", 1)])
     far, near = (1.0, 1.1, 0.9), (5.0, 5.1, 4.9)
-    for a, b, expected in ((far, near, "holds"), (near, far, "fails"), (far, far, "not enough runs")):
+    for a, b, expected in ((far, near, "holds where measured"), (near, far, "fails"), (far, far, "not enough runs")):
         assert both.judge(groups(a=a, b=b))[0] == expected
     assert listed([both], groups(a=far, b=near)).splitlines()[-1] == (
-        "  - not run: cifar16, MSE: no a, no b; cifar16, MSE: no a, against 1"
+        "  - not measured: cifar16, MSE: a, b; cifar16, MSE: a, against 1"
     )
 
 
@@ -105,7 +105,8 @@ def test_a_curve_lies_below_the_points_at_their_rates(factor, expected):
     claim = BelowCurve(("high", "low", "middle"), ("inside", "beyond"), "mnist")
     (finding,) = claim.judge(groups)
     assert finding.verdict == expected and f"the curve {np.exp(-3.1):.4f}" in finding.figures
-    assert BelowCurve(("low", "middle"), ("inside",), "mnist").judge(groups)[0].verdict == "not run"
+    assert BelowCurve(("low", "middle"), ("inside",), "mnist").judge(groups)[0].verdict == "not enough runs"
+    assert BelowCurve(("low", "middle"), ("nothing",), "mnist").judge(groups)[0].verdict == "not measured"
     groups["mnist"]["inside"] = groups["mnist"]["inside"][:1]
     assert claim.judge(groups)[0].verdict == "not enough runs"
 

@@ -291,6 +291,8 @@ def metrics_file(sampler: SamplerName = "prior") -> str:
 def _evaluate_sampler(run: Run, options: Mapping[str, Any]) -> dict[str, object]:
     """Evaluate only the samples, for a sampler other than the prior, and write them to a separate file."""
     this = Evaluation(run, **options)
+    if not this.data.images:
+        raise InputError(f"--sampler {this.sampler} measures FID and KID, which need images; use the prior")
     figures = {
         "variant": f"{this.config.variant} ({this.sampler})",
         "data": this.config.data,

@@ -239,12 +239,12 @@ class Run:
         except LaterVersionError:
             raise
         except InputError:
-            damaged = [self.config_path, self.checkpoint_path, self.folder / "metrics.json"]
+            damaged = [self.config_path, self.checkpoint_path, *self.folder.glob("metrics*.json")]
         else:
             try:
                 self.read_checkpoint()
             except InputError:
-                damaged = [self.checkpoint_path, self.folder / "metrics.json"]
+                damaged = [self.checkpoint_path, *self.folder.glob("metrics*.json")]
         return [path.replace(path.with_name(path.name + DAMAGED)) for path in damaged if path.is_file()]
 
     def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:

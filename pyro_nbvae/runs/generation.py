@@ -55,7 +55,7 @@ def sampler_of(
     """Return the sampler with this name for a trained pair.
 
     Args:
-        name: ``prior``, ``mixture`` (fitted to the posteriors of the training data) or ``posterior`` (these).
+        name: ``prior``, ``mixture`` (:func:`fit_mixture`) or ``posterior`` (:class:`PosteriorSampler`).
         model, guide: the trained pair.
         train: returns the training data; called only if the sampler needs them.
 

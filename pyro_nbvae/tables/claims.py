@@ -2,8 +2,8 @@
 
 A comparison holds or fails if the difference between the means over seeds is significant at the 5 % level (two-sided
 Welch's t-test). If it is not significant, or a variant has fewer than two seeds, the verdict is *not enough runs*. If
-a variant has no run, the comparison is *not run*. A claim with several comparisons fails if one fails, and holds if all
-that are run hold.
+a variant has no value, the comparison is *not measured*. A claim with several comparisons fails if one fails, holds if
+all hold, and *holds where measured* if all that are measured hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from pyro_nbvae.runs.evaluation import METRICS
 
-Verdict = Literal["holds", "fails", "not enough runs", "not run"]
+Verdict = Literal["holds", "holds where measured", "fails", "not enough runs", "not measured"]
 LEVEL = 0.05
 # data set -> label -> one row per seed
 Groups = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -29,8 +29,8 @@ class Finding(NamedTuple):
     """Result of one comparison.
 
     Args:
-        verdict: ``holds``, ``fails``, ``not enough runs`` or ``not run``.
-        figures: the compared values, as text; if it is not run, what is missing.
+        verdict: ``holds``, ``fails``, ``not enough runs`` or ``not measured``.
+        figures: the compared values, as text; if it is not measured, what is missing.
 
     Example::
 
@@ -82,7 +82,7 @@ def values(groups: Groups, data: str, label: str, metric: str) -> list[float]:
 
 def _shown(label: str, figures: Sequence[float], metric: str) -> str:
     if not figures:
-        return f"no {label}"
+        return f"{label} -"
     digits = METRICS[metric].digits
     mean = statistics.fmean(figures)
     if len(figures) == 1:
@@ -93,12 +93,12 @@ def _shown(label: str, figures: Sequence[float], metric: str) -> str:
 def _finding(verdicts: set[Verdict], data: str, metric: str, found: Mapping[str, Sequence[float]]) -> Finding:
     """Combine several verdicts into one finding that shows the values of every label.
 
-    Without a run of every label the comparison is not run, unless a part of it fails.
+    Without a value of every label the comparison is not measured, unless a part of it fails.
     """
-    missing = {label: each for label, each in found.items() if not each}
-    unrun = bool(missing) and "fails" not in verdicts
-    shown = ", ".join(_shown(label, each, metric) for label, each in (missing if unrun else found).items())
-    return Finding("not run" if unrun else combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
+    missing = [label for label, each in found.items() if not each]
+    unknown = bool(missing) and "fails" not in verdicts
+    shown = ", ".join(missing if unknown else (_shown(label, each, metric) for label, each in found.items()))
+    return Finding("not measured" if unknown else combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
 
 
 def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -263,9 +263,11 @@ class BelowCurve:
     distortion: str = "mse"
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """Return one finding for each point within the curve's range of rates; without any, one that is not run."""
+        """Return one finding for each point within the curve's range of rates; without any, one that is open."""
         findings = [found for label in self.points if (found := self._at(groups, label)) is not None]
-        return findings or [Finding("not run", f"{self._heading}: no point within the curve's range")]
+        some = all(any(self._by_seed(groups, label) for label in each) for each in (self.curve, self.points))
+        why = f"{self._heading}: no point within the curve's range"
+        return findings or [Finding("not enough runs" if some else "not measured", why)]
 
     @property
     def _heading(self) -> str:
@@ -305,7 +307,7 @@ class Claim:
 
         >>> claim = Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])
         >>> claim.judge({})[0]
-        'not run'
+        'not measured'
     """
 
     sentence: str
@@ -323,7 +325,7 @@ class Claim:
 
 
 def combined(verdicts: set[Verdict]) -> Verdict:
-    """Combine the verdicts of those that are run: ``fails`` if one fails, ``holds`` if all hold.
+    """Combine verdicts: ``fails`` if one fails, ``holds`` if all hold, ``holds where measured`` if those measured hold.
 
     Args:
         verdicts: the verdicts.
@@ -332,11 +334,13 @@ def combined(verdicts: set[Verdict]) -> Verdict:
 
         >>> combined({"holds", "not enough runs"})
         'not enough runs'
-        >>> combined({"holds", "not run"})
-        'holds'
+        >>> combined({"holds", "not measured"})
+        'holds where measured'
     """
-    order: tuple[Verdict, ...] = ("fails", "not enough runs", "holds")
-    return next((one for one in order if one in verdicts), "not run")
+    if verdicts == {"holds", "not measured"}:
+        return "holds where measured"
+    order: tuple[Verdict, ...] = ("fails", "not enough runs", "holds where measured", "holds")
+    return next((one for one in order if one in verdicts), "not measured")
 
 
 def listed(claims: Sequence[Claim], groups: Groups) -> str:
@@ -349,17 +353,17 @@ def listed(claims: Sequence[Claim], groups: Groups) -> str:
     Example::
 
         >>> print(listed([Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist"])])], {}).strip())
-        - **not run**: A is better than B.
-          - not run: mnist, MSE: no a, no b
+        - **not measured**: A is better than B.
+          - not measured: mnist, MSE: a, b
     """
     lines = []
     for claim in claims:
         verdict, findings = claim.judge(groups)
         by = "The paper: " if claim.source == "paper" else ""
         lines.append(f"- **{verdict}**: {by}{claim.sentence}\n")
-        lines += [f"  - {one.verdict}: {one.figures}\n" for one in findings if one.verdict != "not run"]
-        missing = "; ".join(one.figures for one in findings if one.verdict == "not run")
-        lines += [f"  - not run: {missing}\n"] * bool(missing)
+        lines += [f"  - {one.verdict}: {one.figures}\n" for one in findings if one.verdict != "not measured"]
+        missing = "; ".join(one.figures for one in findings if one.verdict == "not measured")
+        lines += [f"  - not measured: {missing}\n"] * bool(missing)
     return "".join(lines)
 
 
@@ -380,7 +384,7 @@ def summary(claims: Sequence[Claim], groups: Groups, table: str) -> tuple[str, i
         >>> claim = Claim("A is better than B.", [Ahead("mse", ["a"], ["b"], ["mnist", "cifar16"])])
         >>> groups = {"mnist": {"a": [{"mse": 1.0}, {"mse": 1.1}], "b": [{"mse": 2.0}, {"mse": 2.1}]}}
         >>> print(summary([claim], groups, "main")[0].strip())
-        | holds | 1 holds, 1 not run | ours | A is better than B. | main |
+        | holds where measured | 1 holds, 1 not measured | ours | A is better than B. | main |
         >>> summary([claim], {}, "main")
         ('', 1)
     """

@@ -81,8 +81,8 @@ CASES: dict[str, ArrivalTimes | GumbelSoftmax] = {
     "arrival times, sigmoid, temperature 0.1": ArrivalTimes(0.1),
     "arrival times, sigmoid, temperature 1": ArrivalTimes(1.0),
     "arrival times, smoothstep, temperature 0.1": ArrivalTimes(0.1, indicator="smoothstep"),
-    "Gumbel-softmax, temperature 0.25": GumbelSoftmax(0.25),
-    "Gumbel-softmax, temperature 1": GumbelSoftmax(1.0),
+    "Gumbel-softmax, temperature 0.25": GumbelSoftmax(0.25, max_count=100),
+    "Gumbel-softmax, temperature 1": GumbelSoftmax(1.0, max_count=100),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro.infer
@@ -86,8 +86,7 @@ def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: objec
 
 
 VARIANTS: dict[str, Variant] = {
-    # a fast prior drives the sampled KL of counts that are cut off below zero
-    "MC-G": replace(_nb(MonteCarloKL_ELBO, GumbelSoftmax()), defaults={"prior_lr": 3e-3}),
+    "MC-G": _nb(MonteCarloKL_ELBO, GumbelSoftmax()),
     "MC-C": _nb(MonteCarloKL_ELBO, ArrivalTimes()),
     "DS-G": _nb(AnalyticKL_ELBO, GumbelSoftmax(), shared_dispersion=True),
     "DS-C": _nb(AnalyticKL_ELBO, ArrivalTimes(), shared_dispersion=True),

@@ -172,10 +172,12 @@ def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["MC-G", "EX-C", "P-VAE"])
-def test_a_relaxation_that_cuts_counts_off_starts_from_small_ones(variant):
-    """The largest count of Gumbel-softmax is many standard deviations above the prior's mean, whoever chose it."""
+def test_gumbel_softmax_starts_from_small_counts_and_cuts_off_none(variant):
+    """Its largest count is beyond the counts of trained models, some hundreds, and stands in the configuration."""
     config = resolve(TrainConfig(variant=variant, relaxation="gumbel"), (1, 16, 16))
-    assert config.prior_mean + 10 * math.sqrt(2 * config.prior_mean) < GumbelSoftmax().max_count / 2
+    assert config.max_count == GumbelSoftmax().max_count >= 1000
+    assert resolve(TrainConfig(variant=variant, relaxation="gumbel", max_count=50), (1, 16, 16)).max_count == 50
+    assert resolve(TrainConfig(variant="EX-C"), (1, 16, 16)).max_count is None
     assert resolve(replace(config, prior_mean=9.0), (1, 16, 16)).prior_mean == 9.0
     assert resolve(TrainConfig(variant="CMP"), (1, 16, 16)).prior_mean > config.prior_mean
 

@@ -11,7 +11,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_nbvae.data import full_name, source_of
-from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
+from pyro_nbvae.distributions.relaxations import RELAXATIONS, GumbelSoftmax, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
@@ -196,12 +196,15 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
         preset["kl_warmup"] = 0.0
     pace = preset.pop("prior_pace")
     preset["prior_lr"] = pace * config.lr
-    if "prior_mean" not in variant(config.variant).settings:
+    settings = variant(config.variant).settings
+    if "prior_mean" not in settings:
         preset["prior_mean"] = None
+    counts = "categories" not in settings and config.relaxation != "auto"
+    preset["max_count"] = relaxation.max_count if isinstance(relaxation, GumbelSoftmax) and counts else None
     if not learns_prior(variant(config.variant)):
         preset["prior_lr"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None
-    preset["categories"] = CATEGORIES if "categories" in variant(config.variant).settings else None
+    preset["categories"] = CATEGORIES if "categories" in settings else None
     # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other
     # axes, and averages the KL over latents. One unit of it is this many squared errors per image
     # (docs/mathematics.md, section 1.3).

@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anneal_epochs": None,  # half of the epochs
         "clip": 25.0,
         "prior_pace": 30.0,
-        "prior_mean": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax cuts counts off: start far below that
+        "prior_mean": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax draws noise for every count
     },
     # As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
     "paper": {
@@ -70,13 +70,13 @@ class TrainConfig:
             temperature with the smallest gradient error at initialisation. Default: the variant's.
         categories: categories per variable of C-VAE, which has latents / categories variables. Default: 8.
         indicator: soft indicator of the arrival times, sigmoid or smoothstep. Default: sigmoid.
-        max_count: largest count of Gumbel-softmax. Default: 100.
+        max_count: largest count of Gumbel-softmax. Default: 1000.
         straight_through: use integer counts in the forward pass and relaxed gradients in the backward pass.
         epochs: number of passes over the training data. Default: 20, with the paper preset 200.
         batch_size: observations per step.
         lr: learning rate of Adam.
-        prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr; for MC-G, 0.003; with the
-            paper preset, lr.
+        prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr; with the paper preset,
+            lr.
         prior_mean: initial mean count of a learned prior. Default: 20; with Gumbel-softmax 2; with the paper preset 1.
         clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
             likelihood, and 250, in nats, for the others.

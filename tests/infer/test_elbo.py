@@ -20,7 +20,7 @@ SHAPE = (1, 8, 8)
 
 def pair(name="EX-C", latents=6, relaxed=True, **options):
     variant = VARIANTS[name]
-    if name.endswith("-G"):  # counts above 100 are cut off
+    if name.endswith("-G"):  # fewer counts to draw noise for
         options = {"prior_mean": 2.0, **options}
     model = variant.model(SHAPE, latents, decoder="linear", likelihood=Gaussian(0.5), **options)
     relaxation = {} if variant.relaxation is None else {"relaxation": variant.relaxation.at(0.3) if relaxed else None}

@@ -49,7 +49,8 @@ class GumbelSoftmax(Relaxation):
 
     Args:
         temperature: :math:`\tau`, positive; a number, or a tensor that broadcasts to the distribution's batch shape.
-        max_count: the largest count. Mass above it is cut off, with a warning if that matters.
+        max_count: the largest count. Mass above it is cut off, with a warning if that matters. Counts far above a
+            latent's rate are left out, so a large value costs nothing.
         straight_through: return integer samples (the arg max), with the gradient of the relaxed ones.
 
     Raises:
@@ -68,7 +69,7 @@ class GumbelSoftmax(Relaxation):
     """
 
     temperature: float | Tensor = 1.0
-    max_count: int = field(default=100, kw_only=True)
+    max_count: int = field(default=1000, kw_only=True)
     straight_through: bool = field(default=False, kw_only=True)
 
     coldest = 0.25  # the gradients are noisy at lower temperatures

@@ -8,6 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions import (
@@ -416,3 +417,14 @@ def test_rates_that_have_diverged_are_refused():
         RelaxedPoisson(torch.tensor([1e12]), relaxation=ArrivalTimes(0.5)).rsample()
     with pytest.raises(ValueError, match="not finite"):
         RelaxedPoisson(torch.tensor([math.nan]), relaxation=ArrivalTimes(0.5), validate_args=False).rsample()
+
+
+@pytest.mark.parametrize("mean", [2.0, 30.0, 220.0])
+@pytest.mark.parametrize("relaxation", [ArrivalTimes, GumbelSoftmax])
+def test_the_counts_of_trained_models_are_within_reach(mean, relaxation):
+    """Of the default's integer counts at means up to hundreds: the mean, and a sampled KL, which is the exact one."""
+    q = RelaxedNegativeBinomial(400.0, logits=math.log(mean / 400), relaxation=relaxation(straight_through=True))
+    p = NegativeBinomial(1.0, logits=math.log(mean))
+    z = q.rsample(torch.Size([4000]))
+    within(z, mean)
+    within(q.log_prob(z) - p.log_prob(z), kl_divergence(q, p))

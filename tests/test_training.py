@@ -175,6 +175,7 @@ def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
 def test_gumbel_softmax_starts_from_small_counts_and_cuts_off_none(variant):
     """Its largest count is beyond the counts of trained models, some hundreds, and stands in the configuration."""
     config = resolve(TrainConfig(variant=variant, relaxation="gumbel"), (1, 16, 16))
+    assert config.prior_mean + 10 * math.sqrt(2 * config.prior_mean) < GumbelSoftmax().max_count / 2
     assert config.max_count == GumbelSoftmax().max_count >= 1000
     assert resolve(TrainConfig(variant=variant, relaxation="gumbel", max_count=50), (1, 16, 16)).max_count == 50
     assert resolve(TrainConfig(variant="EX-C"), (1, 16, 16)).max_count is None

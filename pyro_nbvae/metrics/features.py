@@ -27,8 +27,8 @@ from pyro_nbvae.data import data_root, source_of, to_floats
 from pyro_nbvae.errors import InputError, check_member, first_line
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
-# Images that go through Inception together.
-INCEPTION_BATCH = 8
+# Images that go through Inception together, by device; see `_few`.
+INCEPTION_BATCH = {"cpu": 8, "cuda": 256}
 # Path of the weights inside the data root.
 INCEPTION = Path("inception") / "weights-inception-2015-12-05.pth"
 
@@ -131,8 +131,9 @@ class InceptionFeatures(Features):
         self.inception.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        # few at once: the activations of a large batch leave the processor's caches
-        return torch.cat([self._few(few) for few in images.split(INCEPTION_BATCH)])
+        # few at once on a CPU: the activations of a large batch leave its caches
+        size = INCEPTION_BATCH.get(images.device.type, INCEPTION_BATCH["cuda"])
+        return torch.cat([self._few(few) for few in images.split(size)])
 
     def _few(self, images: Tensor) -> Tensor:
         from torch_fidelity.feature_extractor_inceptionv3 import interpolate_bilinear_2d_like_tensorflow1x

@@ -64,7 +64,7 @@ def test_inception_features_are_torchmetrics(inception_weights, channels):
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     theirs = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_weights), antialias=False)
-    images = torch.randint(0, 256, (INCEPTION_BATCH + 1, channels, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (INCEPTION_BATCH["cpu"] + 1, channels, 28, 28), dtype=torch.uint8)
     ours = build_features("inception", "mnist", inception_weights=inception_weights)
     found = ours(images)
     assert found.std(0).mean() > 1e-3  # the images are told apart
@@ -73,7 +73,7 @@ def test_inception_features_are_torchmetrics(inception_weights, channels):
 
 
 def test_inception_in_bfloat16_is_the_same_network(inception_weights):
-    images = torch.randint(0, 256, (INCEPTION_BATCH + 1, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (INCEPTION_BATCH["cpu"] + 1, 1, 28, 28), dtype=torch.uint8)
     exact, rounded = (
         build_features(name, "mnist", inception_weights=inception_weights)
         for name in ("inception", "inception_bfloat16")

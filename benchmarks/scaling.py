@@ -27,7 +27,7 @@ def _cases(log_r: Tensor, logits: Tensor) -> dict[str, Callable[[], object]]:
 
     return {
         "arrivals": forward_backward(ours(ArrivalTimes(0.1)), log_r, logits),
-        "Gumbel": forward_backward(ours(GumbelSoftmax(0.25, max_count=1000)), log_r, logits),
+        "Gumbel": forward_backward(ours(GumbelSoftmax(0.25)), log_r, logits),
         "integers": forward_backward(ours(Integer()), log_r, logits),
         "KL": forward_backward(lambda a, b: negative_binomial_kl(a.exp(), b, zero.exp(), zero), log_r, logits),
         "COM-Poisson": forward_backward(com_poisson, log_r, logits),

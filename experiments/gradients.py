@@ -47,7 +47,7 @@ RELAXED: dict[str, list[Relaxation]] = {
     "arrival, sigmoid": [ArrivalTimes(t) for t in WARM],
     "arrival, smoothstep": [ArrivalTimes(t, indicator="smoothstep") for t in WARM],
     "arrival, straight-through": [ArrivalTimes(t, straight_through=True) for t in WARM],
-    "Gumbel-softmax": [GumbelSoftmax(t, max_count=1000) for t in COLD],
+    "Gumbel-softmax": [GumbelSoftmax(t) for t in COLD],
     "integer": [Integer()],
 }
 SCORES = {"score function": 1, "VarGrad, 4 samples": 4}

@@ -10,7 +10,6 @@ import pyro
 import pytest
 import torch
 
-from pyro_nbvae.distributions import GumbelSoftmax
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics import HeldOut
@@ -173,12 +172,9 @@ def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
 
 @pytest.mark.parametrize("variant", ["MC-G", "EX-C", "P-VAE"])
 def test_gumbel_softmax_starts_from_small_counts_and_cuts_off_none(variant):
-    """Its largest count is beyond the counts of trained models, some hundreds, and stands in the configuration."""
     config = resolve(TrainConfig(variant=variant, relaxation="gumbel"), (1, 16, 16))
-    assert config.prior_mean + 10 * math.sqrt(2 * config.prior_mean) < GumbelSoftmax().max_count / 2
-    assert config.max_count == GumbelSoftmax().max_count >= 1000
+    assert config.max_count is None
     assert resolve(TrainConfig(variant=variant, relaxation="gumbel", max_count=50), (1, 16, 16)).max_count == 50
-    assert resolve(TrainConfig(variant="EX-C"), (1, 16, 16)).max_count is None
     assert resolve(replace(config, prior_mean=9.0), (1, 16, 16)).prior_mean == 9.0
     assert resolve(TrainConfig(variant="CMP"), (1, 16, 16)).prior_mean > config.prior_mean
 
@@ -339,7 +335,7 @@ def test_a_fixed_prior_has_no_pace(flag):
 def test_a_sampled_kl_that_runs_away_ends_the_run(tmp_path):
     """Counts that are cut off far below their mean make log q - log p as negative as training likes; no KL is."""
     tiny = {"latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 6, "batch_size": 50, "kl_warmup": 0.0}
-    config = TrainConfig(variant="MC-G", data="digits", prior_mean=300.0, max_count=3, lr=1e-2, **tiny)
+    config = TrainConfig(variant="MC-G", data="digits", prior_mean=30.0, max_count=3, lr=1e-3, **tiny)
     with pytest.raises(InputError, match=r"diverged in epoch 1 \(the sampled KL is -.* a KL is never negative"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

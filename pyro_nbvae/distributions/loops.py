@@ -394,28 +394,21 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
 
 
 @compile_loop
-def races(piece, log_rate, temperature, reach, z, d_log_rate, seed, max_count, straight_through):
+def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, straight_through):
     """Loop of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`.
 
     Args:
-        reach: the largest count of each latent.
+        lowest, highest: the first and the last count of each latent.
     """
     for i in range(len(log_rate)):
-        tau, log_mass, last = (
-            np.float64(temperature[i]),
-            np.float64(log_rate[i]),
-            min(np.float64(reach[i]), np.float64(max_count)),
-        )
-        rate = math.exp(log_mass)
-        # relative to the mass at 0, masses may overflow at a large rate: skip counts far below the rate
-        first = max(0.0, math.floor(2 * rate - np.float64(reach[i])))
-        first = min(first, last)
+        tau, rate = np.float64(temperature[i]), math.exp(np.float64(log_rate[i]))
+        first, last = np.float64(lowest[i]), np.float64(highest[i])
         mass, top, best, winner = 1.0, -1e300, -1.0, first
         least = math.exp(-WEIGHT * tau)
         s0, s1, s2 = 0.0, 0.0, 0.0
         k = first
         while k <= last:
-            u = _uniform(seed, piece * PIECE + i, k)
+            u = _uniform(seed, piece * PIECE + i, k - first)
             # -log(u) > 1 - u, so most counts far from the winner are left out without a logarithm
             if mass > best * least * (1 - u):
                 speed = -mass / math.log(u)

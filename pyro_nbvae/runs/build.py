@@ -11,7 +11,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_nbvae.data import full_name, source_of
-from pyro_nbvae.distributions.relaxations import RELAXATIONS, GumbelSoftmax, Relaxation
+from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
@@ -199,8 +199,6 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     settings = variant(config.variant).settings
     if "prior_mean" not in settings:
         preset["prior_mean"] = None
-    counts = "categories" not in settings and config.relaxation != "auto"
-    preset["max_count"] = relaxation.max_count if isinstance(relaxation, GumbelSoftmax) and counts else None
     if not learns_prior(variant(config.variant)):
         preset["prior_lr"] = None
     preset["kl_samples"] = KL_SAMPLES if is_estimator(config, MonteCarloKL_ELBO) else None

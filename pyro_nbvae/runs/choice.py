@@ -60,7 +60,6 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
         "relaxation": best["relaxation"],
         "temperature": best["temperature"],
         "temperature_start": best["temperature"],
-        "max_count": GumbelSoftmax.max_count if best["relaxation"] == "gumbel" else None,
         "prior_mean": plain.prior_mean,  # the start at which it was measured
     }
     return dataclasses.replace(config, **chosen), rows

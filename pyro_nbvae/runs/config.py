@@ -70,7 +70,7 @@ class TrainConfig:
             temperature with the smallest gradient error at initialisation. Default: the variant's.
         categories: categories per variable of C-VAE, which has latents / categories variables. Default: 8.
         indicator: soft indicator of the arrival times, sigmoid or smoothstep. Default: sigmoid.
-        max_count: largest count of Gumbel-softmax. Default: 1000.
+        max_count: largest count of Gumbel-softmax, which cuts off the mass above it. Default: none.
         straight_through: use integer counts in the forward pass and relaxed gradients in the backward pass.
         epochs: number of passes over the training data. Default: 20, with the paper preset 200.
         batch_size: observations per step.

@@ -1,7 +1,5 @@
 """The relaxations written out plainly, on given noise, against samplers that are not."""
 
-import math
-
 import torch
 
 from pyro_nbvae.distributions.relaxations import arrival_times, gumbel_softmax
@@ -52,20 +50,21 @@ def arrivals(sampler, noise, poisson, indicator, per_latent, hard):
 
 def races(sampler, noise, per_latent, hard):
     """A sampler like ``run_races``."""
-    n, max_count = 150, 30
-    log_rate = torch.linspace(2, -2, n, dtype=torch.float64).requires_grad_()
+    n, max_count = 150, 130  # rates from 0.1 to 150: some windows begin above 0, some are cut off
+    log_rate = torch.linspace(5, -2, n, dtype=torch.float64).requires_grad_()
     tau = torch.linspace(0.1, 1.0, n) if per_latent else torch.tensor(0.5)
-    exponentials = noise(max_count + 1, n)
     rate = log_rate.detach().float()
     given = tau if per_latent else 0.5
-    reach = gumbel_softmax.gumbel_reach(rate.exp(), given)
+    first, last = gumbel_softmax.gumbel_window(rate.exp(), given, max_count)
+    assert first.max() > 0 and last.max() == max_count
+    exponentials = noise(int((last - first).max()) + 1, n)
     z, dz = sampler(rate, given, max_count, hard)
     textbook, winners = [], []
     for i in range(n):
-        k = torch.arange(min(max_count, math.floor(reach[i])) + 1.0, dtype=torch.float64)
+        k = torch.arange(float(first[i]), float(last[i]) + 1, dtype=torch.float64)
         score = k * log_rate[i] - torch.lgamma(k + 1) - exponentials[: len(k), i].log()
         textbook.append((torch.softmax(score / float(tau[i] if per_latent else tau), 0) * k).sum())
-        winners.append(score.argmax())
+        winners.append(k[score.argmax()])
     soft = torch.stack(textbook)
     close(z, torch.stack(winners).double() if hard else soft)
     expected = torch.autograd.grad(soft.sum(), log_rate)[0]

@@ -32,8 +32,8 @@ def arrivals(r, logits, temperature, indicator, hard):
 
 
 def races(log_rate, temperature, max_count, hard):
-    reach = gumbel_softmax.gumbel_reach(log_rate.exp(), temperature)
-    return fused.run_races(log_rate, reach, temperature, max_count, hard)
+    window = gumbel_softmax.gumbel_window(log_rate.exp(), temperature, max_count)
+    return fused.run_races(log_rate, *window, gumbel_softmax.LARGEST, temperature, hard)
 
 
 if __name__ == "__main__":
@@ -48,4 +48,7 @@ if __name__ == "__main__":
         None, torch.tensor([0.0, math.nan]), 0.1, "sigmoid", False, arrival_times.TAIL["sigmoid"]
     )
     assert bad[0].isfinite() and bad[1].isnan()
+    for hard in (False, True):
+        bad, _ = races(torch.tensor([0.0, math.nan, math.inf, 17.0]), 0.5, None, hard)
+        assert bad[0].isfinite() and bad[1:].isnan().all()
     print("ok")

@@ -283,21 +283,21 @@ def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
     """softmax((log Poisson(k) + g_k) / temperature) over the counts that take part, by autograd."""
     torch.set_default_dtype(torch.float64)
     monkeypatch.setitem(noise_module.PIECE, "cpu", 64)
-    log_rate = torch.linspace(3, -2, 30).requires_grad_()
+    log_rate = torch.linspace(5, -2, 30).requires_grad_()
     tables = []
     for straight_through in (False, True):
         noise = Recorded(log_rate.tolist())
         torch.manual_seed(1)
-        tables.append(gumbel_softmax.run_races(log_rate.detach(), temperature, 60, straight_through, noise))
+        tables.append(gumbel_softmax.run_races(log_rate.detach(), temperature, 150, straight_through, noise))
     (z, dz), (hard, _) = tables
+    first, last = gumbel_softmax.gumbel_window(log_rate.detach().exp(), temperature, 150)
 
     textbook, winners = [], []
     for i, exponentials in enumerate(noise):
-        k = torch.arange(len(exponentials), dtype=torch.float64)
-        assert len(k) > gumbel_softmax.largest_count(log_rate[i].exp(), gumbel_softmax.CUT) or len(k) == 61
-        score = k * log_rate[i] - log_rate[i].exp() - torch.lgamma(k + 1) - exponentials.log()
+        k = torch.arange(float(first[i]), float(last[i]) + 1)
+        score = k * log_rate[i] - log_rate[i].exp() - torch.lgamma(k + 1) - exponentials[: len(k)].log()
         textbook.append((torch.softmax(score / temperature, 0) * k).sum())
-        winners.append(score.argmax())
+        winners.append(k[score.argmax()])
     textbook = torch.stack(textbook)
     torch.testing.assert_close(z, textbook.detach())
     torch.testing.assert_close(dz, torch.autograd.grad(textbook.sum(), log_rate)[0])
@@ -310,6 +310,9 @@ def test_counts_out_of_reach_are_as_rare_as_promised():
         k = gumbel_softmax.largest_count(rate, nats).ceil().numpy()
         assert (scipy.stats.poisson.logsf(k - 1, rate.numpy()) <= -nats).all()
         assert (k <= 1.5 * scipy.stats.poisson.isf(math.exp(-nats), rate.numpy()) + 4).all()
+    first, last = (bound.numpy() for bound in gumbel_softmax.gumbel_window(rate, 0.5))
+    assert (scipy.stats.poisson.logcdf(first - 1, rate.numpy()) <= -gumbel_softmax.CUT).all()
+    assert (last - first <= 14 * rate.sqrt().numpy() + 2 * gumbel_softmax.CUT).all()
 
 
 def test_rsample_gives_the_samplers_own_derivatives():
@@ -417,9 +420,11 @@ def test_rates_that_have_diverged_are_refused():
         RelaxedPoisson(torch.tensor([1e12]), relaxation=ArrivalTimes(0.5)).rsample()
     with pytest.raises(ValueError, match="not finite"):
         RelaxedPoisson(torch.tensor([math.nan]), relaxation=ArrivalTimes(0.5), validate_args=False).rsample()
+    with pytest.raises(ValueError, match="too large: above"):
+        RelaxedPoisson(torch.tensor([1e12]), relaxation=GumbelSoftmax(0.5)).rsample()
 
 
-@pytest.mark.parametrize("mean", [2.0, 30.0, 220.0])
+@pytest.mark.parametrize("mean", [2.0, 30.0, 220.0, 5000.0])
 @pytest.mark.parametrize("relaxation", [ArrivalTimes, GumbelSoftmax])
 def test_the_counts_of_trained_models_are_within_reach(mean, relaxation):
     """Of the default's integer counts at means up to hundreds: the mean, and a sampled KL, which is the exact one."""

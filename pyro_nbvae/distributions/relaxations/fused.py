@@ -130,13 +130,14 @@ def _count_arrivals(
 @triton.jit
 def _run_races(
     log_rate,
-    reach,
+    lowest,
+    highest,
     temperature,
     value,
     derivative,
     n,
     seed,
-    max_count,
+    largest,
     HARD: tl.constexpr,
     PER_LATENT: tl.constexpr,
     SIZE: tl.constexpr,
@@ -144,41 +145,45 @@ def _run_races(
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     there = i < n
     a = tl.load(log_rate + i, mask=there, other=-30.0)
-    last = tl.minimum(tl.load(reach + i, mask=there, other=0.0), max_count * 1.0)
+    first = tl.load(lowest + i, mask=there, other=0.0)
+    last = tl.load(highest + i, mask=there, other=0.0)
     if PER_LATENT:
         t = tl.load(temperature + i, mask=there, other=1.0)
     else:
         t = tl.load(temperature) + a * 0.0
-    centre = tl.minimum(tl.exp(a), max_count * 1.0)
+    rate = tl.exp(a)
+    fine = rate <= largest
     top = a * 0.0 - float("inf")
-    s0 = a * 0.0
-    s1 = a * 0.0
-    s2 = a * 0.0
+    total = a * 0.0
+    mean = a * 0.0
+    squares = a * 0.0
     winner = a * 0.0
-    log_factorial = 0.0
-    k = 0
-    furthest = tl.max(tl.where(there, last, 0.0), 0)
-    while k <= furthest:
-        e = _exponential(seed + k, i)
-        score = (k * a - log_factorial - tl.log(e)) / t
-        score = tl.where(k <= last, score, -float("inf"))
-        highest = tl.maximum(top, score)
-        winner = tl.where(score > top, k * 1.0, winner)
-        shrink = tl.exp(top - highest)
-        weight = tl.exp(score - highest)
-        offset = k - centre
-        s0 = s0 * shrink + weight
-        s1 = s1 * shrink + weight * offset
-        s2 = s2 * shrink + weight * offset * offset
-        top = highest
-        k += 1
-        log_factorial += tl.log(k * 1.0)
-    mean = s1 / s0
-    tl.store(derivative + i, tl.maximum(s2 / s0 - mean * mean, 0.0) / t, mask=there)
+    # relative to the first count's, so that it stays accurate at large counts
+    log_mass = a * 0.0
+    step = 0
+    width = tl.max(tl.where(there & fine, last - first, 0.0), 0)
+    while step <= width:
+        k = first + step
+        e = _exponential(seed + step, i)
+        score = tl.where(k <= last, (log_mass - tl.log(e)) / t, -float("inf"))
+        better = tl.maximum(top, score)
+        winner = tl.where(score > top, k, winner)
+        shrink = tl.exp(top - better)
+        weight = tl.exp(score - better)
+        # West's update of a weighted mean and of the squares about it, without a cancellation
+        offset = k - rate - mean
+        total = total * shrink + weight
+        change = offset * weight / total
+        squares = squares * shrink + weight * offset * (offset - change)
+        mean += change
+        top = better
+        log_mass += a - tl.log(k + 1.0)
+        step += 1
+    tl.store(derivative + i, squares / total / t, mask=there)
     if HARD:
-        tl.store(value + i, winner, mask=there)
+        tl.store(value + i, tl.where(fine, winner, float("nan")), mask=there)
     else:
-        tl.store(value + i, tl.maximum(mean + centre, 0.0), mask=there)
+        tl.store(value + i, tl.where(fine, tl.maximum(mean + rate, 0.0), float("nan")), mask=there)
 
 
 def _device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -231,11 +236,17 @@ def count_arrivals(
 
 
 def run_races(
-    log_rate: Tensor, reach: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
+    log_rate: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+    largest: float,
+    temperature: float | Tensor,
+    straight_through: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same as :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`, float32 only.
 
-    ``reach`` is the largest count of each latent.
+    ``lowest`` and ``highest`` are the first and the last count of each latent. A latent with a rate that is not finite
+    or above ``largest`` gets the count nan.
     """
     n = len(log_rate)
     grid, tau, per_latent, seed = _launch(n, temperature, log_rate)
@@ -243,13 +254,14 @@ def run_races(
     with _device_of(log_rate):
         _run_races[grid](
             log_rate.contiguous(),
-            reach,
+            lowest,
+            highest,
             tau,
             z,
             dz,
             n,
             seed,
-            max_count,
+            largest,
             HARD=straight_through,
             PER_LATENT=per_latent,
             SIZE=BLOCK,

@@ -1,4 +1,4 @@
-r"""Relaxation by Gumbel-softmax over the counts 0, ..., max_count (Jang et al., 2017; Maddison et al., 2017).
+r"""Relaxation by Gumbel-softmax over the counts 0, 1, 2, ... (Jang et al., 2017; Maddison et al., 2017).
 
 With :math:`E_k` unit exponentials (:math:`-\log E_k` is a Gumbel variable),
 
@@ -9,6 +9,7 @@ For fixed noise :math:`dz / d\log\lambda` is the variance of k under w, divided 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from pyro_nbvae.distributions.relaxations.base import (
 )
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.distributions.relaxations.kernels import fused_kernels
-from pyro_nbvae.distributions.relaxations.noise import Noise, pieces, put, seed, take, unit_exponentials
+from pyro_nbvae.distributions.relaxations.noise import Noise, pieces, running_sum, seed, unit_exponentials
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
 
 if TYPE_CHECKING:
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
 
 # Counts whose Poisson tail is below exp(-CUT) are left out.
 CUT = 20.0
+# Largest rate: counts above it are not exact in single precision.
+LARGEST = float(1 << 24)
 # Warn that a rate is close to max_count if P(count > max_count) may exceed exp(-WARN).
 WARN = 7.0
 
 
 @dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
-    r"""Gumbel-softmax relaxation over the counts 0, ..., max_count.
+    r"""Gumbel-softmax relaxation over the counts 0, 1, 2, ....
 
     .. math:: z = \sum_k k\,w_k, \qquad w = \mathrm{softmax}\big((\log \mathrm{Poisson}(k; \lambda) + g_k) / \tau\big)
 
@@ -49,8 +52,9 @@ class GumbelSoftmax(Relaxation):
 
     Args:
         temperature: :math:`\tau`, positive; a number, or a tensor that broadcasts to the distribution's batch shape.
-        max_count: the largest count. Mass above it is cut off, with a warning if that matters. Counts far above a
-            latent's rate are left out, so a large value costs nothing.
+        max_count: the largest count; None for no limit. The mass above it is cut off, with a
+            warning if that matters: a KL that is then estimated from samples is too small, without a bound. Time
+            grows with the square root of the rate either way, because counts far from it are left out.
         straight_through: return integer samples (the arg max), with the gradient of the relaxed ones.
 
     Raises:
@@ -69,14 +73,14 @@ class GumbelSoftmax(Relaxation):
     """
 
     temperature: float | Tensor = 1.0
-    max_count: int = field(default=1000, kw_only=True)
+    max_count: int | None = field(default=None, kw_only=True)
     straight_through: bool = field(default=False, kw_only=True)
 
     coldest = 0.25  # the gradients are noisy at lower temperatures
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
-        if self.max_count < 1:
+        if self.max_count is not None and self.max_count < 1:
             raise ValueError(f"max_count must be at least 1, got {self.max_count}")
 
     def at(self, temperature: float | Tensor) -> GumbelSoftmax:
@@ -86,7 +90,7 @@ class GumbelSoftmax(Relaxation):
         """Draw relaxed counts of this shape.
 
         Raises:
-            DivergedError: for rates that are not finite.
+            DivergedError: for rates that are not finite or above 2^24. On a GPU such counts are nan instead.
             TypeError: for a family that is not a Gamma-Poisson mixture.
         """
         r, logits = distribution.gamma_poisson(shape)
@@ -97,15 +101,20 @@ class GumbelSoftmax(Relaxation):
             if not len(flat):
                 return flat.clone(), flat.clone()
             largest = flat.max().exp()
-            arguments = (temperature, self.max_count, self.straight_through)
             kernels = fused_kernels(flat)
             if kernels is not None:
-                _watch.see(largest, self.max_count)
-                return kernels.run_races(flat, gumbel_reach(flat.exp(), temperature), *arguments)
+                if self.max_count is not None:
+                    _watch.see(largest, self.max_count)
+                window = gumbel_window(flat.exp(), temperature, self.max_count)
+                return kernels.run_races(flat, *window, LARGEST, temperature, self.straight_through)
             if not bool(largest.isfinite()):
                 raise DivergedError("a rate is not finite")
-            _warn_if_cut(largest, self.max_count)
-            return (_compiled_races if is_compiled_for(flat) else run_races)(flat, *arguments)
+            if float(largest) > LARGEST:
+                raise DivergedError(f"a Poisson rate of {float(largest):.3g} is too large: above {LARGEST:.3g}")
+            if self.max_count is not None:
+                _warn_if_cut(largest, self.max_count)
+            races = _compiled_races if is_compiled_for(flat) else run_races
+            return races(flat, temperature, self.max_count, self.straight_through)
 
         return pathwise(sampler, log_rate)
 
@@ -138,100 +147,92 @@ def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
     return k
 
 
-def gumbel_reach(rate: Tensor, temperature: float | Tensor) -> Tensor:
-    """Return the largest count that is kept for each latent.
+def gumbel_window(rate: Tensor, temperature: float | Tensor, max_count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the first and the last count that are kept for each latent.
 
-    The tail above it is below exp(-CUT), or exp(-CUT * temperature) for temperatures above 1, which flatten the
-    weights.
+    Each tail left out is below exp(-CUT), or exp(-CUT * temperature) for temperatures above 1, which flatten the
+    weights. The lower bound is that of a normal variable, which holds for a Poisson: P(k <= rate - t) is at most
+    exp(-t^2 / (2 rate)).
     """
     flattened = torch.as_tensor(temperature, dtype=rate.dtype).to(rate.device, non_blocking=True).clamp(min=1)
-    return largest_count(rate, CUT * flattened)
+    nats = CUT * flattened
+    last = largest_count(rate, nats).floor()
+    if max_count is not None:
+        last = last.clamp(max=max_count)
+    return torch.minimum((rate - torch.sqrt(2 * nats * rate)).clamp(min=0).floor(), last), last
 
 
 def run_races(
     log_rate: Tensor,
     temperature: float | Tensor,
-    max_count: int,
+    max_count: int | None = None,
     straight_through: bool = False,
     noise: Noise = unit_exponentials,
 ) -> tuple[Tensor, Tensor]:
     """Draw Gumbel-softmax counts z = sum_k k w_k, w = softmax((log Poisson(k; rate) - log E_k) / temperature).
 
     E_k are unit exponentials (-log E_k is a Gumbel variable). For fixed E_k, dz / d(log rate) is the variance of k
-    under w, divided by the temperature, so only three running sums and a running maximum are kept. Counts above a
-    latent's :func:`gumbel_reach` are left out.
+    under w, divided by the temperature, so only three running sums and a running maximum are kept. Counts outside a
+    latent's :func:`gumbel_window` are left out.
 
     Args:
         log_rate: (n,).
         temperature: positive number, or (n,).
-        max_count: the largest count.
+        max_count: the largest count, or None.
         straight_through: return the arg max, with the derivative of the soft count.
         noise: draws unit exponentials.
 
     Returns:
         ``(z, dz)``, both (n,).
-
-    Raises:
-        DivergedError: for rates that are not finite.
     """
     rate = log_rate.exp()
     tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
-    reach = gumbel_reach(rate, temperature)
-    top, s0, s1, s2 = (torch.empty_like(rate) for _ in range(4))
-    winner = torch.empty_like(rate) if straight_through else None
-    # Moments are taken about the rate, so that they stay accurate at large counts.
-    centre = rate.clamp_(max=max_count)
-    active: Tensor | None = None  # all
-    first, width = 0, 8
-    while first <= max_count and (active is None or len(active)):
+    first, last = gumbel_window(rate, temperature, max_count)
+    # Log masses are relative to the first count's, and moments about the rate: both stay accurate at large counts.
+    log_mass, top, s0, s1, s2 = (torch.zeros_like(rate) for _ in range(5))
+    top.fill_(-math.inf)
+    winner = first.clone()
+    active: Tensor = torch.arange(len(rate), device=rate.device)
+    done, width = 0, 8  # counts of every active latent so far, and in the next round
+    while len(active):
         left = []
-        width = min(width, max_count + 1 - first)
-        k = torch.arange(first, first + width, dtype=rate.dtype, device=rate.device)
-        middle = first + (width - 1) / 2
-        powers = torch.stack([torch.ones_like(k), k - middle, (k - middle).square()])
-        for piece in pieces(len(rate) if active is None else len(active), width, rate.device):
-            here: Any = piece if active is None else active[piece]
-            a = take(log_rate, here)
-            score = torch.addcmul(-torch.lgamma(k + 1)[:, None], k[:, None], a)
-            score = score.sub_(noise(width, a).log_()).div_(temperature if tau is None else take(tau, here))
-            highest = score.amax(0)
-            which = first + score.argmax(0).to(rate.dtype) if winner is not None else highest
-            if active is None:
-                m0, m1, m2 = powers @ score.sub_(highest).exp_()
-            else:
-                before, best = take(top, here), highest
-                highest = torch.maximum(before, best)
-                m0, m1, m2 = powers @ score.sub_(highest).exp_()
-                if winner is not None:
-                    which = torch.where(best > before, which, take(winner, here))
-            shift = middle - take(centre, here)
-            m2 += shift * (2 * m1 + shift * m0)
-            m1 += shift * m0
-            if active is not None:
-                shrink = torch.exp(before - highest)
-                m0, m1, m2 = (m + take(s, here) * shrink for m, s in ((m0, s0), (m1, s1), (m2, s2)))
-            for total, part in ((top, highest), (s0, m0), (s1, m1), (s2, m2)):
-                put(total, here, part)
-            if winner is not None:
-                put(winner, here, which)
-            again = (take(reach, here) >= first + width).nonzero()[:, 0]
-            left.append(again + piece.start if active is None else here[again])
+        steps = torch.arange(done, done + width, dtype=rate.dtype, device=rate.device)[:, None]
+        for piece in pieces(len(active), width, rate.device):
+            here = active[piece]
+            a, start = log_rate[here], first[here]
+            k = start + steps
+            ratio = a - k.clamp(min=1).log()
+            if not done:
+                ratio[0] = 0
+            mass = running_sum(ratio).add_(log_mass[here])
+            log_mass[here] = mass[-1]
+            score = (mass - noise(width, a).log_()).div_(temperature if tau is None else tau[here])
+            score.masked_fill_(k > last[here], -math.inf)
+            before, (best, which) = top[here], score.max(0)
+            highest = torch.maximum(before, best)
+            winner[here] = torch.where(best > before, start + done + which, winner[here])
+            offset, weight, shrink = k - rate[here], (score - highest).exp_(), torch.exp(before - highest)
+            for total in (s0, s1, s2):
+                total[here] = total[here] * shrink + weight.sum(0)
+                weight *= offset
+            top[here] = highest
+            left.append(here[last[here] >= start + done + width])
         active = torch.cat(left)
-        first += width
-        width = max(4, first // 4)
+        done += width
+        width = max(4, done // 4)
     mean = s1.div_(s0)
     dz = s2.div_(s0).sub_(mean * mean).clamp_(min=0).div_(temperature)
-    return (mean.add_(centre).clamp_(min=0) if winner is None else winner), dz
+    return (winner if straight_through else mean.add_(rate).clamp_(min=0)), dz
 
 
 def _compiled_races(
-    log_rate: Tensor, temperature: float | Tensor, max_count: int, straight_through: bool
+    log_rate: Tensor, temperature: float | Tensor, max_count: int | None, straight_through: bool
 ) -> tuple[Tensor, Tensor]:
     """The same as :func:`run_races`, by a compiled loop."""
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
-    reach = gumbel_reach(log_rate.exp(), temperature)
-    arrays = log_rate.contiguous(), per_latent(temperature, log_rate), reach, z, dz
-    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed(), max_count, straight_through))
+    first, last = gumbel_window(log_rate.exp(), temperature, max_count)
+    arrays = log_rate.contiguous(), per_latent(temperature, log_rate), first, last, z, dz
+    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed(), straight_through))
     return z, dz
 
 
@@ -239,7 +240,7 @@ def _warn_if_cut(largest: Tensor, max_count: int) -> None:
     if bool(largest_count(largest, WARN) > max_count):
         warnings.warn(
             f"a Poisson rate is close to max_count={max_count}: counts above it are cut off, which lowers the mean; "
-            "raise max_count (--max-count), or start from a smaller prior_mean (--prior-mean)",
+            "raise max_count, or leave it out (--max-count)",
             RuntimeWarning,
             stacklevel=2,
         )

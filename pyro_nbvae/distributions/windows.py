@@ -6,12 +6,15 @@ A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With i
 .. math:: E[f] = \sum_k q_k f_k, \qquad \frac{\partial E[f]}{\partial \theta} = \sum_k q_k (T_k - E[T]) f_k,
 
 exact up to the mass outside the window, :math:`e^{-18}` in single and :math:`e^{-36}` in double precision. The elements
-of a tensor are grouped by their windows and processed in pieces that fit in a core's cache.
+of a tensor are grouped by their windows: on a CPU by their first counts too, so that functions of the count are
+computed once for a group, in pieces that fit in a core's cache; on a GPU by their widths only, so that there are few
+groups and the host waits for the device once.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -28,6 +31,8 @@ from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_fo
 NATS = {torch.float32: 18.0, torch.float64: 36.0}
 # Lower limit of log weights relative to the largest: single-precision numbers below 1e-38 are slow.
 LOWEST = -80.0
+# Devices on which the elements of a group share their counts.
+SHARING = ("cpu",)
 # Largest width of a window: a Poisson reaches it at a mean of about 4e9.
 WIDEST = 1 << 20
 
@@ -73,22 +78,39 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         low, high: first and last count of each element's window, (n,).
 
     Yields:
-        Counts (width, 1) and the indices (m,) of elements whose windows lie within them; each element once.
+        Counts, (width, 1) if the elements share them and else (width, m), and the indices (m,) of elements whose
+        windows lie within them; each element once.
 
     Raises:
         DivergedError: for windows that are not finite, end before they begin, or are wider than 2^20 counts.
     """
-    check_width(float((high - low).max()) + 1 if len(low) else 0.0)
-    if bool((high < low).any()):
+    if not len(low):
+        return
+    widths = high - low
+    most, least, last = torch.stack([widths.max(), widths.min(), high.max()]).tolist()
+    check_width(most + 1)
+    if least < 0:
         raise DivergedError("a count distribution's window ends before it begins: return (first, last)")
+    if last > 2 / torch.finfo(high.dtype).eps:
+        raise DivergedError(f"a count distribution has counts up to {last:.3g}: too large to be exact in {high.dtype}")
     low, high = low.clamp(min=0).floor(), high.ceil()
-    if len(high) and float(high.max()) > 2 / torch.finfo(high.dtype).eps:
-        raise DivergedError(
-            f"a count distribution has counts up to {float(high.max()):.3g}: too large to be exact in {high.dtype}"
-        )
+    yield from (_sharing if low.device.type in SHARING else _by_width)(low, high)
+
+
+def _by_width(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    sizes = list(itertools.takewhile(lambda size: size < 2 * WIDEST, _sizes()))
+    kind = torch.bucketize(high - low + 1, torch.tensor(sizes, dtype=low.dtype, device=low.device))
+    order = kind.argsort()
+    parts = order.split(torch.bincount(kind, minlength=len(sizes)).tolist())
+    for size, chosen in zip(sizes, parts, strict=True):
+        if len(chosen):
+            yield low[chosen] + torch.arange(size, dtype=low.dtype, device=low.device)[:, None], chosen
+
+
+def _sharing(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     left: Tensor | None = None  # all
     for size in _sizes():
-        if (left is not None and not len(left)) or not len(low):
+        if left is not None and not len(left):
             return
         # windows start at multiples of a quarter of their size, so that there are few different ones
         begin = (low / (size // 4)).floor() * (size // 4)
@@ -107,15 +129,24 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def pieces(low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The same as :func:`groups`, cut into pieces that fit in a core's cache."""
     most = PIECE.get(low.device.type, PIECE["cuda"])
-    return [(k, part) for k, group in groups(low, high) for part in group.split(max(1, most // len(k)))]
+    cut: list[tuple[Tensor, Tensor]] = []
+    for k, group in groups(low, high):
+        size = max(1, most // len(k))
+        parts = group.split(size)
+        counts = [k] * len(parts) if k.shape[1] == 1 else k.split(size, 1)
+        cut += zip(counts, parts, strict=True)
+    return cut
 
 
 def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log weights and masses of the counts ``k`` (width, 1), both (width, n), and the log normalizers, (n,)."""
+    """Return log weights and masses of counts ``k``, both (width, n), and the log normalizers, (n,).
+
+    ``k`` is (width, 1) or (width, n).
+    """
     log_weight = family.log_weight(k, *parameters)
     top = log_weight.detach().amax(0)
     if bool(top.isnan().any()):
-        first = k[log_weight.detach().isnan().any(1).nonzero()[0]]
+        first = k.expand_as(log_weight)[log_weight.detach().isnan()][0]
         name = getattr(family, "__name__", type(family).__name__)
         raise DivergedError(f"{name}.log_weight is nan at a count of {float(first):g}: return -inf for no mass")
     weight = (log_weight - top).clamp(min=LOWEST).exp()
@@ -127,7 +158,7 @@ class Integrand(Protocol):
     """The integrand of an expectation: a function of the count, of log q and of its own arguments."""
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors (width, n) that it needs, from counts (width, 1) and its arguments (n,).
+        """Return the tensors (width, n) that it needs, from counts (width, 1) or (width, n) and its arguments (n,).
 
         Both may also be of one flat shape; each element then belongs to a count and its arguments.
         """
@@ -182,7 +213,8 @@ def _elementwise(
         with torch.no_grad():
             todo = pieces(*window(NATS[arguments[0].dtype], *(a.detach() for a in own)))
         # a prior's parameters are the same for every observation, so one small table serves a batch
-        shared = {id(k): tables(k, *rest) for k, _ in todo} if rest and 4 * len(rest[0]) <= len(own[0]) else {}
+        few = rest and 4 * len(rest[0]) <= len(own[0])
+        shared = {id(k): tables(k, *rest) for k, _ in todo if k.shape[1] == 1} if few else {}
         results: list[tuple[Tensor, ...]] = []
         for k, index in todo:
             if id(k) in shared:

@@ -19,6 +19,7 @@ from pyro_nbvae.distributions import (
     NegativeBinomial,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
+    windows,
 )
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.distributions.windows import draw, groups
@@ -273,7 +274,9 @@ def test_the_compiled_draw_is_the_general_one():
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
-def test_every_window_is_in_one_group():
+@pytest.mark.parametrize("sharing", [("cpu",), ()], ids=["as on a CPU", "as on a GPU"])
+def test_every_window_is_in_one_group(sharing, monkeypatch):
+    monkeypatch.setattr(windows, "SHARING", sharing)
     low = torch.tensor([0.0, 0, 3, 90, 95, 1000, 7, 0])
     high = low + torch.tensor([0.0, 5, 11, 40, 17, 700, 3, 300])
     seen = torch.zeros(len(low))
@@ -281,6 +284,25 @@ def test_every_window_is_in_one_group():
         assert (k[0] <= low[index]).all() and (k[-1] >= high[index]).all()
         seen[index] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("relaxation", [Integer(), None])
+def test_sums_by_width_are_those_of_shared_counts(relaxation, monkeypatch):
+    """Samples, KL and log normalizer with their derivatives, in pieces: what a GPU computes is what a CPU computes."""
+    monkeypatch.setattr(windows, "is_compiled_for", lambda x: False)
+    monkeypatch.setitem(windows.PIECE, "cpu", 1 << 10)
+    prior = NegativeBinomial(torch.linspace(0.3, 40, 10), logits=torch.tensor(0.5))
+    found = []
+    for sharing in (("cpu",), ()):
+        monkeypatch.setattr(windows, "SHARING", sharing)
+        rate = torch.logspace(-3, 3, 300, dtype=torch.float64).reshape(30, 10).requires_grad_()
+        nu = torch.logspace(1, -1, 300, dtype=torch.float64).reshape(30, 10).requires_grad_()
+        q = ConwayMaxwellPoisson(rate, nu, relaxation=relaxation)
+        torch.manual_seed(0)
+        z = q.sample() if relaxation is None else q.rsample()
+        total = z.sum() + kl_divergence(q, prior).sum() + q.log_prob(z.detach().round()).sum()
+        found.append([z.detach(), total.detach(), *torch.autograd.grad(total, (rate, nu))])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, 1e14])

@@ -66,8 +66,8 @@ def evaluate(
     """
     if not runs:
         raise InputError("no run named: give one or more folders written by nbvae train")
-    from pyro_nbvae.runs.evaluation import evaluate, metrics_file
-    from pyro_nbvae.runs.folder import Run
+    from pyro_nbvae.runs.evaluation import evaluate
+    from pyro_nbvae.runs.folder import Run, metrics_file
     from pyro_nbvae.tables.formats import plain
 
     folders = [Run(folder) for folder in runs]

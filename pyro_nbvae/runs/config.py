@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 # Defaults of each preset for flags that are not given. Schedules are linear: the KL weight rises from 0 to 1 over
 # `kl_warmup` epochs, and the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`. The
@@ -40,6 +40,7 @@ KL_SAMPLES, CATEGORIES = 5, 8
 Network = Literal["conv", "mlp", "linear"]
 # Distribution of the latents of generated observations.
 SamplerName = Literal["prior", "mixture", "posterior"]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from pyro_nbvae.metrics.features import Features, check_features
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.config import SamplerName
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.folder import Run, metrics_file
 from pyro_nbvae.runs.generation import sampler_of
 from pyro_nbvae.sampling import MOST_SAMPLES, decoded
 
@@ -283,11 +283,6 @@ def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> d
     return {"epochs": epochs, "seed": seed, "generated_samples": samples, "feature_sets": list(features)}
 
 
-def metrics_file(sampler: SamplerName = "prior") -> str:
-    """Return the name of the metrics file in a run folder for this sampler."""
-    return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
-
-
 def _evaluate_sampler(run: Run, options: Mapping[str, Any]) -> dict[str, object]:
     """Evaluate only the samples, for a sampler other than the prior, and write them to a separate file."""
     this = Evaluation(run, **options)
@@ -375,7 +370,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         "units": this.held_out.unit_kl.numel(),
         "kl_per_unit": this.held_out.unit_kl.tolist(),
     }
-    before = run.read_json("metrics.json")
+    before = run.read_json(metrics_file())
     same = before.items() >= settings(len(this.log), this.seed, this.samples, this.features).items()
     kept = {name: value for name, value in before.items() if same and name in METRICS and name not in names}
     if "importance_weighted_bound" in kept:
@@ -386,5 +381,5 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         if this.held_out.posterior_mean is not None and this.held_out.posterior_variance is not None:
             units["given one: the posterior"] = this.held_out.posterior_mean, this.held_out.posterior_variance
         plot_dispersion(units, run.folder / "dispersion.png", title=config.title)
-    run.write_json("metrics.json", figures)
+    run.write_json(metrics_file(), figures)
     return figures

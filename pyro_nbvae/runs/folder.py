@@ -29,7 +29,7 @@ from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Version of config.json; it grows when older runs would be read wrongly: another field, or another network or formula.
@@ -140,13 +140,18 @@ def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
     return model, guide
 
 
+def metrics_file(sampler: SamplerName = "prior") -> str:
+    """Return the name of the metrics file in a run folder for this sampler."""
+    return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
+
+
 # Lock file of a folder in which a process trains, and suffix of a file that cannot be read.
 LOCK = ".lock"
 DAMAGED = ".damaged"
 # Files that training and evaluation write.
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
-    *("metrics.json", "metrics-mixture.json", "metrics-posterior.json", "dispersion.png"),
+    *("dispersion.png", *map(metrics_file, SAMPLERS)),
 }
 
 

@@ -18,7 +18,7 @@ from pyro_nbvae.errors import check_member, check_seed
 from pyro_nbvae.runs.build import check_choices, event_shape_of, resolve
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import METRICS
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.runs.folder import Run, metrics_file
 from pyro_nbvae.tables.claims import Claim
 from pyro_nbvae.tables.config import SCALES, Reproduction
 
@@ -75,7 +75,7 @@ class Cell:
     @property
     def metrics(self) -> dict[str, object]:
         """Metrics of the run; empty if it has not been evaluated."""
-        return self.run.read_json("metrics.json")
+        return self.run.read_json(metrics_file())
 
 
 def cells(table: Table, options: Reproduction) -> list[Cell]:

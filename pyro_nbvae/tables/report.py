@@ -13,7 +13,7 @@ from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.build import check_choices
-from pyro_nbvae.runs.config import SamplerName
+from pyro_nbvae.runs.config import SAMPLERS, SamplerName
 from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.tables import claims, results
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction, ScaleName
@@ -36,6 +36,11 @@ def group(grid: Iterable[Cell], rows: dict[results.Key, Row], sampler: SamplerNa
         if row is not None:
             groups[cell.label].append(row)
     return by_data
+
+
+def grouped(grid: Sequence[Cell], rows: dict[results.Key, Row]) -> dict[SamplerName, Groups]:
+    """Group the rows of a grid by sampler."""
+    return {sampler: group(grid, rows, sampler) for sampler in SAMPLERS}
 
 
 def command(table: Table, options: Reproduction) -> str:
@@ -105,19 +110,18 @@ def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
     return "\n".join(lines) + "\n"
 
 
-def by_sampler(grid: Sequence[Cell], rows: dict[results.Key, Row], data: str) -> str:
+def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
     """Return a Markdown table of distances on a data set by sampler; empty if no run has a sampler but the prior."""
     import pandas as pd
 
-    grid = [cell for cell in grid if cell.config.data == data]
-    groups = {sampler: group(grid, rows, sampler).get(data, {}) for sampler in results.SAMPLERS}
+    groups = {sampler: by_data.get(data, {}) for sampler, by_data in of.items()}
     others = {label for sampler in groups if sampler != "prior" for label, found in groups[sampler].items() if found}
     lines = []
     for label in (label for label in groups["prior"] if label in others):
         line = {"": label}
         for metric in ("fid_c", "fid"):
-            for sampler, of in groups.items():
-                found = summarise(of[label], metric)
+            for sampler, by_label in groups.items():
+                found = summarise(by_label[label], metric)
                 line[f"{METRICS[metric].heading}, {sampler}"] = found.shown(METRICS[metric].digits) if found else ""
         lines.append(line)
     table = pd.DataFrame(lines).replace("", None).dropna(axis=1, how="all").fillna("-")
@@ -125,20 +129,20 @@ def by_sampler(grid: Sequence[Cell], rows: dict[results.Key, Row], data: str) ->
 
 
 def render(
-    table: Table, options: Reproduction, grid: Sequence[Cell], rows: dict[results.Key, Row]
+    table: Table, options: Reproduction, grid: Sequence[Cell], of: Mapping[SamplerName, Groups]
 ) -> tuple[str, str, Sequence[Row]]:
-    """Render a table and its claims.
+    """Render a table and its claims from the groups of its rows, by sampler.
 
     Returns:
         ``(markdown, latex, rows)``, with the rows that the table is made from.
     """
-    by_data = group(grid, rows)
+    by_data = of["prior"]
     runs = [{"label": label, **row} for groups in by_data.values() for label, found in groups.items() for row in found]
     under = caption(table, options, grid, runs)
     text, tex = caption(table, options, grid, runs, mark="`") + "\n", ""
     for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
-        samplers = by_sampler(grid, rows, data)
+        samplers = by_sampler(of, data)
         text += f"\nBy the distribution of the latents:\n\n{samplers}\n" * bool(samplers)
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
     if table.claims:
@@ -162,7 +166,7 @@ def reproduce(table: Table, options: Reproduction) -> str:
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_grid(table, grid, options)
-    text, tex, runs = render(table, options, grid, results.rows_of(grid))
+    text, tex, runs = render(table, options, grid, grouped(grid, results.rows_of(grid)))
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.tex", tex)
     write_csv(folder / f"{table.name}.csv", runs)
@@ -214,8 +218,9 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             if not there:
                 continue
             parts += f"\n## {table.name}, {scale}\n\n{len(there)} of {len(grid)} runs are finished. "
-            ours[scale] = group(there, rows)
-            parts += render(table, here, there, rows)[0]
+            of = grouped(there, rows)
+            ours[scale] = of["prior"]
+            parts += render(table, here, there, of)[0]
             name = f"{table.name}, {scale}"
             decided, number = claims.summary(table.claims, ours[scale], name)
             verdicts += decided

@@ -10,18 +10,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
-from pyro_nbvae.runs.config import SamplerName, TrainConfig
-from pyro_nbvae.runs.evaluation import metrics_file
-from pyro_nbvae.runs.folder import SCHEMA
+from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
+from pyro_nbvae.runs.folder import SCHEMA, metrics_file
 from pyro_nbvae.tables.grid import Cell
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]
-SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 # Folder of the saved rows, in the repository.
 RESULTS = Path("results")

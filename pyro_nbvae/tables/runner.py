@@ -17,6 +17,7 @@ from pyro_nbvae.metrics import build_features
 from pyro_nbvae.metrics.features import check_features
 from pyro_nbvae.runs.build import choose_device
 from pyro_nbvae.runs.evaluation import METRICS, evaluate, settings
+from pyro_nbvae.runs.folder import metrics_file
 from pyro_nbvae.runs.training import differences, train
 from pyro_nbvae.sampling import MOST_SAMPLES
 from pyro_nbvae.tables.config import SCALES, Reproduction
@@ -27,8 +28,6 @@ from pyro_nbvae.tables.jobs import Cluster, Job, LocalProcesses, Pool, one_line
 POLL = 0.5
 # Modules that every run imports, some of them late. Preloading saves seconds per run.
 PRELOADED = ["pyro_nbvae.tables.runner", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torchmetrics.image"]
-# The file that shows that a run is evaluated.
-EVALUATED = "metrics.json"
 
 
 def number_of_samples(options: Reproduction) -> int:
@@ -72,7 +71,7 @@ def _finished(cell: Cell) -> int:
         rows = (cell.folder / "log.csv").read_bytes().count(b"\n") - 1
     except OSError:
         rows = 0
-    return min(max(rows, 0), cell.config.epochs or 0) + (cell.folder / EVALUATED).exists()
+    return min(max(rows, 0), cell.config.epochs or 0) + (cell.folder / metrics_file()).exists()
 
 
 def check_options(grid: Sequence[Cell], options: Reproduction) -> None:

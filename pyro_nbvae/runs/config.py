@@ -76,8 +76,8 @@ class TrainConfig:
         epochs: number of passes over the training data. Default: 20, with the paper preset 200.
         batch_size: observations per step.
         lr: learning rate of Adam.
-        prior_lr: learning rate of the prior's parameters, if it has any. Default: 30 * lr; with the paper preset,
-            lr.
+        prior_lr: learning rate of the prior's parameters, if it has any. With few latents (some ten) a lower one keeps
+            more of them alive. Default: 30 * lr; with the paper preset, lr.
         prior_mean: initial mean count of a learned prior. Default: 20; with Gumbel-softmax 2; with the paper preset 1.
         clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
             likelihood, and 250, in nats, for the others.

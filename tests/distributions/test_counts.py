@@ -305,6 +305,19 @@ def test_sums_by_width_are_those_of_shared_counts(relaxation, monkeypatch):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_the_sums_of_a_cpu():
+    found = []
+    for device in ("cpu", "cuda"):
+        rate = torch.logspace(-3, 3, 300, dtype=torch.float64, device=device).requires_grad_()
+        nu = torch.logspace(1, -1, 300, dtype=torch.float64, device=device).requires_grad_()
+        q = ConwayMaxwellPoisson(rate, nu)
+        prior = NegativeBinomial(rate.new_tensor(3.0), logits=rate.new_tensor(0.5))
+        divergence = kl_divergence(q, prior)
+        found.append([x.cpu() for x in (divergence.detach(), *torch.autograd.grad(divergence.sum(), (rate, nu)))])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("rate", [math.nan, math.inf, 1e14])
 def test_parameters_that_cannot_be_summed(rate):
     d = ConwayMaxwellPoisson(torch.tensor(rate), 0.5, relaxation=Integer(), validate_args=False)

@@ -259,7 +259,7 @@ class _LogNegativeBinomial(_LogRatio):
 
 
 def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
-    r"""log Poisson(k; rate) without cancellation; in a window, at the cost of one product per count.
+    r"""log Poisson(k; rate) without cancellation; in a shared window, at the cost of one product per count.
 
     With the deviance :math:`D(k; \lambda) = k \log(k / \lambda) - k + \lambda` it is
     :math:`-D(k; \lambda) - \omega(k)`, and for any a
@@ -267,7 +267,7 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
     .. math:: D(k; \lambda) = D(k; a) - (k - a) \log(\lambda / a) + D(a; \lambda).
 
     Args:
-        k: counts of the shape of ``rate``, or a window (width, 1) for a ``rate`` of shape (n,).
+        k: counts of the shape of ``rate``, or windows (width, 1) or (width, n) for a ``rate`` of shape (n,).
     """
     rate = rate.clamp(min=torch.finfo(rate.dtype).tiny)
     if k.dim() <= rate.dim():

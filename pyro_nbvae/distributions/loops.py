@@ -423,6 +423,8 @@ def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, st
                 s1 += w * j
                 s2 += w * j * j
             mass *= rate / (k + 1)
+            if mass > 1e250:  # high temperatures have wide windows: a new unit for the masses
+                mass, best, top = mass * 1e-250, best * 1e-250, top + math.log(1e-250) / tau
             k += 1
         average = s1 / s0
         z[i] = winner if straight_through else first + average

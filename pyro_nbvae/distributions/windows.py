@@ -8,7 +8,7 @@ A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With i
 exact up to the mass outside the window, :math:`e^{-18}` in single and :math:`e^{-36}` in double precision. The elements
 of a tensor are grouped by their windows: on a CPU by their first counts too, so that functions of the count are
 computed once for a group, in pieces that fit in a core's cache; on a GPU by their widths only, so that there are few
-groups and the host waits for the device once.
+groups and the host seldom waits for the device.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def check_width(widest: float) -> None:
 
 
 def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Group elements whose windows share counts.
+    """Group elements of similar windows, and cut the groups into pieces that fit in a core's cache.
 
     Args:
         low, high: first and last count of each element's window, (n,).
 
     Yields:
-        Counts, (width, 1) if the elements share them and else (width, m), and the indices (m,) of elements whose
-        windows lie within them; each element once.
+        Counts, (width, 1) if the elements share them (the same tensor for all pieces of a group) and else (width, m),
+        and the indices (m,) of elements whose windows lie within them; each element once.
 
     Raises:
         DivergedError: for windows that are not finite, end before they begin, or are wider than 2^20 counts.
@@ -97,13 +97,17 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield from (_sharing if low.device.type in SHARING else _by_width)(low, high)
 
 
+@functools.lru_cache(maxsize=8)
+def _widths(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(list(itertools.takewhile(lambda size: size < 2 * WIDEST, _sizes())), dtype=dtype, device=device)
+
+
 def _by_width(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    sizes = list(itertools.takewhile(lambda size: size < 2 * WIDEST, _sizes()))
-    kind = torch.bucketize(high - low + 1, torch.tensor(sizes, dtype=low.dtype, device=low.device))
-    order = kind.argsort()
-    parts = order.split(torch.bincount(kind, minlength=len(sizes)).tolist())
-    for size, chosen in zip(sizes, parts, strict=True):
-        if len(chosen):
+    widths = _widths(low.dtype, low.device)
+    kind, order = torch.bucketize(high - low + 1, widths).sort()
+    ends = torch.searchsorted(kind, torch.arange(len(widths), device=low.device), right=True).tolist()
+    for size, start, end in zip(_sizes(), [0, *ends], ends, strict=False):
+        for chosen in order[start:end].split(_number(size, low.device)) if end > start else ():
             yield low[chosen] + torch.arange(size, dtype=low.dtype, device=low.device)[:, None], chosen
 
 
@@ -120,22 +124,17 @@ def _sharing(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             chosen, begin = inside if left is None else left[inside], begin[inside]
             for first in begin.unique().tolist() if bool(begin.any()) else [0.0]:
                 k = torch.arange(size, dtype=low.dtype, device=low.device)[:, None] + first
-                yield k, chosen[begin == first] if bool(begin.any()) else chosen
+                group = chosen[begin == first] if bool(begin.any()) else chosen
+                for part in group.split(_number(size, low.device)):
+                    yield k, part
             outside = (~fits).nonzero()[:, 0]
             left = outside if left is None else left[outside]
             low, high = low[outside], high[outside]
 
 
-def pieces(low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The same as :func:`groups`, cut into pieces that fit in a core's cache."""
-    most = PIECE.get(low.device.type, PIECE["cuda"])
-    cut: list[tuple[Tensor, Tensor]] = []
-    for k, group in groups(low, high):
-        size = max(1, most // len(k))
-        parts = group.split(size)
-        counts = [k] * len(parts) if k.shape[1] == 1 else k.split(size, 1)
-        cut += zip(counts, parts, strict=True)
-    return cut
+def _number(size: int, device: torch.device) -> int:
+    """Return how many windows of this size are one piece."""
+    return max(1, PIECE.get(device.type, PIECE["cuda"]) // size)
 
 
 def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,8 +189,8 @@ def _elementwise(
     """Make an elementwise function that is a sum over windows.
 
     Args:
-        work: maps the counts (width, 1), a family's parameters (m,) each, and tables (width, m) to the value and the
-            derivatives in all arguments, (m,) each.
+        work: maps the counts (width, 1) or (width, m), a family's parameters (m,) each, and tables (width, m) to the
+            value and the derivatives in all arguments, (m,) each.
         window: maps the parameters to the windows.
         parameters: number of arguments that are the family's parameters.
         tables: maps the counts and the other arguments to the tables.
@@ -210,21 +209,25 @@ def _elementwise(
                 direct = compiled_form(own, rest, column)
             if direct is not None:
                 return tuple(r.reshape(shape) for r in direct)
+        if not own[0].numel():
+            return tuple(torch.zeros_like(arguments[0]) for _ in range(1 + len(arguments)))
         with torch.no_grad():
-            todo = pieces(*window(NATS[arguments[0].dtype], *(a.detach() for a in own)))
+            bounds = window(NATS[arguments[0].dtype], *(a.detach() for a in own))
         # a prior's parameters are the same for every observation, so one small table serves a batch
         few = rest and 4 * len(rest[0]) <= len(own[0])
-        shared = {id(k): tables(k, *rest) for k, _ in todo if k.shape[1] == 1} if few else {}
         results: list[tuple[Tensor, ...]] = []
-        for k, index in todo:
-            if id(k) in shared:
-                read = [t.expand(len(k), len(rest[0])).index_select(1, column[index]) for t in shared[id(k)]]
+        indices: list[Tensor] = []
+        last: Tensor | None = None
+        for k, index in groups(*bounds):
+            if few and k.shape[1] == 1:
+                if k is not last:
+                    table, last = [t.expand(len(k), len(rest[0])) for t in tables(k, *rest)], k
+                read = [t.index_select(1, column[index]) for t in table]
             else:
                 read = list(tables(k, *(a[column[index]] for a in rest)))
             results.append(work(k, *(a[index] for a in own), *read))
-        if not todo:
-            return tuple(torch.zeros_like(arguments[0]) for _ in range(1 + len(arguments)))
-        order = torch.cat([index for _, index in todo])
+            indices.append(index)
+        order = torch.cat(indices)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
         return tuple(torch.cat(part)[place].reshape(shape) for part in zip(*results, strict=True))
@@ -332,7 +335,7 @@ def draw(
         arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(like) for _ in range(3)]
         in_pieces(compiled().com_poisson_integers, len(like), *arrays[0], *arrays[1], options=(-NATS[like.dtype],))
         return arrays[1][: len(out)]
-    for k, index in pieces(*family.window(NATS[like.dtype], *parameters)):
+    for k, index in groups(*family.window(NATS[like.dtype], *parameters)):
         own = [p[index] for p in parameters]
         _, q, _ = masses(family, k, *own)
         level = u[index]

@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anneal_epochs": None,  # half of the epochs
         "clip": 25.0,
         "prior_pace": 30.0,
-        "prior_mean": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax draws noise for every count
+        "prior_mean": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax draws noise for every count of a window
     },
     # As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
     "paper": {

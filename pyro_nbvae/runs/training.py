@@ -325,7 +325,8 @@ class Trainer:
         if not math.isfinite(loss):
             raise self.diverged(epoch, "the loss is not finite")
         if kl < -self.model.latents:
-            raise self.diverged(epoch, f"the sampled KL is {kl:.3g} nats, a KL is never negative: counts are cut off")
+            cut = f": counts are cut off at {self.config.max_count}" if self.config.max_count is not None else ""
+            raise self.diverged(epoch, f"the sampled KL is {kl:.3g} nats, a KL is never negative{cut}")
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss}
         if isinstance(self.elbo, SiteKL_ELBO):
             row |= {"log_likelihood": likelihood, "kl": kl, "kl_weight": self.elbo.kl_weight}

@@ -51,4 +51,12 @@ if __name__ == "__main__":
     for hard in (False, True):
         bad, _ = races(torch.tensor([0.0, math.nan, math.inf, 17.0]), 0.5, None, hard)
         assert bad[0].isfinite() and bad[1:].isnan().all()
+        nothing, slope = races(torch.tensor([-math.inf, -200.0, -90.0]), 0.5, None, hard)
+        assert (nothing == 0).all() and (slope == 0).all()
+        one = torch.full((5, 2), 7.0)
+        one[0, 0] = 0.5
+        torch.manual_seed(0)
+        expected = races(torch.ones(10), 0.5, None, hard)
+        torch.manual_seed(0)
+        torch.testing.assert_close(races(torch.ones(10), one[0, :1].expand(10), None, hard), expected)
     print("ok")

@@ -310,6 +310,9 @@ def test_counts_out_of_reach_are_as_rare_as_promised():
         k = gumbel_softmax.largest_count(rate, nats).ceil().numpy()
         assert (scipy.stats.poisson.logsf(k - 1, rate.numpy()) <= -nats).all()
         assert (k <= 1.5 * scipy.stats.poisson.isf(math.exp(-nats), rate.numpy()) + 4).all()
+    single = torch.tensor([3.0, 2e3, 1e6, gumbel_softmax.LARGEST - 1])
+    k = gumbel_softmax.largest_count(single, 20.0).ceil().numpy()
+    assert (scipy.stats.poisson.logsf(k - 1, single.double().numpy()) <= -19.9).all()
     first, last = (bound.numpy() for bound in gumbel_softmax.gumbel_window(rate, 0.5))
     assert (scipy.stats.poisson.logcdf(first - 1, rate.numpy()) <= -gumbel_softmax.CUT).all()
     assert (last - first <= 14 * rate.sqrt().numpy() + 2 * gumbel_softmax.CUT).all()
@@ -343,6 +346,28 @@ def compiled_noise(rows, n):
 @pytest.mark.parametrize("poisson", [False, True])
 def test_compiled_arrivals_equal_the_textbook_on_their_noise(poisson, indicator, hard):
     by_textbook.arrivals(arrival_times._compiled_arrivals, compiled_noise, poisson, indicator, poisson != hard, hard)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 20.0, 100.0])
+def test_wide_windows_are_drawn(temperature):
+    """The arg max does not depend on the temperature; at high ones the window holds masses beyond a double's range."""
+    z = RelaxedPoisson(
+        torch.full((2000,), 790.0), relaxation=GumbelSoftmax(temperature, straight_through=True)
+    ).sample()
+    within(z, 790.0)
+    within((z - 790).square(), 790.0)
+
+
+@pytest.mark.filterwarnings("ignore:a Poisson rate is close")
+@pytest.mark.parametrize("rate", [8.0, 60.0, 121.0, 300.0])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_largest_count_truncates_the_poisson(rate, compiled, monkeypatch):
+    monkeypatch.setattr(gumbel_softmax, "is_compiled_for", lambda x: compiled)
+    k = np.arange(101)
+    mass = scipy.stats.poisson.pmf(k, rate) / scipy.stats.poisson.cdf(100, rate)
+    relaxation = GumbelSoftmax(0.25, max_count=100, straight_through=True)
+    z = RelaxedPoisson(torch.full((4000,), rate), relaxation=relaxation).sample()
+    within(z, mass @ k)
 
 
 @pytest.mark.parametrize("hard", [False, True])

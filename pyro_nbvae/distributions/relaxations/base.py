@@ -103,7 +103,8 @@ def check_temperature(temperature: float | Tensor) -> None:
 def flat_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
     """Return a number, or one temperature for each element of ``like``, flattened."""
     if isinstance(temperature, Tensor) and temperature.dim():
-        return temperature.to(like.dtype).expand(like.shape).reshape(-1)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return temperature.to(like.device, dtype).expand(like.shape).reshape(-1)
     return temperature
 
 

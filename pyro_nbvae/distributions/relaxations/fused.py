@@ -150,16 +150,16 @@ def _run_races(
     if PER_LATENT:
         t = tl.load(temperature + i, mask=there, other=1.0)
     else:
-        t = tl.load(temperature) + a * 0.0
+        t = tl.load(temperature) + first * 0.0
     rate = tl.exp(a)
     fine = rate <= largest
-    top = a * 0.0 - float("inf")
-    total = a * 0.0
-    mean = a * 0.0
-    squares = a * 0.0
-    winner = a * 0.0
+    top = tl.full([SIZE], -float("inf"), tl.float32)
+    total = tl.zeros([SIZE], tl.float32)
+    mean = tl.zeros([SIZE], tl.float32)
+    squares = tl.zeros([SIZE], tl.float32)
+    winner = tl.zeros([SIZE], tl.float32)
     # relative to the first count's, so that it stays accurate at large counts
-    log_mass = a * 0.0
+    log_mass = tl.zeros([SIZE], tl.float32)
     step = 0
     width = tl.max(tl.where(there & fine, last - first, 0.0), 0)
     while step <= width:
@@ -195,7 +195,8 @@ def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[tuple[in
     """Return the grid, the temperature on the device, whether there is one per latent, and a seed."""
     tau = torch.as_tensor(temperature, dtype=like.dtype)
     seed = int(torch.randint(2**31 - 2**24, ()))  # from the CPU's generator: no synchronisation
-    return (triton.cdiv(n, BLOCK),), tau.to(like.device, non_blocking=True), tau.dim() > 0, seed
+    tau = tau.to(like.device, non_blocking=True).contiguous()  # the kernels read it by position
+    return (triton.cdiv(n, BLOCK),), tau, tau.dim() > 0, seed
 
 
 def count_arrivals(

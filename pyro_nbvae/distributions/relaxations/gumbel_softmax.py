@@ -140,11 +140,11 @@ def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
     Bernstein's bound, which lies to the right of the root of this convex function, and approaches the root from there.
     """
     rate = rate.clamp(min=1e-30)
-    k = rate + nats / 3 + torch.sqrt(nats * nats / 9 + 2 * nats * rate)
+    beyond = nats / 3 + torch.sqrt(nats * nats / 9 + 2 * nats * rate)  # k - rate, which rounding leaves accurate
     for _ in range(2):
-        slope = torch.log(k / rate)
-        k = k - (k * slope - k + rate - nats) / slope
-    return k
+        slope = torch.log1p(beyond / rate)
+        beyond = beyond - ((rate + beyond) * slope - beyond - nats) / slope
+    return rate + beyond
 
 
 def gumbel_window(rate: Tensor, temperature: float | Tensor, max_count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -157,9 +157,9 @@ def gumbel_window(rate: Tensor, temperature: float | Tensor, max_count: int | No
     flattened = torch.as_tensor(temperature, dtype=rate.dtype).to(rate.device, non_blocking=True).clamp(min=1)
     nats = CUT * flattened
     last = largest_count(rate, nats).floor()
-    if max_count is not None:
-        last = last.clamp(max=max_count)
-    return torch.minimum((rate - torch.sqrt(2 * nats * rate)).clamp(min=0).floor(), last), last
+    if max_count is not None:  # most of the mass that is left of a larger rate is close to max_count
+        last, rate = last.clamp(max=max_count), rate.clamp(max=max_count)
+    return (rate - torch.sqrt(2 * nats * rate)).clamp(min=0).floor(), last
 
 
 def run_races(

@@ -143,10 +143,8 @@ def _invert(r: Tensor, logits: Tensor, mean: Tensor, k: Tensor, u: Tensor) -> tu
         ratio = shifted * success
         ratio /= count.add_(1)
         gain = shifted.reciprocal_()
-        mass, score = torch.empty_like(ratio), torch.empty_like(ratio)
-        for j in range(width):
-            mass[j], score[j] = p, t
-            p, t = p * ratio[j], t + gain[j]
+        masses, scores = torch.cat([p[None], ratio]).cumprod(0), torch.cat([t[None], gain]).cumsum(0)
+        (mass, score), (p, t) = (masses[:-1], scores[:-1]), (masses[-1], scores[-1])
         sums = running_sum(mass.clone()).add_(seen)
         above = (sums < u).to(r.dtype)
         moment = score.mul_(mass)

@@ -6,7 +6,7 @@ from pyro_nbvae.tables.claims import Ahead, BelowCurve, Claim
 from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import command_of
 
-VARIANTS = ("CMP", "EX-C", "P-VAE", "G-VAE")
+VARIANTS = ("CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE")
 FACTORS = (0.2, 0.4, 0.6, 1.0, 2.0)
 
 

@@ -175,6 +175,7 @@ def test_gumbel_softmax_starts_from_small_counts_and_cuts_off_none(variant):
     config = resolve(TrainConfig(variant=variant, relaxation="gumbel"), (1, 16, 16))
     assert config.max_count is None
     assert resolve(TrainConfig(variant=variant, relaxation="gumbel", max_count=50), (1, 16, 16)).max_count == 50
+    assert resolve(TrainConfig(variant="EX-C"), (1, 16, 16)).max_count is None
     assert resolve(replace(config, prior_mean=9.0), (1, 16, 16)).prior_mean == 9.0
     assert resolve(TrainConfig(variant="CMP"), (1, 16, 16)).prior_mean > config.prior_mean
 

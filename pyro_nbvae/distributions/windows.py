@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_nbvae.distributions.elementwise import elementwise, unexpanded
 from pyro_nbvae.distributions.relaxations.base import DivergedError
-from pyro_nbvae.distributions.relaxations.noise import PIECE, running_sum
+from pyro_nbvae.distributions.relaxations.noise import number_in_piece, running_sum
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
 # A window leaves out mass of exp(-NATS), up to a small factor.
@@ -107,7 +107,7 @@ def _by_width(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     kind, order = torch.bucketize(high - low + 1, widths).sort()
     ends = torch.searchsorted(kind, torch.arange(len(widths), device=low.device), right=True).tolist()
     for size, start, end in zip(_sizes(), [0, *ends], ends, strict=False):
-        for chosen in order[start:end].split(_number(size, low.device)) if end > start else ():
+        for chosen in order[start:end].split(number_in_piece(size, low.device)) if end > start else ():
             yield low[chosen] + torch.arange(size, dtype=low.dtype, device=low.device)[:, None], chosen
 
 
@@ -122,19 +122,15 @@ def _sharing(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         inside = fits.nonzero()[:, 0]
         if len(inside):
             chosen, begin = inside if left is None else left[inside], begin[inside]
-            for first in begin.unique().tolist() if bool(begin.any()) else [0.0]:
+            firsts = begin.unique().tolist() if bool(begin.any()) else [0.0]
+            for first in firsts:
                 k = torch.arange(size, dtype=low.dtype, device=low.device)[:, None] + first
-                group = chosen[begin == first] if bool(begin.any()) else chosen
-                for part in group.split(_number(size, low.device)):
+                group = chosen[begin == first] if len(firsts) > 1 else chosen
+                for part in group.split(number_in_piece(size, low.device)):
                     yield k, part
             outside = (~fits).nonzero()[:, 0]
             left = outside if left is None else left[outside]
             low, high = low[outside], high[outside]
-
-
-def _number(size: int, device: torch.device) -> int:
-    """Return how many windows of this size are one piece."""
-    return max(1, PIECE.get(device.type, PIECE["cuda"]) // size)
 
 
 def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,7 +58,7 @@ def races(sampler, noise, per_latent, hard):
     first, last = gumbel_softmax.gumbel_window(rate.exp(), given, max_count)
     assert first.max() > 0 and last.max() == max_count
     exponentials = noise(int((last - first).max()) + 1, n)
-    z, dz = sampler(rate, given, max_count, hard)
+    z, dz = sampler(rate, first, last, given, hard)
     textbook, winners = [], []
     for i in range(n):
         k = torch.arange(float(first[i]), float(last[i]) + 1, dtype=torch.float64)

@@ -31,9 +31,12 @@ def arrivals(r, logits, temperature, indicator, hard):
     return fused.count_arrivals(r, logits, temperature, indicator, hard, arrival_times.TAIL[indicator])
 
 
-def races(log_rate, temperature, max_count, hard):
-    window = gumbel_softmax.gumbel_window(log_rate.exp(), temperature, max_count)
-    return fused.run_races(log_rate, *window, gumbel_softmax.LARGEST, temperature, hard)
+def races(log_rate, first, last, temperature, hard):
+    return fused.run_races(log_rate, first, last, gumbel_softmax.LARGEST, temperature, hard)
+
+
+def races_in_windows(log_rate, temperature, hard):
+    return races(log_rate, *gumbel_softmax.gumbel_window(log_rate.exp(), temperature), temperature, hard)
 
 
 if __name__ == "__main__":
@@ -49,14 +52,14 @@ if __name__ == "__main__":
     )
     assert bad[0].isfinite() and bad[1].isnan()
     for hard in (False, True):
-        bad, _ = races(torch.tensor([0.0, math.nan, math.inf, 17.0]), 0.5, None, hard)
+        bad, _ = races_in_windows(torch.tensor([0.0, math.nan, math.inf, 17.0]), 0.5, hard)
         assert bad[0].isfinite() and bad[1:].isnan().all()
-        nothing, slope = races(torch.tensor([-math.inf, -200.0, -90.0]), 0.5, None, hard)
+        nothing, slope = races_in_windows(torch.tensor([-math.inf, -200.0, -90.0]), 0.5, hard)
         assert (nothing == 0).all() and (slope == 0).all()
         one = torch.full((5, 2), 7.0)
         one[0, 0] = 0.5
         torch.manual_seed(0)
-        expected = races(torch.ones(10), 0.5, None, hard)
+        expected = races_in_windows(torch.ones(10), 0.5, hard)
         torch.manual_seed(0)
-        torch.testing.assert_close(races(torch.ones(10), one[0, :1].expand(10), None, hard), expected)
+        torch.testing.assert_close(races_in_windows(torch.ones(10), one[0, :1].expand(10), hard), expected)
     print("ok")

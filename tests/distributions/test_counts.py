@@ -21,7 +21,7 @@ from pyro_nbvae.distributions import (
     RelaxedPoisson,
     windows,
 )
-from pyro_nbvae.distributions.relaxations import DivergedError
+from pyro_nbvae.distributions.relaxations import DivergedError, noise
 from pyro_nbvae.distributions.windows import draw, groups
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -290,7 +290,7 @@ def test_every_window_is_in_one_group(sharing, monkeypatch):
 def test_sums_by_width_are_those_of_shared_counts(relaxation, monkeypatch):
     """Samples, KL and log normalizer with their derivatives, in pieces: what a GPU computes is what a CPU computes."""
     monkeypatch.setattr(windows, "is_compiled_for", lambda x: False)
-    monkeypatch.setitem(windows.PIECE, "cpu", 1 << 10)
+    monkeypatch.setitem(noise.PIECE, "cpu", 1 << 10)
     prior = NegativeBinomial(torch.linspace(0.3, 40, 10), logits=torch.tensor(0.5))
     found = []
     for sharing in (("cpu",), ()):

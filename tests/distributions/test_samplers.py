@@ -284,13 +284,13 @@ def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
     torch.set_default_dtype(torch.float64)
     monkeypatch.setitem(noise_module.PIECE, "cpu", 64)
     log_rate = torch.linspace(5, -2, 30).requires_grad_()
+    first, last = gumbel_softmax.gumbel_window(log_rate.detach().exp(), temperature, 150)
     tables = []
     for straight_through in (False, True):
         noise = Recorded(log_rate.tolist())
         torch.manual_seed(1)
-        tables.append(gumbel_softmax.run_races(log_rate.detach(), temperature, 150, straight_through, noise))
+        tables.append(gumbel_softmax.run_races(log_rate.detach(), first, last, temperature, straight_through, noise))
     (z, dz), (hard, _) = tables
-    first, last = gumbel_softmax.gumbel_window(log_rate.detach().exp(), temperature, 150)
 
     textbook, winners = [], []
     for i, exponentials in enumerate(noise):

@@ -47,10 +47,7 @@ def summed_elbo(r, logits):
     [
         (AnalyticKL_ELBO(num_particles=10, vectorize_particles=True), ArrivalTimes(0.05)),
         (MonteCarloKL_ELBO(5, num_particles=4, vectorize_particles=True), ArrivalTimes(0.05, indicator="smoothstep")),
-        (
-            AnalyticKL_ELBO(num_particles=10, vectorize_particles=True),
-            GumbelSoftmax(0.3),
-        ),
+        (AnalyticKL_ELBO(num_particles=10, vectorize_particles=True), GumbelSoftmax(0.3)),
         (Trace_ELBO(num_particles=10, vectorize_particles=True), ArrivalTimes(0.05)),
     ],
     ids=["analytic", "monte carlo", "gumbel", "Pyro's"],

@@ -52,9 +52,9 @@ class GumbelSoftmax(Relaxation):
 
     Args:
         temperature: :math:`\tau`, positive; a number, or a tensor that broadcasts to the distribution's batch shape.
-        max_count: the largest count; None for no limit. The mass above it is cut off, with a
-            warning if that matters: a KL that is then estimated from samples is too small, without a bound. Time
-            grows with the square root of the rate either way, because counts far from it are left out.
+        max_count: the largest count; None for no limit. The mass above it is cut off, with a warning if that matters: a
+            KL that is then estimated from samples is too small, without a bound. Time grows with the square root of
+            the rate either way, because counts far from it are left out.
         straight_through: return integer samples (the arg max), with the gradient of the relaxed ones.
 
     Raises:
@@ -101,11 +101,11 @@ class GumbelSoftmax(Relaxation):
             if not len(flat):
                 return flat.clone(), flat.clone()
             largest = flat.max().exp()
+            window = gumbel_window(flat.exp(), temperature, self.max_count)
             kernels = fused_kernels(flat)
             if kernels is not None:
                 if self.max_count is not None:
                     _watch.see(largest, self.max_count)
-                window = gumbel_window(flat.exp(), temperature, self.max_count)
                 return kernels.run_races(flat, *window, LARGEST, temperature, self.straight_through)
             if not bool(largest.isfinite()):
                 raise DivergedError("a rate is not finite")
@@ -114,7 +114,7 @@ class GumbelSoftmax(Relaxation):
             if self.max_count is not None:
                 _warn_if_cut(largest, self.max_count)
             races = _compiled_races if is_compiled_for(flat) else run_races
-            return races(flat, temperature, self.max_count, self.straight_through)
+            return races(flat, *window, temperature, self.straight_through)
 
         return pathwise(sampler, log_rate)
 
@@ -164,21 +164,21 @@ def gumbel_window(rate: Tensor, temperature: float | Tensor, max_count: int | No
 
 def run_races(
     log_rate: Tensor,
+    first: Tensor,
+    last: Tensor,
     temperature: float | Tensor,
-    max_count: int | None = None,
     straight_through: bool = False,
     noise: Noise = unit_exponentials,
 ) -> tuple[Tensor, Tensor]:
     """Draw Gumbel-softmax counts z = sum_k k w_k, w = softmax((log Poisson(k; rate) - log E_k) / temperature).
 
     E_k are unit exponentials (-log E_k is a Gumbel variable). For fixed E_k, dz / d(log rate) is the variance of k
-    under w, divided by the temperature, so only three running sums and a running maximum are kept. Counts outside a
-    latent's :func:`gumbel_window` are left out.
+    under w, divided by the temperature, so only three running sums and a running maximum are kept.
 
     Args:
         log_rate: (n,).
+        first, last: the first and the last count of each latent (:func:`gumbel_window`), (n,).
         temperature: positive number, or (n,).
-        max_count: the largest count, or None.
         straight_through: return the arg max, with the derivative of the soft count.
         noise: draws unit exponentials.
 
@@ -187,7 +187,6 @@ def run_races(
     """
     rate = log_rate.exp()
     tau = temperature if isinstance(temperature, Tensor) and temperature.dim() else None
-    first, last = gumbel_window(rate, temperature, max_count)
     # Log masses are relative to the first count's, and moments about the rate: both stay accurate at large counts.
     log_mass, top, s0, s1, s2 = (torch.zeros_like(rate) for _ in range(5))
     top.fill_(-math.inf)
@@ -226,11 +225,10 @@ def run_races(
 
 
 def _compiled_races(
-    log_rate: Tensor, temperature: float | Tensor, max_count: int | None, straight_through: bool
+    log_rate: Tensor, first: Tensor, last: Tensor, temperature: float | Tensor, straight_through: bool
 ) -> tuple[Tensor, Tensor]:
     """The same as :func:`run_races`, by a compiled loop."""
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
-    first, last = gumbel_window(log_rate.exp(), temperature, max_count)
     arrays = log_rate.contiguous(), per_latent(temperature, log_rate), first, last, z, dz
     in_pieces(compiled().races, len(log_rate), *arrays, options=(seed(), straight_through))
     return z, dz

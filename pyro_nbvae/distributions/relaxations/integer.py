@@ -24,7 +24,7 @@ from torch import Size, Tensor
 from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions.relaxations.base import Relaxation, check_rates, pathwise
-from pyro_nbvae.distributions.relaxations.noise import PIECE, pieces, running_sum
+from pyro_nbvae.distributions.relaxations.noise import number_in_piece, pieces, running_sum
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
 
@@ -158,5 +158,5 @@ def _invert(r: Tensor, logits: Tensor, mean: Tensor, k: Tensor, u: Tensor) -> tu
         index, r, success, mean, u, k, p, t, seen, partial = (
             x[again] for x in (index, r, success, mean, u, k + width, p, t, sums[-1], partial)
         )
-        width = min(2 * width, max(FIRST, PIECE.get(r.device.type, PIECE["cuda"]) // max(1, len(index))))
+        width = min(2 * width, max(FIRST, number_in_piece(len(index), r.device)))
     return z, sum_to.div_(mass_at.clamp_(min=torch.finfo(r.dtype).tiny)).neg_()

@@ -25,9 +25,14 @@ def seed() -> int:
     return int(torch.randint(1 << 62, ()))
 
 
+def number_in_piece(width: int, device: torch.device) -> int:
+    """Return how many latents are one piece of about PIECE numbers, ``width`` for each latent."""
+    return max(1, PIECE.get(device.type, PIECE["cuda"]) // max(1, width))
+
+
 def pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Return slices of ``count`` latents such that one slice has about PIECE numbers, ``width`` for each latent."""
-    size = max(1, PIECE.get(device.type, PIECE["cuda"]) // width)
+    """Return slices of ``count`` latents, one piece each, with ``width`` numbers for each latent."""
+    size = number_in_piece(width, device)
     return (slice(start, min(start + size, count)) for start in range(0, max(1, count), size))
 
 

@@ -75,8 +75,11 @@ def finished(table: str, arguments: Arguments) -> list[Cell]:
 
 
 def variants(arguments: Arguments) -> dict[str, Run]:
-    """Return the finished runs of the main table, by variant."""
-    return {cell.label: cell.run for cell in finished("main", arguments)}
+    """Return the finished runs of the main table that still have their checkpoints, by variant."""
+    found = {cell.label: cell.run for cell in finished("main", arguments) if cell.run.checkpoint_path.exists()}
+    if not found:
+        raise MissingRuns("main")
+    return found
 
 
 def spiking(arguments: Arguments) -> dict[str, tuple[GenerativeModel, AmortizedGuide]]:
@@ -208,7 +211,7 @@ def features(arguments: Arguments, path: Path) -> None:
 
 def training(arguments: Arguments, path: Path) -> None:
     """Plot held-out ELBO and squared error over epochs, one curve per variant."""
-    logs = {name: pd.read_csv(run.folder / "log.csv") for name, run in variants(arguments).items()}
+    logs = {cell.label: pd.read_csv(cell.folder / "log.csv") for cell in finished("main", arguments)}
 
     def panel(column: str, label: str) -> Panel:
         curves = {name: (list(rows["epoch"]), list(rows[column])) for name, rows in logs.items()}

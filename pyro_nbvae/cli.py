@@ -180,13 +180,14 @@ def reproduce(
 
     Args:
         table: main, prior, latents, decoder, beta, mc-samples, relaxation, families or precision.
-        report: train nothing; write docs/results.md from the finished runs of the table, or of all tables.
+        report: train nothing; write docs/results.md from the finished runs of all tables.
     """
-    names = TABLES if table is None else (table,)
     if report:
         from pyro_nbvae.tables.report import report as write_report
 
-        print(write_report(map(table_of, names), options, Path("docs/results.md")))
+        if table or options.variants or options.data or options.seeds:  # the page would lose the other rows
+            raise InputError("--report writes all tables: leave out the table, --variants, --data and --seeds")
+        print(write_report(map(table_of, TABLES), options, Path("docs/results.md")))
     elif table is None:
         raise InputError(f"no table named: choose from {', '.join(TABLES)}")
     else:

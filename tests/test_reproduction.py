@@ -15,7 +15,7 @@ import pyro
 import pytest
 
 from pyro_nbvae import plugins, variants
-from pyro_nbvae.cli import table_of
+from pyro_nbvae.cli import main, table_of
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.runs.evaluation import evaluate
@@ -184,6 +184,18 @@ def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypat
     assert "| MINE " in text and "SSIM" not in text
     assert "A table of its own, tiny" in text
     assert command(replace(grid, name="main"), Reproduction()).startswith("nbvae --import my_own_module reproduce main")
+
+
+@pytest.mark.parametrize("part", [["main"], ["--data", "mnist"], ["--variants", "CMP"], ["--seeds", "0"]])
+def test_a_part_of_the_tables_does_not_replace_the_report(part, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("all tables\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["reproduce", "--report", *part])
+    assert "--report writes all tables" in capsys.readouterr().err
+    assert page.read_text() == "all tables\n"
 
 
 def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(options, tmp_path):

@@ -65,21 +65,18 @@ class MissingRuns(Exception):
     """The runs for a figure are missing; the message is the name of their table."""
 
 
-def finished(table: str, arguments: Arguments) -> list[Cell]:
-    """Return the finished runs of a table."""
+def finished(table: str, arguments: Arguments, file: str = "checkpoint.pt") -> list[Cell]:
+    """Return the finished runs of a table that still have a file."""
     options = Reproduction(scale=arguments.scale, data=(arguments.data,), seeds=(arguments.seed,), out=arguments.out)
-    found = [cell for cell in cells(table_of(table), options) if cell.metrics]
+    found = [cell for cell in cells(table_of(table), options) if cell.metrics and (cell.folder / file).exists()]
     if not found:
         raise MissingRuns(table)
     return found
 
 
 def variants(arguments: Arguments) -> dict[str, Run]:
-    """Return the finished runs of the main table that still have their checkpoints, by variant."""
-    found = {cell.label: cell.run for cell in finished("main", arguments) if cell.run.checkpoint_path.exists()}
-    if not found:
-        raise MissingRuns("main")
-    return found
+    """Return the finished runs of the main table, by variant."""
+    return {cell.label: cell.run for cell in finished("main", arguments)}
 
 
 def spiking(arguments: Arguments) -> dict[str, tuple[GenerativeModel, AmortizedGuide]]:
@@ -211,7 +208,7 @@ def features(arguments: Arguments, path: Path) -> None:
 
 def training(arguments: Arguments, path: Path) -> None:
     """Plot held-out ELBO and squared error over epochs, one curve per variant."""
-    logs = {cell.label: pd.read_csv(cell.folder / "log.csv") for cell in finished("main", arguments)}
+    logs = {cell.label: pd.read_csv(cell.folder / "log.csv") for cell in finished("main", arguments, "log.csv")}
 
     def panel(column: str, label: str) -> Panel:
         curves = {name: (list(rows["epoch"]), list(rows[column])) for name, rows in logs.items()}

@@ -1,6 +1,26 @@
-"""Run every benchmark."""
+"""python -m benchmarks [NAME ...]    run these benchmarks; without names all that need nothing but the data sets"""
 
-from benchmarks import contention, kl, samplers, scaling, step
+from __future__ import annotations
 
-for benchmark in (samplers, kl, step, scaling, contention):
-    benchmark.main()
+import importlib
+from typing import Annotated, Literal
+
+import tyro
+
+Name = Literal["samplers", "kl", "step", "scaling", "contention", "inception"]
+
+
+def main(
+    names: Annotated[tuple[Name, ...], tyro.conf.Positional] = ("samplers", "kl", "step", "scaling", "contention"), /
+) -> None:
+    """Run benchmarks on a quiet machine; each writes its table to ``results/benchmarks``.
+
+    Args:
+        names: which. ``inception`` needs torch-fidelity's weights.
+    """
+    for name in names:
+        importlib.import_module(f"benchmarks.{name}").main()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

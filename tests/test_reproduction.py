@@ -277,6 +277,12 @@ def test_the_paper_stands_beside_ours_in_its_features(options):
     assert "| digits | FID | EX-C | 78.4 | 80.0 |\n| digits | FID | MC-C | 99 | - |" in with_inception
     assert "| digits | FID | best of ours | - | 80.0 (EX-C) |" in with_inception
     assert "| mnist | MSE | EX-C | 0.01 | - |" in with_inception
+    table = with_inception.split("**FID**")[1].split("##")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[4:] if line]
+    named = dict(lines)
+    assert named["the paper, EX-C"] == "78.4" and named["the paper, MC-C"] == "99"
+    assert sorted(named.values()) == ["**80.0**"] * 4 + ["78.4", "99"]
+    assert "**MSE**" not in with_inception
 
 
 def test_other_samplers_stand_apart(options):

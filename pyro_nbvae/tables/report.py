@@ -17,7 +17,7 @@ from pyro_nbvae.runs.config import SAMPLERS, SamplerName
 from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.tables import claims, results
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction, ScaleName
-from pyro_nbvae.tables.formats import columns_of, latex, markdown, summarise, write_csv
+from pyro_nbvae.tables.formats import Summary, columns_of, latex, markdown, summarise, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
 from pyro_nbvae.tables.results import Row
 from pyro_nbvae.tables.runner import check_options, run_grid
@@ -85,6 +85,20 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     )
 
 
+def _summaries(groups: Groups, metric: str) -> dict[str, dict[str, Summary]]:
+    """Return {data set: {label: summary}} of the runs that have this metric."""
+    return {
+        data: {label: s for label, rows in by_label.items() if (s := summarise(rows, metric))}
+        for data, by_label in groups.items()
+    }
+
+
+def _best(found: Mapping[str, Summary], metric: str) -> str | None:
+    """Return the label with the best mean, or None if there is none."""
+    sign = -1 if METRICS[metric].best == "high" else 1
+    return min(found, key=lambda label: sign * found[label].mean, default=None)
+
+
 def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
     """Return a Markdown table of the paper's figures beside ours at each scale.
 
@@ -94,20 +108,45 @@ def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
     lines.append("|---|---|---|" + "---|" * (1 + len(ours)))
     for data, metric in dict.fromkeys((data, metric) for data, metric, _ in paper):
         one = METRICS[metric]
-        found = {
-            scale: {label: s for label, rows in groups.get(data, {}).items() if (s := summarise(rows, metric))}
-            for scale, groups in ours.items()
-        }
+        found = [_summaries(groups, metric).get(data, {}) for groups in ours.values()]
         start = f"| {data} | {one.heading} |"
         for label in (label for at, of, label in paper if (at, of) == (data, metric)):
-            shown = [each[label].shown(one.digits) if label in each else "-" for each in found.values()]
+            shown = [each[label].shown(one.digits) if label in each else "-" for each in found]
             lines.append(f"{start} {label} | {paper[data, metric, label]:g} | {' | '.join(shown)} |")
-        best = []
-        for each in found.values():
-            name = min(each, key=lambda name: each[name].mean * (-1 if one.best == "high" else 1), default=None)
-            best.append(f"{each[name].shown(one.digits)} ({name})" if name else "-")
+        names = [_best(each, metric) for each in found]
+        best = [f"{f[n].shown(one.digits)} ({n})" if n else "-" for f, n in zip(found, names, strict=True)]
         lines.append(f"{start} best of ours | - | {' | '.join(best)} |")
     return "\n".join(lines) + "\n"
+
+
+def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
+    """Return a Markdown table for each metric of the paper that we have: a line a variant, a column a data set.
+
+    Ours are those of the scale with the most values, the paper's stand above them. The best of ours is bold.
+    """
+    import pandas as pd
+
+    text = ""
+    for metric in dict.fromkeys(metric for _, metric, _ in paper):
+        one = METRICS[metric]
+        found = {scale: _summaries(groups, metric) for scale, groups in ours.items()}
+        scale = max(reversed(found), key=lambda scale: sum(map(len, found[scale].values())))
+        if not any(found[scale].values()):
+            continue
+        columns: dict[str, dict[str, str]] = {}
+        for data, by_label in found[scale].items():
+            figures = {label: v for (at, of, label), v in paper.items() if (at, of) == (data, metric)}
+            columns[data] = {f"the paper, {label}": f"{v:g}" for label, v in figures.items()}
+            leader = _best(by_label, metric)
+            for label, summary in by_label.items():
+                shown = summary.shown(one.digits)
+                columns[data][label] = f"**{shown}**" if leader and summary.mean == by_label[leader].mean else shown
+        labels = [f"the paper, {label}" for label in dict.fromkeys(label for _, _, label in paper)]
+        labels += dict.fromkeys(label for by_label in ours[scale].values() for label in by_label)
+        table = pd.DataFrame(columns, index=pd.Index(labels)).dropna(how="all").dropna(axis=1, how="all").fillna("-")
+        text += f"\n**{one.heading}**, scale {scale}, the best of ours in bold:\n\n"
+        text += f"{table.to_markdown(disable_numparse=True)}\n"
+    return text
 
 
 def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
@@ -228,7 +267,7 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         if table.paper and ours:
             figures += (
                 "\n## Comparison with the paper\n\nOurs have this package's defaults and lengths; only scale paper has "
-                f"the paper's schedules and its 200 epochs.\n\n{beside(table.paper, ours)}"
+                f"the paper's schedules and its 200 epochs.\n\n{beside(table.paper, ours)}{across(table.paper, ours)}"
             )
     if not parts:
         raise InputError(

@@ -6,6 +6,9 @@ from pyro_nbvae.tables.claims import Alike, Claim
 from pyro_nbvae.tables.grid import Table
 from pyro_nbvae.tables.report import command_of
 
+# Smallest differences that would be called visible.
+VISIBLE = (("mse", 0.0003), ("elbo", 3.0))
+
 
 def _samples(base: TrainConfig) -> dict[str, dict[str, object]]:
     return {f"{n} samples": {"kl_samples": n} for n in (1, 5, 15, 25)} if base.variant.startswith("MC") else {"": {}}
@@ -20,16 +23,16 @@ TABLE = Table(
     varied=_samples,
     claims=(
         Claim(
-            "More samples of the Monte Carlo KL make no visible difference (2 %).",
+            "More samples of the Monte Carlo KL make no visible difference (0.0003 of MSE, 3 nats of ELBO).",
             [
-                Alike(metric, [f"MC-C {n} samples" for n in (1, 5, 15, 25)], ("mnist",), within=0.02)
-                for metric in ("mse", "elbo")
+                Alike(metric, [f"MC-C {n} samples" for n in (1, 5, 15, 25)], ("mnist",), within)
+                for metric, within in VISIBLE
             ],
             "paper",
         ),
         Claim(
-            "The exact KL, which needs no samples, trains as well as 25 samples (2 %).",
-            [Alike(metric, ("MC-C 25 samples", "EX-C"), ("mnist",), within=0.02) for metric in ("mse", "elbo")],
+            "The exact KL, which needs no samples, trains as well as 25 samples (to 0.0003 of MSE, 3 nats of ELBO).",
+            [Alike(metric, ("MC-C 25 samples", "EX-C"), ("mnist",), within) for metric, within in VISIBLE],
         ),
     ),
 )

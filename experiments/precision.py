@@ -23,11 +23,11 @@ TABLE = Table(
     varied=_precisions,
     claims=(
         Claim(
-            "Training in bfloat16 does not change the results (ELBO 1 %, MSE 2 %, FID-c 5 %).",
+            "Training in bfloat16 does not change the results (by 1 nat of ELBO, 0.0003 of MSE, 0.4 of FID-c).",
             [
                 Alike(metric, [f"{name} {precision}" for precision in PRECISIONS], ("cifar16",), within=within)
                 for name in VARIANTS
-                for metric, within in (("elbo", 0.01), ("mse", 0.02), ("fid_c", 0.05))
+                for metric, within in (("elbo", 1.0), ("mse", 0.0003), ("fid_c", 0.4))
             ],
         ),
     ),

@@ -41,8 +41,8 @@ TABLE = Table(
             ],
         ),
         Claim(
-            "An initial mean of 50 instead of 20 changes CMP's ELBO by less than 1 %.",
-            [Alike("elbo", ("CMP pace 30, mean 20", "CMP pace 30, mean 50"), ("mnist",), within=0.01)],
+            "An initial mean of 50 instead of 20 changes CMP's ELBO by less than 3 nats.",
+            [Alike("elbo", ("CMP pace 30, mean 20", "CMP pace 30, mean 50"), ("mnist",), within=3.0)],
         ),
     ),
 )

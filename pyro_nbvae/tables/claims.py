@@ -2,8 +2,9 @@
 
 A comparison holds or fails if the difference between the means over seeds is significant at the 5 % level (two-sided
 Welch's t-test). If it is not significant, or a variant has fewer than two seeds, the verdict is *not enough runs*. If
-a variant has no value, the comparison is *not measured*. A claim with several comparisons fails if one fails, holds if
-all hold, and *holds where measured* if all that are measured hold.
+a variant has no value, the comparison is *not measured*. A claim with several comparisons holds if all hold, and *holds
+where measured* if all that are measured hold. It fails if one fails at the 5 % level divided by the number of
+comparisons (Bonferroni), since among many comparisons some fail by chance.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.runs.evaluation import METRICS
 
 Verdict = Literal["holds", "holds where measured", "fails", "not enough runs", "not measured"]
@@ -31,6 +33,8 @@ class Finding(NamedTuple):
     Args:
         verdict: ``holds``, ``fails``, ``not enough runs`` or ``not measured``.
         figures: the compared values, as text; if it is not measured, what is missing.
+        p_values: of each of its comparisons against the claim: small if the opposite is significant. Without any, a
+            verdict is certain.
 
     Example::
 
@@ -40,6 +44,7 @@ class Finding(NamedTuple):
 
     verdict: Verdict
     figures: str
+    p_values: Sequence[float] = ()
 
 
 class Condition(Protocol):
@@ -90,49 +95,87 @@ def _shown(label: str, figures: Sequence[float], metric: str) -> str:
     return f"{label} {mean:.{digits}f} ± {statistics.stdev(figures):.{digits}f}"
 
 
-def _finding(verdicts: set[Verdict], data: str, metric: str, found: Mapping[str, Sequence[float]]) -> Finding:
-    """Combine several verdicts into one finding that shows the values of every label.
+def _finding(tests: Sequence[_Test], data: str, metric: str, found: Mapping[str, Sequence[float]]) -> Finding:
+    """Combine several tests into one finding that shows the values of every label.
 
     Without a value of every label the comparison is not measured, unless a part of it fails.
     """
+    verdicts = {test.verdict for test in tests}
     missing = [label for label, each in found.items() if not each]
     unknown = bool(missing) and "fails" not in verdicts
     shown = ", ".join(missing if unknown else (_shown(label, each, metric) for label, each in found.items()))
-    return Finding("not measured" if unknown else combined(verdicts), f"{data}, {METRICS[metric].heading}: {shown}")
+    figures = f"{data}, {METRICS[metric].heading}: {shown}"
+    if unknown:
+        return Finding("not measured", figures)
+    return Finding(combined(verdicts), figures, [test.against for test in tests if test is not _OPEN])
 
 
-def _limits(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Return Welch's confidence limits of mean(a) - mean(b); infinite if either has fewer than two values."""
+class _Test(NamedTuple):
+    """P-values (two-sided) of a statement: small ``in_favour`` if it is true, small ``against`` if its opposite is."""
+
+    in_favour: float
+    against: float
+
+    @property
+    def verdict(self) -> Verdict:
+        return "holds" if self.in_favour < LEVEL else "fails" if self.against < LEVEL else "not enough runs"
+
+
+# Without two seeds nothing is tested.
+_OPEN = _Test(1.0, 1.0)
+
+
+class _Estimate(NamedTuple):
+    """An estimated mean, its standard error and Student's degrees of freedom."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    def above(self, bound: float) -> _Test:
+        """Test whether the mean is above a bound."""
+        from scipy import stats
+
+        difference = self.mean - bound
+        if not self.error > 0:
+            return _Test(float(difference <= 0), float(difference >= 0))
+        t = difference / self.error
+        return _Test(2 * float(stats.t.sf(t, self.freedom)), 2 * float(stats.t.cdf(t, self.freedom)))
+
+
+def _difference(a: Sequence[float], b: Sequence[float]) -> _Estimate | None:
+    """Return mean(a) - mean(b) with Welch's error; None if either has fewer than two values."""
     if min(len(a), len(b)) < 2:
-        return -math.inf, math.inf
+        return None
     parts = [statistics.variance(each) / len(each) for each in (a, b)]
-    difference = statistics.fmean(a) - statistics.fmean(b)
     total = sum(parts)
-    if not total > 0:
-        return difference, difference
-    freedom = 1 / sum((v / total) ** 2 / (len(each) - 1) for v, each in zip(parts, (a, b), strict=True))
-    return _around(difference, math.sqrt(total), freedom)
+    freedom = math.inf
+    if total > 0:
+        freedom = 1 / sum((v / total) ** 2 / (len(each) - 1) for v, each in zip(parts, (a, b), strict=True))
+    return _Estimate(statistics.fmean(a) - statistics.fmean(b), math.sqrt(total), freedom)
 
 
-def _around(mean: float, error: float, freedom: float) -> tuple[float, float]:
-    """Return Student's confidence limits of a mean with this standard error and these degrees of freedom."""
-    from scipy import stats
-
-    reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error if error > 0 else 0.0
-    return mean - reach, mean + reach
-
-
-def _mean_limits(figures: Sequence[float]) -> tuple[float, float]:
-    """Return the confidence limits of the mean, by Student; infinite for fewer than two values."""
+def _mean(figures: Sequence[float]) -> _Estimate | None:
+    """Return the mean of the values; None for fewer than two."""
     if len(figures) < 2:
-        return -math.inf, math.inf
-    error = statistics.stdev(figures) / math.sqrt(len(figures))
-    return _around(statistics.fmean(figures), error, len(figures) - 1)
+        return None
+    return _Estimate(statistics.fmean(figures), statistics.stdev(figures) / math.sqrt(len(figures)), len(figures) - 1)
 
 
-def _sign(low: float, high: float) -> Verdict:
-    """Return whether a quantity between these limits is positive."""
-    return "holds" if low > 0 else "fails" if high < 0 else "not enough runs"
+def _positive(estimate: _Estimate | None) -> _Test:
+    return _OPEN if estimate is None else estimate.above(0.0)
+
+
+def _sign(metric: str) -> int:
+    """Return 1 if high values of a metric are better, -1 if low ones are.
+
+    Raises:
+        InputError: if neither is.
+    """
+    one = METRICS[metric]
+    if one.best is None:
+        raise InputError(f"{one.heading} ({metric}) has no better direction: compare another metric, or use Alike")
+    return 1 if one.best == "high" else -1
 
 
 @dataclass(frozen=True)
@@ -162,16 +205,16 @@ class Ahead:
         return [self._on(groups, data) for data in self.data]
 
     def _on(self, groups: Groups, data: str) -> Finding:
-        sign = 1 if METRICS[self.metric].best == "high" else -1
+        sign = _sign(self.metric)
         found = {label: values(groups, data, label, self.metric) for label in (*self.first, *self.others)}
         signed = {label: [sign * v for v in each] for label, each in found.items()}
-        verdicts = {_sign(*_limits(signed[a], signed[b])) for a in self.first for b in self.others}
-        return _finding(verdicts, data, self.metric, found)
+        tests = [_positive(_difference(signed[a], signed[b])) for a in self.first for b in self.others]
+        return _finding(tests, data, self.metric, found)
 
 
 @dataclass(frozen=True)
 class Alike:
-    """Condition: the mean of a metric is the same for all labels, up to a relative difference.
+    """Condition: the mean of a metric is the same for all labels, up to a difference that does not matter.
 
     It holds if the confidence interval of every difference lies within the limit, and fails if one lies outside.
 
@@ -179,7 +222,7 @@ class Alike:
         metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
         labels: the labels; all others are compared with the first.
         data: names of the data sets.
-        within: largest difference, relative to the mean of the first label.
+        within: largest difference, in the units of the metric.
 
     Example::
 
@@ -199,20 +242,19 @@ class Alike:
 
     def _on(self, groups: Groups, data: str) -> Finding:
         found = {label: values(groups, data, label, self.metric) for label in self.labels}
-        reference = found[self.labels[0]]
-        most = self.within * abs(statistics.fmean(reference)) if reference else math.nan
-        verdicts: set[Verdict] = set()
-        for label in self.labels[1:]:
-            low, high = _limits(found[label], reference)
-            verdicts.add(
-                "holds" if max(-low, high) <= most else "fails" if low > most or high < -most else "not enough runs"
-            )
-        return _finding(verdicts, data, self.metric, found)
+        estimates = [_difference(found[label], found[self.labels[0]]) for label in self.labels[1:]]
+        return _finding([self._within(each) for each in estimates], data, self.metric, found)
+
+    def _within(self, difference: _Estimate | None) -> _Test:
+        if difference is None:
+            return _OPEN
+        low, high = difference.above(-self.within), difference.above(self.within)
+        return _Test(max(low.in_favour, high.against), min(low.against, high.in_favour))
 
 
 @dataclass(frozen=True)
 class Reaches:
-    """Condition: the mean of a metric is at least as good as a given value, such as a published result.
+    """Condition: the mean of a metric is better than a given value, such as a published result.
 
     Args:
         metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
@@ -235,9 +277,9 @@ class Reaches:
     def judge(self, groups: Groups) -> list[Finding]:
         """Return a single finding."""
         found = values(groups, self.data, self.label, self.metric)
-        sign = 1 if METRICS[self.metric].best == "high" else -1
-        low, high = _mean_limits([sign * (v - self.figure) for v in found])
-        one = _finding({"holds" if low >= 0 else _sign(low, high)}, self.data, self.metric, {self.label: found})
+        sign = _sign(self.metric)
+        test = _positive(_mean([sign * (v - self.figure) for v in found]))
+        one = _finding([test], self.data, self.metric, {self.label: found})
         return [one._replace(figures=f"{one.figures}, against {self.figure:g}")]
 
 
@@ -291,7 +333,8 @@ class BelowCurve:
             return None
         below = [distortion - at for at, distortion in zip(ours, theirs, strict=True)]
         shown = f"{_shown('the curve', ours, self.distortion)}, {_shown(label, theirs, self.distortion)}"
-        return Finding(_sign(*_mean_limits(below)), f"{self._heading}: {shown}")
+        test = _positive(_mean(below))
+        return Finding(test.verdict, f"{self._heading}: {shown}", [] if test is _OPEN else [test.against])
 
 
 @dataclass(frozen=True)
@@ -321,7 +364,14 @@ class Claim:
             groups: rows by data set and label, one per seed.
         """
         findings = [finding for condition in self.conditions for finding in condition.judge(groups)]
-        return combined({finding.verdict for finding in findings}), findings
+        number = sum(len(finding.p_values) for finding in findings)
+        verdicts = {
+            "not enough runs"
+            if one.verdict == "fails" and number * min(one.p_values, default=0.0) >= LEVEL
+            else one.verdict
+            for one in findings
+        }
+        return combined(verdicts), findings
 
 
 def combined(verdicts: set[Verdict]) -> Verdict:

@@ -284,9 +284,10 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
     if verdicts:
         text += (
             "\nA comparison holds or fails if its difference is significant at the 5 % level; if it is not, or there "
-            "are fewer than two seeds, there are not enough runs. A claim fails if one of its comparisons fails, holds "
-            "if all hold, and holds where measured if some have no values. The values are below each table. Claims of "
-            "the paper are tested with this package's defaults, except at scale paper.\n\n"
+            "are fewer than two seeds, there are not enough runs. A claim holds if all its comparisons hold, and holds "
+            "where measured if some have no values. It fails if one of n comparisons fails at the level of 5 % / n."
+            " The values are below each table. Claims of the paper are tested with this package's defaults, except at "
+            "scale paper.\n\n"
             f"| verdict | comparisons | claimed by | claim | table |\n|---|---|---|---|---|\n{verdicts}"
         )
     if others:

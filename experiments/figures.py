@@ -32,6 +32,7 @@ from pyro_nbvae.tables.config import Reproduction, ScaleName
 from pyro_nbvae.tables.formats import summarise
 from pyro_nbvae.tables.grid import Cell, cells
 from pyro_nbvae.tables.report import group
+from pyro_nbvae.tables.runner import number_of_samples
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Number of held-out images for the statistics of units.
@@ -109,8 +110,9 @@ def reconstructions(arguments: Arguments, path: Path) -> None:
 def rate_distortion(arguments: Arguments, path: Path) -> None:
     """Plot squared error against KL (means over seeds), one curve over beta per variant; saved rows are sufficient."""
     table = table_of("beta")
-    grid = cells(table, Reproduction(scale=arguments.scale, data=(arguments.data,), out=arguments.out))
-    rows = results.read(results.RESULTS / f"{arguments.scale}.csv") | results.rows_of(grid)
+    options = Reproduction(scale=arguments.scale, data=(arguments.data,), out=arguments.out)
+    grid = cells(table, options)
+    rows = results.read(results.RESULTS / f"{arguments.scale}.csv") | results.rows_of(grid, number_of_samples(options))
     points: dict[str, list[tuple[float, float]]] = {}
     for groups in group(grid, rows).values():
         for label, each in groups.items():

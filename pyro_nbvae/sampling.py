@@ -7,6 +7,7 @@ fitted to the posteriors is a better prior found after training (ex-post density
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -204,7 +205,7 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as in a data set; the first 20,000 are used.
+        data: (N, *event_shape), as in a data set; at most 20,000 are used, at equal distances.
         components: maximum number of components.
 
     Returns:
@@ -226,7 +227,8 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
     """
     means, variances, counts = [], [], False
     with evaluating(model, guide, 0):
-        for batch in batches(data[:FITTED], BATCH):
+        # not the first ones: data may be sorted
+        for batch in batches(data[:: max(1, math.ceil(len(data) / FITTED))], BATCH):
             q = guide.posterior(to_floats(batch).to(model.device))
             mean = mean_of(q)
             if len(q.event_shape) or mean is None:

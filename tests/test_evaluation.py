@@ -137,7 +137,7 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
     """Both feature sets in one evaluation by the command; neither is taken for the other."""
 
     def read(root):
-        images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
+        images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return images[:6], images[6:], None, None
 
     monkeypatch.setitem(SOURCES, "random", Source((3, 8, 8), read))
@@ -151,8 +151,14 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
     assert metrics["feature_networks"] == ["cifar32", "inception-2015-12-05"]
     assert all(math.isfinite(metrics[k]) for k in ("fid", "kid", "kid_std", "fid_c", "kid_c", "kid_std_c"))
     assert metrics["fid"] != metrics["fid_c"]
+    # an evaluation in fewer features keeps the others' figures, and one of other samples does not
     main(["evaluate", folder, "--samples", "5"])
+    again = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert again == metrics | {"feature_sets": ["classifier", "inception"]}
+    capsys.readouterr()
+    main(["evaluate", folder, "--samples", "4"])
     assert "FID" not in capsys.readouterr().out.splitlines()[0].split()
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["feature_sets"] == ["classifier"]
 
 
 def test_pictures_are_written_and_show_what_they_say(run):

@@ -18,11 +18,12 @@ from pyro_nbvae import plugins, variants
 from pyro_nbvae.cli import main, table_of
 from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.evaluation import evaluate, settings
 from pyro_nbvae.runs.folder import SCHEMA, Run
+from pyro_nbvae.tables import results
 from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Reaches
 from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
-from pyro_nbvae.tables.formats import latex, markdown
+from pyro_nbvae.tables.formats import latex, markdown, summarise
 from pyro_nbvae.tables.grid import Table, cells
 from pyro_nbvae.tables.jobs import JobError, LocalProcesses
 from pyro_nbvae.tables.report import command, report, reproduce
@@ -264,6 +265,9 @@ def test_claims_are_about_rows_that_the_table_has(name, options):
         assert claim.judge({})[0] == "not measured"
 
 
+EVALUATED = settings(epochs=1, seed=0, samples=30)
+
+
 def test_the_paper_stands_beside_ours_in_its_features(options):
     paper = {("digits", "fid", "EX-C"): 78.4, ("digits", "fid", "MC-C"): 99.0, ("mnist", "mse", "EX-C"): 0.01}
     grid = replace(GRID, metrics=("fid", "fid_c"), paper=paper)
@@ -271,7 +275,7 @@ def test_the_paper_stands_beside_ours_in_its_features(options):
         cell.run.folder.mkdir(parents=True)
         ours = {"fid": 80.0} if cell.config.seed == 0 else {"fid": None}
         cell.run.write_config(cell.config, (1, 8, 8))
-        cell.run.write_json("metrics.json", {"epochs": 1, "fid_c": 5.0, **ours})
+        cell.run.write_json("metrics.json", {**EVALUATED, "fid_c": 5.0, **ours})
     kept = Path(options.out) / "kept"
     with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md", kept).read_text()
     assert "| digits | FID | EX-C | 78.4 | 80.0 |\n| digits | FID | MC-C | 99 | - |" in with_inception
@@ -291,13 +295,59 @@ def test_other_samplers_stand_apart(options):
     for cell in cells(grid, options):
         cell.run.folder.mkdir(parents=True)
         cell.run.write_config(cell.config, (1, 8, 8))
-        cell.run.write_json("metrics.json", {"epochs": 1, "fid_c": 5.0 + cell.config.seed})
+        cell.run.write_json("metrics.json", {**EVALUATED, "fid_c": 5.0 + cell.config.seed})
         if cell.label == "EX-C":
-            cell.run.write_json("metrics-posterior.json", {"epochs": 1, "fid_c": 1.0})
+            cell.run.write_json("metrics-posterior.json", {**EVALUATED, "fid_c": 1.0})
+            if cell.config.seed == 1:
+                cell.run.write_json("metrics-mixture.json", {**EVALUATED, "fid_c": 2.0})
     text = report([grid], options, Path(options.out) / "a.md", Path(options.out) / "kept").read_text()
     assert "best of ours | - | 5.50 ± 0.71 (EX-C)" in text and "**1.00" not in text
+    # only seed 1 has all samplers
     (line,) = (line for line in text.splitlines() if "1.00" in line)
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["EX-C", "5.50 ± 0.71", "1.00 ± 0.00"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["EX-C", "6.00", "2.00", "1.00"]
+
+
+def test_a_row_is_of_a_finished_run_and_its_evaluation(options, tmp_path):
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, variants=("EX-C",))
+    (cell,) = cells(grid, replace(options, seeds=(0,)))
+    cell.run.folder.mkdir(parents=True)
+    cell.run.write_config(cell.config, (1, 8, 8))
+    for wrong in ({"epochs": 0}, {"seed": 7}, {"generated_samples": 12}):
+        for name in ("metrics.json", "metrics-mixture.json"):
+            cell.run.write_json(name, {**EVALUATED, "mse": 1.0, "fid_c": 5.0, **wrong})
+        assert results.rows_of([cell], 30) == {}
+        with pytest.raises(InputError, match="no finished run"):
+            report([grid], options, tmp_path / "a.md", tmp_path / "kept")
+    cell.run.write_json("metrics.json", {**EVALUATED, "mse": 1.0})
+    assert [row["mse"] for row in results.rows_of([cell], 30).values()] == [1.0]
+
+
+def test_the_command_under_a_table_names_the_features_and_samples_of_its_rows(options, tmp_path):
+    """The page of all tables has the options of none, and the command under a table must not take its figures away."""
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, variants=("EX-C",), metrics=("fid", "fid_c"), name="main")
+    grid = replace(grid, command="")
+    made = {**EVALUATED, "fid": 80.0, "fid_c": 5.0}
+    for cell, features in zip(cells(grid, options), (["classifier", "inception"], ["classifier"]), strict=True):
+        cell.run.folder.mkdir(parents=True)
+        cell.run.write_config(cell.config, (1, 8, 8))
+        cell.run.write_json("metrics.json", {**made, "feature_sets": features})
+    text = report([grid], options, tmp_path / "a.md", tmp_path / "kept").read_text()
+    assert "`nbvae reproduce main --scale smoke --seeds 0 1 --features classifier inception --samples 30`" in text
+
+
+def test_speeds_of_several_machines_have_no_mean():
+    rows = [{"seconds_per_step": 0.1, "mse": 1.0, "machine": name} for name in ("a CPU", "a GPU", "a GPU")]
+    assert summarise(rows, "seconds_per_step") is None and summarise(rows, "mse").mean == 1.0
+    assert summarise(rows[1:], "seconds_per_step").mean == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("twice", "named"), [({"seeds": (0, 1, 0)}, "seeds names 0"), ({"variants": ("CMP", "CMP")}, "variants names CMP")]
+)
+def test_what_is_named_twice_is_refused(twice, named, options):
+    """A seed that counts twice would decide claims."""
+    with pytest.raises(InputError, match=rf"--{named} 2 times: name each once"):
+        cells(GRID, replace(options, **twice))
 
 
 def test_the_same_grid_goes_through_submitit(options):
@@ -365,8 +415,9 @@ def test_a_grid_that_names_what_does_not_exist(options, change, message):
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_a_grid_that_can_be(name, options):
     table = table_of(name)
-    grid = cells(table, options)
-    assert table.name == name and len({cell.folder for cell in grid}) == len(grid)
+    for scale in SCALES:
+        grid = cells(table, replace(options, scale=scale))
+        assert table.name == name and len({cell.folder for cell in grid}) == len(grid), scale
 
 
 def test_the_best_of_a_column_is_bold():

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_nbvae import sampling
 from pyro_nbvae.data import load, to_floats
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
@@ -70,6 +71,21 @@ def test_a_mixture_of_a_trained_pair(name):
     assert torch.equal(torch.cat(batches), again) and again.shape == (1003, *data.event_shape)
     assert not torch.equal(batches[0][:3], batches[1][:3])
     assert not torch.equal(again, torch.cat(list(decoded(model, guide, PriorSampler(model), 1003, seed=2))))
+
+
+def test_a_mixture_is_fitted_to_all_parts_of_sorted_data(monkeypatch):
+    """More data than are used, one picture first and another after it: the mean is that of both, within 5 errors."""
+    monkeypatch.setattr(sampling, "FITTED", 20)
+    data = load("digits")
+    config = resolve(TrainConfig(variant="CMP", **SMALL), data.event_shape)
+    model, guide, _ = build(config, data.event_shape)
+    first, second = data.train[:1], data.train[1:2]
+    torch.manual_seed(0)
+    z = fit_mixture(model, guide, torch.cat([first] * 40 + [second] * 40), components=2).sample(4000).double()
+    means = guide.posterior(to_floats(torch.cat([first, second]))).mean.double()
+    error = z.std(0) / 4000**0.5
+    assert ((z.mean(0) - means.mean(0)).abs() <= 5 * error + 1e-6).all()
+    assert ((z.mean(0) - means[0]).abs() > 5 * error).any()
 
 
 @pytest.mark.parametrize("name", ["CMP", "EX-C", "EX-G", "P-VAE", "G-VAE", "C-VAE"])

@@ -244,6 +244,17 @@ def test_atomic_writing_leaves_the_old_file_on_failure(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_metrics_of_a_run_whose_checkpoint_is_gone_are_not_those_of_the_next(tmp_path):
+    run = train(replace(TINY, epochs=1), tmp_path / "run", progress=False)
+    for name in ("metrics.json", "metrics-mixture.json"):
+        run.write_json(name, {"epochs": 1, "mse": 0.5})
+    train(replace(TINY, epochs=1), run.folder, resume=True, progress=False)
+    assert run.read_json("metrics.json") == run.read_json("metrics-mixture.json") == {"epochs": 1, "mse": 0.5}
+    run.checkpoint_path.unlink()
+    train(replace(TINY, epochs=1, lr=0.5), run.folder, resume=True, progress=False)
+    assert run.read_json("metrics.json") == run.read_json("metrics-mixture.json") == {}
+
+
 def test_checkpoints_are_loaded_on_another_device(tmp_path):
     """What is stored loads on the CPU, with torch's safe loader."""
     run = train(replace(TINY, epochs=1), tmp_path, progress=False)

@@ -183,13 +183,18 @@ FEATURES: dict[str, Callable[[str, str | Path | None, str | Path | None], Featur
 }
 
 
+def suffix_of(name: str) -> str:
+    """Return the suffix of the metrics in these features: both of Inception's give FID and KID."""
+    return "" if name.startswith("inception") else "_c"
+
+
 def check_features(names: Iterable[str]) -> None:
     """Raise InputError for unknown features, and for two that give metrics of the same name."""
     names = list(names)
     for name in names:
         check_member("features", name, FEATURES)
-    if len([name for name in names if name.startswith("inception")]) > 1:
-        raise InputError("--features: both of Inception's give FID and KID: choose one")
+    if len({suffix_of(name) for name in names}) < len(names):
+        raise InputError("--features: both of Inception's give FID and KID: choose one, and name each once")
 
 
 def build_features(

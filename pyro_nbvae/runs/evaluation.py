@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,7 +24,7 @@ from pyro_nbvae.metrics import (
     importance_weighted_bound,
     latent_classification,
 )
-from pyro_nbvae.metrics.features import Features, check_features
+from pyro_nbvae.metrics.features import Features, check_features, suffix_of
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.config import SamplerName
@@ -175,7 +176,7 @@ class Metric(NamedTuple):
         best: whether low or high values are better; None if neither.
         compute: maps an :class:`Evaluation` to the value, or to None if the metric is not defined for the run.
         standard: whether ``nbvae evaluate`` computes it by default; if not, only tables that list it do.
-        of: what it is measured on, for the caption of a table.
+        of: what it is measured on, for the caption of a table; speed has a mean only over runs on one machine.
 
     Example::
 
@@ -189,7 +190,7 @@ class Metric(NamedTuple):
     best: Literal["low", "high"] | None
     compute: Callable[[Evaluation], float | None]
     standard: bool = True
-    of: Literal["held-out data", "samples", "latents", "training"] = "held-out data"
+    of: Literal["held-out data", "samples", "latents", "training", "speed"] = "held-out data"
 
 
 def _held(name: str, heading: str, digits: int, best: Literal["low", "high"] | None = None) -> Metric:
@@ -254,7 +255,7 @@ _SHIPPED = (
     _held("fano", "Fano", 2),
     _held("underdispersed_units", "Fano < 1", 2),
     _held("overdispersion", "var/mean", 2),
-    Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step, of="training"),
+    Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step, of="speed"),
     Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False),
     *_accuracies(),
 )
@@ -278,26 +279,46 @@ def register_metric(metric: Metric) -> None:
     METRICS[metric.name] = metric
 
 
-def settings(epochs: int, seed: int, samples: int, features: Sequence[str]) -> dict[str, object]:
+def settings(epochs: int, seed: int, samples: int) -> dict[str, object]:
     """Return the settings that metrics depend on, as in ``metrics.json``; metrics with other settings are discarded."""
-    return {"epochs": epochs, "seed": seed, "generated_samples": samples, "feature_sets": list(features)}
+    return {"epochs": epochs, "seed": seed, "generated_samples": samples}
 
 
-def _evaluate_sampler(run: Run, options: Mapping[str, Any]) -> dict[str, object]:
-    """Evaluate only the samples, for a sampler other than the prior, and write them to a separate file."""
-    this = Evaluation(run, **options)
-    if not this.data.images:
-        raise InputError(f"--sampler {this.sampler} measures FID and KID, which need images; use the prior")
-    figures = {
-        "variant": f"{this.config.variant} ({this.sampler})",
+def _write(this: Evaluation, name: str, names: Sequence[str], about: Mapping[str, object]) -> dict[str, object]:
+    """Compute metrics and write them to the file of the sampler; other metrics of the same settings stay in it.
+
+    So do FID and KID in features that are not asked for now.
+    """
+    before = this.run.read_json(metrics_file(this.sampler))
+    now = settings(len(this.log), this.seed, this.samples)
+    same = before.items() >= now.items()
+    networks = {kind: this.networks[kind].network if kind in this.networks else None for kind in this.features}
+    if same:
+        taken = {suffix_of(kind) for kind in networks}
+        others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))
+        networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
+    figures = {one: METRICS[one].compute(this) for one in names}
+    kept = {one: v for one, v in before.items() if same and one in METRICS and figures.get(one) is None}
+    samples: dict[str, object] = {}
+    if this.sampler == "prior":
+        samples["importance_samples"] = this.importance_samples
+        if kept.get("importance_weighted_bound") is not None:
+            samples["importance_samples"] = before["importance_samples"]
+    content = {
+        "variant": name,
         "data": this.config.data,
-        **settings(len(this.log), this.seed, this.samples, this.features),
+        **now,
+        "feature_sets": list(networks),
+        "feature_networks": [network for network in networks.values() if network is not None],
+        **samples,
         "train_size": this.trained_on,
+        **about,
         **this.made_by,
-        **{name: one.compute(this) for name, one in METRICS.items() if one.standard and one.of == "samples"},
+        **figures,
+        **kept,
     }
-    run.write_json(metrics_file(this.sampler), figures)
-    return figures
+    this.run.write_json(metrics_file(this.sampler), content)
+    return content
 
 
 def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, object]:
@@ -323,7 +344,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     Args:
         run: a trained run.
         metrics: names in ``METRICS``. Default: the standard ones. Other metrics in the file are kept if they belong to
-            the same checkpoint and settings.
+            the same checkpoint and settings, also FID and KID in features that are not asked for now.
         **options: as :class:`Evaluation`.
 
     Returns:
@@ -352,34 +373,25 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         check_member("metric", name, METRICS)
     sampler = options.get("sampler", "prior")
     check_member("sampler", sampler, get_args(SamplerName))
-    if sampler != "prior":
-        if metrics is not None:
-            raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
-        return _evaluate_sampler(run, options)
+    if sampler != "prior" and metrics is not None:
+        raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
     this = Evaluation(run, **options)
-    config, data = this.config, this.data
+    config = this.config
+    if sampler != "prior":
+        if not this.data.images:
+            raise InputError(f"--sampler {sampler} measures FID and KID, which need images; use the prior")
+        return _write(
+            this, f"{config.variant} ({sampler})", [name for name in names if METRICS[name].of == "samples"], {}
+        )
     about = {
-        "variant": config.variant,
-        "data": config.data,
-        **settings(len(this.log), this.seed, this.samples, this.features),
-        "importance_samples": this.importance_samples,
-        "train_size": this.trained_on,
-        "test_size": len(data.test),
-        "feature_networks": [network.network for network in this.networks.values()],
-        **this.made_by,
+        "test_size": len(this.data.test),
         "units": this.held_out.unit_kl.numel(),
         "kl_per_unit": this.held_out.unit_kl.tolist(),
     }
-    before = run.read_json(metrics_file())
-    same = before.items() >= settings(len(this.log), this.seed, this.samples, this.features).items()
-    kept = {name: value for name, value in before.items() if same and name in METRICS and name not in names}
-    if "importance_weighted_bound" in kept:
-        about["importance_samples"] = before["importance_samples"]
-    figures = about | kept | {name: METRICS[name].compute(this) for name in names}
+    figures = _write(this, config.variant, names, about)
     if this.held_out.fano is not None:
         units = {"across observations": (this.held_out.unit_mean, this.held_out.unit_variance)}
         if this.held_out.posterior_mean is not None and this.held_out.posterior_variance is not None:
             units["given one: the posterior"] = this.held_out.posterior_mean, this.held_out.posterior_variance
         plot_dispersion(units, run.folder / "dispersion.png", title=config.title)
-    run.write_json(metrics_file(), figures)
     return figures

@@ -252,6 +252,11 @@ class Run:
                 damaged = [self.checkpoint_path, *self.folder.glob("metrics*.json")]
         return [path.replace(path.with_name(path.name + DAMAGED)) for path in damaged if path.is_file()]
 
+    def remove_metrics(self) -> None:
+        """Remove the metrics of every sampler."""
+        for name in map(metrics_file, SAMPLERS):
+            (self.folder / name).unlink(missing_ok=True)
+
     def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         """Write ``config.json``."""
         self.write_json("config.json", config_json(config, event_shape))

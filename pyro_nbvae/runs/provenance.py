@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 
-@cache
-def commit() -> str | None:
+def _commit() -> str | None:
     """Return the git commit that this package is imported from, with a ``+`` if there are uncommitted changes.
 
     None for an installed package.
@@ -30,6 +29,10 @@ def commit() -> str | None:
     except OSError:  # git is not installed
         return None
     return done.stdout.strip() or None if tracked.returncode == 0 else None
+
+
+# Read when the code is: a commit that is made while a process works is not that of its code.
+COMMIT = _commit()
 
 
 @cache
@@ -58,7 +61,7 @@ def provenance(device: torch.device) -> dict[str, str | int | None]:
     """
     return {
         "version": _version("pyro-nbvae"),
-        "commit": commit(),
+        "commit": COMMIT,
         "torch_version": str(torch.__version__),
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),

@@ -126,6 +126,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
         if state is not None:
             trainer.resume(state)
         if group.leads:  # last, so that an earlier error leaves the folder unchanged
+            if state is None:  # metrics of a run whose checkpoint is gone are not this run's
+                run.remove_metrics()
             run.write_config(config, data.event_shape)
             if compared:
                 run.write_json("relaxation.json", {"candidates": compared})

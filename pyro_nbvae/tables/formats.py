@@ -52,7 +52,9 @@ class Summary(NamedTuple):
 
 
 def summarise(rows: Sequence[Row], metric: str) -> Summary | None:
-    """Summarise a metric over runs that differ in the seed; None if no run has it."""
+    """Summarise a metric over runs that differ in the seed; None without any, or for speeds of several machines."""
+    if METRICS[metric].of == "speed" and len({(row.get("machine"), row.get("threads")) for row in rows}) > 1:
+        return None
     values = [float(row[metric]) for row in rows if row.get(metric) is not None]
     if not values:
         return None

@@ -8,13 +8,14 @@ interrupted cells are resumed, and tables share common cells.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pyro_nbvae.data import SOURCES, full_name
-from pyro_nbvae.errors import check_member, check_seed
+from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.runs.build import check_choices, event_shape_of, resolve
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import METRICS
@@ -73,7 +74,7 @@ class Cell:
         return Run(self.folder)
 
     @property
-    def metrics(self) -> dict[str, object]:
+    def metrics(self) -> dict[str, Any]:
         """Metrics of the run; empty if it has not been evaluated."""
         return self.run.read_json(metrics_file())
 
@@ -82,9 +83,13 @@ def cells(table: Table, options: Reproduction) -> list[Cell]:
     """Return the runs of a table for the scale, variants, data and seeds of the options.
 
     Raises:
-        InputError: for an unknown scale, variant, data set or metric, or a seed out of range.
+        InputError: for an unknown scale, variant, data set or metric, a seed out of range, and for what is named twice.
     """
     check_choices(options)
+    for flag, named in (("--variants", options.variants), ("--data", options.data), ("--seeds", options.seeds)):
+        for one, times in Counter(named).items():
+            if times > 1:
+                raise InputError(f"{flag} names {one} {times} times: name each once")
     for name in table.metrics:
         check_member("metric", name, METRICS)
     return list(_cells(table, options))

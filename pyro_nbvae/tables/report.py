@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 from tyro.conf import OmitArgPrefixes
 
@@ -16,11 +17,11 @@ from pyro_nbvae.runs.build import check_choices
 from pyro_nbvae.runs.config import SAMPLERS, SamplerName
 from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.tables import claims, results
-from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction, ScaleName
+from pyro_nbvae.tables.config import SCALES, TABLES, FeaturesName, Reproduction, ScaleName
 from pyro_nbvae.tables.formats import Summary, columns_of, latex, markdown, summarise, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
 from pyro_nbvae.tables.results import Row
-from pyro_nbvae.tables.runner import check_options, run_grid
+from pyro_nbvae.tables.runner import check_options, number_of_samples, run_grid
 
 # data set -> label -> one row per seed
 Groups = dict[str, dict[str, list[Row]]]
@@ -67,17 +68,26 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
         found = sorted({row[name] for row in rows if row.get(name) is not None})
         return ", ".join(f"{int(v):,}" if isinstance(v, int | float) else str(v) for v in found)
 
+    # the features and samples of the rows, which are not always those of the options
+    used = {name for row in rows for name in str(row.get("feature_sets", "")).split(", ")}
+    features = tuple(name for name in get_args(FeaturesName) if name in used)
     shown = {one.of for one in columns_of(rows, table.metrics)}
     of = {
         "held-out data": f"Measured on {all_of('test_size')} held-out observations with integer counts.",
         "samples": f"FID and KID of {all_of('generated_samples')} samples of the prior "
-        f"against the training images, features: {all_of('feature_sets')}.",
+        f"against the training images, features: {', '.join(features)}.",
         "latents": "Accuracies of classifiers on latents, on held-out data.",
     }
     measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)
-    made = f"Trained at commit {all_of('commit') or 'unknown'}, threads per run {all_of('threads') or 'unknown'}."
+    made = (
+        f"Trained at commit {all_of('commit') or 'unknown'}, on {all_of('machine') or 'unknown'}, torch "
+        f"{all_of('torch_version') or 'unknown'}, threads per run {all_of('threads') or 'unknown'}."
+    )
     known = table.command or table.name in TABLES
-    made_by = f"Made by: {mark}{command(table, options)}{mark}" if known else f"A table of its own, {table.name}"
+    drawn = {int(row["generated_samples"]) for row in rows if row.get("generated_samples")}
+    samples = drawn.pop() if drawn and drawn != {SCALES[options.scale].samples} else None
+    run_with = replace(options, features=features or options.features, samples=samples)
+    made_by = f"Made by: {mark}{command(table, run_with)}{mark}" if known else f"A table of its own, {table.name}"
     batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
     return (
         f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training data {all_of('train_size')}; "
@@ -150,7 +160,10 @@ def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
 
 
 def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
-    """Return a Markdown table of distances on a data set by sampler; empty if no run has a sampler but the prior."""
+    """Return a Markdown table of distances on a data set by sampler; empty if no run has a sampler but the prior.
+
+    A line compares the same seeds: those that have all of its samplers.
+    """
     import pandas as pd
 
     groups = {sampler: by_data.get(data, {}) for sampler, by_data in of.items()}
@@ -159,8 +172,14 @@ def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
     for label in (label for label in groups["prior"] if label in others):
         line = {"": label}
         for metric in ("fid_c", "fid"):
-            for sampler, by_label in groups.items():
-                found = summarise(by_label[label], metric)
+            measured = {
+                sampler: {row["seed"]: row for row in by_label[label] if row.get(metric) is not None}
+                for sampler, by_label in groups.items()
+            }
+            seeds = {row["seed"] for row in groups["prior"][label]}
+            seeds = {seed for seed in seeds if all(seed in by_seed for by_seed in measured.values() if by_seed)}
+            for sampler, by_seed in measured.items():
+                found = summarise([row for seed, row in by_seed.items() if seed in seeds], metric)
                 line[f"{METRICS[metric].heading}, {sampler}"] = found.shown(METRICS[metric].digits) if found else ""
         lines.append(line)
     table = pd.DataFrame(lines).replace("", None).dropna(axis=1, how="all").fillna("-")
@@ -205,7 +224,7 @@ def reproduce(table: Table, options: Reproduction) -> str:
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_grid(table, grid, options)
-    text, tex, runs = render(table, options, grid, grouped(grid, results.rows_of(grid)))
+    text, tex, runs = render(table, options, grid, grouped(grid, results.rows_of(grid, number_of_samples(options))))
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.tex", tex)
     write_csv(folder / f"{table.name}.csv", runs)
@@ -252,7 +271,7 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         for scale in SCALES:
             here = replace(options, scale=scale)
             grid = cells(table, here)
-            rows = results.keep(kept / f"{scale}.csv", grid)
+            rows = results.keep(kept / f"{scale}.csv", grid, number_of_samples(here))
             there = [cell for cell in grid if _measured(table, results.of_cell(rows, cell))]
             if not there:
                 continue

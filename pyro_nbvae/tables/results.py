@@ -15,6 +15,7 @@ from typing import Any
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
+from pyro_nbvae.runs.evaluation import settings
 from pyro_nbvae.runs.folder import SCHEMA, metrics_file
 from pyro_nbvae.tables.grid import Cell
 
@@ -45,24 +46,30 @@ def key_of(cell: Cell, sampler: SamplerName = "prior") -> Key:
     return cell.folder.parent.parent.name, run, cell.config.seed
 
 
-def _row(cell: Cell, sampler: SamplerName) -> Row | None:
-    """Return the row of a cell, or None if its folder has no evaluated run with the configuration of the cell."""
+def _row(cell: Cell, sampler: SamplerName, samples: int) -> Row | None:
+    """Return the row of a cell, or None if its folder has no finished run that was evaluated with these samples."""
     try:
         config = cell.run.config()[0]
     except InputError:
         return None
     metrics = cell.run.read_json(metrics_file(sampler))
-    if not metrics or _what(config) != _what(cell.config):
+    expected = settings(cell.config.epochs or 0, 0, samples)
+    if not metrics.items() >= expected.items() or _what(config) != _what(cell.config):
         return None
     figures = {k: v for k, v in metrics.items() if k not in ("data", "seed") and v is not None}
     about = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in figures.items() if k != "kl_per_unit"}
     return {**dict(zip(_KEY, key_of(cell, sampler), strict=True)), "config": _what(config), **about}
 
 
-def rows_of(grid: Iterable[Cell]) -> dict[Key, Row]:
-    """Return the rows of the finished runs of a grid, from their folders."""
+def rows_of(grid: Iterable[Cell], samples: int) -> dict[Key, Row]:
+    """Return the rows of the finished runs of a grid, from their folders.
+
+    Args:
+        grid: the cells.
+        samples: number of samples for FID and KID; evaluations with another number do not count.
+    """
     pairs = [(cell, sampler) for cell in grid for sampler in SAMPLERS]
-    return {key_of(cell, sampler): row for cell, sampler in pairs if (row := _row(cell, sampler))}
+    return {key_of(cell, sampler): row for cell, sampler in pairs if (row := _row(cell, sampler, samples))}
 
 
 def read(path: Path) -> dict[Key, Row]:
@@ -92,10 +99,10 @@ def write(path: Path, rows: dict[Key, Row]) -> None:
     write_text(path, pd.DataFrame(ordered).to_csv(index=False, float_format=f"%.{_DIGITS}g"))
 
 
-def keep(path: Path, grid: Iterable[Cell]) -> dict[Key, Row]:
-    """Add the finished runs of a grid to a file of rows, and return all rows of the file."""
+def keep(path: Path, grid: Iterable[Cell], samples: int) -> dict[Key, Row]:
+    """Add the finished runs of a grid to a file of rows, and return all rows of the file; see :func:`rows_of`."""
     rows = read(path)
-    new = rows_of(grid)
+    new = rows_of(grid, samples)
     if new:
         rows |= new
         write(path, rows)

@@ -39,13 +39,14 @@ def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str
     """Return the metrics (of the table, and the standard ones) that are missing or outdated in the folder of a cell."""
     wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
     measured = cell.metrics
-    expected = settings(cell.config.epochs or 0, 0, number_of_samples(options), options.features)
+    expected = settings(cell.config.epochs or 0, 0, number_of_samples(options))
     try:
         if not measured.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
             return wanted
     except InputError:  # files that cannot be read are renamed later
         return wanted
-    return [name for name in wanted if name not in measured]
+    lacking = not set(options.features) <= set(measured.get("feature_sets", []))
+    return [name for name in wanted if name not in measured or (lacking and METRICS[name].of == "samples")]
 
 
 def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: list[str], device: str) -> None:

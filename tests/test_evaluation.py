@@ -4,19 +4,30 @@ import json
 import math
 
 import matplotlib.image
+import pandas as pd
 import pytest
 import torch
 from torch.distributions import kl_divergence
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pyro_nbvae.cli import main
-from pyro_nbvae.data import SOURCES, Source, load, to_floats
+from pyro_nbvae.data import SOURCES, Source, load, to_bytes, to_floats
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.metrics import held_out, importance_weighted_bound
+from pyro_nbvae.metrics import (
+    HeldOut,
+    build_features,
+    distances,
+    gradient_moments,
+    held_out,
+    importance_weighted_bound,
+)
+from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.evaluation import GRADIENT_DRAWS, METRICS, evaluate
 from pyro_nbvae.runs.generation import generate, reconstruct
 from pyro_nbvae.runs.training import train
+from pyro_nbvae.sampling import PriorSampler, decoded, fit_mixture
 from pyro_nbvae.vae import evaluating
 from pyro_nbvae.variants import VARIANTS
 
@@ -86,6 +97,70 @@ def test_moments_of_units():
     torch.testing.assert_close(units.unit_variance, variance, rtol=0.25, atol=0.0, check_dtype=False)
     fano = (q.variance / q.mean).mean()
     torch.testing.assert_close(torch.tensor(units.fano), fano, rtol=1e-4, atol=0.0)
+
+
+def test_dispersion_of_units():
+    """Four units: dead; less variance than a Poisson; a Poisson; more. The first never fired."""
+    nan = float("nan")
+    found = HeldOut(
+        **dict.fromkeys(("log_likelihood", "squared_error", "kl", "kl_error", "elbo", "mse", "ssim"), nan),
+        fano=1.0,
+        unit_mean=torch.tensor([0.0, 2.0, 4.0, 5.0]),
+        unit_variance=torch.tensor([0.0, 3.0, 4.0, 25.0]),
+        unit_kl=torch.tensor([0.0, 1.0, 1.0, 1.0]),
+        posterior_mean=torch.tensor([1.0, 2.0, 4.0, 5.0]),
+        posterior_variance=torch.tensor([0.1, 1.0, 4.0, 6.0]),
+    )
+    assert found.overdispersion == pytest.approx((3 / 2 + 4 / 4 + 25 / 5) / 3)
+    assert found.underdispersed_units == pytest.approx(1 / 3)
+    assert found.dead_units == 1
+
+
+def test_ssim_is_torchmetrics_of_the_reconstructions():
+    """A decoder that says the same whatever the counts are: its SSIM needs no samples."""
+    model, guide = pair()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+    images = torch.randint(0, 100, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x, same = to_floats(images), model.observation(torch.ones(7, 8)).mean.detach()
+    expected = structural_similarity_index_measure(same, x, data_range=1.0)
+    assert held_out(model, guide, images).ssim == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
+    """Dark training images and bright held-out ones: samples are compared with the former, mixtures fitted to them."""
+
+    def read(root):
+        draw = torch.Generator().manual_seed(0)
+        dark, bright = (torch.randint(a, a + 40, (60, 1, 16, 16), dtype=torch.uint8, generator=draw) for a in (0, 200))
+        return dark, bright, None, None
+
+    monkeypatch.setitem(SOURCES, "shaded", Source((1, 16, 16), read))
+    config = TrainConfig(data="shaded", latents=4, encoder="linear", decoder="linear", epochs=3, batch_size=25)
+    run = train(config, tmp_path / "run", progress=False)
+    _, model, guide = run.load()
+    features, data = build_features("classifier", "shaded"), load("shaded")
+    evaluate(run, samples=40, progress=False)
+    names = [*(name for name, one in METRICS.items() if one.standard), "gradient_noise"]
+    metrics = evaluate(run, names, samples=40, progress=False)
+    assert metrics["objective"] == pytest.approx(metrics["squared_error"] + metrics["beta"] * metrics["kl"])
+    seconds = pd.read_csv(run.folder / "log.csv")["seconds"]
+    assert metrics["seconds_per_step"] == pytest.approx(seconds.median() / 3)  # batches of 25, 25 and 10
+    _, _, elbo = build(run.config()[0], (1, 16, 16))
+    moments = gradient_moments(elbo, model, guide, to_floats(data.test), GRADIENT_DRAWS, seed=0)
+    assert metrics["gradient_noise"] == pytest.approx(moments.noise / moments.signal)
+
+    def fid(sampler, real):
+        return distances(features, real, torch.cat([*map(to_bytes, decoded(model, guide, sampler, 40, seed=0))]))[
+            "fid_c"
+        ]
+
+    assert metrics["fid_c"] == pytest.approx(fid(PriorSampler(model), data.train), rel=1e-6)
+    assert metrics["fid_c"] != pytest.approx(fid(PriorSampler(model), data.test), rel=0.1)
+    mixture = evaluate(run, samples=40, sampler="mixture", progress=False)["fid_c"]
+    assert mixture == pytest.approx(fid(fit_mixture(model, guide, data.train), data.train), rel=1e-6)
+    assert mixture != pytest.approx(fid(fit_mixture(model, guide, data.test), data.train), rel=0.01)
 
 
 def test_a_unit_that_says_nothing_is_dead(run):

@@ -69,6 +69,10 @@ def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     assert len(files) == 16
     assert reproduce(GRID, options) == text
     assert all(p.stat().st_mtime_ns == t for p, t in files.items())
+    options.samples = 31
+    assert "FID and KID of 31 samples" in reproduce(GRID, options)
+    checkpoints = [p for p in files if p.suffix == ".pt"]
+    assert all((p.stat().st_mtime_ns == files[p]) == (p in checkpoints) for p in files)
 
 
 def test_what_fails_is_named_and_the_others_go_on(options):

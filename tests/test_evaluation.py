@@ -25,6 +25,7 @@ from pyro_nbvae.metrics import (
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import GRADIENT_DRAWS, METRICS, evaluate
+from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.generation import generate, reconstruct
 from pyro_nbvae.runs.training import train
 from pyro_nbvae.sampling import PriorSampler, decoded, fit_mixture
@@ -229,7 +230,13 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
     # an evaluation in fewer features keeps the others' figures, and one of other samples does not
     main(["evaluate", folder, "--samples", "5"])
     again = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert again == metrics | {"feature_sets": ["classifier", "inception"]}
+    assert again == metrics
+    # nor does one of no samples say anything of features
+    for features in (("classifier",), ("inception_bfloat16",)):
+        evaluate(
+            Run(folder), ["mse"], features=features, inception_weights=inception_weights, samples=5, progress=False
+        )
+        assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
     capsys.readouterr()
     main(["evaluate", folder, "--samples", "4"])
     assert "FID" not in capsys.readouterr().out.splitlines()[0].split()

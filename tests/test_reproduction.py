@@ -346,12 +346,25 @@ def test_speeds_of_several_machines_have_no_mean():
 
 
 @pytest.mark.parametrize(
-    ("twice", "named"), [({"seeds": (0, 1, 0)}, "seeds names 0"), ({"variants": ("CMP", "CMP")}, "variants names CMP")]
+    ("twice", "named"),
+    [
+        ({"seeds": (0, 1, 0)}, "digits/EX-C_.*/seed-0"),
+        ({"variants": ("CMP", "CMP")}, "digits/CMP_.*/seed-0"),
+        ({"data": ("x.npy", "./x.npy")}, "x-.*/EX-C_.*/seed-0"),
+    ],
 )
-def test_what_is_named_twice_is_refused(twice, named, options):
+def test_what_is_named_twice_is_refused(twice, named, options, tmp_path, monkeypatch):
     """A seed that counts twice would decide claims."""
-    with pytest.raises(InputError, match=rf"--{named} 2 times: name each once"):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((20, 5), dtype=np.float32))
+    with pytest.raises(InputError, match=rf"the table has .*{named} 2 times: name each"):
         cells(GRID, replace(options, **twice))
+
+
+def test_a_claim_that_cannot_be_judged_is_refused_before_anything_runs(options):
+    with pytest.raises(InputError, match=r"KL \(kl\) has no better direction"):
+        reproduce(replace(GRID, claims=[Claim("Less.", [Ahead("kl", ("EX-C",), ("G-VAE",), ("digits",))])]), options)
+    assert not list(Path(options.out).rglob("checkpoint.pt"))
 
 
 def test_the_same_grid_goes_through_submitit(options):

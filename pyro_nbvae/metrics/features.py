@@ -184,7 +184,7 @@ FEATURES: dict[str, Callable[[str, str | Path | None, str | Path | None], Featur
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of the metrics in these features: both of Inception's give FID and KID."""
+    """Return "" for Inception's features (FID, KID) and "_c" for the classifier's (FID-c, KID-c)."""
     return "" if name.startswith("inception") else "_c"
 
 
@@ -194,7 +194,7 @@ def check_features(names: Iterable[str]) -> None:
     for name in names:
         check_member("features", name, FEATURES)
     if len({suffix_of(name) for name in names}) < len(names):
-        raise InputError("--features: both of Inception's give FID and KID: choose one, and name each once")
+        raise InputError("--features: name each once, and of Inception's, which both give FID and KID, only one")
 
 
 def build_features(

@@ -292,7 +292,9 @@ def _write(this: Evaluation, name: str, names: Sequence[str], about: Mapping[str
     before = this.run.read_json(metrics_file(this.sampler))
     now = settings(len(this.log), this.seed, this.samples)
     same = before.items() >= now.items()
-    networks = {kind: this.networks[kind].network if kind in this.networks else None for kind in this.features}
+    networks: dict[str, str | None] = {}
+    if any(METRICS[one].of == "samples" for one in names) or not same:
+        networks |= {kind: this.networks[kind].network if kind in this.networks else None for kind in this.features}
     if same:
         taken = {suffix_of(kind) for kind in networks}
         others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))

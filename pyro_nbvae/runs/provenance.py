@@ -31,7 +31,7 @@ def _commit() -> str | None:
     return done.stdout.strip() or None if tracked.returncode == 0 else None
 
 
-# Read when the code is: a commit that is made while a process works is not that of its code.
+# Read at import: a later commit does not describe the code that is running.
 COMMIT = _commit()
 
 

@@ -3,8 +3,9 @@
 A comparison holds or fails if the difference between the means over seeds is significant at the 5 % level (two-sided
 Welch's t-test). If it is not significant, or a variant has fewer than two seeds, the verdict is *not enough runs*. If
 a variant has no value, the comparison is *not measured*. A claim with several comparisons holds if all hold, and *holds
-where measured* if all that are measured hold. It fails if one fails at the 5 % level divided by the number of
-comparisons (Bonferroni), since among many comparisons some fail by chance.
+where measured* if all that are measured hold. It fails if a pair of variants differs the wrong way at the 5 % level
+divided by the number of pairs that the claim tests (Bonferroni), since among many some do by chance. So a claim with
+comparisons that fail can be *not enough runs*.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Finding(NamedTuple):
     Args:
         verdict: ``holds``, ``fails``, ``not enough runs`` or ``not measured``.
         figures: the compared values, as text; if it is not measured, what is missing.
-        p_values: of each of its comparisons against the claim: small if the opposite is significant. Without any, a
-            verdict is certain.
+        p_values: of each pair that was tested, also if others are missing: small if the opposite of the claim is
+            significant. A failure without any is certain.
 
     Example::
 
@@ -105,9 +106,8 @@ def _finding(tests: Sequence[_Test], data: str, metric: str, found: Mapping[str,
     unknown = bool(missing) and "fails" not in verdicts
     shown = ", ".join(missing if unknown else (_shown(label, each, metric) for label, each in found.items()))
     figures = f"{data}, {METRICS[metric].heading}: {shown}"
-    if unknown:
-        return Finding("not measured", figures)
-    return Finding(combined(verdicts), figures, [test.against for test in tests if test is not _OPEN])
+    p_values = [test.against for test in tests if test is not _OPEN]
+    return Finding("not measured" if unknown else combined(verdicts), figures, p_values)
 
 
 class _Test(NamedTuple):
@@ -201,7 +201,11 @@ class Ahead:
     data: Sequence[str]
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """Return one finding per data set; it holds if every pair of labels holds."""
+        """Return one finding per data set; it holds if every pair of labels holds.
+
+        Raises:
+            InputError: if neither high nor low values of the metric are better.
+        """
         return [self._on(groups, data) for data in self.data]
 
     def _on(self, groups: Groups, data: str) -> Finding:
@@ -275,7 +279,11 @@ class Reaches:
     figure: float
 
     def judge(self, groups: Groups) -> list[Finding]:
-        """Return a single finding."""
+        """Return a single finding.
+
+        Raises:
+            InputError: if neither high nor low values of the metric are better.
+        """
         found = values(groups, self.data, self.label, self.metric)
         sign = _sign(self.metric)
         test = _positive(_mean([sign * (v - self.figure) for v in found]))
@@ -364,7 +372,7 @@ class Claim:
             groups: rows by data set and label, one per seed.
         """
         findings = [finding for condition in self.conditions for finding in condition.judge(groups)]
-        number = sum(len(finding.p_values) for finding in findings)
+        number = sum(len(finding.p_values) for finding in findings)  # of pairs
         verdicts = {
             "not enough runs"
             if one.verdict == "fails" and number * min(one.p_values, default=0.0) >= LEVEL

@@ -83,16 +83,19 @@ def cells(table: Table, options: Reproduction) -> list[Cell]:
     """Return the runs of a table for the scale, variants, data and seeds of the options.
 
     Raises:
-        InputError: for an unknown scale, variant, data set or metric, a seed out of range, and for what is named twice.
+        InputError: for an unknown scale, variant, data set or metric, a seed out of range, a run that occurs twice, and
+            a claim about a metric of which neither high nor low values are better.
     """
     check_choices(options)
-    for flag, named in (("--variants", options.variants), ("--data", options.data), ("--seeds", options.seeds)):
-        for one, times in Counter(named).items():
-            if times > 1:
-                raise InputError(f"{flag} names {one} {times} times: name each once")
     for name in table.metrics:
         check_member("metric", name, METRICS)
-    return list(_cells(table, options))
+    for claim in table.claims:
+        claim.judge({})
+    found = list(_cells(table, options))
+    for folder, times in Counter(cell.folder for cell in found).items():
+        if times > 1:  # it would count as several seeds
+            raise InputError(f"the table has {folder} {times} times: name each variant, data set and seed once")
+    return found
 
 
 def data_folder(data: str) -> str:

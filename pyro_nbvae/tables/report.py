@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tyro.conf import OmitArgPrefixes
 from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
+from pyro_nbvae.metrics.features import suffix_of
 from pyro_nbvae.runs.build import check_choices
 from pyro_nbvae.runs.config import SAMPLERS, SamplerName
 from pyro_nbvae.runs.evaluation import METRICS
@@ -69,7 +71,7 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
         return ", ".join(f"{int(v):,}" if isinstance(v, int | float) else str(v) for v in found)
 
     # the features and samples of the rows, which are not always those of the options
-    used = {name for row in rows for name in str(row.get("feature_sets", "")).split(", ")}
+    used = Counter(name for row in rows for name in str(row.get("feature_sets", "")).split(", "))
     features = tuple(name for name in get_args(FeaturesName) if name in used)
     shown = {one.of for one in columns_of(rows, table.metrics)}
     of = {
@@ -84,9 +86,12 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
         f"{all_of('torch_version') or 'unknown'}, threads per run {all_of('threads') or 'unknown'}."
     )
     known = table.command or table.name in TABLES
-    drawn = {int(row["generated_samples"]) for row in rows if row.get("generated_samples")}
-    samples = drawn.pop() if drawn and drawn != {SCALES[options.scale].samples} else None
-    run_with = replace(options, features=features or options.features, samples=samples)
+    drawn = max((int(row["generated_samples"]) for row in rows if row.get("generated_samples")), default=None)
+    samples = None if drawn == SCALES[options.scale].samples else drawn
+    # of several networks with the same metrics, a command names the one of most rows
+    commanded = {suffix_of(name): name for name in sorted(features, key=used.__getitem__)}
+    named = tuple(name for name in features if name in commanded.values())
+    run_with = replace(options, features=named or options.features, samples=samples)
     made_by = f"Made by: {mark}{command(table, run_with)}{mark}" if known else f"A table of its own, {table.name}"
     batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
     return (
@@ -130,9 +135,9 @@ def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
 
 
 def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
-    """Return a Markdown table for each metric of the paper that we have: a line a variant, a column a data set.
+    """Return a Markdown table for each metric of the paper that we have: lines are variants, columns data sets.
 
-    Ours are those of the scale with the most values, the paper's stand above them. The best of ours is bold.
+    Our values are those of the scale with the most values; the paper's values are above them. The best of ours is bold.
     """
     import pandas as pd
 
@@ -162,7 +167,7 @@ def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
 def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
     """Return a Markdown table of distances on a data set by sampler; empty if no run has a sampler but the prior.
 
-    A line compares the same seeds: those that have all of its samplers.
+    A line compares the same seeds, those that have all of its samplers; without such a seed it is left out.
     """
     import pandas as pd
 
@@ -181,7 +186,7 @@ def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
             for sampler, by_seed in measured.items():
                 found = summarise([row for seed, row in by_seed.items() if seed in seeds], metric)
                 line[f"{METRICS[metric].heading}, {sampler}"] = found.shown(METRICS[metric].digits) if found else ""
-        lines.append(line)
+        lines += [line] * any(text for name, text in line.items() if name)
     table = pd.DataFrame(lines).replace("", None).dropna(axis=1, how="all").fillna("-")
     return table.to_markdown(index=False, disable_numparse=True) if lines else ""
 
@@ -201,7 +206,9 @@ def render(
     for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
         samplers = by_sampler(of, data)
-        text += f"\nBy the distribution of the latents:\n\n{samplers}\n" * bool(samplers)
+        text += f"\nBy the distribution of the latents, over the seeds that have all of a line:\n\n{samplers}\n" * bool(
+            samplers
+        )
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
     if table.claims:
         text += f"\nClaims:\n\n{claims.listed(table.claims, by_data)}"
@@ -304,9 +311,10 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
         text += (
             "\nA comparison holds or fails if its difference is significant at the 5 % level; if it is not, or there "
             "are fewer than two seeds, there are not enough runs. A claim holds if all its comparisons hold, and holds "
-            "where measured if some have no values. It fails if one of n comparisons fails at the level of 5 % / n."
-            " The values are below each table. Claims of the paper are tested with this package's defaults, except at "
-            "scale paper.\n\n"
+            "where measured if some have no values. It fails if a pair of variants differs the wrong way at the level "
+            "of 5 % / n, where n is the number of pairs that the claim tests. So not enough runs may stand beside "
+            "comparisons that fail, each at 5 %. The values are below each table. Claims of the paper are tested with "
+            "this package's defaults, except at scale paper.\n\n"
             f"| verdict | comparisons | claimed by | claim | table |\n|---|---|---|---|---|\n{verdicts}"
         )
     if others:

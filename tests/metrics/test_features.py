@@ -85,7 +85,7 @@ def test_inception_in_bfloat16_is_the_same_network(inception_weights):
 
 def test_two_kinds_of_inception_would_give_the_same_names():
     check_features(["classifier", "inception_bfloat16"])
-    with pytest.raises(InputError, match="both of Inception's give FID and KID: choose one"):
+    with pytest.raises(InputError, match="name each once, and of Inception's"):
         check_features(["inception", "inception_bfloat16"])
 
 

@@ -326,8 +326,9 @@ def test_a_row_is_of_a_finished_run_and_its_evaluation(options, tmp_path):
     assert [row["mse"] for row in results.rows_of([cell], 30).values()] == [1.0]
 
 
-def test_the_command_under_a_table_names_the_features_and_samples_of_its_rows(options, tmp_path):
+def test_the_command_under_a_table_names_the_features_and_samples_of_its_rows(options, tmp_path, monkeypatch):
     """The page of all tables has the options of none, and the command under a table must not take its figures away."""
+    monkeypatch.setattr(plugins, "imported", [])
     grid = replace(GRID, varied=lambda base: {"": LINEAR}, variants=("EX-C",), metrics=("fid", "fid_c"), name="main")
     grid = replace(grid, command="")
     made = {**EVALUATED, "fid": 80.0, "fid_c": 5.0}

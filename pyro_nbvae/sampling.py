@@ -7,7 +7,6 @@ fitted to the posteriors is a better prior found after training (ex-post density
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.data import BATCH, batches, to_floats
+from pyro_nbvae.data.sources import thinned
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError, check_number, check_seed
 from pyro_nbvae.metrics.held_out import mean_of
@@ -205,7 +205,7 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as in a data set; at most 20,000 are used, at equal distances.
+        data: (N, *event_shape), as in a data set; at most 20,000 are used, evenly spaced.
         components: maximum number of components.
 
     Returns:
@@ -227,8 +227,7 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
     """
     means, variances, counts = [], [], False
     with evaluating(model, guide, 0):
-        # not the first ones: data may be sorted
-        for batch in batches(data[:: max(1, math.ceil(len(data) / FITTED))], BATCH):
+        for batch in batches(thinned(data, FITTED), BATCH):
             q = guide.posterior(to_floats(batch).to(model.device))
             mean = mean_of(q)
             if len(q.event_shape) or mean is None:

@@ -142,7 +142,6 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
     run = train(config, tmp_path / "run", progress=False)
     _, model, guide = run.load()
     features, data = build_features("classifier", "shaded"), load("shaded")
-    evaluate(run, samples=40, progress=False)
     names = [*(name for name, one in METRICS.items() if one.standard), "gradient_noise"]
     metrics = evaluate(run, names, samples=40, progress=False)
     assert metrics["objective"] == pytest.approx(metrics["squared_error"] + metrics["beta"] * metrics["kl"])

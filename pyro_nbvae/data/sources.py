@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -156,6 +157,17 @@ def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tenso
     for start in range(0, len(x if order is None else order), size):
         chosen = slice(start, start + size) if order is None else order[start : start + size]
         yield to_floats(x[chosen])
+
+
+def thinned(x: Tensor, most: int) -> Tensor:
+    """Return at most this many observations, evenly spaced: data may be sorted.
+
+    Example::
+
+        >>> thinned(torch.arange(7), 3)
+        tensor([0, 3, 6])
+    """
+    return x[:: max(1, math.ceil(len(x) / most))]
 
 
 def data_root(root: str | Path | None = None) -> Path:

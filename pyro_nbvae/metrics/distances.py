@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pyro_nbvae.data.sources import thinned
 from pyro_nbvae.errors import InputError, check_seed
 from pyro_nbvae.files import cached
 from pyro_nbvae.metrics.batching import shown
@@ -56,7 +56,7 @@ def _reference(features: Features, real: Tensor, progress: bool) -> dict[str, An
         extracted = _extract(features, real, "real images", progress)
         metric = _frechet(features)
         metric.update(extracted, real=True)
-        return {"fid": metric.state_dict(), "kid": extracted[:: math.ceil(len(extracted) / KID_REAL)].clone()}
+        return {"fid": metric.state_dict(), "kid": thinned(extracted, KID_REAL).clone()}
 
     pixels = hashlib.sha256(real.cpu().contiguous().numpy().tobytes())
     key = hashlib.sha256(f"{pixels.hexdigest()} {tuple(real.shape)} {features.digest} {KID_REAL}".encode())

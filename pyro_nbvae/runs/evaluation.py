@@ -28,7 +28,7 @@ from pyro_nbvae.metrics.features import Features, check_features, suffix_of
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.config import SamplerName
-from pyro_nbvae.runs.folder import Run, metrics_file
+from pyro_nbvae.runs.folder import Run, metrics_file, with_sampler
 from pyro_nbvae.runs.generation import sampler_of
 from pyro_nbvae.sampling import MOST_SAMPLES, decoded
 
@@ -284,7 +284,7 @@ def settings(epochs: int, seed: int, samples: int) -> dict[str, object]:
     return {"epochs": epochs, "seed": seed, "generated_samples": samples}
 
 
-def _write(this: Evaluation, name: str, names: Sequence[str], about: Mapping[str, object]) -> dict[str, object]:
+def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) -> dict[str, object]:
     """Compute metrics and write them to the file of the sampler; other metrics of the same settings stay in it.
 
     So do FID and KID in features that are not asked for now.
@@ -301,18 +301,14 @@ def _write(this: Evaluation, name: str, names: Sequence[str], about: Mapping[str
         networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
     figures = {one: METRICS[one].compute(this) for one in names}
     kept = {one: v for one, v in before.items() if same and one in METRICS and figures.get(one) is None}
-    samples: dict[str, object] = {}
-    if this.sampler == "prior":
-        samples["importance_samples"] = this.importance_samples
-        if kept.get("importance_weighted_bound") is not None:
-            samples["importance_samples"] = before["importance_samples"]
+    if kept.get("importance_weighted_bound") is not None:
+        kept["importance_samples"] = before["importance_samples"]
     content = {
-        "variant": name,
+        "variant": with_sampler(this.config.variant, this.sampler),
         "data": this.config.data,
         **now,
         "feature_sets": list(networks),
         "feature_networks": [network for network in networks.values() if network is not None],
-        **samples,
         "train_size": this.trained_on,
         **about,
         **this.made_by,
@@ -378,22 +374,20 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     if sampler != "prior" and metrics is not None:
         raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
     this = Evaluation(run, **options)
-    config = this.config
     if sampler != "prior":
         if not this.data.images:
             raise InputError(f"--sampler {sampler} measures FID and KID, which need images; use the prior")
-        return _write(
-            this, f"{config.variant} ({sampler})", [name for name in names if METRICS[name].of == "samples"], {}
-        )
+        return _write(this, [name for name in names if METRICS[name].of == "samples"], {})
     about = {
+        "importance_samples": this.importance_samples,
         "test_size": len(this.data.test),
         "units": this.held_out.unit_kl.numel(),
         "kl_per_unit": this.held_out.unit_kl.tolist(),
     }
-    figures = _write(this, config.variant, names, about)
+    figures = _write(this, names, about)
     if this.held_out.fano is not None:
         units = {"across observations": (this.held_out.unit_mean, this.held_out.unit_variance)}
         if this.held_out.posterior_mean is not None and this.held_out.posterior_variance is not None:
             units["given one: the posterior"] = this.held_out.posterior_mean, this.held_out.posterior_variance
-        plot_dispersion(units, run.folder / "dispersion.png", title=config.title)
+        plot_dispersion(units, run.folder / "dispersion.png", title=this.config.title)
     return figures

@@ -145,6 +145,11 @@ def metrics_file(sampler: SamplerName = "prior") -> str:
     return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
 
 
+def with_sampler(name: str, sampler: SamplerName) -> str:
+    """Return the name under which the figures of a variant's samples stand."""
+    return name if sampler == "prior" else f"{name} ({sampler})"
+
+
 # Lock file of a folder in which a process trains, and suffix of a file that cannot be read.
 LOCK = ".lock"
 DAMAGED = ".damaged"
@@ -185,6 +190,11 @@ class Run:
     def config_path(self) -> Path:
         """Path of ``config.json``."""
         return self.folder / "config.json"
+
+    @property
+    def metrics_paths(self) -> list[Path]:
+        """Paths of the metrics of every sampler, whether they exist or not."""
+        return [self.folder / name for name in map(metrics_file, SAMPLERS)]
 
     def config(self) -> tuple[TrainConfig, tuple[int, ...]]:
         """Read the resolved configuration and the shape of an observation.
@@ -244,18 +254,18 @@ class Run:
         except LaterVersionError:
             raise
         except InputError:
-            damaged = [self.config_path, self.checkpoint_path, *self.folder.glob("metrics*.json")]
+            damaged = [self.config_path, self.checkpoint_path, *self.metrics_paths]
         else:
             try:
                 self.read_checkpoint()
             except InputError:
-                damaged = [self.checkpoint_path, *self.folder.glob("metrics*.json")]
+                damaged = [self.checkpoint_path, *self.metrics_paths]
         return [path.replace(path.with_name(path.name + DAMAGED)) for path in damaged if path.is_file()]
 
     def remove_metrics(self) -> None:
         """Remove the metrics of every sampler."""
-        for name in map(metrics_file, SAMPLERS):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in self.metrics_paths:
+            path.unlink(missing_ok=True)
 
     def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         """Write ``config.json``."""

@@ -101,13 +101,18 @@ def _finding(tests: Sequence[_Test], data: str, metric: str, found: Mapping[str,
 
     Without a value of every label the comparison is not measured, unless a part of it fails.
     """
-    verdicts = {test.verdict for test in tests}
     missing = [label for label, each in found.items() if not each]
-    unknown = bool(missing) and "fails" not in verdicts
+    unknown = bool(missing) and all(test.verdict != "fails" for test in tests)
     shown = ", ".join(missing if unknown else (_shown(label, each, metric) for label, each in found.items()))
     figures = f"{data}, {METRICS[metric].heading}: {shown}"
+    finding = _judged(tests, figures)
+    return finding._replace(verdict="not measured") if unknown else finding
+
+
+def _judged(tests: Sequence[_Test], figures: str) -> Finding:
+    """Combine several tests into one finding."""
     p_values = [test.against for test in tests if test is not _OPEN]
-    return Finding("not measured" if unknown else combined(verdicts), figures, p_values)
+    return Finding(combined({test.verdict for test in tests}), figures, p_values)
 
 
 class _Test(NamedTuple):
@@ -341,8 +346,7 @@ class BelowCurve:
             return None
         below = [distortion - at for at, distortion in zip(ours, theirs, strict=True)]
         shown = f"{_shown('the curve', ours, self.distortion)}, {_shown(label, theirs, self.distortion)}"
-        test = _positive(_mean(below))
-        return Finding(test.verdict, f"{self._heading}: {shown}", [] if test is _OPEN else [test.against])
+        return _judged([_positive(_mean(below))], f"{self._heading}: {shown}")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,22 @@ def summarise(rows: Sequence[Row], metric: str) -> Summary | None:
     return Summary(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)))
 
 
+def best_of(found: Mapping[str, Summary], metric: Metric) -> str | None:
+    """Return the label with the best mean, the lowest unless high values are better; None if there is none."""
+    sign = -1 if metric.best == "high" else 1
+    return min(found, key=lambda label: sign * found[label].mean, default=None)
+
+
+def emphasised(
+    found: Mapping[str, Summary], metric: Metric, bold: str = "**{}**", plus_minus: str = " ± "
+) -> dict[str, str]:
+    """Return the summaries as text, those with the best mean formatted with ``bold``."""
+    leader = best_of(found, metric)
+    best = found[leader].mean if leader is not None else None
+    texts = {label: summary.shown(metric.digits, plus_minus) for label, summary in found.items()}
+    return {label: bold.format(text) if found[label].mean == best else text for label, text in texts.items()}
+
+
 def _cells(
     groups: Mapping[str, Sequence[Row]], metrics: Sequence[str] | None, bold: str, plus_minus: str
 ) -> pd.DataFrame:
@@ -73,13 +89,10 @@ def _cells(
     columns = columns_of([r for rows in groups.values() for r in rows], metrics)
     texts: dict[str, list[str]] = {}
     for column in columns:
-        summaries = [summarise(rows, column.name) for rows in groups.values()]
-        means = [summary.mean for summary in summaries if summary is not None]
-        best = {"low": min, "high": max}[column.best](means) if column.best and len(means) > 1 else None
-        texts[column.heading] = [
-            "-" if s is None else bold.format(text) if s.mean == best else text
-            for s, text in ((s, s.shown(column.digits, plus_minus) if s else "") for s in summaries)
-        ]
+        found = {label: s for label, rows in groups.items() if (s := summarise(rows, column.name))}
+        compared = column.best is not None and len(found) > 1
+        shown = emphasised(found, column, bold if compared else "{}", plus_minus)
+        texts[column.heading] = [shown.get(label, "-") for label in groups]
     return pd.DataFrame(texts, index=pd.Index(list(groups)))
 
 

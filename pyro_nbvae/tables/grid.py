@@ -18,7 +18,7 @@ from pyro_nbvae.data import SOURCES, full_name
 from pyro_nbvae.errors import InputError, check_member, check_seed
 from pyro_nbvae.runs.build import check_choices, event_shape_of, resolve
 from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import METRICS
+from pyro_nbvae.runs.evaluation import METRICS, settings
 from pyro_nbvae.runs.folder import Run, metrics_file
 from pyro_nbvae.tables.claims import Claim
 from pyro_nbvae.tables.config import SCALES, Reproduction
@@ -77,6 +77,10 @@ class Cell:
     def metrics(self) -> dict[str, Any]:
         """Metrics of the run; empty if it has not been evaluated."""
         return self.run.read_json(metrics_file())
+
+    def are_final(self, metrics: Mapping[str, Any], samples: int) -> bool:
+        """Whether metrics are of the last epoch, and were evaluated as a table's are, with this number of samples."""
+        return metrics.items() >= settings(self.config.epochs or 0, 0, samples).items()
 
 
 def cells(table: Table, options: Reproduction) -> list[Cell]:

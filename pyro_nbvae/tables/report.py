@@ -20,7 +20,7 @@ from pyro_nbvae.runs.config import SAMPLERS, SamplerName
 from pyro_nbvae.runs.evaluation import METRICS
 from pyro_nbvae.tables import claims, results
 from pyro_nbvae.tables.config import SCALES, TABLES, FeaturesName, Reproduction, ScaleName
-from pyro_nbvae.tables.formats import Summary, columns_of, latex, markdown, summarise, write_csv
+from pyro_nbvae.tables.formats import Summary, best_of, columns_of, emphasised, latex, markdown, summarise, write_csv
 from pyro_nbvae.tables.grid import Cell, Table, cells
 from pyro_nbvae.tables.results import Row
 from pyro_nbvae.tables.runner import check_options, number_of_samples, run_grid
@@ -108,12 +108,6 @@ def _summaries(groups: Groups, metric: str) -> dict[str, dict[str, Summary]]:
     }
 
 
-def _best(found: Mapping[str, Summary], metric: str) -> str | None:
-    """Return the label with the best mean, or None if there is none."""
-    sign = -1 if METRICS[metric].best == "high" else 1
-    return min(found, key=lambda label: sign * found[label].mean, default=None)
-
-
 def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
     """Return a Markdown table of the paper's figures beside ours at each scale.
 
@@ -128,7 +122,7 @@ def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
         for label in (label for at, of, label in paper if (at, of) == (data, metric)):
             shown = [each[label].shown(one.digits) if label in each else "-" for each in found]
             lines.append(f"{start} {label} | {paper[data, metric, label]:g} | {' | '.join(shown)} |")
-        names = [_best(each, metric) for each in found]
+        names = [best_of(each, one) for each in found]
         best = [f"{f[n].shown(one.digits)} ({n})" if n else "-" for f, n in zip(found, names, strict=True)]
         lines.append(f"{start} best of ours | - | {' | '.join(best)} |")
     return "\n".join(lines) + "\n"
@@ -152,10 +146,7 @@ def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
         for data, by_label in found[scale].items():
             figures = {label: v for (at, of, label), v in paper.items() if (at, of) == (data, metric)}
             columns[data] = {f"the paper, {label}": f"{v:g}" for label, v in figures.items()}
-            leader = _best(by_label, metric)
-            for label, summary in by_label.items():
-                shown = summary.shown(one.digits)
-                columns[data][label] = f"**{shown}**" if leader and summary.mean == by_label[leader].mean else shown
+            columns[data] |= emphasised(by_label, one)
         labels = [f"the paper, {label}" for label in dict.fromkeys(label for _, _, label in paper)]
         labels += dict.fromkeys(label for by_label in ours[scale].values() for label in by_label)
         table = pd.DataFrame(columns, index=pd.Index(labels)).dropna(how="all").dropna(axis=1, how="all").fillna("-")
@@ -186,7 +177,8 @@ def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
             for sampler, by_seed in measured.items():
                 found = summarise([row for seed, row in by_seed.items() if seed in seeds], metric)
                 line[f"{METRICS[metric].heading}, {sampler}"] = found.shown(METRICS[metric].digits) if found else ""
-        lines += [line] * any(text for name, text in line.items() if name)
+        if any(text for name, text in line.items() if name):
+            lines.append(line)
     table = pd.DataFrame(lines).replace("", None).dropna(axis=1, how="all").fillna("-")
     return table.to_markdown(index=False, disable_numparse=True) if lines else ""
 
@@ -206,9 +198,8 @@ def render(
     for data, groups in by_data.items():
         text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
         samplers = by_sampler(of, data)
-        text += f"\nBy the distribution of the latents, over the seeds that have all of a line:\n\n{samplers}\n" * bool(
-            samplers
-        )
+        if samplers:
+            text += f"\nBy the distribution of the latents, over the seeds that have all of a line:\n\n{samplers}\n"
         tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
     if table.claims:
         text += f"\nClaims:\n\n{claims.listed(table.claims, by_data)}"

@@ -15,8 +15,7 @@ from typing import Any
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
-from pyro_nbvae.runs.evaluation import settings
-from pyro_nbvae.runs.folder import SCHEMA, metrics_file
+from pyro_nbvae.runs.folder import SCHEMA, metrics_file, with_sampler
 from pyro_nbvae.tables.grid import Cell
 
 Row = dict[str, Any]
@@ -42,8 +41,8 @@ def _what(config: TrainConfig) -> str:
 
 def key_of(cell: Cell, sampler: SamplerName = "prior") -> Key:
     """Return the key of a cell's row. Samplers other than the prior have separate rows."""
-    run = cell.folder.parent.name + ("" if sampler == "prior" else f" ({sampler})")
-    return cell.folder.parent.parent.name, run, cell.config.seed
+    run = cell.folder.parent
+    return run.parent.name, with_sampler(run.name, sampler), cell.config.seed
 
 
 def _row(cell: Cell, sampler: SamplerName, samples: int) -> Row | None:
@@ -53,8 +52,7 @@ def _row(cell: Cell, sampler: SamplerName, samples: int) -> Row | None:
     except InputError:
         return None
     metrics = cell.run.read_json(metrics_file(sampler))
-    expected = settings(cell.config.epochs or 0, 0, samples)
-    if not metrics.items() >= expected.items() or _what(config) != _what(cell.config):
+    if not cell.are_final(metrics, samples) or _what(config) != _what(cell.config):
         return None
     figures = {k: v for k, v in metrics.items() if k not in ("data", "seed") and v is not None}
     about = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in figures.items() if k != "kl_per_unit"}

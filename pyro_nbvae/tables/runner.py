@@ -16,7 +16,7 @@ from pyro_nbvae.errors import InputError, check_number
 from pyro_nbvae.metrics import build_features
 from pyro_nbvae.metrics.features import check_features
 from pyro_nbvae.runs.build import choose_device
-from pyro_nbvae.runs.evaluation import METRICS, evaluate, settings
+from pyro_nbvae.runs.evaluation import METRICS, evaluate
 from pyro_nbvae.runs.folder import metrics_file
 from pyro_nbvae.runs.training import differences, train
 from pyro_nbvae.sampling import MOST_SAMPLES
@@ -39,9 +39,9 @@ def missing_metrics(cell: Cell, table: Table, options: Reproduction) -> list[str
     """Return the metrics (of the table, and the standard ones) that are missing or outdated in the folder of a cell."""
     wanted = [name for name, one in METRICS.items() if one.standard or name in table.metrics]
     measured = cell.metrics
-    expected = settings(cell.config.epochs or 0, 0, number_of_samples(options))
     try:
-        if not measured.items() >= expected.items() or differences(cell.run.config()[0], cell.config):
+        final = cell.are_final(measured, number_of_samples(options))
+        if not final or differences(cell.run.config()[0], cell.config):
             return wanted
     except InputError:  # files that cannot be read are renamed later
         return wanted

@@ -61,6 +61,11 @@ class Arguments:
     device: str = "auto"
     data_root: str | None = None
 
+    @property
+    def where(self) -> str:
+        """Return the data, the scale and the seed, for titles."""
+        return f"{self.data}, scale {self.scale}, seed {self.seed}"
+
 
 class MissingRuns(Exception):
     """The runs for a figure are missing; the message is the name of their table."""
@@ -89,12 +94,12 @@ def spiking(arguments: Arguments) -> dict[str, tuple[GenerativeModel, AmortizedG
 
 
 def samples(arguments: Arguments, path: Path) -> None:
-    """Plot samples from the prior (integer counts), one row per variant."""
-    rows = {}
+    """Plot training images, and samples from the prior (integer counts), one row per variant."""
+    rows = {"training data": to_floats(load(arguments.data, arguments.data_root).train[:16])}
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
         rows[name] = to_floats(generation.prior_samples(model, guide, 16, seed=arguments.seed))
-    plot_rows(rows, path, title=f"{arguments.data}: samples of the prior")
+    plot_rows(rows, path, title=f"{arguments.where}: samples of the prior")
 
 
 def reconstructions(arguments: Arguments, path: Path) -> None:
@@ -104,7 +109,7 @@ def reconstructions(arguments: Arguments, path: Path) -> None:
     for name, run in variants(arguments).items():
         _, model, guide = run.load(arguments.device)
         rows[name] = generation.reconstructions(model, guide, images, seed=arguments.seed).cpu()
-    plot_rows(rows, path, title=f"{arguments.data}: held-out images and their reconstructions")
+    plot_rows(rows, path, title=f"{arguments.where}: held-out images and their reconstructions")
 
 
 def rate_distortion(arguments: Arguments, path: Path) -> None:
@@ -114,17 +119,21 @@ def rate_distortion(arguments: Arguments, path: Path) -> None:
     grid = cells(table, options)
     rows = results.read(results.RESULTS / f"{arguments.scale}.csv") | results.rows_of(grid, number_of_samples(options))
     points: dict[str, list[tuple[float, float]]] = {}
+    betas: dict[str, None] = {}
     for groups in group(grid, rows).values():
         for label, each in groups.items():
             means = [summarise(each, metric) for metric in ("kl", "squared_error")]
             if means[0] and means[1]:
-                points.setdefault(label.partition(" ")[0], []).append((means[0].mean, means[1].mean))
+                variant, _, beta = label.partition(" ")
+                points.setdefault(variant, []).append((means[0].mean, means[1].mean))
+                betas[beta] = None
     several = {name: zip(*sorted(each), strict=True) for name, each in points.items() if len(each) > 1}
     curves = {name: (x, y) for name, (x, y) in several.items()}
     if not curves:
         raise MissingRuns("beta")
     panel = Panel(curves, "KL, nats per image", "squared error per image")
-    plot_curves([panel], path, title=f"{arguments.data}: rate and distortion over β")
+    first, *_, last = betas
+    plot_curves([panel], path, title=f"{arguments.data}, scale {arguments.scale}: {first} (right) to {last} (left)")
 
 
 def dispersion(arguments: Arguments, path: Path) -> None:
@@ -134,7 +143,7 @@ def dispersion(arguments: Arguments, path: Path) -> None:
     for name, (model, guide) in spiking(arguments).items():
         seen = held_out(model, guide, images.to(model.device), seed=arguments.seed)
         units[name] = (seen.unit_mean, seen.unit_variance)
-    plot_dispersion(units, path, title=f"{arguments.data}: units' spike counts")
+    plot_dispersion(units, path, title=f"{arguments.where}: units' spike counts")
 
 
 def spikes(arguments: Arguments, path: Path) -> None:
@@ -144,7 +153,7 @@ def spikes(arguments: Arguments, path: Path) -> None:
         name: torch.from_numpy(represent(model, guide, images, "counts", seed=arguments.seed))
         for name, (model, guide) in spiking(arguments).items()
     }
-    plot_spikes(counts, path, title=f"{arguments.data}: units' spike counts")
+    plot_spikes(counts, path, title=f"{arguments.where}: units' spike counts")
 
 
 def poisson_limit(arguments: Arguments, path: Path) -> None:
@@ -191,7 +200,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
         panel("KL, nats per image", lambda one: one.kl),
         panel("squared error per image", lambda one: one.squared_error),
     ]
-    plot_curves(panels, path, title=f"{arguments.data}: the P-VAE as the limit of large r")
+    plot_curves(panels, path, title=f"{arguments.where}: the P-VAE as the limit of large r")
 
 
 def features(arguments: Arguments, path: Path) -> None:
@@ -204,7 +213,7 @@ def features(arguments: Arguments, path: Path) -> None:
     kl = torch.tensor(found[0].metrics["kl_per_unit"])
     best = weight[kl.argsort(descending=True)[:100].to(weight.device)]
     scale = best.abs().flatten(1).amax(1)[:, None, None, None]
-    title = f"{found[0].label} on {arguments.data}: what a spike adds, by KL (grey: nothing)"
+    title = f"{found[0].label} on {arguments.where}: what a spike adds, by KL (grey: nothing)"
     plot_grid(0.5 + best / (2 * scale), path, title=title)
 
 
@@ -220,7 +229,7 @@ def training(arguments: Arguments, path: Path) -> None:
         panel("test_elbo", "held-out ELBO, nats per image"),
         panel("test_mse", "held-out squared error per pixel"),
     ]
-    plot_curves(panels, path, title=f"{arguments.data}: training")
+    plot_curves(panels, path, title=f"{arguments.where}: training")
 
 
 FIGURES: Mapping[str, Callable[[Arguments, Path], None]] = {

@@ -106,6 +106,7 @@ TABLE = Table(
         "kl",
         "dead_units",
         "fano",
+        "underdispersed_units",
         "overdispersion",
     ),
     claims=CLAIMS,

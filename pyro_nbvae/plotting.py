@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pyro_nbvae.files import write_atomically
 
+_MARKERS = "osD^vPX*"
+
 
 def _logarithmic(axes: Axes) -> None:
     """Make both axes logarithmic, with plain numbers: as many in each decade as there is room for."""
@@ -184,7 +186,9 @@ def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
     figure.suptitle(title)
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for number, (name, (x, y)) in enumerate(panel.curves.items()):
-            axes.plot(x, y, marker="o", markersize=3, linestyle=("-", "--")[number // 10 % 2], label=name)
+            every = math.ceil(len(x) / 8)
+            style = {"color": f"C{number % 10}", "marker": _MARKERS[number % 8], "markevery": every, "markersize": 4}
+            axes.plot(x, y, **style, linewidth=1, linestyle=("-", "--")[number // 10 % 2], label=name)
         axes.set_xscale(panel.xscale)
         axes.set_xlabel(panel.xlabel)
         axes.set_ylabel(panel.ylabel)
@@ -230,7 +234,7 @@ def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot gradient estimators by squared bias and noise, both relative to the squared norm of the true gradient.
 
     A bias below its standard error is drawn at the standard error; a marker is hollow if the bias is less than twice
-    its standard error.
+    its standard error. Of an estimator with several temperatures the first and the last are written beside its points.
 
     Args:
         rows: ``case``, ``posterior``, ``way``, ``temperature`` (or None), ``bias``, ``± bias`` (its standard error) and
@@ -250,17 +254,19 @@ def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             here = [r for r in rows if (r["case"], r["posterior"], r["way"]) == (case, posterior, name)]
             if not here:
                 continue
-            color, marker = f"C{number}", "osD^vPX*"[number % 8]
+            color, marker = f"C{number}", _MARKERS[number % 8]
             at = [(max(r["bias"], r["± bias"]), r["noise"], r["bias"] > 2 * r["± bias"]) for r in here]
             axes.plot([a[0] for a in at], [a[1] for a in at], color=color, lw=0.8, alpha=0.6)
             for (bias, noise, seen), row in zip(at, here, strict=True):
                 axes.scatter(bias, noise, s=36, marker=marker, color=color, facecolor=color if seen else "white")
-                if row["temperature"] is not None:
+                if row["temperature"] is not None and row in (here[0], here[-1]):
                     axes.annotate(f"{row['temperature']:g}", (bias, noise), (3, 3), textcoords="offset points", size=6)
-        axes.set(title=f"{posterior}\n{case}", xlabel="squared bias", ylabel="noise")
+        axes.set_title(f"{posterior}\n{case}")
+        axes.set_xlabel("squared bias / squared norm of the gradient")
+        axes.set_ylabel("noise: variance / squared norm")
         _logarithmic(axes)
     handles = [
-        Line2D([], [], color=f"C{k}", marker="osD^vPX*"[k % 8], lw=0.8, label=name) for k, name in enumerate(names)
+        Line2D([], [], color=f"C{k}", marker=_MARKERS[k % 8], lw=0.8, label=name) for k, name in enumerate(names)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)

@@ -279,7 +279,7 @@ def test_the_paper_stands_beside_ours_in_its_features(options):
         cell.run.folder.mkdir(parents=True)
         ours = {"fid": 80.0} if cell.config.seed == 0 else {"fid": None}
         cell.run.write_config(cell.config, (1, 8, 8))
-        cell.run.write_json("metrics.json", {**EVALUATED, "fid_c": 5.0, **ours})
+        cell.run.write_json("metrics.json", {**EVALUATED, "fid_c": 5.0, "train_size": 1500, **ours})
     kept = Path(options.out) / "kept"
     with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md", kept).read_text()
     assert "| digits | FID | EX-C | 78.4 | 80.0 |\n| digits | FID | MC-C | 99 | - |" in with_inception
@@ -290,6 +290,7 @@ def test_the_paper_stands_beside_ours_in_its_features(options):
     named = dict(lines)
     assert named["the paper, EX-C"] == "78.4" and named["the paper, MC-C"] == "99"
     assert sorted(named.values()) == ["**80.0**"] * 4 + ["78.4", "99"]
+    assert "Training data of ours: digits 1,500." in with_inception
     assert "**MSE**" not in with_inception
 
 

@@ -60,6 +60,12 @@ def command(table: Table, options: Reproduction) -> str:
     return shlex.join(words)
 
 
+def _values(rows: Iterable[Row], name: str) -> str:
+    """Return the different values that rows have under a name, sorted, as text."""
+    found = sorted({row[name] for row in rows if row.get(name) is not None})
+    return ", ".join(f"{int(v):,}" if isinstance(v, int | float) else str(v) for v in found)
+
+
 def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row], *, mark: str = "") -> str:
     """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it.
 
@@ -67,8 +73,7 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     """
 
     def all_of(name: str) -> str:
-        found = sorted({row[name] for row in rows if row.get(name) is not None})
-        return ", ".join(f"{int(v):,}" if isinstance(v, int | float) else str(v) for v in found)
+        return _values(rows, name)
 
     # the features and samples of the rows, which are not always those of the options
     used = Counter(name for row in rows for name in str(row.get("feature_sets", "")).split(", "))
@@ -150,7 +155,11 @@ def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
         labels = [f"the paper, {label}" for label in dict.fromkeys(label for _, _, label in paper)]
         labels += dict.fromkeys(label for by_label in ours[scale].values() for label in by_label)
         table = pd.DataFrame(columns, index=pd.Index(labels)).dropna(how="all").dropna(axis=1, how="all").fillna("-")
-        text += f"\n**{one.heading}**, scale {scale}, the best of ours in bold:\n\n"
+        trained = "; ".join(
+            f"{data} {_values([row for rows in ours[scale][data].values() for row in rows], 'train_size')}"
+            for data in table.columns
+        )
+        text += f"\n**{one.heading}**, scale {scale}, the best of ours in bold. Training data of ours: {trained}.\n\n"
         text += f"{table.to_markdown(disable_numparse=True)}\n"
     return text
 

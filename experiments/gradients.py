@@ -124,7 +124,7 @@ def linear_case(family: str, draws: int, seed: int) -> list[dict]:
     guide = GUIDES[family](model, encoder="linear", spread=1.0)
     x = torch.randn(OBSERVATIONS, OBSERVED)
     truth = closed_form(model, guide, x)
-    with undisturbed(guide, x.device, seed):
+    with undisturbed(model, guide, seed):
         return rows_of("linear decoder", family, model, guide, x, truth.expand(GROUPS, -1), draws)
 
 
@@ -132,10 +132,8 @@ def trained_case(folder: str, arguments: Arguments) -> list[dict]:
     """Return the rows for the checkpoint of a run."""
     config, model, guide = Run(folder).load(arguments.device)
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(model.device))
-    model.eval()
-    guide.eval()
     family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
-    with undisturbed(guide, x.device, arguments.seed):
+    with undisturbed(model, guide, arguments.seed):
         exact = draw_many(lambda: exact_draw(model, guide, x), arguments.exact_draws)
         return rows_of(f"trained, {config.title}", family, model, guide, x, exact, arguments.draws)
 

@@ -34,6 +34,18 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
+def _on_one_scale(sets: Sequence[Tensor], title: str) -> tuple[list[Tensor], str]:
+    """Return images on the scale from black, 0, to white, 1; other scales are added to the title.
+
+    Black is the smallest value if that is below 0, and white the largest if that is above 1.
+    """
+    low = min(0.0, *(float(images.min()) for images in sets))
+    high = max(1.0, *(float(images.max()) for images in sets))
+    if (low, high) == (0, 1):
+        return list(sets), title
+    return [(images - low) / (high - low) for images in sets], f"{title}\nblack is {low:.3g}, white {high:.3g}"
+
+
 def _draw(axes: Axes, grid: Tensor) -> None:
     """Draw an image (C, H, W) in [0, 1], pixel by pixel."""
     axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
@@ -50,12 +62,13 @@ def plot_grid(images: Tensor, path: Path, *, title: str) -> None:
     """Plot images in one nearly square grid.
 
     Args:
-        images: (N, C, H, W) in [0, 1].
+        images: (N, C, H, W); 0 is black and 1 is white, unless there are values outside.
         path: the PNG file.
         title: above the grid.
     """
     from torchvision.utils import make_grid
 
+    (images,), title = _on_one_scale([images], title)
     columns = math.ceil(math.sqrt(len(images)))
     grid = make_grid(images, nrow=columns, padding=1, pad_value=0.5)
     figure = Figure(figsize=(8, 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
@@ -67,12 +80,13 @@ def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title:
     """Plot images in rows of up to 16, and their reconstructions below each row.
 
     Args:
-        originals, reconstructions: (N, C, H, W) in [0, 1].
+        originals, reconstructions: (N, C, H, W); 0 is black and 1 is white, unless there are values outside.
         path: the PNG file.
         title: above the rows.
     """
     from torchvision.utils import make_grid
 
+    (originals, reconstructions), title = _on_one_scale([originals, reconstructions], title)
     columns = min(16, len(originals))
     strips = [
         half
@@ -112,13 +126,17 @@ def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
     """Plot one labelled row of images per entry.
 
     Args:
-        rows: maps a label to images (N, C, H, W) in [0, 1].
+        rows: maps a label to images (N, C, H, W); 0 is black and 1 is white, unless there are values outside.
         path: the PNG file.
         title: above the rows.
     """
     from torchvision.utils import make_grid
 
-    strips = {name: make_grid(images, nrow=len(images), padding=1, pad_value=0.5) for name, images in rows.items()}
+    scaled, title = _on_one_scale(list(rows.values()), title)
+    strips = {
+        name: make_grid(images, nrow=len(images), padding=1, pad_value=0.5)
+        for name, images in zip(rows, scaled, strict=True)
+    }
     _, height, width = next(iter(strips.values())).shape
     figure = Figure(figsize=(9, 8 * len(rows) * height / width + 0.5), layout="constrained")
     figure.suptitle(title)

@@ -437,6 +437,19 @@ class AmortizedGuide(PyroModule):
 
 
 @contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Context in which modules are in evaluation mode, without dropout; the mode of each submodule is restored."""
+    modes = [(each, each.training) for module in modules for each in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+@contextmanager
 def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
     """Context for evaluation: evaluation mode, exact latents, no gradients, and a separate random stream.
 
@@ -459,17 +472,16 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
         (torch.Size([4, 3]), True, True)
     """
     check_seed(seed)
-    modes = [(m, m.training) for m in (model, guide)]
     devices = [model.device] if model.device.type == "cuda" else []
-    for module in (model, guide):
-        module.eval()
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad(), guide.exact(), pyro.validation_enabled(False):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        for module, mode in modes:
-            module.train(mode)
+    with (
+        evaluation_mode(model, guide),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        guide.exact(),
+        pyro.validation_enabled(False),
+    ):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()

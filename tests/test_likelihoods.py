@@ -124,13 +124,17 @@ def test_a_guide_of_another_family_is_refused():
         NegativeBinomialGuide(GaussianModel((5,), 3, decoder="linear"), encoder="linear")
 
 
-def test_a_likelihood_without_a_mean_leaves_reconstruction_out():
-    class NoMean(dist.Normal):
-        @property
-        def mean(self):
-            raise NotImplementedError
+class NoMean(dist.Normal):
+    @property
+    def mean(self):
+        raise NotImplementedError
 
-    model = GaussianModel((5,), 3, decoder="linear", likelihood=lambda h: NoMean(h, 1.0))
+
+@pytest.mark.parametrize(
+    "likelihood", [lambda h: NoMean(h, 1.0), lambda h: dist.Cauchy(h, 1.0), lambda h: dist.StudentT(1.0, h)]
+)
+def test_a_likelihood_without_a_mean_leaves_reconstruction_out(likelihood):
+    model = GaussianModel((5,), 3, decoder="linear", likelihood=likelihood)
     found = held_out(model, GaussianGuide(model, encoder="linear"), torch.randn(10, 5))
     assert found.mse is None and found.squared_error is None and math.isfinite(found.elbo)
 

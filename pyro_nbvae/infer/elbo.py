@@ -340,9 +340,21 @@ class SiteKL_ELBO(Trace_ELBO):
 
 def _folds(distribution: Distribution) -> bool:
     """Whether torch's KL of transformed distributions would be wrong, because the transform is not one-to-one."""
+    distribution = base_distribution(distribution)
     if not isinstance(distribution, TransformedDistribution) or isinstance(distribution, HalfNormal):
         return False
     return any(not transform.bijective for transform in distribution.transforms)
+
+
+def registered_kl(q: Distribution, p: Distribution) -> Tensor:
+    """Return the KL that is registered for the pair, KL(q || p), of their batch shape.
+
+    Raises:
+        NotImplementedError: if there is none, or if it would be that of folded distributions before they are folded.
+    """
+    if _folds(q) or _folds(p):
+        raise NotImplementedError
+    return kl_divergence(q, p)
 
 
 class AnalyticKL_ELBO(SiteKL_ELBO):
@@ -372,9 +384,8 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
-        if not any(_folds(base_distribution(d)) for d in (q, p)):
-            with contextlib.suppress(NotImplementedError):
-                return kl_divergence(q, p)
+        with contextlib.suppress(NotImplementedError):
+            return registered_kl(q, p)
         raise NotImplementedError(
             f"site {name!r}: there is no KL for {family(q)} (guide) and {family(p)} (model); register one with "
             "torch.distributions.register_kl or use MonteCarloKL_ELBO"

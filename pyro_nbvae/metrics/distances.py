@@ -38,7 +38,12 @@ class _AsTheyAre(nn.Module):
 @torch.no_grad()
 def _extract(features: Features, images: Tensor | Iterable[Tensor], what: str, progress: bool) -> Tensor:
     device = next(features.parameters()).device
-    return torch.cat([features(batch.to(device)).float().cpu() for batch in shown(images, what, progress)])
+    extracted = []
+    for batch in shown(images, what, progress):
+        if batch.dtype != torch.uint8:
+            raise InputError(f"{what}: FID and KID are of uint8 images, 0 to 255, got {batch.dtype}")
+        extracted.append(features(batch.to(device)).float().cpu())
+    return torch.cat(extracted)
 
 
 def _frechet(features: Features) -> FrechetInceptionDistance:
@@ -88,9 +93,10 @@ def distances(
 
     Returns:
         ``fid``, and ``kid`` and ``kid_std``, the mean and standard deviation over 100 subsets of up to 1,000 images.
+        Without twice as many images as in a subset there is no ``kid_std``: such subsets are too much alike.
 
     Raises:
-        InputError: for fewer than two images, or a seed that is out of range.
+        InputError: for fewer than two images, images that are not uint8, or a seed that is out of range.
 
     Reference: Heusel et al., 2017 (FID); Bińkowski et al., 2018 (KID).
 
@@ -101,7 +107,7 @@ def distances(
         >>> images = load("digits").test
         >>> found = distances(build_features("classifier", "digits"), images[:20], images[20:40])
         >>> sorted(found), found["fid_c"] > 0
-        (['fid_c', 'kid_c', 'kid_std_c'], True)
+        (['fid_c', 'kid_c'], True)
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -115,7 +121,8 @@ def distances(
     frechet = _frechet(features)
     frechet.load_state_dict(reference["fid"])
     frechet.update(extracted, real=False)
-    size = min(KID_SUBSET_SIZE, len(extracted), len(reference["kid"]))
+    fewest = min(len(extracted), len(reference["kid"]))
+    size = min(KID_SUBSET_SIZE, fewest)
     given = _AsTheyAre(features.num_features)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features")  # which is intended
@@ -126,5 +133,7 @@ def distances(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         kid, spread = kernel.compute()
-    figures = {"fid": float(frechet.compute()), "kid": float(kid), "kid_std": float(spread)}
+    figures = {"fid": float(frechet.compute()), "kid": float(kid)}
+    if 2 * size <= fewest:
+        figures["kid_std"] = float(spread)
     return {f"{name}{features.suffix}": value for name, value in figures.items()}

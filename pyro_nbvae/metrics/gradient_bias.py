@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import Integer, Relaxation
-from pyro_nbvae.errors import check_number
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+from pyro_nbvae.errors import InputError, check_number
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluation_mode
 
 # Observations in one call of the decoder.
 DECODED = 8192
@@ -138,10 +138,16 @@ def compare(estimates: Tensor, exact: Tensor, batches: float = 1.0) -> GradientE
 
     Args:
         batches: size of the batch for which the noise is reported, divided by the number of observations here.
+
+    Raises:
+        InputError: if the exact gradient cannot be told from 0, so that nothing can be relative to it.
     """
     exact_noise = float(exact.var(0).sum())
     norm = float(exact.mean(0).square().sum()) - exact_noise / len(exact)
-    norm = max(norm, torch.finfo(torch.float64).tiny)
+    if not norm > 0:
+        raise InputError(
+            f"{len(exact)} exact draws of the gradient cannot be told from 0: draw more, or take more data"
+        )
     # products of the errors of independent groups of draws are unbiased: the noise averages out
     pairs = zip(estimates.tensor_split(GROUPS), exact.tensor_split(GROUPS), strict=True)
     errors = torch.stack([a.mean(0) - b.mean(0) for a, b in pairs])
@@ -153,12 +159,15 @@ def compare(estimates: Tensor, exact: Tensor, batches: float = 1.0) -> GradientE
 
 
 @contextmanager
-def undisturbed(guide: AmortizedGuide, device: torch.device, seed: int) -> Iterator[None]:
-    """Context with a separate random stream; the guide's relaxation is restored at its end."""
+def undisturbed(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iterator[None]:
+    """Context in evaluation mode with a separate random stream; modes and the guide's relaxation are restored.
+
+    With dropout the difference of two decodings would be mostly that of their masks.
+    """
     relaxation = guide.relaxation
-    devices = [device] if device.type == "cuda" else []
+    devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), pyro.validation_enabled(False):
+        with evaluation_mode(model, guide), torch.random.fork_rng(devices), pyro.validation_enabled(False):
             torch.manual_seed(seed)
             yield
     finally:
@@ -181,8 +190,8 @@ def gradient_errors(
     .. math:: \mathrm{bias}^2 = \|E[\hat g] - g\|^2 / \|g\|^2, \qquad
         \mathrm{noise} = \mathrm{tr}\,\mathrm{Cov}(\hat g) / \|g\|^2
 
-    for the gradient in the encoder's outputs (:mod:`pyro_nbvae.metrics.gradient_bias`). Random numbers and the guide's
-    relaxation are left unchanged.
+    for the gradient in the encoder's outputs (:mod:`pyro_nbvae.metrics.gradient_bias`), without dropout. Random numbers
+    and the guide's relaxation are left unchanged.
 
     Args:
         model, guide: the pair; its latents are counts.
@@ -197,7 +206,8 @@ def gradient_errors(
         The error of each relaxation.
 
     Raises:
-        InputError: for observations of the wrong shape or type, and for too few draws.
+        InputError: for observations of the wrong shape or type, for too few draws, and if the exact gradient cannot be
+            told from 0.
 
     Reference: Cong et al., 2019, for the exact gradient.
 
@@ -217,7 +227,7 @@ def gradient_errors(
     """
     check_number("draws", draws, GROUPS)
     check_number("exact_draws", exact_draws, GROUPS)
-    with undisturbed(guide, x.device, seed):
+    with undisturbed(model, guide, seed):
         exact = draw_many(lambda: exact_draw(model, guide, x), exact_draws)
         batches = (batch_size or len(x)) / len(x)
         estimates = [draw_many(functools.partial(pathwise_draw, model, guide, x, r), draws) for r in relaxations]

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 
 from pyro_nbvae.data import to_floats
 from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions.relaxed import RelaxedCount
-from pyro_nbvae.infer.elbo import log_mass
+from pyro_nbvae.infer.elbo import log_mass, registered_kl
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
@@ -26,6 +26,8 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_suppo
 DEAD_NATS = 0.01
 # Samples per latent for a KL that is not registered.
 KL_SAMPLES = 20
+# Pixels of SSIM's window on each side of its centre; a smaller image has no window.
+SSIM_MARGIN = 5
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class HeldOut:
         kl_error: standard error of a Monte Carlo KL; None if the KL is exact.
         elbo: ``log_likelihood - kl``, in nats per observation.
         mse: ``squared_error`` per element; None if the likelihood has no mean.
-        ssim: structural similarity; None if the data are not images or the likelihood has no mean.
+        ssim: structural similarity; None if the data are not images of more than 5 pixels a side, or the likelihood
+            has no mean.
         fano: Fano factor of the posterior (variance over mean), averaged; None if the latents are not counts.
         unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
         unit_kl: mean KL of each unit in nats, of the prior's batch shape.
@@ -122,9 +125,11 @@ def fano_factor(q: TorchDistribution) -> Tensor | None:
 def mean_of(observed: Distribution) -> Tensor | None:
     """Return the mean of a distribution over observations, or None if it has none."""
     try:
-        return observed.mean
+        mean = observed.mean
     except (NotImplementedError, AttributeError):
         return None
+    # torch returns NaN for distributions without a mean, such as a Cauchy or categories
+    return None if bool(mean.isnan().all()) else mean
 
 
 def unit_kl(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +138,7 @@ def unit_kl(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor | None]:
     If no KL is registered, return a Monte Carlo estimate, and the variance of its sum over units, (B,).
     """
     try:
-        return kl_divergence(q, p), None
+        return registered_kl(q, p), None
     except NotImplementedError:
         z = q.sample(torch.Size([KL_SAMPLES]))
         each = log_mass(q, z) - log_mass(p, z)
@@ -183,7 +188,7 @@ def held_out(
         torch.Size([3])
     """
     sums, similarity = _Sums(), None
-    if is_pixels(data):
+    if is_pixels(data) and min(data.shape[2:]) > SSIM_MARGIN:
         from torchmetrics.image import StructuralSimilarityIndexMeasure
 
         similarity = StructuralSimilarityIndexMeasure(data_range=1.0, sync_on_compute=False).to(data.device)

@@ -76,9 +76,12 @@ def represent(
 
 
 def balanced_splits(classes: int) -> Iterator[tuple[int, ...]]:
-    """Yield every split of the classes into two halves once, as the half with class 0 (126 splits for ten classes)."""
-    for others in combinations(range(1, classes), classes // 2 - 1):
-        yield (0, *others)
+    """Yield every split of the classes into two halves once, as one of them (126 splits for ten classes).
+
+    Of an odd number of classes one half has one more; the smaller is yielded.
+    """
+    halves = combinations(range(classes), classes // 2)
+    return halves if classes % 2 else (half for half in halves if 0 in half)
 
 
 def classification(
@@ -154,9 +157,11 @@ def classification(
             score(f"knn_{number}", KNeighborsClassifier(), chosen, tested)
             score(f"logistic_{number}", logistic(), chosen, tested)
             score(f"svm_{number}", svm(), chosen, tested)
-        for half in balanced_splits(len(classes)):
+        for half in balanced_splits(len(classes)) if len(train) >= LABELLED[0] else ():
             inside = classes[list(half)]
-            score("shattering", svm(), order[:200], tested, lambda labels, inside=inside: np.isin(labels, inside))
+            score(
+                "shattering", svm(), order[: LABELLED[0]], tested, lambda labels, inside=inside: np.isin(labels, inside)
+            )
     for _ in range(repeats):
         order = random.permutation(len(train))
         tested = random.permutation(len(test))[:TESTED]
@@ -168,7 +173,12 @@ def classification(
 
 
 def latent_classification(
-    model: GenerativeModel, guide: AmortizedGuide, data: Data, representation: Representation = "encoder"
+    model: GenerativeModel,
+    guide: AmortizedGuide,
+    data: Data,
+    representation: Representation = "encoder",
+    *,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Run :func:`classification` on a pair's representations of a data set.
 
@@ -176,6 +186,7 @@ def latent_classification(
         model, guide: the pair.
         data: a data set with labels.
         representation: as in :func:`represent`.
+        seed: random seed of the counts and of the training sets.
 
     Returns:
         Mean accuracies, as :func:`classification`.
@@ -192,9 +203,9 @@ def latent_classification(
         >>> x, labels = torch.rand(60, 5), torch.arange(2).repeat(30)
         >>> accuracies = latent_classification(model, guide, Data("noise", x, x, labels, labels))
         >>> sorted(accuracies)
-        ['few_shot_1', 'few_shot_10', 'few_shot_20', 'few_shot_5', 'shattering']
+        ['few_shot_1', 'few_shot_10', 'few_shot_20', 'few_shot_5']
     """
     if data.train_labels is None or data.test_labels is None:
         raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
-    train, test = (represent(model, guide, images, representation) for images in (data.train, data.test))
-    return classification(train, data.train_labels.numpy(), test, data.test_labels.numpy())
+    train, test = (represent(model, guide, images, representation, seed=seed) for images in (data.train, data.test))
+    return classification(train, data.train_labels.numpy(), test, data.test_labels.numpy(), seed=seed)

@@ -143,7 +143,7 @@ class Evaluation:
         if self.data.train_labels is None or self.data.test_labels is None:
             return None
         if representation not in self.classification:
-            figures = latent_classification(self.model, self.guide, self.data, representation)
+            figures = latent_classification(self.model, self.guide, self.data, representation, seed=self.seed)
             self.classification[representation] = figures
         return self.classification[representation].get(name)
 
@@ -151,14 +151,15 @@ class Evaluation:
         """Return the noise-to-signal ratio of the gradient on a batch of held-out data.
 
         Estimator and relaxation are those of the run. None for an ELBO of Pyro without ``differentiable_loss``
-        (TraceGraph_ELBO, RenyiELBO).
+        (TraceGraph_ELBO, RenyiELBO), and if the noise is so large that this many draws do not show the signal.
         """
         _, _, elbo = build(self.config, tuple(self.model.event_shape))
         x = to_floats(self.test[:GRADIENT_BATCH])
         if not hasattr(elbo, "differentiable_loss"):
             return None
         moments = gradient_moments(elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
-        return moments.noise / moments.signal
+        seen = moments.signal > 2 * moments.noise / GRADIENT_DRAWS
+        return moments.noise / moments.signal if seen else None
 
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
@@ -214,9 +215,11 @@ def _accuracies() -> list[Metric]:
 
     representations: tuple[Representation, ...] = ("encoder", "means", "counts")
     return [
-        Metric(f"{prefix}{name}", heading, 3, "high", partial(accuracy, name, kind), standard=False, of="latents")
+        Metric(
+            f"{prefix}{name}", heading + suffix, 3, "high", partial(accuracy, name, kind), standard=False, of="latents"
+        )
         for kind in representations
-        for prefix in ("" if kind == "encoder" else f"{kind}_",)
+        for prefix, suffix in (("", "") if kind == "encoder" else (f"{kind}_", f", {kind}"),)
         for name, heading in columns
     ]
 
@@ -268,6 +271,9 @@ def register_metric(metric: Metric) -> None:
     Args:
         metric: the metric; an existing metric of the same name is replaced.
 
+    Raises:
+        ValueError: if another metric has the same heading; tables could not tell them apart.
+
     Example::
 
         >>> latents = Metric("latents", "latents", 0, None, lambda e: float(e.model.latents), standard=False)
@@ -276,6 +282,9 @@ def register_metric(metric: Metric) -> None:
         'latents'
         >>> del METRICS["latents"]
     """
+    other = next((one.name for one in METRICS.values() if one.heading == metric.heading), metric.name)
+    if other != metric.name:
+        raise InputError(f"heading {metric.heading!r} of metric {metric.name} is that of {other}: give it another")
     METRICS[metric.name] = metric
 
 
@@ -326,7 +335,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
 
     - ``mse`` (per element) and ``ssim``: reconstructions from one posterior sample;
     - ``fid_c``, ``kid_c``, ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``): samples from the
-      prior against the training images;
+      prior against all training images of the data set;
     - ``elbo``, ``kl``, ``importance_weighted_bound``: nats per observation;
     - ``bits_per_dim``: -elbo / (elements * ln 2); for 8-bit images add 8;
     - ``dead_units``: number of units whose mean KL is below 0.01 nats;

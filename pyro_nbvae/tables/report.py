@@ -82,7 +82,7 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     of = {
         "held-out data": f"Measured on {all_of('test_size')} held-out observations with integer counts.",
         "samples": f"FID and KID of {all_of('generated_samples')} samples of the prior "
-        f"against the training images, features: {', '.join(features)}.",
+        f"against all training images of the data set, features: {', '.join(features)}.",
         "latents": "Accuracies of classifiers on latents, on held-out data.",
     }
     measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pyro_nbvae.distributions import ArrivalTimes, Integer
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics.gradient_bias import (
@@ -92,3 +93,22 @@ def test_warm_relaxations_are_found_biased():
     assert abs(integer.bias) < 4 * integer.bias_error
     assert arrival.bias > 4 * arrival.bias_error
     assert torch.equal(torch.get_rng_state(), state) and guide.relaxation is before
+
+
+def test_dropout_is_off_while_gradients_are_compared():
+    """The errors of a decoder with dropout are those of the same decoder without, and its mode is left as it was."""
+    model, guide = pair(PoissonGuide)
+    x = torch.rand(5, *SHAPE)
+    ways = [Integer(), ArrivalTimes(0.5)]
+    without = gradient_errors(model, guide, x, ways, draws=20, exact_draws=20)
+    frozen = nn.Dropout(0.5).eval()
+    model.decoder = nn.Sequential(nn.Dropout(0.5), model.decoder, frozen)
+    assert gradient_errors(model, guide, x, ways, draws=20, exact_draws=20) == without
+    assert model.training and model.decoder[0].training and not frozen.training
+
+
+def test_errors_relative_to_nothing_are_refused():
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match="20 exact draws of the gradient cannot be told from 0"):
+        for _ in range(20):
+            compare(torch.zeros(20, 3), torch.randn(20, 3))

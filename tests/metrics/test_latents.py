@@ -53,11 +53,38 @@ def test_no_test_image_is_ever_trained_on():
     assert {value for name, value in found.items() if name != "shattering"} == {0.0}
 
 
-def test_the_halves_are_all_and_each_once():
-    halves = [frozenset(half) for half in balanced_splits(10)]
-    assert len(set(halves)) == len(halves) == 126
-    everything = {frozenset((frozenset(c), frozenset(range(10)) - frozenset(c))) for c in combinations(range(10), 5)}
-    assert {frozenset((half, frozenset(range(10)) - half)) for half in halves} == everything
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10])
+def test_the_halves_are_all_and_each_once(classes):
+    halves = [frozenset(half) for half in balanced_splits(classes)]
+    splits = {frozenset((half, frozenset(range(classes)) - half)) for half in halves}
+    assert len(splits) == len(halves)
+    everyone = frozenset(range(classes))
+    assert splits == {frozenset((frozenset(c), everyone - set(c))) for c in combinations(range(classes), classes // 2)}
+
+
+def test_shattering_does_not_depend_on_the_names_of_classes():
+    """Three clusters on a line: the one in the middle cannot be separated from the others."""
+    place, test_place = (np.random.default_rng(seed).permutation(np.arange(600) % 3) for seed in (0, 1))
+    accuracies = {
+        classification(place[:, None] * 1.0, names[place], test_place[:, None] * 1.0, names[test_place], repeats=1)[
+            "shattering"
+        ]
+        for names in map(np.array, ([0, 1, 2], [1, 0, 2], [2, 1, 0]))
+    }
+    assert len(accuracies) == 1
+
+
+def test_an_accuracy_of_more_examples_than_there_are_is_left_out():
+    few = labels(150, 0)
+    found = classification(one_hot(few), few, one_hot(few), few, splits=1, repeats=1)
+    assert set(found) == {"few_shot_1", "few_shot_5", "few_shot_10"}
+
+
+def test_seeds_draw_other_training_sets():
+    model = VARIANTS["P-VAE"].model((1, 16, 16), 16, decoder="linear")
+    guide = VARIANTS["P-VAE"].guide(model, encoder="linear")
+    first, again, other = (latent_classification(model, guide, load("digits"), "counts", seed=s) for s in (0, 0, 7))
+    assert first == again and first["few_shot_5"] != other["few_shot_5"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples import bernoulli_vae, hierarchy, neurons, own_family, state_space
+from examples import bernoulli_vae, hierarchy, neurons, own_family, sigmoid_latents, state_space
 from pyro_nbvae.cli import main
 from pyro_nbvae.variants import VARIANTS
 
@@ -18,9 +18,10 @@ from pyro_nbvae.variants import VARIANTS
         (lambda out: bernoulli_vae.main(epochs=1, out=out), "after training"),
         (lambda out: neurons.main(steps=30, trials=500, neurons=12, out=out), "correlation"),
         (lambda out: hierarchy.main(steps=3), "AnalyticKL_ELBO on the bottom-up guide"),
+        (lambda out: sigmoid_latents.main(epochs=2, out=out), "G-VAE-sigmoid: held-out ELBO"),
         (lambda out: state_space.main(steps=4, out=out), "score function"),
     ],
-    ids=["own_family", "bernoulli_vae", "neurons", "hierarchy", "state_space"],
+    ids=["own_family", "bernoulli_vae", "neurons", "hierarchy", "sigmoid_latents", "state_space"],
 )
 def test_every_example_runs(run, says, tmp_path, capsys):
     run(tmp_path)

@@ -157,7 +157,13 @@ class NegativeBinomial(Likelihood):
     """
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
-        self.log_total_count = nn.Parameter(torch.zeros(event_shape))
+        known: nn.Parameter | None = getattr(self, "log_total_count", None)
+        if known is None:
+            self.log_total_count = nn.Parameter(torch.zeros(event_shape))
+        elif known.shape != event_shape:
+            raise InputError(
+                f"this likelihood has dispersions of shape {tuple(known.shape)}, observations have {tuple(event_shape)}"
+            )
 
     def forward(self, h: Tensor) -> distributions.NegativeBinomial:
         return distributions.NegativeBinomial(self.log_total_count.exp(), logits=log_softplus(h) - self.log_total_count)

@@ -19,7 +19,7 @@ from pyro_nbvae.data.sources import thinned
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError, check_number, check_seed
 from pyro_nbvae.metrics.held_out import mean_of
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
 # Maximum number of mixture components, number of EM steps, maximum number of training observations for the fit.
 COMPONENTS, STEPS, FITTED = 100, 30, 20_000
@@ -232,7 +232,7 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
             mean = mean_of(q)
             if len(q.event_shape) or mean is None:
                 raise InputError(f"a mixture sampler needs counts or real latents: {type(q).__name__} has neither")
-            counts = isinstance(q, RelaxedCount)
+            counts = isinstance(q, RelaxedCount) or bool(getattr(q.support, "is_discrete", False))
             means.append(mean.flatten(1).cpu())
             variances.append(q.variance.flatten(1).cpu())
         kind = CountMixture if counts else GaussianMixture
@@ -276,7 +276,7 @@ class PosteriorSampler:
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         x = self.data[torch.randint(len(self.data), (count,))]
-        with self.guide.exact():
+        with evaluation_mode(self.guide), self.guide.exact():
             return self.guide.posterior(to_floats(x).to(self.model.device)).sample()
 
 

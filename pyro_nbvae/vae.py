@@ -107,6 +107,17 @@ def check_param_store(module: nn.Module) -> None:
             )
 
 
+def batch_plate(data_size: int | None, size: int, device: torch.device) -> pyro.plate:
+    """Return the plate of a batch of ``size`` observations; with ``data_size`` the batch stands for that many.
+
+    Raises:
+        InputError: for a batch that is larger than the data set.
+    """
+    if data_size is not None and size > data_size:
+        raise InputError(f"a batch of {size} observations is larger than the data set, data_size={data_size}")
+    return pyro.plate("batch", data_size or size, subsample=torch.arange(size, device=device), dim=-1)
+
+
 def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> torch.autocast:
     """Context for a network: bfloat16 multiplications in training if the module has ``mixed_precision`` set."""
     return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
@@ -258,15 +269,15 @@ class GenerativeModel(PyroModule):
             size: number of observations if ``x`` is None.
 
         Raises:
-            InputError: for observations of another shape or type, and, with validation on, outside [0, 1] if they must
-                be inside.
+            InputError: for observations of another shape or type, more than ``data_size``, and, with validation on,
+                outside [0, 1] if they must be inside.
         """
         check_param_store(self)
         device = self.device
         if x is not None:
             check_batch(x, self.event_shape, self.unit_interval, self.decoder)
             size, device = len(x), x.device
-        with pyro.plate("batch", self.data_size or size, subsample=torch.arange(size, device=device), dim=-1):
+        with batch_plate(self.data_size, size, device):
             z = pyro.sample("z", self.prior_distribution().to_event(1))
             pyro.sample("x", self.observation(z), obs=x)
         return z
@@ -431,8 +442,7 @@ class AmortizedGuide(PyroModule):
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         check_param_store(self)
         posterior = self.posterior(x)
-        subsample = torch.arange(len(x), device=x.device)
-        with pyro.plate("batch", self.data_size or len(x), subsample=subsample, dim=-1):
+        with batch_plate(self.data_size, len(x), x.device):
             return pyro.sample("z", posterior.to_event(1))
 
 

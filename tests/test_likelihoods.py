@@ -1,5 +1,6 @@
 """Any likelihood, network and data: every figure is of the model's own likelihood."""
 
+import copy
 import json
 import math
 from functools import partial
@@ -53,7 +54,7 @@ def textbook(name, h, x):
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)], ids=str)
 def test_the_bounds_are_of_the_models_own_likelihood(name, shape):
     """ELBO and importance-weighted bound of one sample against the textbook's log p(x | z) on the same samples."""
-    model = NegativeBinomialModel(shape, 5, decoder="linear", likelihood=SHIPPED[name])
+    model = NegativeBinomialModel(shape, 5, decoder="linear", likelihood=copy.deepcopy(SHIPPED[name]))
     guide = NegativeBinomialGuide(model, encoder="linear")
     x = torch.poisson(torch.ones(40, *shape)).clamp(max=1 if name == "bernoulli" else 9)
     ours = held_out(model, guide, x, seed=3)
@@ -75,7 +76,7 @@ def test_the_bounds_are_of_the_models_own_likelihood(name, shape):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_estimators_loss_is_of_it_too(name):
-    model = PoissonModel((6,), 4, decoder="linear", likelihood=SHIPPED[name])
+    model = PoissonModel((6,), 4, decoder="linear", likelihood=copy.deepcopy(SHIPPED[name]))
     guide = PoissonGuide(model, encoder="linear", relaxation=None)
     x = torch.poisson(torch.ones(30, 6)).clamp(max=1 if name == "bernoulli" else 9)
     losses = torch.tensor([[e.loss(model, guide, x) for e in (AnalyticKL_ELBO(), Trace_ELBO())] for _ in range(300)])
@@ -137,6 +138,27 @@ def test_a_likelihood_without_a_mean_leaves_reconstruction_out(likelihood):
     model = GaussianModel((5,), 3, decoder="linear", likelihood=likelihood)
     found = held_out(model, GaussianGuide(model, encoder="linear"), torch.randn(10, 5))
     assert found.mse is None and found.squared_error is None and math.isfinite(found.elbo)
+
+
+def test_a_likelihood_that_two_models_share_keeps_its_dispersion():
+    likelihood = likelihoods.NegativeBinomial()
+    first = PoissonModel((5,), 3, decoder="linear", likelihood=likelihood)
+    with torch.no_grad():
+        likelihood.log_total_count.add_(2)
+    trained = likelihood.log_total_count
+    second = PoissonModel((5,), 4, decoder="linear", likelihood=likelihood)
+    assert first.likelihood.log_total_count is second.likelihood.log_total_count is trained and (trained == 2).all()
+    with pytest.raises(InputError, match=r"dispersions of shape \(5,\), observations have \(6,\)"):
+        PoissonModel((6,), 3, decoder="linear", likelihood=likelihood)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused():
+    model = PoissonModel((5,), 3, decoder="linear", data_size=4)
+    guide = PoissonGuide(model, encoder="linear")
+    for program in (model, guide):
+        assert program(torch.rand(4, 5)).shape == (4, 3)
+        with pytest.raises(InputError, match="a batch of 8 observations is larger than the data set, data_size=4"):
+            program(torch.rand(8, 5))
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

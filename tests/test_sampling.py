@@ -8,6 +8,7 @@ import torch
 
 from pyro_nbvae import sampling
 from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.distributions import NegativeBinomial
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.models import GaussianModel
@@ -139,3 +140,24 @@ def test_a_mixture_has_figures_of_its_own(tmp_path):
     assert generate(run, count=5, sampler="posterior").name == "samples-posterior.png"
     with pytest.raises(InputError, match="unknown sampler 'flow': choose from prior, mixture, posterior"):
         evaluate(run, samples=40, sampler="flow")
+
+
+@pytest.mark.parametrize("law", [dist.Poisson, lambda m: NegativeBinomial(2.0, logits=(m / 2).log())])
+def test_counts_of_any_class_have_a_mixture_of_counts(law):
+    class Rates(GaussianGuide):
+        def posterior(self, x):
+            return law(super().posterior(x).mean.exp())
+
+    model = GaussianModel((5,), 3, decoder="linear")
+    drawn = fit_mixture(model, Rates(model, encoder="linear"), torch.rand(50, 5), components=2).sample(200)
+    assert torch.equal(drawn, drawn.round()) and (drawn >= 0).all()
+
+
+def test_the_aggregate_posterior_has_no_dropout():
+    model = GaussianModel((5,), 3, decoder="linear")
+    guide = GaussianGuide(model, encoder="linear")
+    guide.encoder = torch.nn.Sequential(torch.nn.Dropout(0.99), guide.encoder)
+    sampler = PosteriorSampler(model, guide, torch.ones(1, 5))
+    scale = guide.eval().posterior(torch.ones(1, 5)).stddev.max()
+    guide.train()
+    assert (sampler.sample(4000).std(0) < 1.2 * scale).all() and guide.training

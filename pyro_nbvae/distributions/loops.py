@@ -127,7 +127,8 @@ def _digamma(x):
 def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, start, end):
     """Loop of :func:`pyro_nbvae.distributions.relaxations.integer.draw_negative_binomial`.
 
-    It starts about ``start`` nats below the mode and ends beyond the mean at the first mass below ``end``.
+    It starts about ``start`` nats below the mode and ends beyond the mean where the masses that are left, about
+    mass * (1 + odds), are below ``end``.
     """
     for i in range(len(r)):
         shape, logit, level = np.float64(r[i]), np.float64(logits[i]), np.float64(uniform[i])
@@ -143,7 +144,7 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
             score += _digamma(shape + k) - _digamma(shape)
         mass = math.exp(log_mass)
         total, moment = mass, 0.0
-        while total < level and (mass > end or k < mean):
+        while total < level and (mass * (1 + odds) > end or k < mean):
             moment += mass * score
             mass *= (shape + k) * success / (k + 1)
             score += 1 / (shape + k)

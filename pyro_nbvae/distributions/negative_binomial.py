@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
-from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
+from torch.distributions.utils import lazy_property, logits_to_probs
 
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
@@ -83,7 +83,8 @@ class NegativeBinomial(TorchDistribution):
     @lazy_property
     def logits(self) -> Tensor:
         """l = log(probs / (1 - probs)), of the batch shape."""
-        return probs_to_logits(self.probs, is_binary=True)
+        # torch's probs_to_logits would make small probs those of its rounding unit
+        return (self.probs.log() - torch.log1p(-self.probs)).clamp(-60, 60)
 
     @lazy_property
     def probs(self) -> Tensor:

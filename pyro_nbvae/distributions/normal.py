@@ -24,6 +24,7 @@ class IsotropicNormal(dist.Normal):
         validate_args: as in torch.
 
     Raises:
+        TypeError: for a scale that is a tensor, which would have no gradient.
         ValueError: with validation on, for arguments or values outside their range.
 
     Example::
@@ -35,6 +36,8 @@ class IsotropicNormal(dist.Normal):
     """
 
     def __init__(self, loc: Tensor, scale: float, *, validate_args: bool | None = None) -> None:
+        if isinstance(scale, Tensor):
+            raise TypeError("scale must be a number, it is a constant; use pyro.distributions.Normal for a tensor")
         self.deviation = float(scale)
         super().__init__(loc, self.deviation, validate_args=validate_args)
 

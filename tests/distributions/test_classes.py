@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
@@ -434,3 +435,29 @@ def test_mixed_precisions_promote_as_torchs_do(order):
     for dtypes in ((torch.float16, torch.bfloat16), (torch.float16, torch.float64), (torch.int64, torch.bfloat16)):
         tensors = [torch.ones(2, dtype=dtype) for dtype in dtypes[::order]]
         assert promote(*tensors)[1] == torch.promote_types(*dtypes)
+
+
+def test_the_isotropic_normal_has_a_constant_scale():
+    with pytest.raises(TypeError, match="scale must be a number"):
+        IsotropicNormal(torch.zeros(3), torch.tensor(0.5, requires_grad=True))
+
+
+@pytest.mark.parametrize("relaxation", [ArrivalTimes, GumbelSoftmax])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_temperature_that_would_get_no_gradient_is_refused(relaxation, shape):
+    temperature = torch.full(shape, 0.5, requires_grad=True)
+    with pytest.raises(TypeError, match="temperature of counts gets no gradient"):
+        RelaxedPoisson(torch.ones(3), relaxation=relaxation(temperature)).rsample()
+    assert RelaxedPoisson(torch.ones(3), relaxation=relaxation(temperature.detach())).rsample().shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probs", [0.0, 1e-12, 1e-9, 1e-3, 0.5, 0.999])
+def test_small_probabilities_are_not_rounded_up(probs, dtype):
+    r = min(1.0 / max(probs, 1e-12), 1e9)
+    d = NegativeBinomial(torch.tensor(r, dtype=dtype), probs=torch.tensor(probs, dtype=dtype))
+    p = float(d.probs)
+    assert float(d.mean) == pytest.approx(float(d.total_count) * p / (1 - p), rel=1e-5, abs=1e-12)
+    if probs:
+        expected = scipy.stats.nbinom.logpmf(1, float(d.total_count), 1 - p)
+        assert float(d.log_prob(torch.tensor(1.0, dtype=dtype))) == pytest.approx(expected, abs=2e-4)

@@ -189,3 +189,20 @@ def test_the_two_sides_of_the_median_agree():
         for derivative in derivatives:
             assert derivative[0] != 0
             torch.testing.assert_close(derivative, derivative[:1].expand(3), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("r, logits", [(1e-3, 11.0), (1e-3, 13.0), (1e-2, 9.0)])
+def test_rare_bursts_are_not_cut_off(r, logits, compiled, monkeypatch):
+    """Of uniforms at equal distances the mean is that of the counts, in single precision, within 1 %."""
+    if not compiled:
+        monkeypatch.setattr(integer, "is_compiled_for", lambda *_: False)
+    number = 2000
+    # closer together near 1, where the bursts are: v has the density 2 v of 1 - u
+    v = (torch.arange(number, dtype=F64) + 0.5) / number
+    upper = 20 * r
+    z, *_ = integer.draw_negative_binomial(
+        torch.full((number,), r), torch.full((number,), logits), (1 - upper * v**2).float()
+    )
+    mean = float((z.double() * 2 * v * upper).mean())
+    assert mean == pytest.approx(r * math.exp(logits), rel=0.01)

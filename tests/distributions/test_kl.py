@@ -6,6 +6,8 @@ import mpmath
 import numpy as np
 import pyro.distributions as dist
 import pytest
+import scipy.special
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,6 +223,46 @@ def test_chain_rule():
     estimate = joint - given
     error = float(estimate.std()) / math.sqrt(len(z))
     assert abs(float(estimate.mean() - negative_binomial_kl(r_q, l_q, r_p, l_p))) < 4 * error
+
+
+def summed_derivatives(r_q, l_q, r_p, l_p):
+    """Derivatives in log r_q and l_q by summation: E_q[(T - E[T]) (log q - log p)], T the score."""
+    mean, odds = r_q * math.exp(l_q), math.exp(l_q)
+    k = np.arange(math.ceil(mean + 60 * max(math.sqrt(mean * (1 + odds)), odds)) + 200.0)
+    log_q, log_p = (scipy.stats.nbinom.logpmf(k, r, 1 / (1 + math.exp(x))) for r, x in ((r_q, l_q), (r_p, l_p)))
+    q, ratio = np.exp(log_q), log_q - log_p
+    of_r = r_q * (scipy.special.digamma(k + r_q) - scipy.special.digamma(r_q) - math.log1p(odds))
+    of_l = k - (k + r_q) * odds / (1 + odds)
+    return [float((q * (score - (q * score).sum()) * ratio).sum()) for score in (of_r, of_l)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("means", [(0.5, 50), (50, 1000), (1000, 1e4)])
+def test_gradients_at_every_mean_equal_direct_summation(means, dtype):
+    """For priors of r from 0.5 to 50 and all ratios a guide reaches; with create_graph the gradient is the same."""
+    rng = np.random.default_rng(3)
+    tolerance = {torch.float32: 1e-5 if means[1] <= 1000 else 1e-3, torch.float64: 5e-6}[dtype]
+    for _ in range(25):
+        r_p, m_q, m_p = np.exp(rng.uniform(np.log((0.5, *means[:1] * 2)), np.log((50, *means[1:] * 2))))
+        r_q = r_p * math.exp(rng.uniform(-5, 5))
+        at = (r_q, math.log(m_q / r_q), r_p, math.log(m_p / r_p))
+        arguments = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in at]
+        kl = negative_binomial_kl(*arguments)
+        expected = summed_derivatives(*at)
+        for graph in (False, True):
+            d_r, d_l, *_ = torch.autograd.grad(kl, arguments, create_graph=graph, retain_graph=True)
+            for got, true in zip((r_q * float(d_r.detach()), float(d_l.detach())), expected, strict=True):
+                assert abs(got - true) <= tolerance * max(1, abs(true)), (at, graph, got, true)
+
+
+@pytest.mark.parametrize("at", [(1e-5, 10.0, 1.0, 1.0), (1e4, 2.0, 2.0, 1.0), (0.148, 14.6, 0.0014, 12.3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_that_can_be_differentiated_is_the_same_at_extremes(at, dtype):
+    arguments = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in at]
+    kl = negative_binomial_kl(*arguments)
+    plain, again = (torch.autograd.grad(kl, arguments, create_graph=g, retain_graph=True) for g in (False, True))
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(other.detach(), one, rtol=1e-3, atol=1e-3)
 
 
 def test_infinite_dispersion_is_poisson():

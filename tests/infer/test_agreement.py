@@ -297,6 +297,19 @@ def test_a_transform_that_folds_has_no_analytic_kl():
     assert AnalyticKL_ELBO().loss(lambda: pyro.sample("z", half[1]), lambda: pyro.sample("z", half[0])) == float(exact)
 
 
+def test_a_family_with_a_log_mass_of_its_own_is_asked_for_it():
+    class Lighter(RelaxedNegativeBinomial):
+        def log_prob(self, value):
+            return super().log_prob(value) - 3
+
+    plain, lighter = (
+        family(torch.tensor(2.0), logits=torch.tensor(0.5)) for family in (RelaxedNegativeBinomial, Lighter)
+    )
+    for q, p, kl in ((lighter, plain, -3.0), (plain, lighter, 3.0)):
+        loss = MonteCarloKL_ELBO(3).loss(lambda p=p: pyro.sample("z", p), lambda q=q: pyro.sample("z", q))
+        assert loss == pytest.approx(kl, abs=1e-4)
+
+
 def test_a_flow_without_an_inverse():
     flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [dist.transforms.planar(3)])
 

@@ -100,8 +100,18 @@ def check_temperature(temperature: float | Tensor) -> None:
         )
 
 
+def _check_constant(temperature: float | Tensor) -> None:
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise TypeError("the temperature of counts gets no gradient: pass temperature.detach()")
+
+
 def flat_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
-    """Return a number, or one temperature for each element of ``like``, flattened."""
+    """Return a number, or one temperature for each element of ``like``, flattened.
+
+    Raises:
+        TypeError: for a temperature that requires a gradient, which it would not get.
+    """
+    _check_constant(temperature)
     if isinstance(temperature, Tensor) and temperature.dim():
         dtype = torch.promote_types(like.dtype, torch.float32)
         return temperature.to(like.device, dtype).expand(like.shape).reshape(-1)
@@ -109,7 +119,8 @@ def flat_temperature(temperature: float | Tensor, like: Tensor) -> float | Tenso
 
 
 def per_latent(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """Return one temperature for each element of ``like``, (n,)."""
+    """Return one temperature for each element of ``like``, (n,); errors as :func:`flat_temperature`."""
+    _check_constant(temperature)
     if isinstance(temperature, Tensor) and temperature.dim():
         return temperature.to(like).contiguous()
     return torch.full_like(like, float(temperature))

@@ -80,7 +80,8 @@ def draw_poisson(log_rate: Tensor) -> tuple[Tensor, Tensor]:
     return z, (rate + z).mul_(0.5)
 
 
-# The recurrence begins at a count whose mass is about exp(-START), and ends beyond the mean at masses below exp(-END).
+# The recurrence begins at a count whose mass is about exp(-START), and ends beyond the mean where the masses that are
+# left, about q_k (1 + e^l), are below exp(-END).
 START = {torch.float32: 16.0, torch.float64: 40.0}
 END = {torch.float32: 21.0, torch.float64: 42.0}
 # Counts per latent in the first round, which goes over the latents of one piece at a time.
@@ -137,7 +138,7 @@ def _invert(r: Tensor, logits: Tensor, mean: Tensor, k: Tensor, u: Tensor) -> tu
     end, index, width = math.exp(-END[r.dtype]), torch.arange(len(r), device=r.device), FIRST
     while len(index):
         # far in the tail, where the sum of the masses no longer grows, a latent is done at once
-        u = u.masked_fill((p < end) & (k > mean), 0)
+        u = u.masked_fill((p < end * (1 - success)) & (k > mean), 0)
         count = k + torch.arange(width, dtype=r.dtype, device=r.device)[:, None]
         shifted = count + r
         ratio = shifted * success

@@ -71,6 +71,8 @@ def evaluate(
     from pyro_nbvae.tables.formats import plain
 
     folders = [Run(folder) for folder in runs]
+    for run in folders:  # before the first, which may take long
+        run.config()
     options: dict[str, Any] = dict(
         features=features,
         inception_weights=inception_weights,

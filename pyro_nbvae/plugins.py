@@ -37,7 +37,7 @@ def import_modules(names: Sequence[str] = ()) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script may end itself
             raise InputError(
                 f"--import {name}: {type(error).__name__}: {error}; give a module's name as in an import statement, in "
                 "this folder or installed"

@@ -9,7 +9,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from pyro_nbvae.data import batches, load, to_floats
+from pyro_nbvae.data import SOURCES, Source, batches, load, to_floats
 from pyro_nbvae.data.sources import data_root
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import cache_root
@@ -204,3 +204,64 @@ def test_batches_cover_everything_once_in_order():
     assert [len(p) for p in parts] == [4, 4, 2]
     torch.testing.assert_close(torch.cat(parts).flatten() * 255, order.float())
     torch.testing.assert_close(torch.cat(list(batches(images, 3))), to_floats(images))
+
+
+def test_a_tenth_is_held_out_whatever_the_order(tmp_path):
+    """Labels in turn, as in clips of ten frames: every label is in both parts, and no observation in both or none."""
+    for number in (10, 19, 1000):
+        x, labels = np.arange(number, dtype=np.float32)[:, None], np.arange(number) % 10
+        np.savez(tmp_path / "turns.npz", x=x, labels=labels)
+        data = load(str(tmp_path / "turns.npz"))
+        assert len(data.test) == number // 10
+        assert sorted(torch.cat([data.train, data.test]).flatten().tolist()) == x.flatten().tolist()
+        assert torch.equal(data.test_labels, data.test[:, 0].long() % 10)
+    assert len(data.test_labels.unique()) == len(data.train_labels.unique()) == 10
+
+
+def test_a_source_of_ones_own_is_read_again(tmp_path, monkeypatch):
+    """Its function may have changed, where the files have not."""
+    (tmp_path / "file").write_text("same")
+    for scale in (1.0, 100.0):
+        x = scale * torch.ones(20, 3)
+        source = Source((3,), lambda root, x=x: (x, x, None, None), lambda root: [tmp_path / "file"])
+        monkeypatch.setitem(SOURCES, "mine", source)
+        assert torch.equal(load("mine").train, x)
+
+
+@pytest.mark.parametrize(
+    "shape, right", [((30, 16, 16), r"array\[:, None\]"), ((30, 16, 16, 3), r"array\.transpose\(0, 3, 1, 2\)")]
+)
+def test_pixels_in_another_layout_are_not_taken_for_counts(shape, right, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match=rf"looks like images of another layout .*{right}"):
+        load(str(tmp_path / "x.npy"))
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.int64))
+    assert load(str(tmp_path / "x.npy")).event_shape == shape[1:]
+
+
+def test_pictures_that_are_not_one_opaque_image(tmp_path):
+    upright = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    frames, clear = [upright, upright.rotate(90)], Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    for name, save, message in (
+        ("a.tif", lambda path: upright.save(path, save_all=True, append_images=frames[1:]), "holds 2 images"),
+        ("a.gif", lambda path: upright.save(path, save_all=True, append_images=frames[1:]), "holds 2 images"),
+        ("a.png", clear.save, "has transparent pixels"),
+    ):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        save(folder / name)
+        with pytest.raises(InputError, match=message):
+            load(str(folder))
+    turned, opaque = tmp_path / "turned", Image.new("RGBA", (8, 8), (10, 20, 30, 255))
+    turned.mkdir()
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # to be shown turned to the right by a quarter
+    for k in range(10):
+        upright.save(turned / f"{k}.png", exif=orientation)
+    shown = load(str(turned)).train[0, 0].numpy()
+    np.testing.assert_array_equal(shown, np.rot90(np.asarray(upright), -1))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for k in range(10):
+        opaque.save(whole / f"{k}.png")
+    assert load(str(whole)).train[0, :, 0, 0].tolist() == [10, 20, 30]

@@ -469,3 +469,31 @@ def test_data_of_one_name_in_two_places_are_two(tmp_path):
     reproduce(grid, options)
     first, second = (json.loads((cell.folder / "metrics.json").read_text()) for cell in cells(grid, options))
     assert second["mse"] > 100 * first["mse"]
+
+
+def test_auto_has_no_place_in_a_table(options):
+    for variant in ("EX-C", "EX-I"):
+        grid = replace(GRID, variants=(variant,), varied=lambda base: {"chosen": {"relaxation": "auto"}})
+        with pytest.raises(InputError, match=f"{variant} chosen: the runs of a table share a relaxation"):
+            cells(grid, options)
+
+
+def test_rows_of_other_samplers_go_when_their_model_does(options, tmp_path):
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, variants=("EX-C",))
+    (cell,) = cells(grid, replace(options, seeds=(0,)))
+    cell.run.folder.mkdir(parents=True)
+    cell.run.write_config(cell.config, (1, 8, 8))
+    path = tmp_path / "rows.csv"
+
+    def measured(date, **files):
+        for name in ("metrics.json", "metrics-mixture.json"):
+            (cell.folder / name).unlink(missing_ok=True)
+        for name, figures in files.items():
+            cell.run.write_json(name.replace("_", "-") + ".json", {**EVALUATED, "date": date, **figures})
+        return {run: row.get("fid_c") for (_, run, _), row in results.keep(path, [cell], 30).items()}
+
+    run = cell.folder.parent.name
+    both = measured("2026-01-01", metrics={"fid_c": 5.0}, metrics_mixture={"fid_c": 2.0})
+    assert both == {run: 5.0, f"{run} (mixture)": 2.0}
+    assert measured("2026-01-01", metrics={"fid_c": 5.0}) == both
+    assert measured("2026-01-02", metrics={"fid_c": 4.0}) == {run: 4.0}

@@ -16,7 +16,9 @@ from pyro_nbvae.metrics import HeldOut
 from pyro_nbvae.runs import training
 from pyro_nbvae.runs.build import resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.evaluation import evaluate
 from pyro_nbvae.runs.folder import LOCK, Run
+from pyro_nbvae.runs.generation import generate, reconstruct
 from pyro_nbvae.runs.training import kl_weight, temperature, train
 from pyro_nbvae.variants import VARIANTS
 
@@ -354,3 +356,46 @@ def test_a_sampled_kl_that_runs_away_ends_the_run(tmp_path):
     # the exact KL of the same counts is a KL
     exact = train(replace(config, variant="EX-G"), tmp_path / "exact", progress=False)
     assert all(row["kl"] > 0 for row in exact.read_checkpoint()["log"])
+
+
+def test_a_run_knows_its_data_again(tmp_path, monkeypatch):
+    """One observation more, in front: held-out ones would be among those that were trained on."""
+    path = tmp_path / "x.npy"
+    x = np.random.default_rng(0).random((100, 5), dtype=np.float32)
+    np.save(path, x)
+    tiny = {"data": str(path), "latents": 3, "encoder": "linear", "decoder": "linear", "variant": "G-VAE"}
+    run = train(TrainConfig(**tiny, epochs=1), tmp_path / "run", progress=False)
+    np.save(path, x.copy())
+    train(TrainConfig(**tiny, epochs=2), run.folder, resume=True, progress=False)
+    before = run.read_json("metrics.json") or evaluate(run, ["mse"], samples=2, progress=False)
+    np.save(path, np.concatenate([x[:1] + 0.1, x]))
+    with pytest.raises(InputError, match=r"the data of .*run have changed since its training"):
+        train(TrainConfig(**tiny, epochs=3), run.folder, resume=True, progress=False)
+    with pytest.raises(InputError, match=r"the data of .*run have changed since its training"):
+        evaluate(run, ["mse"], samples=2, progress=False)
+    assert len(run.read_checkpoint()["log"]) == 2 and run.read_json("metrics.json") == before
+
+
+@pytest.mark.parametrize("variant", ["CMP", "EX-I", "P-VAE"])
+def test_divergence_is_one_line_beside_a_progress_bar(variant, tmp_path):
+    tiny = {"variant": variant, "train_size": 300, "batch_size": 20, "latents": 8, "epochs": 3}
+    with pytest.raises(InputError, match="training diverged in epoch"):
+        train(TrainConfig(**tiny, encoder="linear", decoder="linear", lr=1000.0), tmp_path / "run", progress=True)
+
+
+def test_a_damaged_run_with_pictures_is_set_aside(tmp_path):
+    tiny = {"train_size": 50, "latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1}
+    run = train(TrainConfig(**tiny), tmp_path / "run", progress=False)
+    generate(run, count=2)
+    generate(run, count=2, sampler="posterior")
+    reconstruct(run, count=2)
+    run.export()
+    run.checkpoint_path.write_bytes(b"damaged")
+    assert run.set_aside()
+    assert len(train(TrainConfig(**tiny), run.folder, resume=True, progress=False).read_checkpoint()["log"]) == 1
+
+
+def test_a_data_root_is_valid_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, data_root="root")
+    assert train(config, "run", progress=False).config()[0].data_root == str(tmp_path / "root")

@@ -1,6 +1,6 @@
 """The user's own data: a folder of images, a ``.npy`` or a ``.npz`` file.
 
-Every tenth observation is held out, unless the file says which ones are.
+A tenth of the observations, drawn at random with a fixed seed, is held out, unless the file says which ones are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from pyro_nbvae.data.sources import Source, Split
 from pyro_nbvae.errors import InputError, first_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-HOLD_OUT_EVERY = 10
+# One in so many observations is held out.
+HOLD_OUT = 10
+# uint8 arrays (N, a, b) with both sides as long as this look like images without channels.
+SIDE = 8
 # Type to which images of each type are converted: grey, or red, green and blue.
 MODES = {
     "1": "L",
@@ -31,9 +34,12 @@ MODES = {
 
 
 def _split(x: Tensor, labels: Tensor | None = None) -> Split:
-    held_out = torch.arange(len(x)) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
-    if not held_out.any():
-        raise InputError(f"{len(x)} observations are too few: {HOLD_OUT_EVERY} or more are needed to hold some out")
+    if len(x) < HOLD_OUT:
+        raise InputError(f"{len(x)} observations are too few: {HOLD_OUT} or more are needed to hold some out")
+    # at random, because data may be in a periodic order, such as that of their labels
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) // HOLD_OUT]
+    held_out = torch.zeros(len(x), dtype=torch.bool)
+    held_out[chosen] = True
     of = (None, None) if labels is None else (labels[~held_out], labels[held_out])
     return x[~held_out], x[held_out], *of
 
@@ -42,7 +48,7 @@ def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
     """Convert an array (N, *event_shape) to a tensor; uint8 is kept, so that pixels are recognised.
 
     Raises:
-        InputError: for an array that does not hold finite numbers of this shape.
+        InputError: for an array that does not hold finite numbers of this shape, and for images of another layout.
     """
     if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
         raise InputError(
@@ -51,6 +57,13 @@ def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{path} holds values that are not finite ({name})")
+    channels_last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
+    if array.dtype == np.uint8 and (channels_last or (array.ndim == 3 and min(array.shape[1:]) >= SIDE)):
+        right = ".transpose(0, 3, 1, 2)" if channels_last else "[:, None]"
+        raise InputError(
+            f"{path} looks like images of another layout ({name}: uint8 of shape {array.shape}): save images as (N, "
+            f"channels, height, width), {name}{right}, and numbers that are no pixels as another type, such as int64"
+        )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     # booleans are numbers, not pixels; torch has no unsigned integers wider than a byte
@@ -114,13 +127,18 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as opened:
             if opened.mode not in MODES:
                 raise InputError(f"{path} has pixels of type {opened.mode}: save it with 8 bits for each channel")
-            pixels = np.asarray(opened.convert(MODES[opened.mode]))
+            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:  # MPO: a JPEG with a preview
+                raise InputError(f"{path} holds {opened.n_frames} images: save each as a file, or all as a .npy file")
+            if opened.has_transparency_data and np.asarray(opened.convert("RGBA"))[..., 3].min() < 255:
+                raise InputError(f"{path} has transparent pixels: save it on a background")
+            upright = ImageOps.exif_transpose(opened)
+            pixels = np.asarray(upright.convert(MODES[opened.mode]))
     except InputError:
         raise
     except Exception as error:
@@ -147,9 +165,9 @@ def _read_pictures(folder: Path, files: list[Path]) -> Split:
 def own_source(path: Path) -> Source:
     """Return the source of a folder of images, or of a ``.npy`` or ``.npz`` file.
 
-    The images of a folder and its subfolders must have one size. An array is (N, *event_shape): uint8 arrays (N, 1 or
-    3, H, W) are pixels, scaled to [0, 1]; all other values are used unchanged. A ``.npz`` file holds ``train`` and
-    ``test`` (and ``train_labels``, ``test_labels``), or one array (and ``labels``).
+    The images of a folder and its subfolders must have one size; an EXIF orientation is applied. An array is
+    (N, *event_shape): uint8 arrays (N, 1 or 3, H, W) are pixels, scaled to [0, 1]; all other values are used unchanged.
+    A ``.npz`` file holds ``train`` and ``test`` (and ``train_labels``, ``test_labels``), or one array (and ``labels``).
 
     Raises:
         InputError: for a file that is none of these, and a folder without images.
@@ -158,7 +176,9 @@ def own_source(path: Path) -> Source:
         files = _pictures(path)
         if not files:
             raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-        return Source(_read_picture(files[0]).shape, lambda _: _read_pictures(path, files), lambda _: files)
+        return Source(
+            _read_picture(files[0]).shape, lambda _: _read_pictures(path, files), lambda _: files, cached=True
+        )
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a registered name, a folder of images, a .npy or a .npz file")
     split = _read_npz(path) if path.suffix == ".npz" else _split(as_tensor(path, "array", read_npy(path)))

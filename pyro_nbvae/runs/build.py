@@ -13,6 +13,7 @@ from pyro.infer import ELBO
 from pyro_nbvae.data import full_name, source_of
 from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
+from pyro_nbvae.files import expanded
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
 from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
@@ -213,7 +214,9 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     else:
         preset["clip"] = 250.0
     decided = {k: v for k, v in preset.items() if getattr(config, k) is None}
-    return dataclasses.replace(config, **decided, data=full_name(config.data))
+    # as absolute paths, which are valid in every folder
+    root = None if config.data_root is None else str(expanded(config.data_root).resolve())
+    return dataclasses.replace(config, **decided, data=full_name(config.data), data_root=root)
 
 
 def build(config: TrainConfig, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, AmortizedGuide, ELBO]:

@@ -79,6 +79,7 @@ class Evaluation:
         self.made_by = state.get("made_by", {})
         root = self.data_root or self.config.data_root
         self.data: Data = load(self.config.data, root)
+        self.run.check_data(state, self.data)
         check_features(self.features)
         if self.data.images:
             for name in self.features:
@@ -298,6 +299,8 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
 
     So do FID and KID in features that are not asked for now.
     """
+    figures = {one: METRICS[one].compute(this) for one in names}
+    # read afterwards: another process may have added metrics meanwhile
     before = this.run.read_json(metrics_file(this.sampler))
     now = settings(len(this.log), this.seed, this.samples)
     same = before.items() >= now.items()
@@ -308,7 +311,6 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
         taken = {suffix_of(kind) for kind in networks}
         others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))
         networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
-    figures = {one: METRICS[one].compute(this) for one in names}
     kept = {one: v for one, v in before.items() if same and one in METRICS and figures.get(one) is None}
     if kept.get("importance_weighted_bound") is not None:
         kept["importance_samples"] = before["importance_samples"]

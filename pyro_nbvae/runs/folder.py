@@ -26,6 +26,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from pyro_nbvae import plugins
+from pyro_nbvae.data.sources import Data, fingerprint
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
@@ -153,10 +154,12 @@ def with_sampler(name: str, sampler: SamplerName) -> str:
 # Lock file of a folder in which a process trains, and suffix of a file that cannot be read.
 LOCK = ".lock"
 DAMAGED = ".damaged"
-# Files that training and evaluation write.
+# Files that the commands write.
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
+    *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
+    *("reconstructions.png", "weights.safetensors"),
 }
 
 
@@ -169,6 +172,7 @@ class Checkpoint(TypedDict):
     log: list[dict[str, float]]
     rng: list[tuple[Tensor, Tensor | None]]
     made_by: NotRequired[Mapping[str, object]]
+    data: NotRequired[str]
 
 
 class Run:
@@ -241,6 +245,18 @@ class Run:
         return not self.checkpoint_path.exists() and any(
             path.name not in WRITTEN and path.suffix not in (".part", DAMAGED) for path in self.folder.iterdir()
         )
+
+    def check_data(self, state: Checkpoint, data: Data) -> None:
+        """Check that data are those of the training, whose hash is in the checkpoint.
+
+        Raises:
+            InputError: if they are others: observations held out now may have been trained on.
+        """
+        if state.get("data") not in (None, fingerprint(data)):
+            raise InputError(
+                f"the data of {self.folder} have changed since its training ({data.name}): restore them, or train anew "
+                "with another --out"
+            )
 
     def set_aside(self) -> list[Path]:
         """Rename files that cannot be read, and the files that depend on them; return the new paths.

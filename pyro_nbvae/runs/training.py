@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
-from pyro_nbvae.data.sources import is_pixels
+from pyro_nbvae.data.sources import fingerprint, is_pixels
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
@@ -188,6 +188,7 @@ class Trainer:
             groups.append({"params": [p for p in self.parameters if p in prior], "lr": config.prior_lr})
         self.optimizer = torch.optim.Adam(groups, lr=config.lr)
         self.log: list[dict[str, float]] = []
+        self.fingerprint = fingerprint(data)
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)
         self.steps = math.ceil(len(self.train_set) / config.batch_size)
@@ -237,6 +238,7 @@ class Trainer:
             raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
         check_same_run(self.run, self.config)  # again, now that all values are resolved
         state = self.run.read_checkpoint()
+        self.run.check_data(state, self.data)
         trained = len(state["log"])
         if trained > (self.config.epochs or 0):
             raise InputError(f"{folder} is already trained for {trained} epochs: --epochs must not be smaller")
@@ -376,10 +378,11 @@ class Trainer:
         shown = dict(zip(("loss", "log p(x|z)", "KL"), mean.tolist(), strict=True))
         if not isinstance(self.elbo, SiteKL_ELBO):
             shown = {"loss": shown["loss"]}
-        with evaluating(self.model, self.guide, self.config.seed):  # does not change the random numbers of training
+        # does not change the random numbers of training; if it has diverged, the next step says so
+        with evaluating(self.model, self.guide, self.config.seed), contextlib.suppress(DivergedError):
             fano = fano_factor(self.guide.posterior(x[:64]))
-        if fano is not None:
-            shown["Fano"] = float(fano.mean())
+            if fano is not None:
+                shown["Fano"] = float(fano.mean())
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()}, refresh=False)
 
     def random_state(self) -> tuple[Tensor, Tensor | None]:
@@ -397,6 +400,7 @@ class Trainer:
                 "log": self.log,
                 "rng": states,
                 "made_by": provenance(self.device),
+                "data": self.fingerprint,
             }
         )
         self.run.write_log(self.log)

@@ -118,6 +118,10 @@ def _cells(table: Table, options: Reproduction) -> Iterator[Cell]:
             base = TrainConfig(variant=name, data=data, **scale.config)
             default = resolve(base, shape)
             for label, changes in table.varied(default).items():
+                if changes.get("relaxation") == "auto":
+                    raise InputError(
+                        f"{name} {label}: the runs of a table share a relaxation, auto chooses one each: name it"
+                    )
                 changed = resolve(replace(base, **changes), shape)
                 now, before = asdict(changed), asdict(default)
                 folder = "_".join([name, *(f"{k}={_short(now[k])}" for k in now if now[k] != before[k])])

@@ -98,9 +98,19 @@ def write(path: Path, rows: dict[Key, Row]) -> None:
 
 
 def keep(path: Path, grid: Iterable[Cell], samples: int) -> dict[Key, Row]:
-    """Add the finished runs of a grid to a file of rows, and return all rows of the file; see :func:`rows_of`."""
+    """Add the finished runs of a grid to a file of rows, and return all rows of the file; see :func:`rows_of`.
+
+    If a run has been trained anew, the rows of its other samplers are those of the old model, and go.
+    """
     rows = read(path)
+    grid = list(grid)
     new = rows_of(grid, samples)
+    for cell in grid:
+        keys = [key_of(cell, sampler) for sampler in SAMPLERS]
+        made = [rows_now[key].get("date") for rows_now in (new, rows) for key in keys[:1] if key in rows_now]
+        if len(set(made)) > 1:
+            for key in keys:
+                rows.pop(key, None)
     if new:
         rows |= new
         write(path, rows)

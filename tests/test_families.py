@@ -182,16 +182,9 @@ def test_a_category_of_no_mass():
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_every_variant_on_every_shape(name, shape, tmp_path, monkeypatch):
     """Two steps with the convolutional networks on random images, and an evaluation."""
-
-    def read(root):
-        images = torch.randint(0, 256, (12, *shape), dtype=torch.uint8)
-        return images[:8], images[8:], None, None
-
-    (tmp_path / "file").write_text("")
-    random = Source(shape, read, files=lambda root: [root / "file"])
-    monkeypatch.setitem(SOURCES, "random", random)
-    options = {"latents": 16, "batch_size": 4, "epochs": 1, "data_root": str(tmp_path)}
-    config = TrainConfig(variant=name, data="random", **options)
+    images = torch.randint(0, 256, (12, *shape), dtype=torch.uint8)
+    monkeypatch.setitem(SOURCES, "random", Source(shape, lambda root: (images[:8], images[8:], None, None)))
+    config = TrainConfig(variant=name, data="random", latents=16, batch_size=4, epochs=1)
     run = train(config, tmp_path / "run", progress=False)
     metrics = evaluate(run, importance_samples=1, samples=40, progress=False)
     numbers = [metrics[key] for key in ("mse", "ssim", "elbo", "importance_weighted_bound", "kl", "bits_per_dim")]

@@ -242,7 +242,7 @@ def test_gradients_at_every_mean_equal_direct_summation(means, dtype):
     """For priors of r from 0.5 to 50 and all ratios a guide reaches; with create_graph the gradient is the same."""
     rng = np.random.default_rng(3)
     tolerance = {torch.float32: 1e-5 if means[1] <= 1000 else 1e-3, torch.float64: 5e-6}[dtype]
-    for _ in range(25):
+    for _ in range(25 if means[1] <= 1000 else 8):  # the sums are long
         r_p, m_q, m_p = np.exp(rng.uniform(np.log((0.5, *means[:1] * 2)), np.log((50, *means[1:] * 2))))
         r_q = r_p * math.exp(rng.uniform(-5, 5))
         at = (r_q, math.log(m_q / r_q), r_p, math.log(m_p / r_p))

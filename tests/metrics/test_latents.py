@@ -82,7 +82,7 @@ def test_an_accuracy_of_more_examples_than_there_are_is_left_out():
 
 
 def test_seeds_draw_other_training_sets():
-    model = VARIANTS["P-VAE"].model((1, 16, 16), 16, decoder="linear")
+    model = VARIANTS["P-VAE"].model((1, 16, 16), 4, decoder="linear")
     guide = VARIANTS["P-VAE"].guide(model, encoder="linear")
     digits = load("digits")
     few = replace(digits, train=digits.train[:150], train_labels=digits.train_labels[:150])

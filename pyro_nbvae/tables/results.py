@@ -106,10 +106,9 @@ def keep(path: Path, grid: Iterable[Cell], samples: int) -> dict[Key, Row]:
     grid = list(grid)
     new = rows_of(grid, samples)
     for cell in grid:
-        keys = [key_of(cell, sampler) for sampler in SAMPLERS]
-        made = [rows_now[key].get("date") for rows_now in (new, rows) for key in keys[:1] if key in rows_now]
-        if len(set(made)) > 1:
-            for key in keys:
+        prior, *others = (key_of(cell, sampler) for sampler in SAMPLERS)
+        if prior in new and prior in rows and new[prior].get("date") != rows[prior].get("date"):
+            for key in others:
                 rows.pop(key, None)
     if new:
         rows |= new

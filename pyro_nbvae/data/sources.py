@@ -14,6 +14,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ class Data:
     def images(self) -> bool:
         """Whether the observations are pixels."""
         return is_pixels(self.train)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the training and the held-out observations, by which a run knows its data again."""
+        digest = hashlib.blake2b(digest_size=16)
+        for x in (self.train, self.test):
+            digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+            digest.update(x.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 Split = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -521,15 +531,6 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
         return _checked(Data(**prepared), source)
     except (TypeError, ValueError, AttributeError):  # the cached file has other content
         return read()
-
-
-def fingerprint(data: Data) -> str:
-    """Return a hash of the training and the held-out observations, by which a run knows its data again."""
-    digest = hashlib.blake2b(digest_size=16)
-    for x in (data.train, data.test):
-        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
-        digest.update(x.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def describe(data: Data) -> str:

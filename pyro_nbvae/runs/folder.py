@@ -26,7 +26,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from pyro_nbvae import plugins
-from pyro_nbvae.data.sources import Data, fingerprint
+from pyro_nbvae.data.sources import Data
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
@@ -252,7 +252,7 @@ class Run:
         Raises:
             InputError: if they are others: observations held out now may have been trained on.
         """
-        if state.get("data") not in (None, fingerprint(data)):
+        if state.get("data") not in (None, data.fingerprint):
             raise InputError(
                 f"the data of {self.folder} have changed since its training ({data.name}): restore them, or train anew "
                 "with another --out"

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
-from pyro_nbvae.data.sources import fingerprint, is_pixels
+from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
@@ -188,7 +188,6 @@ class Trainer:
             groups.append({"params": [p for p in self.parameters if p in prior], "lr": config.prior_lr})
         self.optimizer = torch.optim.Adam(groups, lr=config.lr)
         self.log: list[dict[str, float]] = []
-        self.fingerprint = fingerprint(data)
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)
         self.steps = math.ceil(len(self.train_set) / config.batch_size)
@@ -400,7 +399,7 @@ class Trainer:
                 "log": self.log,
                 "rng": states,
                 "made_by": provenance(self.device),
-                "data": self.fingerprint,
+                "data": self.data.fingerprint,
             }
         )
         self.run.write_log(self.log)

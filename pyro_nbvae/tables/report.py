@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -156,8 +157,7 @@ def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName,
         labels += dict.fromkeys(label for by_label in ours[scale].values() for label in by_label)
         table = pd.DataFrame(columns, index=pd.Index(labels)).dropna(how="all").dropna(axis=1, how="all").fillna("-")
         trained = "; ".join(
-            f"{data} {_values([row for rows in ours[scale][data].values() for row in rows], 'train_size')}"
-            for data in table.columns
+            f"{data} {_values(chain.from_iterable(ours[scale][data].values()), 'train_size')}" for data in table.columns
         )
         text += f"\n**{one.heading}**, scale {scale}, the best of ours in bold. Training data of ours: {trained}.\n\n"
         text += f"{table.to_markdown(disable_numparse=True)}\n"

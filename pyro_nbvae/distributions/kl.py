@@ -15,10 +15,12 @@ See also: docs/mathematics.md, section 3 (Kullback–Leibler divergences).
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -34,46 +36,64 @@ from pyro_nbvae.distributions.special import (
 )
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
-# Quadrature: trapezoidal rule in v with t = exp(c + v - exp(-v)), a map that is double exponential at both ends. At the
-# right end, c + v - exp(-v) = c + 1. The rules are (neglected tail, number of nodes), by precision.
+# Quadrature: trapezoidal rule in v with t = exp(c + v - exp(-v)), a map that is double exponential at both ends. The
+# nodes go left from v where v - exp(-v) = 1; c depends on the element, so that all elements share exp(v - exp(-v)).
 _RIGHT = 1.2784645427610738
-_RULES = {torch.float32: (1e-8, 48), torch.float64: (1e-10, 64)}
-# Beyond this log of r, of a mean or of 1 / r, or of the ratio of the r (a guide's is at most 5), a finer rule is used,
-# in double precision.
-_EXTREME, _EXTREME_RATIO = 9.3, 5.5
-_EXTREME_RULE = (1e-16, 400)
 
 
-def _interval(
-    r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor, rule: tuple[float, int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Interval on which the integrand matters, by element: t = exp(centre + v - exp(-v)), v = left + step * node."""
-    eps, nodes = rule
-    log_eps = torch.log(torch.tensor(eps, dtype=r_q.dtype, device=r_q.device))
-    larger, smaller = torch.maximum(r_q, r_p), torch.minimum(r_q, r_p)
-    # Left of `low` the integrand is below m^2 (1 + 1/r) max(r) t^2 / 2, right of `high` below m e^(-min(r) t). The
-    # derivatives need max(r); for the value alone |r_q - r_p| would be enough.
-    log_m = r_q.log() + l_q
-    low = 0.5 * (1.3863 + log_eps - 2 * log_m - torch.log1p(1 / r_q) - larger.log())
-    high = torch.log(torch.log1p(mean) - log_eps) - smaller.log()
-    centre = high - 1
-    left = -torch.log((centre - low).clamp(min=1))
-    step = (_RIGHT - left) / nodes
-    node = torch.arange(nodes, dtype=r_q.dtype, device=r_q.device).reshape(-1, *(1 for _ in r_q.shape)) + 0.5
-    return centre, left, step, node
+class Rule(NamedTuple):
+    """A rule, and the elements that it serves.
+
+    Args:
+        tail: what is neglected at the right end, relative to the mean.
+        step, nodes: distance and number of nodes; a number that a processor's vectors divide.
+        reach: largest log of an r, of a mean and of 1 / r.
+        ratio: largest log of the ratio of the r, in absolute value (a guide's is at most 5).
+    """
+
+    tail: float
+    step: float
+    nodes: int
+    reach: float
+    ratio: float
+
+    def table(self) -> np.ndarray:
+        """exp(v - exp(-v)), and the weights of dt / t, (2, nodes)."""
+        v = _RIGHT - self.step * (np.arange(self.nodes) + 0.5)
+        return np.stack([np.exp(v - np.exp(-v)), self.step * (1 + np.exp(-v))])
+
+    def serves(self, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
+        """Where the rule is fine enough: its error grows with the means, with 1 / r and with the ratio of the r."""
+        log_q, log_p = r_q.log(), r_p.log()
+        largest = torch.maximum(log_q + l_q.clamp(min=0), log_p + l_p.clamp(min=0))
+        smallest = torch.minimum(log_q, log_p)
+        return (torch.maximum(largest, -smallest) <= self.reach) & ((log_q - log_p).abs() <= self.ratio)
+
+
+# By precision, coarse to fine: an element takes the first that serves it. The last is used in double precision.
+_FINEST = Rule(1e-16, 0.0168, 440, math.inf, math.inf)
+_RULES = {
+    torch.float32: (Rule(1e-8, 0.13, 32, 5.7, 2.0), Rule(1e-8, 0.08, 56, 9.3, 5.5), _FINEST),
+    torch.float64: (Rule(1e-10, 0.1, 48, 5.7, 2.0), Rule(1e-10, 0.07, 64, 9.3, 5.5), _FINEST),
+}
+_TABLES = {dtype: tuple(rule.table() for rule in rules) for dtype, rules in _RULES.items()}
+
+
+def _abscissas(rule: Rule, r_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Abscissas t, (nodes, *shape), and their weights, (nodes, 1, ...)."""
+    table = torch.as_tensor(rule.table(), dtype=r_q.dtype, device=r_q.device)
+    nodes, weight = table.reshape(2, -1, *(1 for _ in r_q.shape)).unbind()
+    # right of the last, exp(c + 1), the integrand is below m e^(-min(r) t)
+    last = (torch.log1p(mean) - math.log(rule.tail)) / torch.minimum(r_q, r_p)
+    return nodes * (last / math.e).clamp(min=1e-100), weight
 
 
 def _dispersion_integral(
-    rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor
+    rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """J and its derivatives in r_q, l_q and r_p, from one set of exponentials."""
-    centre, left, step, node = _interval(r_q, l_q, r_p, mean, rule)
+    t, weight = _abscissas(rule, r_q, r_p, mean)
     # (nodes, *shape) from here on, in place
-    t = torch.addcmul(left, step, node)  # v
-    weight = torch.neg(t).exp_()  # e^-v
-    t.sub_(weight).add_(centre).exp_()
-    weight.add_(1).mul_(step)
-
     odds = l_q.exp()
     gone = one_minus_exp(t)  # 1 - s
     grown = odds * gone
@@ -93,17 +113,9 @@ def _dispersion_integral(
     return value, d_rq, d_lq, d_rp
 
 
-def _nodes(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Abscissas t and weights of the quadrature, (nodes, *shape), out of place and without a gradient."""
-    with torch.no_grad():
-        centre, left, step, node = _interval(r_q, l_q, r_p, mean, _RULES[torch.float64])
-        v = left + step * node
-        return torch.exp(centre + v - torch.exp(-v)), step * (1 + torch.exp(-v))
-
-
 def _integral_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The derivatives of J in r_q, l_q and r_p by the rule of double precision, in differentiable operations."""
-    t, weight = _nodes(*(x.detach() for x in (r_q, l_q, r_p, mean)))
+    t, weight = _abscissas(_RULES[torch.float64][1], *(x.detach() for x in (r_q, r_p, mean)))
     gone = -torch.expm1(-t)  # 1 - s
     grown = l_q.exp() * gone
     exponent = torch.log1p(grown)
@@ -131,36 +143,30 @@ def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tupl
     )
 
 
-def _is_extreme(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
-    """Where the usual rule is not enough: its error grows with the means, with 1 / r and with the ratio of the r."""
-    log_q, log_p = r_q.log(), r_p.log()
-    largest = torch.maximum(log_q + l_q.clamp(min=0), log_p + l_p.clamp(min=0))
-    smallest = torch.minimum(log_q, log_p)
-    return (torch.maximum(largest, -smallest) > _EXTREME) | ((log_q - log_p).abs() > _EXTREME_RATIO)
-
-
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     if not is_compiled_for(r_q):
         return _value_by_operations(r_q, l_q, r_p, l_p)
     outputs = [torch.empty(r_q.shape, dtype=r_q.dtype) for _ in range(5)]
     arrays = [x.contiguous().reshape(-1) for x in (r_q, l_q, r_p, l_p, *outputs)]
-    options = _RULES[r_q.dtype], _EXTREME_RULE, _RIGHT, _EXTREME, _EXTREME_RATIO
+    tail, _, _, reach, ratio = map(np.array, zip(*_RULES[r_q.dtype], strict=True))
+    options = _TABLES[r_q.dtype], tail, reach, ratio
     in_pieces(compiled().negative_binomial_kl, r_q.numel(), *arrays, options=options)
     return tuple(outputs)
 
 
 def _value_by_operations(*parameters: Tensor) -> tuple[Tensor, ...]:
-    """The same as the compiled loop, in operations of PyTorch, for a GPU."""
-    extreme = _is_extreme(*parameters)
-    parts = _value_by(_RULES[parameters[0].dtype], *parameters)
+    """The same as the compiled loop, in operations of PyTorch, for a GPU; without the coarse rule."""
+    _, usual, finest = _RULES[parameters[0].dtype]
+    extreme = ~usual.serves(*parameters)
+    parts = _value_by(usual, *parameters)
     if bool(extreme.any()):
-        finer = _value_by(_EXTREME_RULE, *(x[extreme].double() for x in parameters))
+        finer = _value_by(finest, *(x[extreme].double() for x in parameters))
         for part, fine in zip(parts, finer, strict=True):
             part[extreme] = fine.to(part.dtype)
     return parts
 
 
-def _value_by(rule: tuple[float, int], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+def _value_by(rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     mean = r_q * l_q.exp()
     # log of (r sigma(l)) for q over p; without cancellation at large logits
     gain = torch.log(r_q / r_p) + softplus_difference(-l_p, -l_q)

@@ -486,20 +486,24 @@ def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p
 
 
 @compile_loop
-def _dispersion_integrand(a, odds, b, mean, centre, left, step, of_value, of_a, of_b, of_l):
-    """Compute the terms of J and of its derivatives in r_q (a), in r_p (b) and, over the mean, in l_q."""
-    for i in range(len(of_value)):
-        v = left + step * (i + 0.5)
-        slope = _exp(-v)
-        t = _exp(max(centre + v - slope, -700.0))
-        weight = step * (1 + slope)
-        gone = -_expm1(-min(t, 700.0))
+def _dispersion_integrand(table, scale, a, odds, b, mean, of_value, of_a, of_b, of_l):
+    """Compute the terms of J and of its derivatives in r_q (a), in r_p (b) and, over the mean, in l_q.
+
+    In three loops, since a processor has too few registers for one.
+    """
+    nodes, weights = table[0], table[1]
+    for i in range(len(nodes)):
+        gone = -_expm1(-min(scale * nodes[i], 700.0))
         grown = odds * gone
-        inverse, inverse_gone = 1 / (1 + grown), 1 / gone
-        exponent = _log_of(1 + grown) - (((1 + grown) - 1) - grown) * inverse  # log(1 + grown)
-        lost = -_expm1(-min(a * exponent, 700.0))
+        of_value[i] = gone
+        of_a[i] = _log_of(1 + grown) - (((1 + grown) - 1) - grown) / (1 + grown)  # log(1 + grown)
+    for i in range(len(nodes)):
+        of_l[i] = -_expm1(-min(a * of_a[i], 700.0))
+    for i in range(len(nodes)):
+        t, gone, exponent, lost = scale * nodes[i], of_value[i], of_a[i], of_l[i]
+        inverse, inverse_gone = 1 / (1 + odds * gone), 1 / gone
         bracket = mean - lost * inverse_gone
-        from_q, from_p = weight * _exp(-min(a * t, 700.0)), weight * _exp(-min(b * t, 700.0))
+        from_q, from_p = weights[i] * _exp(-min(a * t, 700.0)), weights[i] * _exp(-min(b * t, 700.0))
         difference, flux = from_q - from_p, t * bracket
         kept = (1 - lost) * difference
         of_value[i] = bracket * difference
@@ -517,32 +521,30 @@ def _sum(terms):
 
 
 @compile_loop
-def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, usual, extreme, right, most, apart):
+def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, tables, tail, reach, ratio):
     """Loop of :func:`pyro_nbvae.distributions.kl.negative_binomial_kl`.
 
     Args:
-        usual, extreme: the rules, (neglected tail, number of nodes).
-        right: the end of the rule's interval.
-        most, apart: an element is extreme if the log of r, of a mean or of 1 / r is above ``most``, or the log of the
-            ratio of the r above ``apart``.
+        tables, tail, reach, ratio: of the three rules, see :class:`pyro_nbvae.distributions.kl.Rule`.
     """
     n = len(r_q)
-    odds, mean, centre, left, terms = np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty((5, n))
-    is_extreme, work = np.empty(n, np.bool_), np.empty((4, max(usual[1], extreme[1])))
-    log_usual, log_extreme = math.log(usual[0]), math.log(extreme[0])
+    odds, mean, scale, terms = np.empty(n), np.empty(n), np.empty(n), np.empty((5, n))
+    rule, work = np.empty(n, np.int64), np.empty((4, tables[-1].shape[1]))
+    log_tail, log_last = math.log(tail[0]), math.log(tail[-1])
     # all but the integrals, in vectors of latents
     for i in range(n):
         a, x, b, y = np.float64(r_q[i]), np.float64(l_q[i]), np.float64(r_p[i]), np.float64(l_p[i])
         log_a, log_b, within = _log_of(a), _log_of(b), max(min(x, 700.0), -700.0)
         odds[i] = _exp(within) if x <= 700 else x * np.inf
         mean[i] = a * odds[i]
-        reach = max(max(log_a + max(x, 0.0), log_b + max(y, 0.0)), max(-log_a, -log_b))
-        is_extreme[i] = (reach > most) | (abs(log_a - log_b) > apart)
-        log_eps = log_extreme if is_extreme[i] else log_usual
-        # the interval is that of pyro_nbvae.distributions.kl._interval
-        low = 0.5 * (1.3863 + log_eps - 2 * (log_a + within) - _log1p(1 / a) - max(log_a, log_b))
-        centre[i] = _log_of(_log1p(mean[i]) - log_eps) - min(log_a, log_b) - 1
-        left[i] = -_log_of(max(centre[i] - low, 1.0))
+        furthest = max(max(log_a + max(x, 0.0), log_b + max(y, 0.0)), max(-log_a, -log_b))
+        apart = abs(log_a - log_b)
+        above = (furthest > reach[0]) | (apart > ratio[0])
+        far_above = (furthest > reach[1]) | (apart > ratio[1])
+        rule[i] = np.int64(above) + np.int64(far_above)
+        # the abscissas are those of pyro_nbvae.distributions.kl._abscissas
+        last = (_log1p(mean[i]) - (log_last if far_above else log_tail)) / min(a, b)
+        scale[i] = max(last / math.e, 1e-100)
         gain, soft_p = log_a - log_b + _softplus_difference(-y, -within), _softplus(y)
         odds_p = _exp(max(min(y, 700.0), -700.0))
         terms[0, i] = mean[i] * gain - a * _softplus_difference(x, y) + (b - a) * soft_p
@@ -551,11 +553,10 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
         terms[3, i] = soft_p - mean[i] / b
         terms[4, i] = (b * odds_p - mean[i]) / (1 + odds_p)
     for i in range(n):
-        nodes = extreme[1] if is_extreme[i] else usual[1]
-        step = (right - left[i]) / nodes
-        a, b = np.float64(r_q[i]), np.float64(r_p[i])
+        table = tables[rule[i]]
+        a, b, nodes = np.float64(r_q[i]), np.float64(r_p[i]), table.shape[1]
         of_value, of_a, of_b, of_l = work[0, :nodes], work[1, :nodes], work[2, :nodes], work[3, :nodes]
-        _dispersion_integrand(a, odds[i], b, mean[i], centre[i], left[i], step, of_value, of_a, of_b, of_l)
+        _dispersion_integrand(table, scale[i], a, odds[i], b, mean[i], of_value, of_a, of_b, of_l)
         value[i] = max(terms[0, i] + _sum(of_value), 0.0)
         d_rq[i] = terms[1, i] + _sum(of_a)
         d_lq[i] = terms[2, i] + mean[i] * _sum(of_l)

@@ -23,7 +23,13 @@ from pyro_nbvae.distributions import (
     poisson_kl,
     shared_dispersion_kl,
 )
-from pyro_nbvae.distributions.kl import _exact_value, _value_by_operations, negative_binomial_log_ratio
+from pyro_nbvae.distributions.kl import (
+    _RULES,
+    _exact_value,
+    _value_by,
+    _value_by_operations,
+    negative_binomial_log_ratio,
+)
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
 from pyro_nbvae.models import NegativeBinomialModel
 
@@ -253,6 +259,26 @@ def test_gradients_at_every_mean_equal_direct_summation(means, dtype):
             d_r, d_l, *_ = torch.autograd.grad(kl, arguments, create_graph=graph, retain_graph=True)
             for got, true in zip((r_q * float(d_r.detach()), float(d_l.detach())), expected, strict=True):
                 assert abs(got - true) <= tolerance * max(1, abs(true)), (at, graph, got, true)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_rule_agrees_with_the_finest_on_all_that_it_serves(dtype, level):
+    """Value and derivatives in log r and l, with r and means up to the rule's limits (at most e^7)."""
+    rule, finest = _RULES[dtype][level], _RULES[dtype][-1]
+    rng = np.random.default_rng(12)
+    reach = min(rule.reach, 7.0)
+    log_r, log_m, log_other = rng.uniform(-reach, reach, (3, 4000))
+    r_q, r_p, m_q, m_p = (
+        torch.tensor(np.exp(x)) for x in (log_r + rng.uniform(-rule.ratio, rule.ratio, 4000), log_r, log_m, log_other)
+    )
+    at = r_q, (m_q / r_q).log(), r_p, (m_p / r_p).log()
+    served = rule.serves(*at)
+    assert served.sum() > 1000
+    at = tuple(x[served] for x in at)
+    tolerance = {torch.float32: 3e-5, torch.float64: 2e-6}[dtype]
+    for got, best, scale in zip(_value_by(rule, *at), _value_by(finest, *at), (1, at[0], 1, at[2], 1), strict=True):
+        assert ((got - best) * scale).abs().le(tolerance * (best * scale).abs().clamp(min=1)).all()
 
 
 @pytest.mark.parametrize("at", [(1e-5, 10.0, 1.0, 1.0), (1e4, 2.0, 2.0, 1.0), (0.148, 14.6, 0.0014, 12.3)])

@@ -51,6 +51,13 @@ def test_two_processes_resume_to_the_same_numbers(runs):
     pd.testing.assert_frame_equal(numbers(runs[1] / "whole"), numbers(runs[1] / "resumed"))
 
 
+def test_processes_that_see_different_runs_are_refused(runs):
+    """Both stop, and rank 0, which alone finds the run on its disk, does not go on with it."""
+    assert len(numbers(runs[0] / "disk0")) == 4 and len(numbers(runs[1] / "disk0")) == 3
+    for rank in (0, 1):
+        assert "differ in their epochs" in (runs[1] / f"error{rank}.txt").read_text()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_variant_trains_in_two_processes(name, runs):
     one, two = (numbers(folder / name)["test_mse"].iloc[-1] for folder in runs)

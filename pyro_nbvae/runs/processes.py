@@ -77,6 +77,20 @@ class Processes:
             dist.all_gather_object(items, item)
         return items
 
+    def check_same(self, things: dict[str, object]) -> None:
+        """Check that all processes have the same things. Waits for all processes.
+
+        Raises:
+            InputError: on all processes, if one differs: gradients of different models would be averaged.
+        """
+        first, *others = self.gather(things)
+        for name, value in first.items():
+            if any(other[name] != value for other in others):
+                raise InputError(
+                    f"the processes differ in their {name}: start all with the same command, with data and --out on a "
+                    "disk that they share"
+                )
+
 
 def local_rank() -> int:
     """Return the local rank that torchrun set, or 0 without torchrun."""

@@ -220,14 +220,18 @@ class Trainer:
         A folder without a checkpoint is not a run: files that a failed or killed command left there are replaced.
 
         Raises:
-            InputError: for a folder with other files, for a run that this configuration cannot continue, and while
-                another process trains in it.
+            InputError: for a folder with other files, for a run that this configuration cannot continue, while
+                another process trains in it, and if the processes under torchrun do not see the same run.
         """
         if self.run.holds_others():
             raise InputError(f"{self.run.folder} exists and holds no run: choose a new or empty folder with --out")
         with self.run.locked() if self.group.leads else contextlib.nullcontext():
             state = self.checkpoint(resume) if self.run.checkpoint_path.exists() else None
-            self.group.gather(None)  # wait until the folder is known to belong to this run
+            trained = len(state["log"]) if state is not None else 0
+            # also waits until the folder is known to belong to this run
+            self.group.check_same(
+                {"configuration": dataclasses.asdict(self.config), "data": self.data.fingerprint, "epochs": trained}
+            )
             yield state
 
     def checkpoint(self, resume: bool) -> Checkpoint:

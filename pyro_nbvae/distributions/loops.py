@@ -20,9 +20,9 @@ compile_fused: Callable[..., Any] = njit(nogil=True, cache=True, error_model="nu
 compile_inline: Callable[..., Any] = njit(nogil=True, error_model="numpy", inline="always")
 # Sums in any order, as many terms at once as the processor's vectors hold.
 compile_sum: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+# The largest of numbers that are not NaN, in vectors as well.
+compile_largest: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
 
-# Gumbel-softmax weights below exp(-WEIGHT) of the largest are left out.
-WEIGHT = 20.0
 # Number of counts on each side of the mode whose weights a loop keeps.
 REACH = 1 << 20
 # log k! of the first counts. Larger ones would lose digits in a difference.
@@ -394,6 +394,26 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
         d_r[i] = in_r
 
 
+@compile_largest
+def _largest(values):
+    highest = values[0]
+    for i in range(len(values)):
+        highest = values[i] if values[i] > highest else highest
+    return highest
+
+
+@compile_sum
+def _moments(scores, top, start):
+    """Return the sums of w, w k and w k^2 with w = exp(score - top) and k counted from ``start``."""
+    s0, s1, s2 = 0.0, 0.0, 0.0
+    for j in range(len(scores)):
+        w, k = _exp(max(scores[j] - top, -700.0)), np.float64(start + j)
+        s0 += w
+        s1 += w * k
+        s2 += w * k * k
+    return s0, s1, s2
+
+
 @compile_loop
 def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, straight_through):
     """Loop of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`.
@@ -401,35 +421,37 @@ def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, st
     Args:
         lowest, highest: the first and the last count of each latent.
     """
+    scores, noise = np.empty(WIDTH), np.empty(WIDTH)
     for i in range(len(log_rate)):
-        tau, rate = np.float64(temperature[i]), math.exp(np.float64(log_rate[i]))
-        first, last = np.float64(lowest[i]), np.float64(highest[i])
-        mass, top, best, winner = 1.0, -1e300, -1.0, first
-        least = math.exp(-WEIGHT * tau)
+        colder, log_mean, first = 1 / np.float64(temperature[i]), np.float64(log_rate[i]), np.float64(lowest[i])
+        number, log_mass, top, winner = int(np.float64(highest[i]) - first) + 1, 0.0, -1e300, 0
         s0, s1, s2 = 0.0, 0.0, 0.0
-        k = first
-        while k <= last:
-            u = _uniform(seed, piece * PIECE + i, k - first)
-            # -log(u) > 1 - u, so most counts far from the winner are left out without a logarithm
-            if mass > best * least * (1 - u):
-                speed = -mass / math.log(u)
-                if speed > best:
-                    best, winner = speed, k
-                x = math.log(speed) / tau
-                if x > top:
-                    shrink = math.exp(top - x)
-                    s0, s1, s2, top = s0 * shrink, s1 * shrink, s2 * shrink, x
-                w, j = math.exp(x - top), k - first
-                s0 += w
-                s1 += w * j
-                s2 += w * j * j
-            mass *= rate / (k + 1)
-            if mass > 1e250:  # high temperatures have wide windows: a new unit for the masses
-                mass, best, top = mass * 1e-250, best * 1e-250, top + math.log(1e-250) / tau
-            k += 1
+        for done in range(0, number, WIDTH):
+            width = min(WIDTH, (number - done + 7) // 8 * 8)
+            for j in range(width):
+                noise[j] = exponential(seed, piece * PIECE + i, done + j)
+            for j in range(width):
+                noise[j] = _log_of(noise[j])
+            for j in range(width):
+                scores[j] = log_mean - _log_of(first + (done + j + 1))  # of the next count's mass to this one's
+            for j in range(width):
+                ratio, scores[j] = scores[j], log_mass
+                log_mass += ratio
+            for j in range(width):
+                scores[j] = (scores[j] - noise[j]) * colder if done + j < number else -1e300
+            best = _largest(scores[:width])
+            if best > top:
+                shrink = math.exp(max(top - best, -700.0))
+                s0, s1, s2, top = s0 * shrink, s1 * shrink, s2 * shrink, best
+                j = 0
+                while scores[j] < best:
+                    j += 1
+                winner = done + j
+            w0, w1, w2 = _moments(scores[:width], top, done)
+            s0, s1, s2 = s0 + w0, s1 + w1, s2 + w2
         average = s1 / s0
-        z[i] = winner if straight_through else first + average
-        d_log_rate[i] = max(s2 / s0 - average * average, 0.0) / tau
+        z[i] = first + (winner if straight_through else average)
+        d_log_rate[i] = max(s2 / s0 - average * average, 0.0) * colder
 
 
 @compile_loop

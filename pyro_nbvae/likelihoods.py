@@ -166,7 +166,8 @@ class NegativeBinomial(Likelihood):
             )
 
     def forward(self, h: Tensor) -> distributions.NegativeBinomial:
-        return distributions.NegativeBinomial(self.log_total_count.exp(), logits=log_softplus(h) - self.log_total_count)
+        logits = (log_softplus(h) - self.log_total_count).clamp(-60, 60)  # the range of the distribution
+        return distributions.NegativeBinomial(self.log_total_count.exp(), logits=logits)
 
 
 # Names in configurations and on the command line.

@@ -84,7 +84,7 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool, mo
             raise InputError(f"images lie in [{low:.3g}, {high:.3g}]: expected values in [0, 1]")
 
 
-def check_param_store(module: nn.Module) -> None:
+def check_param_store(module: PyroModule) -> None:
     """Raise InputError if SVI is about to train another model's parameters instead of a module's, by their names.
 
     Pyro's store keeps parameters by name: the module would silently not be trained. Outside of SVI.step, which records
@@ -93,8 +93,12 @@ def check_param_store(module: nn.Module) -> None:
     if not any(getattr(messenger, "param_only", False) for messenger in _PYRO_STACK):
         return
     store = pyro.get_param_store()._params
+    parent = f"{module._pyro_name}." if module._pyro_name else ""
     for name, parameter in module.named_parameters():
-        held = store.get(name.replace(".", "$$$", 1), parameter)
+        full = parent + name
+        # where a plain Module is in a PyroModule, the store has "$$$" for the dot between them
+        names = [full, *(f"{full[:k]}$$${full[k + 1 :]}" for k, letter in enumerate(full) if letter == ".")]
+        held = next((store[each] for each in names if each in store), parameter)
         if held is not parameter and held.data_ptr() != parameter.data_ptr():
             if not parameter.is_contiguous():
                 raise InputError(
@@ -103,7 +107,7 @@ def check_param_store(module: nn.Module) -> None:
                 )
             raise InputError(
                 f"Pyro's parameter store holds another {name}, of another model: call pyro.clear_param_store() before "
-                "a second model is trained"
+                "a second model is trained; a guide and a model that are copied must be copied together"
             )
 
 
@@ -111,11 +115,20 @@ def batch_plate(data_size: int | None, size: int, device: torch.device) -> pyro.
     """Return the plate of a batch of ``size`` observations; with ``data_size`` the batch stands for that many.
 
     Raises:
-        InputError: for a batch that is larger than the data set.
+        InputError: for a batch that is empty or larger than the data set.
     """
+    if size < 1:
+        raise InputError("a batch must have at least one observation")
     if data_size is not None and size > data_size:
         raise InputError(f"a batch of {size} observations is larger than the data set, data_size={data_size}")
     return pyro.plate("batch", data_size or size, subsample=torch.arange(size, device=device), dim=-1)
+
+
+def draw_parameters(module: nn.Module) -> None:
+    """Draw all parameters that are random (PyroSample): outside of the batch, once for all its observations."""
+    for part in module.modules():
+        for name in part._pyro_samples if isinstance(part, PyroModule) else ():
+            getattr(part, name)  # Pyro keeps it until the model's call ends
 
 
 def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> torch.autocast:
@@ -277,6 +290,7 @@ class GenerativeModel(PyroModule):
         if x is not None:
             check_batch(x, self.event_shape, self.unit_interval, self.decoder)
             size, device = len(x), x.device
+        draw_parameters(self)
         with batch_plate(self.data_size, size, device):
             z = pyro.sample("z", self.prior_distribution().to_event(1))
             pyro.sample("x", self.observation(z), obs=x)

@@ -50,6 +50,15 @@ def textbook(name, h, x):
     return d.log_prob(x).flatten(1).sum(1)
 
 
+@pytest.mark.parametrize("h", [-100.0, -61.0, 100.0])
+def test_a_negative_binomial_takes_all_outputs(h):
+    """Whatever the dispersion: its logits stay in the range that the distribution accepts."""
+    likelihood = likelihoods.NegativeBinomial()
+    likelihood.setup((3,))
+    likelihood.log_total_count.data[:] = torch.tensor([-6.0, 0.0, 6.0])
+    assert (likelihood(torch.full((2, 3), h)).log_prob(torch.zeros(2, 3)) <= 0).all()
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)], ids=str)
 def test_the_bounds_are_of_the_models_own_likelihood(name, shape):

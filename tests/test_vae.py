@@ -3,10 +3,13 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroSample
 from pyro.optim import Adam
 
 from pyro_nbvae.distributions import ArrivalTimes
@@ -14,7 +17,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide, NegativeBinomialGuide, ScaledGaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.models import GaussianModel, NegativeBinomialModel, PoissonModel, ScaledGaussianModel
+from pyro_nbvae.models import CategoricalModel, GaussianModel, NegativeBinomialModel, PoissonModel, ScaledGaussianModel
 from pyro_nbvae.vae import gain
 
 SHAPE = (1, 8, 8)
@@ -197,6 +200,86 @@ def test_a_second_model_under_the_same_names_is_not_left_untrained_silently():
     assert first[1](x).shape == (5, 3)  # to use a model is no training
     with pyro.get_param_store().scope():
         assert all(step(*pair()))
+
+
+class Outer(PyroModule):
+    """A program that holds others."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("kind", ["within another program", "beside each other", "networks of Pyro's"])
+def test_a_second_model_is_refused_wherever_its_parameters_are(kind):
+    """The store's names differ with the modules that a program is in, and with those that are in it."""
+
+    def step():
+        decoder = PyroModule[torch.nn.Linear](3, 5) if kind == "networks of Pyro's" else "linear"
+        model = NegativeBinomialModel((5,), 3, decoder=decoder)
+        guide = NegativeBinomialGuide(model, encoder="linear")
+        programs = model, guide
+        if kind == "within another program":
+            programs = Outer(inner=model), Outer(inner=guide)
+        elif kind == "beside each other":
+            Outer(model=model, guide=guide)
+        SVI(*programs, Adam({"lr": 1e-2}), AnalyticKL_ELBO()).step(torch.rand(4, 5))
+
+    step()
+    with pytest.raises(InputError, match=r"call pyro.clear_param_store\(\) before a second model"):
+        step()
+
+
+class Weights(PyroModule):
+    """A decoder with random weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = PyroSample(dist.Normal(0.0, 1.0).expand([5, 3]).to_event(2))
+
+    def forward(self, z):
+        return z @ self.weight.mT
+
+
+def test_random_weights_of_a_decoder_are_one_draw_for_a_batch():
+    x = torch.rand(6, 5)
+    model = NegativeBinomialModel((5,), 3, decoder=Weights())
+    guide = NegativeBinomialGuide(model, encoder="linear")
+
+    def both(x):
+        location = pyro.param("location", torch.zeros(5, 3))
+        pyro.sample("decoder.weight", dist.Normal(location, 0.1).to_event(2))
+        return guide(x)
+
+    trace = pyro.poutine.trace(model).get_trace(x)
+    assert trace.nodes["decoder.weight"]["value"].shape == (5, 3)
+    estimates = []
+    for elbo in (AnalyticKL_ELBO(), pyro.infer.TraceMeanField_ELBO()):
+        torch.manual_seed(4)
+        estimates.append(elbo.loss(model, both, x))
+    assert estimates[0] == pytest.approx(estimates[1], rel=1e-5)
+    SVI(model, both, Adam({"lr": 1e-2}), AnalyticKL_ELBO()).step(x)
+    assert bool((pyro.param("location") != 0).any())
+
+
+@pytest.mark.parametrize("model", [NegativeBinomialModel, PoissonModel, CategoricalModel])
+def test_inference_for_continuous_variables_refuses_counts(model):
+    """The extended mass function of relaxed counts is no density."""
+    program, x = model((5,), 8, decoder="linear"), torch.rand(4, 5)
+    with pytest.raises((ValueError, NotImplementedError), match="discrete"):
+        pyro.infer.MCMC(pyro.infer.NUTS(program), num_samples=1, warmup_steps=1, disable_progbar=True).run(x)
+    with pytest.raises((ValueError, NotImplementedError), match="discrete"):
+        AutoNormal(program)(x)
+
+
+def test_an_empty_batch_is_named():
+    model = NegativeBinomialModel((5,), 3, decoder="linear")
+    with pytest.raises(InputError, match="at least one observation"):
+        model(torch.rand(0, 5))
 
 
 @pytest.mark.parametrize("network", ["conv", "mlp", "linear"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.relaxations import GumbelSoftmax
-from pyro_nbvae.distributions.relaxed import Shape
+from pyro_nbvae.distributions.relaxed import RelaxedSupport, Shape
 
 
 class RelaxedOneHotCategorical(OneHotCategorical):
@@ -41,7 +41,7 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         torch.Size([4])
     """
 
-    support: Any = constraints.simplex
+    support: Any = RelaxedSupport(constraints.simplex)
 
     def __init__(
         self,

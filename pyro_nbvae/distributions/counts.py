@@ -159,8 +159,11 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """
         if self._validate_args:
             self._validate_sample(value)
-        k, *own = torch.broadcast_tensors(value, *self.parameters)
-        return self.log_weight(k, *own) - self.log_normalizer
+        dtype = torch.promote_types(value.dtype, self.parameters[0].dtype)
+        # a difference of two numbers that may be large
+        own = [p.double() for p in self.parameters]
+        k, *here = torch.broadcast_tensors(value.double(), *own)
+        return (self.log_weight(k, *here) - log_normalizer(type(self), len(own))(*own)).to(dtype)
 
     def _exact(self, shape: Size) -> Tensor:
         own = [full_precision(p.expand(shape).reshape(-1)) for p in self.parameters]
@@ -276,7 +279,7 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
     count, a = k.double(), middle.double()
     of_counts = (count * a.log() - a - torch.lgamma(count + 1)).to(k.dtype)  # log Poisson(k; a)
     of_rates = special.poisson_deviance(middle, rate)
-    return torch.addcmul(of_counts - of_rates, k - middle, torch.log(rate / middle))
+    return torch.addcmul(of_counts - of_rates, k - middle, special.log_ratio(rate, middle))
 
 
 def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,8 @@ from pyro_nbvae.distributions import special
 from pyro_nbvae.distributions.elementwise import Wanted, elementwise, unexpanded
 from pyro_nbvae.distributions.special import (
     digamma_difference,
-    log_one_plus,
     log_quotient,
-    one_minus_exp,
+    log_ratio,
     softplus_difference,
 )
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
@@ -70,7 +69,7 @@ class Rule(NamedTuple):
         return (torch.maximum(largest, -smallest) <= self.reach) & ((log_q - log_p).abs() <= self.ratio)
 
 
-# By precision, coarse to fine: an element takes the first that serves it. The last is used in double precision.
+# By precision of the result, coarse to fine: an element takes the first that serves it. All are computed in double.
 _FINEST = Rule(1e-16, 0.0168, 440, math.inf, math.inf)
 _RULES = {
     torch.float32: (Rule(1e-8, 0.13, 32, 5.7, 2.0), Rule(1e-8, 0.08, 56, 9.3, 5.5), _FINEST),
@@ -95,10 +94,10 @@ def _dispersion_integral(
     t, weight = _abscissas(rule, r_q, r_p, mean)
     # (nodes, *shape) from here on, in place
     odds = l_q.exp()
-    gone = one_minus_exp(t)  # 1 - s
+    gone = torch.expm1(-t).neg_()  # 1 - s
     grown = odds * gone
-    exponent = log_one_plus(grown)
-    lost = one_minus_exp(exponent * r_q)  # 1 - G
+    exponent = torch.log1p(grown)
+    lost = torch.expm1(exponent * -r_q).neg_()  # 1 - G
     bracket = torch.div(lost, gone).neg_().add_(mean)
     from_q, from_p = (t * -r_q).exp_(), (t * -r_p).exp_()
     flux = t.mul_(weight).mul_(bracket)
@@ -114,8 +113,13 @@ def _dispersion_integral(
 
 
 def _integral_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives of J in r_q, l_q and r_p by the rule of double precision, in differentiable operations."""
-    t, weight = _abscissas(_RULES[torch.float64][1], *(x.detach() for x in (r_q, r_p, mean)))
+    """The derivatives of J in r_q, l_q and r_p by a rule of double precision, in differentiable operations."""
+    _, usual, finest = _RULES[torch.float64]
+    try:
+        rule = usual if bool(usual.serves(r_q, l_q, r_p, torch.zeros_like(l_q)).all()) else finest
+    except RuntimeError:  # under vmap an element's value cannot choose
+        rule = finest
+    t, weight = _abscissas(rule, *(x.detach() for x in (r_q, r_p, mean)))
     gone = -torch.expm1(-t)  # 1 - s
     grown = l_q.exp() * gone
     exponent = torch.log1p(grown)
@@ -156,14 +160,15 @@ def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Te
 
 def _value_by_operations(*parameters: Tensor) -> tuple[Tensor, ...]:
     """The same as the compiled loop, in operations of PyTorch, for a GPU; without the coarse rule."""
-    _, usual, finest = _RULES[parameters[0].dtype]
+    dtype = parameters[0].dtype
+    _, usual, finest = _RULES[dtype]
+    parameters = tuple(x.double() for x in parameters)
     extreme = ~usual.serves(*parameters)
     parts = _value_by(usual, *parameters)
     if bool(extreme.any()):
-        finer = _value_by(finest, *(x[extreme].double() for x in parameters))
-        for part, fine in zip(parts, finer, strict=True):
-            part[extreme] = fine.to(part.dtype)
-    return parts
+        for part, fine in zip(parts, _value_by(finest, *(x[extreme] for x in parameters)), strict=True):
+            part[extreme] = fine
+    return tuple(part.to(dtype) for part in parts)
 
 
 def _value_by(rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
@@ -335,7 +340,7 @@ def _poisson_value(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
     series = torch.zeros_like(d)
     for k in range(_TERMS[d.dtype] + 1, 1, -1):
         series = series * near + (-1) ** k / (k * (k - 1))
-    far = rate_q * torch.log(rate_q / rate_p) - (rate_q - rate_p)
+    far = torch.where(rate_q > 0, rate_q * log_ratio(rate_q, rate_p), 0.0) - (rate_q - rate_p)
     value = torch.where(d.abs() < 0.1, rate_p * near.square() * series, far)
     return value, *_poisson_gradient(rate_q, rate_p, ())
 
@@ -356,7 +361,7 @@ def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
     The relative error is below 32 times the precision's epsilon, however close the rates are.
 
     Args:
-        rate_q, rate_p: mean counts, positive; they broadcast.
+        rate_q, rate_p: mean counts, positive; rate_q may be 0; they broadcast.
 
     Returns:
         The KL of each element, differentiable in both arguments, twice.

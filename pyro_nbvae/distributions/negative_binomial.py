@@ -15,7 +15,7 @@ from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_di
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts, full_precision
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats, relaxed_counts
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
 
 
@@ -176,7 +176,7 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
         torch.Size([5, 3])
     """
 
-    support: Constraint = constraints.nonnegative
+    support: Constraint = relaxed_counts
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, register_kl
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts, full_precision
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, relaxed_counts
 from pyro_nbvae.distributions.special import poisson_log_prob
 
 
@@ -45,7 +45,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
     """
 
     arg_constraints = {"rate": constraints.positive}
-    support: Any = constraints.nonnegative
+    support: Any = relaxed_counts
 
     def __init__(
         self, rate: Tensor | float, *, relaxation: Relaxation | None = None, validate_args: bool | None = None

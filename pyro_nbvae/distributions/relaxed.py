@@ -31,6 +31,34 @@ def floats(*values: Tensor | float) -> list[Tensor]:
     return [t if isinstance(v, Tensor) else t.to(like) for t, v in zip(tensors, values, strict=True)]
 
 
+class RelaxedSupport(Constraint):
+    """The support of a relaxation: the values of another constraint, which stand for discrete ones.
+
+    So Pyro's inference for continuous variables (NUTS, autoguides) refuses them, as it refuses the exact family: the
+    mass function, extended to these values, is no density.
+
+    Args:
+        values: the constraint that samples satisfy.
+    """
+
+    is_discrete = True
+
+    def __init__(self, values: Constraint) -> None:
+        self.values = values
+        self.event_dim = values.event_dim
+        self.lower_bound = getattr(values, "lower_bound", None)
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return self.values.check(value)
+
+    def __repr__(self) -> str:
+        return f"Relaxed({self.values!r})"
+
+
+relaxed_counts = RelaxedSupport(constraints.nonnegative)
+
+
 class RelaxedCount:
     """Mixin for count distributions whose samples may be relaxed.
 
@@ -50,7 +78,7 @@ class RelaxedCount:
         (False, True)
     """
 
-    support: Constraint = constraints.nonnegative
+    support: Constraint = relaxed_counts
     relaxation: Relaxation | None
 
     def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:

@@ -64,11 +64,20 @@ def digamma_difference(z: Tensor, r: Tensor, s: Tensor) -> Tensor:
     return log_quotient(r - s, z + r, z + s) + (rho(z + r) - rho(z + s))
 
 
+def log_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """log(x / y) for x and y > 0, also where the quotient is no normal number."""
+    quotient = x / y
+    limits = torch.finfo(quotient.dtype)
+    ordinary = (quotient >= limits.tiny) & (quotient <= limits.max)
+    # the first branch is finite where it is not used, so that its gradient is too
+    return torch.where(ordinary, torch.log(torch.where(ordinary, quotient, 1.0)), torch.log(x) - torch.log(y))
+
+
 def log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """log(x / y) from x - y without rounding: accurate both where x and y are close and where they are far apart."""
     relative = difference / y
     # the first branch is clamped to the range where it is used, so that its gradient is finite elsewhere
-    return torch.where(relative.abs() < 0.5, torch.log1p(relative.clamp(-0.5, 0.5)), torch.log(x / y))
+    return torch.where(relative.abs() < 0.5, torch.log1p(relative.clamp(-0.5, 0.5)), log_ratio(x, y))
 
 
 def _negative_binomial_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
@@ -117,34 +126,14 @@ def negative_binomial_scores(z: Tensor, total_count: Tensor, logits: Tensor) -> 
     return _negative_binomial_gradient(z, total_count, logits, (False, True, True))[1:]  # type: ignore[return-value]
 
 
-def one_minus_exp(x: Tensor) -> Tensor:
-    r"""1 - e^-x for x >= 0, with all its digits, as 2 tanh(x / 2) / (1 + tanh(x / 2)).
-
-    PyTorch's float32 ``expm1`` is not vectorised on every CPU, and then takes three times as long.
-    """
-    half = (x * 0.5).tanh_()
-    return half.mul(2).div_(half.add_(1))
-
-
-def log_one_plus(x: Tensor) -> Tensor:
-    r"""log(1 + x) for finite x >= 0, with all its digits, as x log(u) / (u - 1) with u = 1 + x rounded (Kahan).
-
-    PyTorch's float32 ``log1p`` is not vectorised on every CPU, and then takes several times as long.
-    """
-    rounded = x + 1
-    step = rounded - 1
-    value = rounded.log_().mul_(x).div_(step)
-    return torch.where(step == 0, x, value, out=value)
-
-
 def poisson_deviance(z: Tensor, rate: Tensor) -> Tensor:
     """z log(z / rate) - z + rate >= 0, without the cancellation at z near the rate; elementwise."""
     over = z - rate
     relative = over / rate
     small = relative.abs() < 0.5
     # the first branch is clamped to the range where it is used, so that its gradient is finite elsewhere
-    quotient = (z / rate).clamp(min=torch.finfo(z.dtype).tiny)  # a denormal z underflows
-    return torch.where(small, z * torch.log1p(relative.clamp(-0.5, 0.5)), torch.xlogy(z, quotient)) - over
+    far = torch.where(z > 0, z * log_ratio(torch.where(z > 0, z, 1.0), rate), 0.0)
+    return torch.where(small, z * torch.log1p(relative.clamp(-0.5, 0.5)), far) - over
 
 
 def _poisson_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:

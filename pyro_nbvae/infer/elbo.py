@@ -21,12 +21,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict, cast
 
 import torch
 from pyro import poutine, validation_enabled
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import Delta, TorchDistribution, ZeroInflatedDistribution
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
@@ -37,7 +37,9 @@ from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Independent, TransformedDistribution, kl_divergence
 from torch.distributions.constraints import Constraint
+from torch.distributions.kl import _KL_REGISTRY
 
+from pyro_nbvae.distributions.counts import CountDistribution
 from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
@@ -127,12 +129,17 @@ def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
 
     Raises:
         ValueError: with validation on, for values outside the bounds of the support.
+        NotImplementedError: for a zero-inflated family at values that are not integers.
     """
     base = base_distribution(distribution)
     support: Constraint | None = getattr(base, "support", None)
     if support is None or not (support.is_discrete and support.event_dim == 0):
         return distribution.log_prob(value)
     low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if isinstance(base, ZeroInflatedDistribution) and not bool((value == value.round()).all()):
+        raise NotImplementedError(
+            f"{family(distribution)} jumps at 0 and has no mass at relaxed counts: use Integer(), or straight_through"
+        )
     if base._validate_args and not bool(
         ((value >= (-torch.inf if low is None else low)) & (value <= (torch.inf if high is None else high))).all()
     ):
@@ -143,8 +150,8 @@ def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
 def _log_mass_at(name: str, distribution: Distribution, value: Tensor) -> Tensor:
     try:
         return log_mass(distribution, value)
-    except ValueError as error:
-        raise ValueError(f"site {name!r}: {error}") from error
+    except (ValueError, NotImplementedError) as error:
+        raise type(error)(f"site {name!r}: {error}") from error
 
 
 def _negative_binomial_log_ratio(name: str, q: Distribution, p: Distribution, samples: list[Tensor]) -> Tensor:
@@ -155,6 +162,15 @@ def _negative_binomial_log_ratio(name: str, q: Distribution, p: Distribution, sa
             raise ValueError(f"site {name!r}: counts outside the support of {family(q)}, 0 to inf: {z}")
     ratio = negative_binomial_log_ratio(samples, a.total_count, a.logits, b.total_count, b.logits)
     return ratio.flatten(ratio.dim() - len(q.event_shape)).sum(-1) if q.event_shape else ratio
+
+
+def _warn_of_integers(name: str, q: Distribution) -> None:
+    if torch.is_grad_enabled() and isinstance(getattr(base_distribution(q), "relaxation", None), Integer):
+        warnings.warn(
+            f"site {name!r}: the gradient of a sampled KL through Integer() is biased; use AnalyticKL_ELBO, with the "
+            "same scale and mask in model and guide, or ArrivalTimes or GumbelSoftmax at a low temperature",
+            stacklevel=3,
+        )
 
 
 def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> None:
@@ -170,11 +186,18 @@ def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> 
                 f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has event shape {tuple(ours)} and "
                 f"{family(site['fn'])} of the model has {tuple(theirs)}: make them equal with .to_event or .expand"
             )
+        ours, theirs = (torch.Size(one["fn"].batch_shape) for one in (guide_sites[name], site))
+        if ours.numel() != theirs.numel():  # one draw would count for several
+            raise ValueError(
+                f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has batch shape {tuple(ours)} and "
+                f"{family(site['fn'])} of the model has {tuple(theirs)}: sample both in the same plates"
+            )
 
 
 def _check_reparametrised(guide_sites: dict[str, Site]) -> None:
     for name, site in guide_sites.items():
-        if not site["fn"].has_rsample:
+        # without a gradient in its parameters there is none to miss
+        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
             raise NotImplementedError(
                 f"site {name!r}: {family(site['fn'])} has no rsample, so there is no pathwise gradient: give a count "
                 "a relaxation, or use pyro.infer.Trace_ELBO (score function) or pyro.infer.TraceEnum_ELBO (enumeration)"
@@ -257,8 +280,16 @@ class SiteKL_ELBO(Trace_ELBO):
         guide_site, model_site = _unmasked(guide_site), _unmasked(model_site)
         if isinstance(base_distribution(guide_site["fn"]), Delta):
             return self._sampled_term(name, guide_site, model_site)
-        term = _total(self.site_kl(name, guide_site, model_site), model_site)
+        kl = self.site_kl(name, guide_site, model_site)
+        batch_shape = torch.broadcast_shapes(guide_site["fn"].batch_shape, model_site["fn"].batch_shape)
+        if kl.shape != batch_shape:
+            raise ValueError(
+                f"site {name!r}: the KL has shape {tuple(kl.shape)} and the site the batch shape {tuple(batch_shape)}: "
+                "site_kl, or the KL that is registered, must return one KL for each of these"
+            )
+        term = _total(kl, model_site)
         if not all(_same(guide_site[key], model_site[key]) for key in ("scale", "mask")):
+            _warn_of_integers(name, guide_site["fn"])
             log_q = _log_mass_at(name, guide_site["fn"], guide_site["value"])
             term = term + _total(log_q, guide_site) - _total(log_q, model_site)
         return term
@@ -294,17 +325,17 @@ class SiteKL_ELBO(Trace_ELBO):
         self.terms = likelihood.detach() / together, divergence.detach() / together
         return self.kl_weight * divergence - likelihood
 
-    def _average(
+    def _particles(
         self, model: Program, guide: Program, args: Arguments, kwargs: Options, differentiable: bool
-    ) -> Tensor:
-        loss: Any = 0.0
+    ) -> Iterator[Tensor]:
+        """Iterate over the particles' parts of the negative ELBO."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            if differentiable:
+            if differentiable and torch.is_grad_enabled():
                 _check_reparametrised(_latents(guide_trace))
-            loss = loss + self._negative_elbo(model_trace, guide_trace) / self.num_particles
-        if is_validation_enabled():
-            warn_if_nan(loss, "loss")
-        return loss
+            loss = self._negative_elbo(model_trace, guide_trace) / self.num_particles
+            if is_validation_enabled():
+                warn_if_nan(loss, "loss")
+            yield loss
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """Return the negative ELBO in nats, summed over the batch, as a tensor to differentiate.
@@ -317,7 +348,8 @@ class SiteKL_ELBO(Trace_ELBO):
             NotImplementedError: if a site of the guide has no ``rsample`` (a count without a relaxation).
             ValueError: as the class.
         """
-        return self._average(model, guide, args, kwargs, differentiable=True)
+        total: Any = sum(self._particles(model, guide, args, kwargs, differentiable=True))
+        return total
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, for any latents, including integer counts.
@@ -325,17 +357,19 @@ class SiteKL_ELBO(Trace_ELBO):
         Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
         """
         with torch.no_grad():
-            return torch_item(self._average(model, guide, args, kwargs, differentiable=False))
+            return sum(map(torch_item, self._particles(model, guide, args, kwargs, differentiable=False)))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, and add its gradient to every parameter's ``grad``.
 
         Arguments and errors as :meth:`differentiable_loss`.
         """
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return torch_item(loss)
+        total = 0.0
+        for loss in self._particles(model, guide, args, kwargs, differentiable=True):
+            if loss.requires_grad:  # at once, so that only one particle's graph is kept
+                loss.backward(retain_graph=self.retain_graph)
+            total += torch_item(loss)
+        return total
 
 
 def _folds(distribution: Distribution) -> bool:
@@ -346,13 +380,24 @@ def _folds(distribution: Distribution) -> bool:
     return any(not transform.bijective for transform in distribution.transforms)
 
 
+def _has_own_law(distribution: Distribution) -> bool:
+    """Whether a user's subclass of a family has a ``log_prob`` of its own, and no KL registered for it."""
+    own: Any = type(base_distribution(distribution))
+    known = next(c for c in own.__mro__ if c.__module__.split(".")[0] in ("torch", "pyro", "pyro_nbvae"))
+    if known is CountDistribution or own.log_prob is known.log_prob:  # its subclasses state their law by log_weight
+        return False
+    above = own.__mro__[: own.__mro__.index(known)]
+    return not any(c in above for pair in _KL_REGISTRY for c in pair)
+
+
 def registered_kl(q: Distribution, p: Distribution) -> Tensor:
     """Return the KL that is registered for the pair, KL(q || p), of their batch shape.
 
     Raises:
-        NotImplementedError: if there is none, or if it would be that of folded distributions before they are folded.
+        NotImplementedError: if there is none, or if it would be that of folded distributions before they are folded, or
+            of a family whose ``log_prob`` a subclass has replaced.
     """
-    if _folds(q) or _folds(p):
+    if any(_folds(d) or _has_own_law(d) for d in (q, p)):
         raise NotImplementedError
     return kl_divergence(q, p)
 
@@ -428,12 +473,7 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p, z = guide_site["fn"], model_site["fn"], guide_site["value"]
-        if torch.is_grad_enabled() and isinstance(getattr(base_distribution(q), "relaxation", None), Integer):
-            warnings.warn(
-                f"site {name!r}: the gradient of a sampled KL through Integer() is biased; use AnalyticKL_ELBO, or "
-                "ArrivalTimes or GumbelSoftmax at a low temperature",
-                stacklevel=2,
-            )
+        _warn_of_integers(name, q)
         more = torch.Size([self.num_samples - 1])
         # a subclass may have a log_prob of its own
         if all(type(base_distribution(d)) is RelaxedNegativeBinomial for d in (q, p)):

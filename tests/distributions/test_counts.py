@@ -90,6 +90,26 @@ def test_normalizer_against_mpmath():
         assert abs(float(d.log_prob(torch.tensor(0.0).double())) - expected) < 1e-12
 
 
+def test_narrow_counts_in_single_precision():
+    """Of large nu: two large numbers of nearly the same size make the log mass, which is at most 0 all the same."""
+    rng = np.random.default_rng(5)
+    rate = torch.tensor(np.exp(rng.uniform(-8, 4, 2000)), dtype=torch.float32)
+    nu = torch.tensor(np.exp(rng.uniform(3, 5, 2000)), dtype=torch.float32)
+    k = torch.stack([rate.floor(), rate.floor() + 1])
+    single, double = ConwayMaxwellPoisson(rate, nu), ConwayMaxwellPoisson(rate.double(), nu.double())
+    ours, true = single.log_prob(k), double.log_prob(k.double())
+    assert ours.dtype == torch.float32 and (ours <= 1e-12).all()
+    assert ((ours - true).abs() <= 1e-6 * true.abs().clamp(min=1)).all()
+
+
+def test_the_smallest_rate_has_moments():
+    single, double = (
+        ConwayMaxwellPoisson(torch.tensor(1.2e-37, dtype=t), 1e-3) for t in (torch.float32, torch.float64)
+    )
+    for name in ("mean", "variance"):
+        assert float(getattr(single, name)) == pytest.approx(float(getattr(double, name)), rel=1e-4)
+
+
 def test_it_is_the_poisson_at_one():
     rate = torch.tensor([0.01, 0.7, 5.0, 300.0]).double()
     one, poisson = ConwayMaxwellPoisson(rate, 1.0), torch.distributions.Poisson(rate)

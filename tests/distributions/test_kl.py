@@ -195,6 +195,18 @@ def test_poisson_kl_keeps_its_digits_where_the_rates_are_close(dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_poisson_kl_where_the_quotient_of_the_rates_is_no_number(dtype):
+    """Over- and underflow, a rate of 0, and Poissons of both packages."""
+    tiny = torch.finfo(dtype).tiny
+    for a, b in ((tiny, 1e8), (tiny / 8, 1e5), (1e20, 1e-25), (0.0, 3.0)):
+        a, b = (torch.tensor(v, dtype=dtype) for v in (a, b))
+        x, y = (mpmath.mpf(float(v)) for v in (a, b))
+        expected = float((x * mpmath.log(x / y) if x else 0) - x + y)
+        for q in (dist.Poisson(a), RelaxedPoisson(a, validate_args=False)):
+            assert float(kl_divergence(q, RelaxedPoisson(b))) == pytest.approx(expected, rel=1e-6)
+
+
 def test_where_values_agree_by_chance_the_gradient_is_still_exact():
     """The trap in choosing the form by value: at r_q = r_p the shared form's derivative in r_q is another one."""
     r_q = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
@@ -281,14 +293,30 @@ def test_a_rule_agrees_with_the_finest_on_all_that_it_serves(dtype, level):
         assert ((got - best) * scale).abs().le(tolerance * (best * scale).abs().clamp(min=1)).all()
 
 
-@pytest.mark.parametrize("at", [(1e-5, 10.0, 1.0, 1.0), (1e4, 2.0, 2.0, 1.0), (0.148, 14.6, 0.0014, 12.3)])
+EXTREMES = [
+    (1e-5, 10.0, 1.0, 1.0),
+    (1e4, 2.0, 2.0, 1.0),
+    (0.148, 14.6, 0.0014, 12.3),
+    (64220.0, 0.443, 1e-5, 23.0),
+    (1000.0, 2.3, 0.01, 13.8),
+    (20.0, 8.5, 0.2, 13.1),
+]
+
+
+@pytest.mark.parametrize("at", EXTREMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_gradient_that_can_be_differentiated_is_the_same_at_extremes(at, dtype):
+    """Also under torch.func, where vmap hides the values that choose a rule; in log r and l."""
     arguments = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in at]
     kl = negative_binomial_kl(*arguments)
     plain, again = (torch.autograd.grad(kl, arguments, create_graph=g, retain_graph=True) for g in (False, True))
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(other.detach(), one, rtol=1e-3, atol=1e-3)
+    plain = [g * scale for g, scale in zip(plain, (at[0], 1, at[2], 1), strict=True)]
+    batch = [torch.tensor([v], dtype=dtype) for v in at]
+    mapped = torch.func.vmap(torch.func.grad(negative_binomial_kl, argnums=(0, 1, 2, 3)))(*batch)
+    for one, other, scale in zip(plain, mapped, (at[0], 1, at[2], 1), strict=True):
+        torch.testing.assert_close(other[0] * scale, one, rtol=1e-3, atol=1e-3)
 
 
 def test_infinite_dispersion_is_poisson():
@@ -319,7 +347,7 @@ def test_operations_of_a_gpu_equal_the_compiled_loop(dtype):
     arguments = parameters(400, dtype, seed=8)
     arguments[0][::16], arguments[2][::16] = 1e5, 7e4
     arguments[0][8::16] = 1e-5
-    tolerance = {torch.float32: 2e-4, torch.float64: 1e-8}[dtype]
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-8}[dtype]
     ours, theirs = _exact_value(*arguments), _value_by_operations(*arguments)
     for one, other in zip(ours, theirs, strict=True):
         assert ((one - other).abs() <= tolerance * one.abs().clamp(min=1)).all()

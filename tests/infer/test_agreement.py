@@ -19,7 +19,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.optim import ClippedAdam
 
-from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
+from pyro_nbvae.distributions import ArrivalTimes, Integer, NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 
 OURS = [AnalyticKL_ELBO, MonteCarloKL_ELBO]
@@ -310,6 +310,53 @@ def test_a_family_with_a_log_mass_of_its_own_is_asked_for_it():
         assert loss == pytest.approx(kl, abs=1e-4)
 
 
+def test_an_exact_kl_is_not_that_of_a_class_above():
+    """A subclass with a log mass of its own has the KL that is registered for it, or none."""
+
+    class Lightest(RelaxedNegativeBinomial):
+        def log_prob(self, value):
+            return super().log_prob(value) - 3
+
+    class Named(RelaxedNegativeBinomial):
+        pass
+
+    own, named, plain = (
+        family(torch.tensor(2.0), logits=torch.tensor(0.5)) for family in (Lightest, Named, RelaxedNegativeBinomial)
+    )
+    for q, p in ((own, plain), (plain, own)):
+        with pytest.raises(NotImplementedError, match=r"there is no KL for .*Lightest"):
+            AnalyticKL_ELBO().loss(lambda p=p: pyro.sample("z", p), lambda q=q: pyro.sample("z", q))
+    assert AnalyticKL_ELBO().loss(lambda: pyro.sample("z", plain), lambda: pyro.sample("z", named)) == 0
+    torch.distributions.register_kl(Lightest, RelaxedNegativeBinomial)(lambda q, p: torch.tensor(7.0))
+    assert AnalyticKL_ELBO().loss(lambda: pyro.sample("z", plain), lambda: pyro.sample("z", own)) == 7
+
+
+def test_a_zero_inflated_prior_is_of_integers():
+    """Its mass jumps at 0, where relaxed counts seldom are; integers give the KL of direct summation."""
+    prior = dist.ZeroInflatedNegativeBinomial(torch.tensor(2.0), logits=torch.tensor(0.0), gate=torch.tensor(0.5))
+    k = torch.arange(60.0)
+    poisson = RelaxedPoisson(torch.tensor(1.5))
+    exact = (poisson.log_prob(k).exp() * (poisson.log_prob(k) - prior.log_prob(k))).sum()
+    relaxed = RelaxedPoisson(torch.tensor(1.5), relaxation=ArrivalTimes(0.1))
+    with pytest.raises(NotImplementedError, match="'z': ZeroInflatedNegativeBinomial jumps at 0"):
+        MonteCarloKL_ELBO().loss(lambda: pyro.sample("z", prior), lambda: pyro.sample("z", relaxed))
+    integers = RelaxedPoisson(torch.tensor(1.5), relaxation=Integer())
+    found = estimates(MonteCarloKL_ELBO(200), lambda: pyro.sample("z", prior), lambda: pyro.sample("z", integers), 100)
+    assert abs(float(found.mean() - exact)) < 4 * float(found.std()) / 10
+
+
+def test_a_guides_site_that_is_not_in_the_models_plate_is_named():
+    """Without validation too, as in training by the command line: one draw would count for four."""
+
+    def model():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for validate in (True, False):
+        with pyro.validation_enabled(validate), pytest.raises(ValueError, match=r"batch shape \(\) .* has \(4,\)"):
+            AnalyticKL_ELBO().loss(model, lambda: pyro.sample("z", dist.Normal(1.0, 1.0)))
+
+
 def test_a_flow_without_an_inverse():
     flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [dist.transforms.planar(3)])
 
@@ -375,8 +422,10 @@ def test_a_site_to_be_enumerated_is_refused_with_the_remedy():
         k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.Normal(k.float(), 1.0), obs=torch.tensor(0.3))
 
+    half = torch.tensor([0.5, 0.5], requires_grad=True)
+
     def guide():
-        pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])), infer={"enumerate": "parallel"})
+        pyro.sample("k", dist.Categorical(half), infer={"enumerate": "parallel"})
 
     with pytest.raises(ValueError, match="TraceEnum_ELBO"):
         AnalyticKL_ELBO().loss(model, lambda: None)

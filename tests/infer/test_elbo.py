@@ -6,12 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import ClippedAdam
 
 from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNegativeBinomial, kl_form
 from pyro_nbvae.guides import NegativeBinomialGuide
-from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
+from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.variants import VARIANTS
 
@@ -85,6 +86,15 @@ def test_a_sampled_kl_through_integers_is_warned_of_where_it_has_a_gradient():
         MonteCarloKL_ELBO().differentiable_loss(model, guide, x)
     MonteCarloKL_ELBO().loss(model, guide, x)  # its value is not biased
     AnalyticKL_ELBO().differentiable_loss(model, guide, x)
+
+
+def test_a_scale_of_one_side_is_warned_of_through_integers():
+    """E[log q] has another weight than E[log p] then, and is sampled."""
+    model, guide, _ = pair("EX-I")
+    scaled, x = poutine.scale(model, 0.3), images()
+    with pytest.warns(UserWarning, match="with the same scale and mask in model and guide"):
+        AnalyticKL_ELBO().differentiable_loss(scaled, guide, x)
+    AnalyticKL_ELBO().differentiable_loss(scaled, poutine.scale(guide, 0.3), x)
 
 
 def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
@@ -210,6 +220,57 @@ def test_counts_without_a_gradient_are_refused_where_one_is_needed():
     with pytest.raises(NotImplementedError, match="RelaxedNegativeBinomial has no rsample"):
         elbo.differentiable_loss(model, guide, images())
     assert math.isfinite(elbo.loss(model, guide, images()))
+
+
+def test_no_gradient_needs_no_rsample():
+    """Under no_grad, and for a site of the guide whose distribution has no parameter."""
+    model, guide, elbo = pair(relaxed=False)
+    with torch.no_grad():
+        assert elbo.differentiable_loss(model, guide, images()).isfinite()
+
+    def one():
+        side = pyro.sample("side", dist.Bernoulli(0.5), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(1.0)) * (1 + side), 1.0))
+
+    elbo.loss_and_grads(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), one)
+    assert float(pyro.param("m").grad) in (1.0, 4.0)  # of m^2 / 2, and of (2 m)^2 / 2
+
+
+def test_particles_in_turn_keep_one_graph():
+    """Tensors that are saved for backward at one time: as many for 20 particles as for one."""
+    model, guide, _ = pair()
+    x, counts = images(), []
+
+    class Saved:
+        alive = most = 0
+
+        def __init__(self, tensor):
+            self.tensor = tensor
+            Saved.alive += 1
+            Saved.most = max(Saved.most, Saved.alive)
+
+        def __del__(self):
+            Saved.alive -= 1
+
+    for particles in (1, 20):
+        Saved.most = 0
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            AnalyticKL_ELBO(num_particles=particles).loss_and_grads(model, guide, x)
+        counts.append(Saved.most)
+    assert counts[0] > 10 and counts[1] < 2 * counts[0]
+
+
+def test_a_kl_of_the_wrong_shape_is_named():
+    class Summed_ELBO(SiteKL_ELBO):
+        def site_kl(self, name, guide_site, model_site):
+            return torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"]).sum()
+
+    def program(location):
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(location, 1.0))
+
+    with pytest.raises(ValueError, match=r"site 'z': the KL has shape \(\) and the site the batch shape \(4,\)"):
+        Summed_ELBO().loss(lambda: program(0.0), lambda: program(1.0))
 
 
 def test_a_program_that_is_no_vae():

@@ -83,7 +83,16 @@ def evaluate(
         device=device,
         data_root=data_root,
     )
-    print(plain([evaluate(run, **options) for run in folders]))
+    found = [evaluate(run, **options) for run in folders]
+    print(plain(found))
+    for run, figures in zip(folders, found, strict=True):
+        dead, units = figures.get("dead_units"), figures.get("units")
+        if isinstance(dead, (int, float)) and isinstance(units, int) and units - dead <= units // 100:
+            print(
+                f"nbvae: {run.folder}: {dead:.0f} of {units} units are dead, the latents tell next to nothing: train "
+                "longer, or with a lower --prior-lr, fewer --latents or a smaller --batch-size",
+                file=sys.stderr,
+            )
     for run in folders:
         written = [run.folder / name for name in (metrics_file(sampler), *(["dispersion.png"] * (sampler == "prior")))]
         print(*(path for path in written if path.exists()))
@@ -210,11 +219,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split off the modules that ``--import`` names before the command."""
-    rest, names = list(arguments), []
-    while rest and (rest[0] == "--import" or rest[0].startswith("--import=")):
-        word = rest.pop(0)
-        name = word.partition("=")[2] if "=" in word else rest.pop(0) if rest else ""
+    """Split off the modules that ``--import`` names, before or after the command."""
+    words, rest, names = list(arguments), [], []
+    while words:
+        word = words.pop(0)
+        if word != "--import" and not word.startswith("--import="):
+            rest.append(word)
+            continue
+        name = word.partition("=")[2] if "=" in word else words.pop(0) if words else ""
         if not name:
             raise InputError("--import needs the name of a module, as in nbvae --import my_module train ...")
         names.append(name)
@@ -227,13 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the arguments. Default: those of the process.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    command = next((word for word in words if word in COMMANDS), None)
 
     def parse() -> Callable[[], None]:
-        names, rest = _imports(sys.argv[1:] if arguments is None else arguments)
+        names, rest = _imports(words)
         call = subcommand_cli_from_dict(
             {name: commandline.deferred(command) for name, command in COMMANDS.items()},
             prog="nbvae",
-            description="Variational autoencoders with spike-count latents. Before the command, --import MODULE "
+            description="Variational autoencoders with spike-count latents. With every command, --import MODULE "
             "imports your own module, which may register variants, data sets and metrics.",
             args=rest,
             config=commandline.CONFIG,
@@ -245,4 +259,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         return with_imports
 
-    commandline.run(parse, "nbvae")
+    commandline.run(parse, "nbvae", f"nbvae {command} --help" if command else "nbvae --help")

@@ -115,7 +115,7 @@ def _warnings_in_one_line(program: str) -> Iterator[None]:
         yield
 
 
-def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
+def run(parse: Callable[[], Callable[[], None]], program: str, help_command: str) -> None:
     """Parse and run a command line.
 
     On invalid input, print one line and exit with status 2. Exit with 130 if interrupted, 143 if terminated.
@@ -123,6 +123,7 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
     Args:
         parse: parses the command line and returns the command to call.
         program: name of the program, with which messages begin.
+        help_command: what prints the flags, for messages about them.
     """
     complaint = io.StringIO()
     for name in ("stdout", "stderr"):
@@ -138,7 +139,7 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
             call = parse()
     except SystemExit as stop:
         if stop.code:
-            _fail(program, f"{_in_plain_words(_unboxed(complaint.getvalue()).rstrip('.'))}; see {program} --help")
+            _fail(program, f"{_in_plain_words(_unboxed(complaint.getvalue()).rstrip('.'))}; see {help_command}")
         raise
     except InputError as error:
         _fail(program, str(error))
@@ -170,4 +171,5 @@ def script(command: Callable[..., None]) -> None:
         plugins.import_modules()
         return tyro.cli(deferred(command), config=CONFIG)
 
-    run(parse, Path(sys.argv[0]).name)
+    program = Path(sys.argv[0]).name
+    run(parse, program, f"{program} --help")

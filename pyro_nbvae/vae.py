@@ -532,7 +532,8 @@ def in_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> 
         if support is not None and not bool(support.check(x.to(model.device)).all()):
             raise InputError(
                 f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {allowed}: choose another "
-                "--likelihood, or prepare the data (bernoulli needs 0 and 1, poisson and negative_binomial need counts)"
+                "--likelihood, or prepare the data (bernoulli needs 0 and 1: of pixels save (pixels > 127) as a bool "
+                ".npy file; poisson and negative_binomial need counts)"
             )
         yield x
 

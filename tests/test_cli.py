@@ -1,5 +1,7 @@
 """The command, as a user meets it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +105,8 @@ def test_help_names_every_flag(capsys):
         ("--kl-warmup -1", ["--kl-warmup must be 0 to 1,000,000 epochs, got -1"]),
         ("--device abacus", ["device 'abacus' is not available"]),
         ("--epochs many", ["--epochs", "'many'"]),
-        ("--colour red", ["unknown option or argument: --colour", "nbvae --help"]),
+        ("--colour red", ["unknown option or argument: --colour", "nbvae train --help"]),
+        ("--data some/where", ["some/where does not exist"]),
         ("--epochs 1.5", ["--epochs must be a whole number, got '1.5'"]),
         ("--lr fast", ["--lr must be a number, got 'fast'"]),
         ("--relaxation cold", ["unknown --relaxation 'cold': choose from arrival, auto, gumbel, integer"]),
@@ -119,6 +122,27 @@ def test_bad_flags(capsys, tmp_path, flags, parts):
     message = refused(capsys, "train", "--out", tmp_path / "run", *flags.split())
     assert all(part in message for part in parts), message
     assert not (tmp_path / "run").exists()
+
+
+def test_an_export_into_a_folder(capsys, folder, tmp_path):
+    assert "is a folder: --out must be the path of a file" in refused(capsys, "export", folder, "--out", tmp_path)
+
+
+def test_latents_that_tell_nothing_are_pointed_out(capsys, folder, tmp_path):
+    """With an encoder of zeros every posterior is the prior; the table still comes."""
+    run = Run(shutil.copytree(folder, tmp_path / "run"))
+    state = run.read_checkpoint()
+    for parameter in state["guide"].values():
+        parameter.zero_()
+    for name in ("model", "guide"):  # prior and posterior share their parameters
+        for key in state[name]:
+            if key.startswith("prior."):
+                state[name][key] = state["model"][key]
+    run.write_checkpoint(state)
+    for path, warned in ((run.folder, True), (folder, False)):
+        main(["evaluate", str(path), "--importance-samples", "0", "--samples", "2"])
+        out, err = capsys.readouterr()
+        assert "EX-C" in out and ("units are dead, the latents tell next to nothing" in err) == warned
 
 
 def test_missing_words(capsys):
@@ -157,7 +181,7 @@ def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):
         (np.zeros((16, 16), np.float32), "expected (batch, 1, 16, 16)"),
         (np.full((2, 1, 16, 16), 7.0), "expected values in [0, 1]"),
         (np.full((2, 1, 16, 16), 3, np.int64), "expected values in [0, 1]"),
-        (np.full((2, 1, 16, 16), np.nan), "values that are not finite"),
+        (np.full((2, 1, 16, 16), np.nan), "512 values that are NaN or infinite, the first at array[0, 0, 0, 0]"),
     ],
 )
 def test_images_of_the_wrong_shape_or_range(capsys, folder, tmp_path, array, part):

@@ -303,6 +303,13 @@ def test_columns_of_tables_have_headings_of_their_own():
     register_metric(METRICS["kl"])  # the same metric again
 
 
+def test_a_metric_that_is_no_number_is_named(run, monkeypatch):
+    tensor = METRICS["kl"]._replace(name="mine", heading="mine", compute=lambda e: e.held_out.unit_kl.sum())
+    monkeypatch.setitem(METRICS, "mine", tensor)
+    with pytest.raises(ValueError, match="metric mine gave a Tensor: its function must return a float, or None"):
+        evaluate(run, ["mine"], samples=2, progress=False)
+
+
 @pytest.mark.parametrize("rate", [1.0, 1e-9])
 def test_a_gradient_that_noise_hides_has_no_noise_to_signal_ratio(rate, tmp_path, monkeypatch):
     """Draws of one gradient have a ratio, and draws whose mean is 0 have none."""

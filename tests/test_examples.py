@@ -76,6 +76,9 @@ def test_a_family_of_ones_own_by_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "examples.own_family")
     main(["--import", "examples.own_family", *arguments])
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+    capsys.readouterr()
+    main(["generate", str(tmp_path / "run"), "--import=examples.own_family", "--count", "2"])  # behind the command too
+    assert "samples.png" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--import", "no_such_module", "train", "--out", str(tmp_path / "other")])
     error = capsys.readouterr().err.splitlines()[-1]

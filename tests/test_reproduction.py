@@ -431,6 +431,22 @@ def test_a_grid_that_names_what_does_not_exist(options, change, message):
         reproduce(GRID, replace(options, **change))
 
 
+def test_a_table_of_labels_needs_labels(options, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8))
+    with pytest.raises(InputError, match=r"x.npy has no labels, which the table latents needs"):
+        reproduce(table_of("latents"), replace(options, data=(str(tmp_path / "x.npy"),)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reason_that_runs_share_is_given_once(options, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((40, 7)))
+    convolutional = replace(GRID, varied=lambda base: {"": {**LINEAR, "decoder": "conv"}})
+    with pytest.raises(InputError) as caught:
+        reproduce(convolutional, replace(options, variants=("EX-C",), data=(str(tmp_path / "x.npy"),)))
+    assert str(caught.value).startswith("2 of 2 runs failed")
+    assert str(caught.value).count("conv networks need observations of shape") == 1
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_a_grid_that_can_be(name, options):
     table = table_of(name)

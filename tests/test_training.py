@@ -371,8 +371,16 @@ def test_a_run_knows_its_data_again(tmp_path, monkeypatch):
     np.save(path, np.concatenate([x[:1] + 0.1, x]))
     with pytest.raises(InputError, match=r"the data of .*run have changed since its training"):
         train(TrainConfig(**tiny, epochs=3), run.folder, resume=True, progress=False)
-    with pytest.raises(InputError, match=r"the data of .*run have changed since its training"):
-        evaluate(run, ["mse"], samples=2, progress=False)
+    readers = [
+        lambda: evaluate(run, ["mse"], samples=2, progress=False),
+        lambda: reconstruct(run, count=2),
+        lambda: generate(run, count=2, sampler="mixture"),
+        lambda: generate(run, count=2, sampler="posterior"),
+    ]
+    for read in readers:
+        with pytest.raises(InputError, match=r"the data of .*run have changed since its training"):
+            read()
+    generate(run, count=2)  # of the prior, which needs no data
     assert len(run.read_checkpoint()["log"]) == 2 and run.read_json("metrics.json") == before
 
 

@@ -56,7 +56,11 @@ def as_tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
             "(N, *event_shape), such as (N, 1) for one number each"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"{path} holds values that are not finite ({name})")
+        wrong = np.argwhere(~np.isfinite(array))
+        raise InputError(
+            f"{path} holds {len(wrong)} values that are NaN or infinite, the first at {name}{wrong[0].tolist()}: "
+            "remove or replace them"
+        )
     channels_last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
     if array.dtype == np.uint8 and (channels_last or (array.ndim == 3 and min(array.shape[1:]) >= SIDE)):
         right = ".transpose(0, 3, 1, 2)" if channels_last else "[:, None]"
@@ -180,6 +184,8 @@ def own_source(path: Path) -> Source:
             _read_picture(files[0]).shape, lambda _: _read_pictures(path, files), lambda _: files, cached=True
         )
     if not path.is_file():
-        raise InputError(f"{path} does not exist: give a registered name, a folder of images, a .npy or a .npz file")
+        raise InputError(
+            f"{path} does not exist: put it back, or give a registered name, a folder of images, a .npy or a .npz file"
+        )
     split = _read_npz(path) if path.suffix == ".npz" else _split(as_tensor(path, "array", read_npy(path)))
     return Source(tuple(split[0].shape[1:]), lambda _: split)

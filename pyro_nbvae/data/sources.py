@@ -133,6 +133,8 @@ def to_floats(x: Tensor) -> Tensor:
         >>> float(to_floats(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)).max())
         1.0
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"data must be a tensor, got {type(x).__name__}: torch.as_tensor(x)")
     return x.float().div_(255) if is_pixels(x) else x.float()
 
 
@@ -420,7 +422,7 @@ def source_of(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     path = expanded(name)
-    if (name.strip() and _is_dir(path)) or path.suffix in (".npy", ".npz"):
+    if (name.strip() and _is_dir(path)) or path.suffix in (".npy", ".npz") or os.sep in name:
         return own_source(path)
     raise InputError(
         f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, a .npy or a .npz file"

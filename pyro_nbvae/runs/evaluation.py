@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from pyro_nbvae.data import Data, load, to_bytes, to_floats
+from pyro_nbvae.data import Data, to_bytes, to_floats
 from pyro_nbvae.errors import InputError, check_member, check_number, check_seed
 from pyro_nbvae.metrics import (
     HeldOut,
@@ -77,14 +77,15 @@ class Evaluation:
         self.config, self.model, self.guide = self.run.load_from(state, self.device)
         self.log: list[dict[str, float]] = state["log"]
         self.made_by = state.get("made_by", {})
-        root = self.data_root or self.config.data_root
-        self.data: Data = load(self.config.data, root)
-        self.run.check_data(state, self.data)
+        self.data: Data = self.run.data_of(state, self.data_root)
         check_features(self.features)
         if self.data.images:
             for name in self.features:
                 network = build_features(
-                    name, self.config.data, data_root=root, inception_weights=self.inception_weights
+                    name,
+                    self.config.data,
+                    data_root=self.data_root or self.config.data_root,
+                    inception_weights=self.inception_weights,
                 )
                 self.networks[name] = network.to(self.model.device)
 
@@ -300,6 +301,9 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
     So do FID and KID in features that are not asked for now.
     """
     figures = {one: METRICS[one].compute(this) for one in names}
+    for one, figure in figures.items():
+        if not isinstance(figure, int | float | None):
+            raise InputError(f"metric {one} gave a {type(figure).__name__}: its function must return a float, or None")
     # read afterwards: another process may have added metrics meanwhile
     before = this.run.read_json(metrics_file(this.sampler))
     now = settings(len(this.log), this.seed, this.samples)

@@ -26,6 +26,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from pyro_nbvae import plugins
+from pyro_nbvae.data import load as load_data
 from pyro_nbvae.data.sources import Data
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
@@ -258,6 +259,17 @@ class Run:
                 "with another --out"
             )
 
+    def data_of(self, state: Checkpoint, data_root: str | None = None) -> Data:
+        """Load the data of the training, from ``data_root`` or from where they were then.
+
+        Raises:
+            InputError: as :func:`~pyro_nbvae.data.load` and :meth:`check_data`.
+        """
+        config, _ = self.config()
+        data = load_data(config.data, data_root or config.data_root)
+        self.check_data(state, data)
+        return data
+
     def set_aside(self) -> list[Path]:
         """Rename files that cannot be read, and the files that depend on them; return the new paths.
 
@@ -357,7 +369,7 @@ class Run:
             Path of the file.
 
         Raises:
-            InputError: if there is no trained run, or the folder of the file does not exist.
+            InputError: if there is no trained run, the folder of the file does not exist, or the path is a folder.
         """
         from safetensors.torch import save
 
@@ -368,5 +380,7 @@ class Run:
         path = path or self.folder / "weights.safetensors"
         if not path.parent.is_dir():
             raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: --out must be the path of a file")
         write_atomically(path, lambda file: file.write(content))
         return path

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pyro_nbvae.data import load, to_bytes, to_floats
+from pyro_nbvae.data import to_bytes, to_floats
 from pyro_nbvae.data.own import as_tensor, read_npy
 from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.errors import check_member, check_number
@@ -118,14 +118,16 @@ def generate(
         Path of the figure.
 
     Raises:
-        InputError: for a folder that contains no trained run, an unknown sampler, or a count out of range.
+        InputError: for a folder that contains no trained run, an unknown sampler, a count out of range, and, for
+            samplers that need them, data that have changed since the training.
     """
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)
-    config, model, guide = run.load(device)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
 
     def train() -> Tensor:
-        return load(config.data, data_root or config.data_root).train[: config.train_size]
+        return run.data_of(state, data_root).train[: config.train_size]
 
     drawer = sampler_of(sampler, model, guide, train)
     drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))
@@ -170,12 +172,14 @@ def reconstruct(
         Path of the figure.
 
     Raises:
-        InputError: for data whose shape or range does not match the run.
+        InputError: for data whose shape or range does not match the run, and for data that have changed since the
+            training.
     """
     check_number("--count", count, 1, MOST_SHOWN)
-    config, model, guide = run.load(device)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
     if data is None:
-        x = to_floats(load(config.data, data_root or config.data_root).test[:count])
+        x = to_floats(run.data_of(state, data_root).test[:count])
     else:
         x = read_observations(data)[:count]
         check_batch(x, model.event_shape, model.unit_interval)

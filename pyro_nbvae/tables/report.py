@@ -227,7 +227,7 @@ def reproduce(table: Table, options: Reproduction) -> str:
         InputError: for invalid options and, after the table is written, if a cell failed.
     """
     grid = cells(table, options)
-    check_options(grid, options)
+    check_options(table, grid, options)
     folder = Path(options.out) / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_grid(table, grid, options)
@@ -237,7 +237,10 @@ def reproduce(table: Table, options: Reproduction) -> str:
     write_csv(folder / f"{table.name}.csv", runs)
     if failed:
         print(text)
-        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        names: dict[str, list[str]] = {}
+        for name, reason in failed.items():
+            names.setdefault(reason, []).append(name)
+        why = "; ".join(f"{', '.join(each)}: {reason}" for reason, each in names.items())
         raise InputError(f"{len(failed)} of {len(grid)} runs failed; the same command tries them again: {why}")
     return text
 

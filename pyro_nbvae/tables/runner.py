@@ -12,6 +12,7 @@ from typing import NoReturn
 from tqdm.auto import tqdm
 
 from pyro_nbvae import plugins
+from pyro_nbvae.data import load
 from pyro_nbvae.errors import InputError, check_number
 from pyro_nbvae.metrics import build_features
 from pyro_nbvae.metrics.features import check_features
@@ -75,14 +76,17 @@ def _finished(cell: Cell) -> int:
     return min(max(rows, 0), cell.config.epochs or 0) + (cell.folder / metrics_file()).exists()
 
 
-def check_options(grid: Sequence[Cell], options: Reproduction) -> None:
+def check_options(table: Table, grid: Sequence[Cell], options: Reproduction) -> None:
     """Raise InputError for options with which the grid cannot run, before anything is trained."""
     check_number("--jobs", options.jobs, 1, 1_000)
     check_number("--samples", number_of_samples(options), 2, MOST_SAMPLES)
     if options.cluster is None:
         choose_device(options.device)
     check_features(options.features)
+    labelled = any(METRICS[name].of == "latents" for name in table.metrics)
     for data in {cell.config.data for cell in grid}:
+        if labelled and load(data, options.data_root).test_labels is None:
+            raise InputError(f"{data} has no labels, which the table {table.name} needs: give a .npz file with labels")
         for name in options.features:
             if name != "classifier":  # our classifiers are always available
                 build_features(name, data, data_root=options.data_root, inception_weights=options.inception_weights)

@@ -203,7 +203,7 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     The error is below 1e-8 * max(1, KL) in float64 and 2e-5 * max(1, KL) in float32 for r from 0.05 to 300, ratios of r
     up to e^2 either way and means from 1e-3 to 50. For ratios up to e^5, the largest that a guide can reach, with r
     from 1e-3 to 1e4 and means from 1e-4 to 1e4, it is below 1e-7 (float64) and 1e-4 (float32) times max(1, m_q, m_p).
-    Outside these ranges a finer rule is used, in double precision: for r from 1e-5 to 1e5 and means up to 1e5 the error
+    Outside these ranges a finer rule is used: for r from 1e-5 to 1e5 and means up to 1e5 the error
     is below 1e-5 (float64) and 1e-3 (float32) times max(1, KL). The error of a derivative g in log r_q or l_q is below
     5e-6 (float64) and 1e-5 (float32) times max(1, abs(g)) for r_p from 0.5 to 50, ratios of r up to e^5 and means from
     0.5 to 1000; in float32 it is below 1e-3 for means up to 1e4. For r from 1e-12 to 1e12 and |l| up to 60 the KL is

@@ -125,10 +125,14 @@ def batch_plate(data_size: int | None, size: int, device: torch.device) -> pyro.
 
 
 def draw_parameters(module: nn.Module) -> None:
-    """Draw all parameters that are random (PyroSample): outside of the batch, once for all its observations."""
+    """Draw the parameters with a fixed prior (PyroSample) outside of the batch, once for all its observations.
+
+    A prior that is a function may depend on the observation: it is drawn where it is read.
+    """
     for part in module.modules():
-        for name in part._pyro_samples if isinstance(part, PyroModule) else ():
-            getattr(part, name)  # Pyro keeps it until the model's call ends
+        for name, prior in part._pyro_samples.items() if isinstance(part, PyroModule) else ():
+            if isinstance(prior, Distribution):
+                getattr(part, name)  # Pyro keeps it until the model's call ends
 
 
 def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> torch.autocast:

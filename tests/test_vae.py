@@ -245,6 +245,18 @@ class Weights(PyroModule):
         return z @ self.weight.mT
 
 
+class Noisy(PyroModule):
+    """A decoder with a random layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.h = PyroSample(lambda self: dist.Normal(self.location, 1.0).to_event(1))
+
+    def forward(self, z):
+        self.location = z.sum(-1, keepdim=True).expand(-1, 5)
+        return self.h
+
+
 def test_random_weights_of_a_decoder_are_one_draw_for_a_batch():
     x = torch.rand(6, 5)
     model = NegativeBinomialModel((5,), 3, decoder=Weights())
@@ -257,6 +269,9 @@ def test_random_weights_of_a_decoder_are_one_draw_for_a_batch():
 
     trace = pyro.poutine.trace(model).get_trace(x)
     assert trace.nodes["decoder.weight"]["value"].shape == (5, 3)
+    layer = NegativeBinomialModel((5,), 3, decoder=Noisy())  # its prior depends on the observation
+    trace = pyro.poutine.trace(layer).get_trace(x)
+    assert trace.nodes["decoder.h"]["value"].shape == (6, 5)
     estimates = []
     for elbo in (AnalyticKL_ELBO(), pyro.infer.TraceMeanField_ELBO()):
         torch.manual_seed(4)

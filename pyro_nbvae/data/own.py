@@ -185,7 +185,8 @@ def own_source(path: Path) -> Source:
         )
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist: put it back, or give a registered name, a folder of images, a .npy or a .npz file"
+            f"{path} does not exist: give a registered name (--import its module), a folder of images, or a .npy or "
+            ".npz file"
         )
     split = _read_npz(path) if path.suffix == ".npz" else _split(as_tensor(path, "array", read_npy(path)))
     return Source(tuple(split[0].shape[1:]), lambda _: split)

@@ -422,7 +422,7 @@ def source_of(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     path = expanded(name)
-    if (name.strip() and _is_dir(path)) or path.suffix in (".npy", ".npz") or os.sep in name:
+    if (name.strip() and _is_dir(path)) or path.suffix in (".npy", ".npz") or len(path.parts) > 1:
         return own_source(path)
     raise InputError(
         f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, a .npy or a .npz file"

@@ -123,7 +123,11 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     @lazy_property
     def log_normalizer(self) -> Tensor:
         """Log of the sum of all weights, of the batch shape."""
-        return log_normalizer(type(self), len(self.parameters))(*self.parameters)
+        return self._log_normalizer.to(self.parameters[0].dtype)
+
+    @lazy_property
+    def _log_normalizer(self) -> Tensor:
+        return log_normalizer(type(self), len(self.parameters))(*(p.double() for p in self.parameters))
 
     @lazy_property
     def mean(self) -> Tensor:
@@ -160,10 +164,9 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         if self._validate_args:
             self._validate_sample(value)
         dtype = torch.promote_types(value.dtype, self.parameters[0].dtype)
-        # a difference of two numbers that may be large
-        own = [p.double() for p in self.parameters]
-        k, *here = torch.broadcast_tensors(value.double(), *own)
-        return (self.log_weight(k, *here) - log_normalizer(type(self), len(own))(*own)).to(dtype)
+        # in double precision: a difference of two numbers that may be large
+        k, *own = (x.double() for x in torch.broadcast_tensors(value, *self.parameters))
+        return (self.log_weight(k, *own) - self._log_normalizer).to(dtype)
 
     def _exact(self, shape: Size) -> Tensor:
         own = [full_precision(p.expand(shape).reshape(-1)) for p in self.parameters]

@@ -72,8 +72,8 @@ class Rule(NamedTuple):
 # By precision of the result, coarse to fine: an element takes the first that serves it. All are computed in double.
 _FINEST = Rule(1e-16, 0.0168, 440, math.inf, math.inf)
 _RULES = {
-    torch.float32: (Rule(1e-8, 0.13, 32, 5.7, 2.0), Rule(1e-8, 0.08, 56, 9.3, 5.5), _FINEST),
-    torch.float64: (Rule(1e-10, 0.1, 48, 5.7, 2.0), Rule(1e-10, 0.07, 64, 9.3, 5.5), _FINEST),
+    torch.float32: (Rule(1e-8, 0.13, 32, 5.7, 2.0), Rule(1e-8, 0.07, 64, 9.3, 5.5), _FINEST),
+    torch.float64: (Rule(1e-10, 0.1, 48, 5.7, 2.0), Rule(1e-10, 0.06, 80, 9.3, 5.5), _FINEST),
 }
 _TABLES = {dtype: tuple(rule.table() for rule in rules) for dtype, rules in _RULES.items()}
 
@@ -115,8 +115,9 @@ def _dispersion_integral(
 def _integral_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The derivatives of J in r_q, l_q and r_p by a rule of double precision, in differentiable operations."""
     _, usual, finest = _RULES[torch.float64]
+    served = usual.serves(r_q, l_q, r_p, torch.zeros_like(l_q)).all()
     try:
-        rule = usual if bool(usual.serves(r_q, l_q, r_p, torch.zeros_like(l_q)).all()) else finest
+        rule = usual if bool(served) else finest
     except RuntimeError:  # under vmap an element's value cannot choose
         rule = finest
     t, weight = _abscissas(rule, *(x.detach() for x in (r_q, r_p, mean)))
@@ -153,7 +154,7 @@ def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Te
     outputs = [torch.empty(r_q.shape, dtype=r_q.dtype) for _ in range(5)]
     arrays = [x.contiguous().reshape(-1) for x in (r_q, l_q, r_p, l_p, *outputs)]
     tail, _, _, reach, ratio = map(np.array, zip(*_RULES[r_q.dtype], strict=True))
-    options = _TABLES[r_q.dtype], tail, reach, ratio
+    options = _TABLES[r_q.dtype], tuple(np.log(tail).tolist()), reach, ratio
     in_pieces(compiled().negative_binomial_kl, r_q.numel(), *arrays, options=options)
     return tuple(outputs)
 

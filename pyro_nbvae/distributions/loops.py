@@ -543,16 +543,16 @@ def _sum(terms):
 
 
 @compile_loop
-def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, tables, tail, reach, ratio):
+def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, tables, log_tail, reach, ratio):
     """Loop of :func:`pyro_nbvae.distributions.kl.negative_binomial_kl`.
 
     Args:
-        tables, tail, reach, ratio: of the three rules, see :class:`pyro_nbvae.distributions.kl.Rule`.
+        tables, log_tail, reach, ratio: of the three rules, see :class:`pyro_nbvae.distributions.kl.Rule`.
     """
     n = len(r_q)
     odds, mean, scale, terms = np.empty(n), np.empty(n), np.empty(n), np.empty((5, n))
     rule, work = np.empty(n, np.int64), np.empty((4, tables[-1].shape[1]))
-    log_tail, log_last = math.log(tail[0]), math.log(tail[-1])
+    coarse, middle, finest = log_tail
     # all but the integrals, in vectors of latents
     for i in range(n):
         a, x, b, y = np.float64(r_q[i]), np.float64(l_q[i]), np.float64(r_p[i]), np.float64(l_p[i])
@@ -564,8 +564,9 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
         above = (furthest > reach[0]) | (apart > ratio[0])
         far_above = (furthest > reach[1]) | (apart > ratio[1])
         rule[i] = np.int64(above) + np.int64(far_above)
+        tail = finest if far_above else middle if above else coarse
         # the abscissas are those of pyro_nbvae.distributions.kl._abscissas
-        last = (_log1p(mean[i]) - (log_last if far_above else log_tail)) / min(a, b)
+        last = (_log1p(mean[i]) - tail) / min(a, b)
         scale[i] = max(last / math.e, 1e-100)
         gain, soft_p = log_a - log_b + _softplus_difference(-y, -within), _softplus(y)
         odds_p = _exp(max(min(y, 700.0), -700.0))

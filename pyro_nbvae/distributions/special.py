@@ -69,8 +69,9 @@ def log_ratio(x: Tensor, y: Tensor) -> Tensor:
     quotient = x / y
     limits = torch.finfo(quotient.dtype)
     ordinary = (quotient >= limits.tiny) & (quotient <= limits.max)
-    # the first branch is finite where it is not used, so that its gradient is too
-    return torch.where(ordinary, torch.log(torch.where(ordinary, quotient, 1.0)), torch.log(x) - torch.log(y))
+    # the first branch has a finite gradient where it is not used
+    a, b = (torch.where(ordinary, v, 1.0) for v in (x, y))
+    return torch.where(ordinary, torch.log(a / b), torch.log(x) - torch.log(y))
 
 
 def log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:

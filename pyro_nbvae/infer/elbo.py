@@ -39,7 +39,6 @@ from torch.distributions import Distribution, HalfNormal, Independent, Transform
 from torch.distributions.constraints import Constraint
 from torch.distributions.kl import _KL_REGISTRY
 
-from pyro_nbvae.distributions.counts import CountDistribution
 from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
@@ -187,7 +186,8 @@ def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> 
                 f"{family(site['fn'])} of the model has {tuple(theirs)}: make them equal with .to_event or .expand"
             )
         ours, theirs = (torch.Size(one["fn"].batch_shape) for one in (guide_sites[name], site))
-        if ours.numel() != theirs.numel():  # one draw would count for several
+        most = max(len(ours), len(theirs))
+        if (1,) * (most - len(ours)) + ours != (1,) * (most - len(theirs)) + theirs:  # one draw would count for several
             raise ValueError(
                 f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has batch shape {tuple(ours)} and "
                 f"{family(site['fn'])} of the model has {tuple(theirs)}: sample both in the same plates"
@@ -223,10 +223,12 @@ class SiteKL_ELBO(Trace_ELBO):
             particles), in nats, summed over the batch and detached.
 
     Raises:
-        ValueError: for a latent site of the model that the guide lacks, or that has another event shape there. Also if
-            the guide draws b before a and the model a before b: the KL at b may then be that of p(b | a) at an a that
-            depends on b. (:class:`MonteCarloKL_ELBO` accepts this order.)
-        NotImplementedError: for a gradient through a site of the guide without ``rsample``.
+        ValueError: for a latent site of the model that the guide lacks, or that has another event or batch shape there,
+            and for a KL that is not of the batch shape. Also if the guide draws b before a and the model a before b:
+            the KL at b may then be that of p(b | a) at an a that depends on b. (:class:`MonteCarloKL_ELBO` accepts this
+            order.)
+        NotImplementedError: for a gradient through a site of the guide without ``rsample``, and for the mass of a
+            zero-inflated family at relaxed counts.
 
     Example::
 
@@ -380,14 +382,19 @@ def _folds(distribution: Distribution) -> bool:
     return any(not transform.bijective for transform in distribution.transforms)
 
 
-def _has_own_law(distribution: Distribution) -> bool:
-    """Whether a user's subclass of a family has a ``log_prob`` of its own, and no KL registered for it."""
-    own: Any = type(base_distribution(distribution))
-    known = next(c for c in own.__mro__ if c.__module__.split(".")[0] in ("torch", "pyro", "pyro_nbvae"))
-    if known is CountDistribution or own.log_prob is known.log_prob:  # its subclasses state their law by log_weight
-        return False
-    above = own.__mro__[: own.__mro__.index(known)]
-    return not any(c in above for pair in _KL_REGISTRY for c in pair)
+def _law(family: Any) -> Any:
+    """The class that a user's family has its ``log_prob`` from; for a family of a package's, Distribution."""
+    law = next(c for c in family.__mro__ if "log_prob" in vars(c))
+    return Distribution if law.__module__.split(".")[0] in ("torch", "pyro", "pyro_nbvae") else law
+
+
+def _is_of_another_law(q: Distribution, p: Distribution) -> bool:
+    """Whether the KL of the pair is registered only for classes above, whose ``log_prob`` a subclass has replaced."""
+    of_q, of_p = (type(base_distribution(d)) for d in (q, p))
+    a, b = _law(of_q), _law(of_p)
+    return not (a is b is Distribution) and not any(
+        issubclass(of_q, x) and issubclass(of_p, y) and issubclass(x, a) and issubclass(y, b) for x, y in _KL_REGISTRY
+    )
 
 
 def registered_kl(q: Distribution, p: Distribution) -> Tensor:
@@ -397,7 +404,7 @@ def registered_kl(q: Distribution, p: Distribution) -> Tensor:
         NotImplementedError: if there is none, or if it would be that of folded distributions before they are folded, or
             of a family whose ``log_prob`` a subclass has replaced.
     """
-    if any(_folds(d) or _has_own_law(d) for d in (q, p)):
+    if _folds(q) or _folds(p) or _is_of_another_law(q, p):
         raise NotImplementedError
     return kl_divergence(q, p)
 

@@ -229,9 +229,8 @@ class Trainer:
             state = self.checkpoint(resume) if self.run.checkpoint_path.exists() else None
             trained = len(state["log"]) if state is not None else 0
             # also waits until the folder is known to belong to this run
-            self.group.check_same(
-                {"configuration": dataclasses.asdict(self.config), "data": self.data.fingerprint, "epochs": trained}
-            )
+            flags = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _MAY_CHANGE}
+            self.group.check_same({**flags, "data": self.data.fingerprint, "trained epochs": trained})
             yield state
 
     def checkpoint(self, resume: bool) -> Checkpoint:

@@ -330,6 +330,15 @@ def test_an_exact_kl_is_not_that_of_a_class_above():
     torch.distributions.register_kl(Lightest, RelaxedNegativeBinomial)(lambda q, p: torch.tensor(7.0))
     assert AnalyticKL_ELBO().loss(lambda: pyro.sample("z", plain), lambda: pyro.sample("z", own)) == 7
 
+    class Below(Lightest):
+        def log_prob(self, value):
+            return super().log_prob(value) + 1
+
+    below = Below(torch.tensor(2.0), logits=torch.tensor(0.5))
+    for q, p in ((plain, own), (own, own), (below, plain)):  # not the pair that was registered
+        with pytest.raises(NotImplementedError, match="there is no KL for"):
+            AnalyticKL_ELBO().loss(lambda p=p: pyro.sample("z", p), lambda q=q: pyro.sample("z", q))
+
 
 def test_a_zero_inflated_prior_is_of_integers():
     """Its mass jumps at 0, where relaxed counts seldom are; integers give the KL of direct summation."""
@@ -355,6 +364,13 @@ def test_a_guides_site_that_is_not_in_the_models_plate_is_named():
     for validate in (True, False):
         with pyro.validation_enabled(validate), pytest.raises(ValueError, match=r"batch shape \(\) .* has \(4,\)"):
             AnalyticKL_ELBO().loss(model, lambda: pyro.sample("z", dist.Normal(1.0, 1.0)))
+
+    def sideways():
+        with pyro.plate("data", 4, dim=-2):
+            pyro.sample("z", dist.Normal(1.0, 1.0))
+
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=r"batch shape \(4, 1\) .* has \(4,\)"):
+        AnalyticKL_ELBO().loss(model, sideways)
 
 
 def test_a_flow_without_an_inverse():

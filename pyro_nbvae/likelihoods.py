@@ -154,6 +154,9 @@ class NegativeBinomial(Likelihood):
         >>> x = likelihood(torch.zeros(3))
         >>> torch.allclose(x.variance, x.mean + x.mean**2)
         True
+
+    Raises:
+        ValueError: if it is called before :meth:`setup`.
     """
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
@@ -166,6 +169,8 @@ class NegativeBinomial(Likelihood):
             )
 
     def forward(self, h: Tensor) -> distributions.NegativeBinomial:
+        if not hasattr(self, "log_total_count"):
+            raise InputError("this likelihood has no dispersions yet: call its setup(event_shape), as a new model does")
         logits = (log_softplus(h) - self.log_total_count).clamp(-60, 60)  # the range of the distribution
         return distributions.NegativeBinomial(self.log_total_count.exp(), logits=logits)
 

@@ -50,6 +50,15 @@ def textbook(name, h, x):
     return d.log_prob(x).flatten(1).sum(1)
 
 
+def test_a_likelihood_that_a_model_gets_later_says_what_it_needs():
+    model = NegativeBinomialModel((5,), 3, decoder="linear")
+    model.likelihood = likelihoods.NegativeBinomial()
+    with pytest.raises(ValueError, match=r"call its setup\(event_shape\)"):
+        model(torch.ones(2, 5))
+    model.likelihood.setup((5,))
+    assert model(torch.ones(2, 5)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("h", [-100.0, -61.0, 100.0])
 def test_a_negative_binomial_takes_all_outputs(h):
     """Whatever the dispersion: its logits stay in the range that the distribution accepts."""

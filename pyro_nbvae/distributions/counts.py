@@ -123,10 +123,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     @lazy_property
     def log_normalizer(self) -> Tensor:
         """Log of the sum of all weights, of the batch shape."""
-        return self._log_normalizer.to(self.parameters[0].dtype)
+        return log_normalizer(type(self), len(self.parameters))(*self.parameters)
 
     @lazy_property
-    def _log_normalizer(self) -> Tensor:
+    def _precise_log_normalizer(self) -> Tensor:
         return log_normalizer(type(self), len(self.parameters))(*(p.double() for p in self.parameters))
 
     @lazy_property
@@ -166,7 +166,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         dtype = torch.promote_types(value.dtype, self.parameters[0].dtype)
         # in double precision: a difference of two numbers that may be large
         k, *own = (x.double() for x in torch.broadcast_tensors(value, *self.parameters))
-        return (self.log_weight(k, *own) - self._log_normalizer).to(dtype)
+        return (self.log_weight(k, *own) - self._precise_log_normalizer).to(dtype)
 
     def _exact(self, shape: Size) -> Tensor:
         own = [full_precision(p.expand(shape).reshape(-1)) for p in self.parameters]

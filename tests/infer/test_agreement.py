@@ -88,9 +88,9 @@ def test_an_autoguide_reaches_the_evidence_and_the_posterior(estimator):
     svi = SVI(gamma_poisson, guide, ClippedAdam({"lr": 0.05, "lrd": 0.995}), loss=estimator(num_particles=5))
     for _ in range(600):
         svi.step()
-    bound = -estimates(Trace_ELBO(), gamma_poisson, guide, 2000)
+    bound = -estimates(Trace_ELBO(), gamma_poisson, guide, 1000)
     assert evidence() - 0.05 < float(bound.mean()) < evidence() + 4 * float(bound.std()) / math.sqrt(2000)
-    rates = torch.stack([guide()["rate"].detach() for _ in range(2000)])
+    rates = torch.stack([guide()["rate"].detach() for _ in range(1000)])
     assert float(rates.mean()) == pytest.approx((2 + 7) / (0.5 + 2), rel=0.05)
 
 
@@ -117,7 +117,7 @@ def bottom_up(relaxation=None):
 
 @pytest.mark.parametrize("estimator", OURS)
 def test_a_guide_in_the_models_order(estimator):
-    agree(estimates(estimator(), layers, top_down, 700), estimates(Trace_ELBO(), layers, top_down, 700))
+    agree(estimates(estimator(), layers, top_down, 350), estimates(Trace_ELBO(), layers, top_down, 350))
 
 
 def test_a_guide_out_of_order_is_refused_or_sampled_jointly():
@@ -125,9 +125,9 @@ def test_a_guide_out_of_order_is_refused_or_sampled_jointly():
         ValueError, match=r"AnalyticKL_ELBO: the guide draws 'z' before 'h' and the model 'h' before 'z'"
     ):
         AnalyticKL_ELBO().loss(layers, bottom_up)
-    reference = estimates(Trace_ELBO(), layers, bottom_up, 700)
+    reference = estimates(Trace_ELBO(), layers, bottom_up, 350)
     for samples in (1, 5):
-        agree(estimates(MonteCarloKL_ELBO(samples), layers, bottom_up, 700), reference)
+        agree(estimates(MonteCarloKL_ELBO(samples), layers, bottom_up, 350), reference)
     many = MonteCarloKL_ELBO(4, num_particles=50, vectorize_particles=True, max_plate_nesting=0)
     agree(estimates(many, layers, bottom_up, 100), reference[:100])
     # fresh samples take noise away
@@ -149,7 +149,7 @@ def test_gradients_of_joint_samples():
         pyro.sample("h", dist.Normal(0.4 * z - 1, 0.6))
 
     def gradients(elbo):
-        losses = (elbo.differentiable_loss(layers, guide) for _ in range(500))
+        losses = (elbo.differentiable_loss(layers, guide) for _ in range(300))
         return torch.tensor([torch.autograd.grad(loss, shift)[0] for loss in losses], dtype=torch.float64)
 
     agree(gradients(MonteCarloKL_ELBO(3)), gradients(Trace_ELBO()))
@@ -180,10 +180,12 @@ def scaled(program, site, **options):
 def test_scale_and_mask_of_one_latent(options, where, estimator):
     model = layers if where == "guide" else scaled(layers, "z", **options)
     guide = top_down if where == "model" else scaled(top_down, "z", **options)
-    reference = estimates(Trace_ELBO(), model, guide, 700)
-    agree(estimates(estimator(), model, guide, 700), reference)
+    pyro.set_rng_seed(1)
+    reference = estimates(Trace_ELBO(), model, guide, 350)
+    agree(estimates(estimator(), model, guide, 350), reference)
     if where != "both":  # there the KL, which is small, is all that changes
-        plain = estimates(Trace_ELBO(), layers, top_down, 700)
+        pyro.set_rng_seed(1)  # on the same noise
+        plain = estimates(Trace_ELBO(), layers, top_down, 350)
         assert abs(float(reference.mean() - plain.mean())) > 0.2, "the case shows nothing"
 
 
@@ -211,7 +213,7 @@ def test_masks_of_distributions(estimator):
 
     for one, other in ((True, False), (False, True), (True, True)):
         pair = program(one), guide_of(other)
-        agree(estimates(estimator(), *pair, 700), estimates(Trace_ELBO(), *pair, 700))
+        agree(estimates(estimator(), *pair, 350), estimates(Trace_ELBO(), *pair, 350))
 
 
 # --- an exact prior --------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def test_sites_that_only_the_guide_has(estimator, kind):
         else:
             pyro.sample("extra", dist.Normal(2 * h, weight), infer={"is_auxiliary": True})
 
-    agree(estimates(estimator(), layers, guide, 700), estimates(Trace_ELBO(), layers, guide, 700))
+    agree(estimates(estimator(), layers, guide, 350), estimates(Trace_ELBO(), layers, guide, 350))
 
 
 def test_the_terms_are_of_one_particle():

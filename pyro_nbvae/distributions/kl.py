@@ -15,6 +15,7 @@ See also: docs/mathematics.md, section 3 (Kullback–Leibler divergences).
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ class Rule(NamedTuple):
     reach: float
     ratio: float
 
+    @functools.cache  # noqa: B019 - of a few rules, which live as long as the module
     def table(self) -> np.ndarray:
         """exp(v - exp(-v)), and the weights of dt / t, (2, nodes)."""
         v = _RIGHT - self.step * (np.arange(self.nodes) + 0.5)
@@ -75,7 +77,6 @@ _RULES = {
     torch.float32: (Rule(1e-8, 0.13, 32, 5.7, 2.0), Rule(1e-8, 0.07, 64, 9.3, 5.5), _FINEST),
     torch.float64: (Rule(1e-10, 0.1, 48, 5.7, 2.0), Rule(1e-10, 0.06, 80, 9.3, 5.5), _FINEST),
 }
-_TABLES = {dtype: tuple(rule.table() for rule in rules) for dtype, rules in _RULES.items()}
 
 
 def _abscissas(rule: Rule, r_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,8 +154,9 @@ def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Te
         return _value_by_operations(r_q, l_q, r_p, l_p)
     outputs = [torch.empty(r_q.shape, dtype=r_q.dtype) for _ in range(5)]
     arrays = [x.contiguous().reshape(-1) for x in (r_q, l_q, r_p, l_p, *outputs)]
-    tail, _, _, reach, ratio = map(np.array, zip(*_RULES[r_q.dtype], strict=True))
-    options = _TABLES[r_q.dtype], tuple(np.log(tail).tolist()), reach, ratio
+    rules = _RULES[r_q.dtype]
+    tail, _, _, reach, ratio = map(np.array, zip(*rules, strict=True))
+    options = tuple(rule.table() for rule in rules), tuple(np.log(tail).tolist()), reach, ratio
     in_pieces(compiled().negative_binomial_kl, r_q.numel(), *arrays, options=options)
     return tuple(outputs)
 

@@ -19,7 +19,6 @@ from pyro_nbvae.distributions import (
     check_family,
     poisson_window,
 )
-from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, GaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
@@ -97,19 +96,13 @@ def up_to_40(nats, rate):
 
 @pytest.mark.parametrize("use", ["sample", "rsample", "mean", "entropy"])
 def test_weights_that_are_nan_and_windows_that_end_before_they_begin(use):
-    for family, message in (
-        (
-            of_weights(lambda k, rate: poisson(k, rate) + 0 * k.log(), poisson_window, validate_args=False),
-            "log_weight is nan at a count of 0",
-        ),
-        (
-            of_weights(poisson, lambda nats, rate: poisson_window(nats, rate)[::-1], validate_args=False),
-            "window ends before it begins",
-        ),
+    """Without validation, which would say so, they are never numbers."""
+    for family in (
+        of_weights(lambda k, rate: poisson(k, rate) + 0 * k.log(), poisson_window, validate_args=False),
+        of_weights(poisson, lambda nats, rate: poisson_window(nats, rate)[::-1], validate_args=False),
     ):
-        with pytest.raises(DivergedError, match=message):
-            value = getattr(family, use)
-            value() if callable(value) else value
+        value = getattr(family, use)
+        assert (value() if callable(value) else value).isnan().all()
 
 
 def around(nats, rate):

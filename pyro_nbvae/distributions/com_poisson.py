@@ -9,16 +9,6 @@ from torch import Tensor
 from pyro_nbvae.distributions.counts import CountDistribution, poisson_log_weight, poisson_window
 
 
-class _NormalPositive(constraints.Constraint):
-    """Positive, and far enough from 0 that its reciprocal is finite."""
-
-    def check(self, value: Tensor) -> Tensor:
-        return value >= 10 * torch.finfo(value.dtype).tiny
-
-    def __repr__(self) -> str:
-        return "Positive(at least ten times the smallest normal number)"
-
-
 class ConwayMaxwellPoisson(CountDistribution):
     r"""Conway-Maxwell-Poisson distribution: counts of any dispersion.
 
@@ -30,12 +20,11 @@ class ConwayMaxwellPoisson(CountDistribution):
 
     The errors of mean, variance, entropy, ``log_prob`` and KL are below 1e-8 * max(1, value) in float64 and
     1e-4 * max(1, value) in float32, for means from 1e-3 to 1e3 and nu from e^-3 to e^5. Outside this range they are
-    finite. The cost grows with the width of the window, about 12 standard deviations in float32; a window wider than
-    2^20 counts raises DivergedError.
+    finite. The cost grows with the width of the window, about 12 standard deviations in float32. Windows wider than
+    2^20 counts are refused as :class:`CountDistribution` says. At rate 0 every count is 0.
 
     Args:
-        rate: :math:`\mu`, at least ten times the smallest normal number (1e-37 in float32); broadcasts with ``nu`` to
-            the batch shape.
+        rate: :math:`\mu`, not negative; broadcasts with ``nu`` to the batch shape.
         nu: :math:`\nu`, positive.
         relaxation, validate_args: as :class:`CountDistribution`.
 
@@ -54,7 +43,7 @@ class ConwayMaxwellPoisson(CountDistribution):
         [1.74, 1.0, 0.28]
     """
 
-    arg_constraints = {"rate": _NormalPositive(), "nu": constraints.positive}
+    arg_constraints = {"rate": constraints.nonnegative, "nu": constraints.positive}
 
     @staticmethod
     def log_weight(k: Tensor, rate: Tensor, nu: Tensor) -> Tensor:

@@ -12,17 +12,25 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
-from torch.distributions.utils import lazy_property
 from typing_extensions import Self
 
 from pyro_nbvae.distributions import special
+from pyro_nbvae.distributions.elementwise import double, full_precision, register_part
 from pyro_nbvae.distributions.family_checks import check_often
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, NegativeBinomials
-from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation, full_precision
+from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
+from pyro_nbvae.distributions.relaxations.base import SAMPLERS, check_relaxation
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import largest_count
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
-from pyro_nbvae.distributions.windows import Weights, draw, expectation, log_normalizer
+from pyro_nbvae.distributions.windows import (
+    WIDEST,
+    Integrand,
+    Weights,
+    draw,
+    expectation,
+    log_normalizer,
+    most_probable,
+)
 
 _DEFINED = ("arg_constraints", "log_weight", "scores", "window")
 
@@ -77,6 +85,13 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     log_weight: Callable[..., Tensor]
     scores: Callable[..., tuple[Tensor | None, ...]]
     window: Callable[..., tuple[Tensor, Tensor]]
+    key: str
+    log_ratio: _LogOther
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        cls.key = register_part(cls, cls.__qualname__)
+        cls.log_ratio = _LogOther(cls)
 
     def __init__(
         self,
@@ -117,33 +132,61 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         new._validate_args = self._validate_args
         return new
 
-    def _expect(self, integrand: type, *arguments: Tensor) -> Tensor:
-        return expectation(type(self), len(self.parameters), integrand)(*self.parameters, *arguments)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of samples and results."""
+        return functools.reduce(torch.promote_types, (p.dtype for p in self.parameters))
 
-    @lazy_property
+    @property
+    def _full(self) -> tuple[Tensor, ...]:
+        """The parameters in one precision; half precisions as single precision."""
+        return tuple(full_precision(p.to(self.dtype)) for p in self.parameters)
+
+    def checked(self, value: Tensor) -> Tensor:
+        """Return a value that is nan where a sum over counts cannot be computed.
+
+        Raises:
+            DivergedError: with validation on, if it is nan anywhere.
+        """
+        if self._validate_args and bool(value.isnan().any()):
+            raise DivergedError(
+                f"{type(self).__name__} has parameters too extreme for a sum over counts: its windows must have at "
+                f"most {WIDEST:,} counts"
+            )
+        return value
+
+    def _expect(self, integrand: Integrand, *arguments: Tensor) -> Tensor:
+        return self.checked(expectation(type(self), integrand, *self._full, *arguments))
+
+    @property
     def log_normalizer(self) -> Tensor:
         """Log of the sum of all weights, of the batch shape."""
-        return log_normalizer(type(self), len(self.parameters))(*self.parameters)
+        return self.checked(log_normalizer(type(self), *self.parameters))
 
-    @lazy_property
-    def _precise_log_normalizer(self) -> Tensor:
-        return log_normalizer(type(self), len(self.parameters))(*(p.double() for p in self.parameters))
-
-    @lazy_property
+    @property
     def mean(self) -> Tensor:
         """Mean count, of the batch shape."""
-        return self._expect(_Count)
+        return self._expect(_Count).to(self.dtype)
 
-    @lazy_property
+    @property
     def variance(self) -> Tensor:
         """Variance of the count, of the batch shape."""
-        mean = self.mean
+        mean = self._expect(_Count)
         about = mean.detach()
-        return self._expect(_SquaredDistance, about) - (mean - about).square()
+        return (self._expect(_SquaredDistance, about) - (mean - about).square()).to(self.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable count, of the batch shape, without a gradient; the smallest, if several are.
+
+        It is searched in the window.
+        """
+        with torch.no_grad():
+            return self.checked(most_probable(type(self), self._full)).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """Return the entropy in nats, of the batch shape."""
-        return self._expect(_Surprise)
+        return self._expect(_Surprise).to(self.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value); ``value`` broadcasts with the batch shape.
@@ -163,26 +206,40 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """
         if self._validate_args:
             self._validate_sample(value)
-        dtype = torch.promote_types(value.dtype, self.parameters[0].dtype)
+        dtype = torch.promote_types(value.dtype, self.dtype)
         # in double precision: a difference of two numbers that may be large
-        k, *own = (x.double() for x in torch.broadcast_tensors(value, *self.parameters))
-        return (self.log_weight(k, *own) - self._precise_log_normalizer).to(dtype)
+        k, *own = (double(x) for x in torch.broadcast_tensors(value, *self.parameters))
+        normalizer = self.checked(log_normalizer(type(self), *map(double, self.parameters)))
+        return (self.log_weight(k, *own) - normalizer).to(value.device, dtype)
 
     def _exact(self, shape: Size) -> Tensor:
-        own = [full_precision(p.expand(shape).reshape(-1)) for p in self.parameters]
-        return draw(type(self), own, gradient=False)[0].reshape(shape).to(self.parameters[0].dtype)
+        own = [p.expand(shape).reshape(-1) for p in self._full]
+        return draw(type(self), own, gradient=False)[0].reshape(shape).to(self.dtype)
 
-    def integer_sampler(self, shape: Size) -> tuple[Callable[..., list[Tensor]], tuple[Tensor, ...]]:
-        return lambda *own: draw(type(self), own), tuple(p.expand(shape) for p in self.parameters)
+    def integer_sampler(self, shape: Size) -> tuple[str, tuple[Tensor, ...]]:
+        return f"counts/{self.key}", tuple(p.expand(shape) for p in self._full)
 
 
-class _Count:
+SAMPLERS.makers["counts"] = lambda name, family: lambda seed, parameters, temperature: draw(family, parameters)
+
+
+class _Integrand:
+    """Base class of integrands; each is a part of the kernels' names."""
+
+    key: str
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        cls.key = register_part(cls, cls.__name__)
+
+
+class _Count(_Integrand):
     tables = staticmethod(lambda k: (k,))
     value = staticmethod(lambda k, log_mass, count: count)
     gradient = staticmethod(lambda count: ())
 
 
-class _SquaredDistance:
+class _SquaredDistance(_Integrand):
     """Squared distance of the count from a fixed point."""
 
     tables = staticmethod(lambda k, point: ((k - point).square(),))
@@ -190,19 +247,19 @@ class _SquaredDistance:
     gradient = staticmethod(lambda square: (None,))
 
 
-class _Surprise:
+class _Surprise(_Integrand):
     tables = staticmethod(lambda k: ())
     value = staticmethod(lambda k, log_mass: -log_mass.masked_fill(log_mass == -torch.inf, 0))
     gradient = staticmethod(lambda: ())
 
 
-class _AtMost:
+class _AtMost(_Integrand):
     tables = staticmethod(lambda k, value: ((k <= value).to(value.dtype),))
     value = staticmethod(lambda k, log_mass, indicator: indicator)
     gradient = staticmethod(lambda indicator: (None,))
 
 
-class _LogRatio:
+class _LogRatio(_Integrand):
     """log q(k) - log p(k), from tables of log p and of its derivatives in p's parameters."""
 
     smooth = True  # whether log p is a smooth function of k from 1 on
@@ -218,6 +275,8 @@ class _LogRatio:
 
 class _LogPoisson(_LogRatio):
     """The Poisson, given by its log mass and its score, as either side of a KL."""
+
+    arg_constraints = {"rate": constraints.nonnegative}
 
     @staticmethod
     def as_com_poisson(rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,6 +301,8 @@ class _LogPoisson(_LogRatio):
 
 class _LogNegativeBinomial(_LogRatio):
     """The negative binomial, given by its log mass and its scores, as either side of a KL."""
+
+    arg_constraints = {"total_count": constraints.nonnegative, "logits": constraints.real}
 
     @staticmethod
     def window(nats: float, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,14 +336,16 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
     Args:
         k: counts of the shape of ``rate``, or windows (width, 1) or (width, n) for a ``rate`` of shape (n,).
     """
+    none = rate == 0
     rate = rate.clamp(min=torch.finfo(rate.dtype).tiny)
     if k.dim() <= rate.dim():
-        return special.poisson_log_prob(k, rate)
+        return special.poisson_log_prob(k, rate).masked_fill(none & (k > 0), -torch.inf)
     middle = k[len(k) // 2].clamp(min=1)
     count, a = k.double(), middle.double()
     of_counts = (count * a.log() - a - torch.lgamma(count + 1)).to(k.dtype)  # log Poisson(k; a)
     of_rates = special.poisson_deviance(middle, rate)
-    return torch.addcmul(of_counts - of_rates, k - middle, special.log_ratio(rate, middle))
+    log_mass = torch.addcmul(of_counts - of_rates, k - middle, special.log_ratio(rate, middle))
+    return log_mass.masked_fill(none & (k > 0), -torch.inf)
 
 
 def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -307,7 +370,11 @@ class _LogOther(_LogRatio):
 
     def __init__(self, family: Weights) -> None:
         self.family = family
-        self.smooth = hasattr(family, "as_com_poisson")
+        self.key = register_part(self, f"log {family.key}")
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        return hasattr(self.family, "as_com_poisson")
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         *own, log_sum = arguments
@@ -332,16 +399,12 @@ def _as_q(d: Counted) -> tuple[type, tuple[Tensor, ...]]:
     return _LogNegativeBinomial, (d.total_count, d.logits)
 
 
-@functools.cache
-def _log_ratio(family: type[CountDistribution]) -> _LogOther:
-    return _LogOther(family)
-
-
-def _as_p(d: Counted) -> tuple[type | _LogOther, tuple[Tensor, ...]]:
+def _as_p(d: Counted) -> tuple[Integrand, tuple[Tensor, ...]]:
     """A distribution as the right side of a KL."""
     if isinstance(d, CountDistribution):
-        return _log_ratio(type(d)), (*d.parameters, d.log_normalizer)
-    return _as_q(d)
+        return d.log_ratio, (*d.parameters, d.log_normalizer)
+    family, own = _as_q(d)
+    return family, own  # type: ignore[return-value]
 
 
 def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
@@ -351,7 +414,8 @@ def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
     """
     family, own = _as_q(q)
     integrand, arguments = _as_p(p)
-    return expectation(family, len(own), integrand)(*own, *arguments)
+    kl = expectation(family, integrand, *own, *arguments)
+    return q.checked(kl) if isinstance(q, CountDistribution) else kl
 
 
 _NEGATIVE_BINOMIALS = (NegativeBinomial, torch.distributions.NegativeBinomial)

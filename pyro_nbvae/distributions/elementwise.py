@@ -1,22 +1,32 @@
 """Elementwise functions of tensors with hand-written derivatives.
 
-They are differentiable twice, and work under ``torch.func`` (grad, jacrev, jacfwd, hessian, jvp, vmap).
+They are differentiable twice and keep their derivatives wherever PyTorch's own functions do: under ``torch.func``
+(grad, jacrev, jacfwd, hessian, jvp, vmap, and nests of these), for tensor subclasses (such as those that Pyro's
+TraceGraph_ELBO passes), and under ``torch.compile``, where each call is one custom operator.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Size, Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function, FunctionCtx
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pyro_nbvae.distributions.threads import unsplit
 
+# Devices without double precision: kernels and samplers compute on the CPU there.
+WITHOUT_DOUBLE = ("mps",)
 Wanted = Sequence[bool]
+Dimensions = Sequence[int | None]
 
 
 class Context(FunctionCtx):
@@ -24,8 +34,8 @@ class Context(FunctionCtx):
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
+    kernel: Kernel
     number: int
-    outputs: int
 
 
 def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
@@ -35,8 +45,22 @@ def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
     """
     floats = [t.dtype for t in tensors if t.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floats) if floats else torch.get_default_dtype()
-    compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    return [t.to(compute) for t in torch.broadcast_tensors(*tensors)], dtype
+    return [t.to(computed_in(dtype)) for t in torch.broadcast_tensors(*tensors)], dtype
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of the computation for results of this precision: single precision for half precisions."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Convert half precisions to single precision; keep others."""
+    return x.to(computed_in(x.dtype))
+
+
+def double(x: Tensor) -> Tensor:
+    """Convert to double precision; on the CPU if the device has none."""
+    return x.to("cpu" if x.device.type in WITHOUT_DOUBLE else x.device, torch.float64)
 
 
 def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], Tensor]:
@@ -53,62 +77,255 @@ def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], 
     return [a.reshape(-1) for a in arguments], which.expand(shape).reshape(-1)
 
 
-def elementwise(
-    value: Callable[..., tuple[Tensor, ...]], gradient: Callable[..., tuple[Tensor | None, ...]]
-) -> Callable[..., Tensor]:
-    """Make a differentiable function of tensors of one shape from its value and its gradient.
+def only_where(
+    fine: Tensor, work: Callable[..., Sequence[Tensor]], own: Sequence[Tensor], *others: Tensor
+) -> list[Tensor]:
+    """Return ``work(own, *others)`` of the elements (n,) that are fine, and nan for the others."""
+    if bool(fine.all()):
+        return list(work(own, *others))
+    chosen = fine.nonzero()[:, 0]
+    some = work([p[chosen] for p in own], *(x[chosen] for x in others))
+    return [torch.full_like(own[0], math.nan).index_copy(0, chosen, part) for part in some]
+
+
+def plain(x: Tensor) -> Tensor:
+    """Return a tensor of a subclass as a plain one, with its gradient; ``Function.apply`` drops those of others."""
+    return x if type(x) in (Tensor, torch.nn.Parameter) else x.as_subclass(Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """The value and the derivatives of an elementwise function, for tensors of one shape and precision.
 
     Args:
+        name: its name in ``KERNELS``.
         value: maps the arguments to a tuple: the value, and the derivative in each argument if the same pass computes
             them too.
         gradient: ``gradient(*arguments, wanted)`` returns the derivative in each argument, by differentiable
             operations; it may be None where ``wanted`` is false.
-
-    Returns:
-        A function of tensors, which it broadcasts and converts to one precision (:func:`promote`).
     """
 
-    class Elementwise(Function):
-        @staticmethod
-        def forward(*arguments: Tensor) -> tuple[Tensor, ...]:
-            return value(*arguments)
+    name: str
+    value: Callable[..., tuple[Tensor, ...]]
+    gradient: Callable[..., tuple[Tensor | None, ...]]
 
-        @staticmethod
-        def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-            ctx.mark_non_differentiable(*output[1:])
-            ctx.save_for_backward(*inputs, *output[1:])
-            ctx.save_for_forward(*inputs)
-            ctx.number, ctx.outputs = len(inputs), len(output)
+    def derivatives(self, arguments: Sequence[Tensor], wanted: Wanted) -> tuple[Tensor, ...]:
+        """Return the derivative in each argument, 0 where it is not wanted."""
+        found = self.gradient(*arguments, wanted)
+        return tuple(torch.zeros_like(a) if d is None else d for d, a in zip(found, arguments, strict=True))
 
-        @staticmethod
-        def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+
+Made = TypeVar("Made")
+# What composed names refer to: count families and integrands.
+PARTS: dict[str, Any] = {}
+_numbers = itertools.count()
+
+
+class Registry(dict[str, Made]):
+    """Things by name, so that custom operators can refer to them.
+
+    One that is composed, "maker/part/part", is made of ``PARTS`` when it is first asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.makers: dict[str, Callable[..., Made]] = {}
+
+    def __missing__(self, name: str) -> Made:
+        maker, *parts = name.split("/")
+        made = self[name] = self.makers[maker](name, *(PARTS[part] for part in parts))
+        return made
+
+
+KERNELS: Registry[Kernel] = Registry()
+
+
+def register_part(part: object, name: str) -> str:
+    """Put something into ``PARTS``; return its key, which begins with ``name`` and is new."""
+    key = f"{name.replace('/', '.')}#{next(_numbers)}"
+    PARTS[key] = part
+    return key
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Context inside a ``jvp``, where PyTorch turns forward mode off: outer transforms would see zero derivatives."""
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield
+
+
+def _primal(x: Tensor) -> Tensor:
+    return forward_ad.unpack_dual(x).primal
+
+
+def batched(size: int, dims: Dimensions, arguments: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors whose first dimension is the one that vmap maps over, of this size."""
+    return [
+        a.expand(size, *a.shape) if dim is None else a.movedim(dim, 0) for a, dim in zip(arguments, dims, strict=True)
+    ]
+
+
+class _Value(Function):
+    """The value and, not differentiable, the derivatives that came with it."""
+
+    @staticmethod
+    def forward(kernel: Kernel, *arguments: Tensor) -> tuple[Tensor, ...]:
+        return kernel.value(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.kernel, *arguments = inputs
+        ctx.number = len(arguments)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*arguments, *output[1:])
+        ctx.save_for_forward(*arguments, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        arguments, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or not derivatives:
+            derivatives = _Derivatives.apply(ctx.kernel, wanted, *arguments)
+        with unsplit():
+            return None, *(grad * d if want else None for d, want in zip(derivatives, wanted, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Context, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        with _forward_mode():
             arguments, saved = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
-            derivatives = saved if saved and not torch.is_grad_enabled() else gradient(*arguments, ctx.needs_input_grad)
-            with unsplit():
-                return tuple(None if d is None else grad * d for d in derivatives)
+            wanted = [t is not None for t in tangents]
+            derivatives = _Derivatives.apply(ctx.kernel, wanted, *map(_primal, arguments))
+            terms = [t * d for t, d in zip(tangents, derivatives, strict=True) if t is not None]
+            return sum(terms[1:], terms[0]), *(None for _ in saved)
 
-        @staticmethod
-        def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-            # PyTorch turns forward mode off inside jvp, and outer transforms would then see zero derivatives.
-            with forward_ad._set_fwd_grad_enabled(True):
-                arguments = [forward_ad.unpack_dual(a).primal for a in ctx.saved_tensors[: ctx.number]]
-                derivatives = gradient(*arguments, [t is not None for t in tangents])
-                terms = [t * d for t, d in zip(tangents, derivatives, strict=True) if t is not None and d is not None]
-                return sum(terms[1:], terms[0]), *(None for _ in range(ctx.outputs - 1))
+    @staticmethod
+    def vmap(info: Any, dims: Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], Dimensions]:
+        output = _Value.apply(kernel, *batched(info.batch_size, dims[1:], arguments))
+        return output, tuple(0 for _ in output)
 
-        @staticmethod
-        def vmap(
-            info: Any, in_dims: Sequence[int | None], *arguments: Tensor
-        ) -> tuple[Sequence[Tensor], Sequence[int]]:
-            moved = [
-                a.expand(info.batch_size, *a.shape) if dim is None else a.movedim(dim, 0)
-                for a, dim in zip(arguments, in_dims, strict=True)
-            ]
-            output = Elementwise.apply(*moved)
-            return output, tuple(0 for _ in output)
 
-    def apply(*arguments: Tensor) -> Tensor:
+class _Derivatives(Function):
+    """The derivative in each argument. Its own derivatives are the second ones, of which the matrix is symmetric."""
+
+    @staticmethod
+    def forward(kernel: Kernel, wanted: Wanted, *arguments: Tensor) -> tuple[Tensor, ...]:
+        return kernel.derivatives(arguments, wanted)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.kernel, _, *arguments = inputs
+        ctx.save_for_backward(*arguments)
+        ctx.save_for_forward(*arguments)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_Curvature.apply(ctx.kernel, *ctx.saved_tensors, *grads)
+
+    @staticmethod
+    def jvp(ctx: Context, _: None, __: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        with _forward_mode():
+            arguments = [_primal(a) for a in ctx.saved_tensors]
+            given = [torch.zeros_like(a) if t is None else t for a, t in zip(arguments, tangents, strict=True)]
+            return _Curvature.apply(ctx.kernel, *arguments, *given)
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Dimensions, kernel: Kernel, wanted: Wanted, *arguments: Tensor
+    ) -> tuple[Sequence[Tensor], Dimensions]:
+        output = _Derivatives.apply(kernel, wanted, *batched(info.batch_size, dims[2:], arguments))
+        return output, tuple(0 for _ in output)
+
+
+class _Curvature(Function):
+    """The matrix of second derivatives of each element, times a vector of as many tensors as there are arguments."""
+
+    @staticmethod
+    def forward(kernel: Kernel, *arguments: Tensor) -> tuple[Tensor, ...]:
+        number = len(arguments) // 2
+        with torch.enable_grad():
+            own = [a.detach().requires_grad_() for a in arguments[:number]]
+            first = kernel.gradient(*own, [True] * number)
+            terms = zip(first, arguments[number:], strict=True)
+            product = sum((d * v).sum() for d, v in terms if d is not None and d.requires_grad)
+            if not isinstance(product, Tensor):  # a linear function
+                return tuple(map(torch.zeros_like, own))
+            found = torch.autograd.grad(product, own, allow_unused=True)
+        return tuple(torch.zeros_like(a) if d is None else d for d, a in zip(found, own, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.kernel = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError(f"{ctx.kernel.name} is differentiable twice: it has no third derivative")
+
+    @staticmethod
+    def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        raise NotImplementedError(f"{ctx.kernel.name} is differentiable twice: it has no third derivative")
+
+    @staticmethod
+    def vmap(info: Any, dims: Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], Dimensions]:
+        output = _Curvature.apply(kernel, *batched(info.batch_size, dims[1:], arguments))
+        return output, tuple(0 for _ in output)
+
+
+@torch.library.custom_op("pyro_nbvae::elementwise", mutates_args=())
+def _operator(name: str, arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
+    kernel, number = KERNELS[name], len(arguments)
+    output = kernel.value(*arguments)
+    if derivatives and len(output) == 1:
+        output += kernel.derivatives(arguments, [True] * number)
+    # new memory for each: an operator's results must not share any
+    return [part.clone(memory_format=torch.contiguous_format) for part in output[: 1 + derivatives * number]]
+
+
+@_operator.register_fake
+def _(name: str, arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
+    like = arguments[0]
+    return [like.new_empty(like.shape) for _ in range(1 + derivatives * len(arguments))]
+
+
+def _save(ctx: Any, inputs: tuple[str, list[Tensor], bool], output: list[Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _multiply(ctx: Any, grads: list[Tensor]) -> tuple[None, list[Tensor], None]:
+    return None, [grads[0] * d for d in ctx.saved_tensors], None
+
+
+_operator.register_autograd(_multiply, setup_context=_save)
+
+
+def evaluate(name: str, *arguments: Tensor) -> Tensor:
+    """Return the value of a kernel of ``KERNELS``, differentiable in its arguments.
+
+    Args:
+        name: its name there.
+        *arguments: tensors, which are broadcast and converted to one precision (:func:`promote`).
+    """
+    if torch.compiler.is_compiling():
         promoted, dtype = promote(*arguments)
-        return Elementwise.apply(*promoted)[0].to(dtype)
+        needed = torch.is_grad_enabled() and any(a.requires_grad for a in promoted)
+        return torch.ops.pyro_nbvae.elementwise(name, promoted, needed)[0].to(dtype)
+    if has_torch_function(arguments):
+        return handle_torch_function(evaluate, arguments, name, *arguments)
+    promoted, dtype = promote(*map(plain, arguments))
+    device = promoted[0].device
+    if device.type in WITHOUT_DOUBLE:
+        promoted = [p.cpu() for p in promoted]
+    return _Value.apply(KERNELS[name], *promoted)[0].to(device, dtype)
 
-    return apply
+
+def elementwise(
+    name: str,
+    value: Callable[..., tuple[Tensor, ...]],
+    gradient: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., Tensor]:
+    """Make a differentiable function of tensors from its value and its gradient; arguments as :class:`Kernel`.
+
+    Returns:
+        A function of tensors (:func:`evaluate`).
+    """
+    KERNELS[name] = Kernel(name, value, gradient)
+    return functools.partial(evaluate, name)

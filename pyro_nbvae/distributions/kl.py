@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -116,11 +116,7 @@ def _dispersion_integral(
 def _integral_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The derivatives of J in r_q, l_q and r_p by a rule of double precision, in differentiable operations."""
     _, usual, finest = _RULES[torch.float64]
-    served = usual.serves(r_q, l_q, r_p, torch.zeros_like(l_q)).all()
-    try:
-        rule = usual if bool(served) else finest
-    except RuntimeError:  # under vmap an element's value cannot choose
-        rule = finest
+    rule = usual if bool(usual.serves(r_q, l_q, r_p, torch.zeros_like(l_q)).all()) else finest
     t, weight = _abscissas(rule, *(x.detach() for x in (r_q, r_p, mean)))
     gone = -torch.expm1(-t)  # 1 - s
     grown = l_q.exp() * gone
@@ -149,7 +145,32 @@ def _closed_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tupl
     )
 
 
+def _at_edges(
+    formula: Callable[..., tuple[Tensor, ...]], r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the KL and its derivatives in r_q, l_q, r_p and l_p, by a formula where all parameters are ordinary.
+
+    Where q or p is the point 0, the KL is -log p(0), infinite or 0. It is nan where there is no distribution.
+    """
+    sides = (r_q, l_q), (r_p, l_p)
+    q_is_0, p_is_0 = ((r == 0) | (logits == -torch.inf) for r, logits in sides)
+    q_wrong, p_wrong = (~((r >= 0) & (r < torch.inf) & (logits < torch.inf)) for r, logits in sides)
+    wrong = q_wrong | p_wrong
+    edge = wrong | q_is_0 | p_is_0
+    inside = [torch.where(edge, 1.0, x) for side in sides for x in side]
+    from_0 = q_is_0 & ~p_is_0  # -log p(0) = r_p softplus(l_p)
+    kl = torch.where(from_0, r_p * softplus(l_p), torch.where(q_is_0, 0.0, torch.inf))
+    d_rp, d_lp = torch.where(from_0, softplus(l_p), 0.0), torch.where(from_0, r_p * torch.sigmoid(l_p), 0.0)
+    zero = torch.zeros_like(kl)
+    at_edge = [x.masked_fill(wrong, torch.nan).to(r_q.dtype) for x in (kl, zero, zero, d_rp, d_lp)]
+    return tuple(torch.where(edge, there, here) for there, here in zip(at_edge, formula(*inside), strict=True))
+
+
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+    return _at_edges(_ordinary_value, r_q, l_q, r_p, l_p)
+
+
+def _ordinary_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     if not is_compiled_for(r_q):
         return _value_by_operations(r_q, l_q, r_p, l_p)
     outputs = [torch.empty(r_q.shape, dtype=r_q.dtype) for _ in range(5)]
@@ -192,7 +213,7 @@ def _exact_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, wanted: 
     return tuple(d.to(dtype) for d in (d_rq + j_rq, d_lq + j_lq, d_rp + j_rp, d_lp))
 
 
-_exact_kl = elementwise(_exact_value, _exact_gradient)
+_exact_kl = elementwise("negative_binomial_kl", _exact_value, _exact_gradient)
 
 
 def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
@@ -231,8 +252,13 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
 
 
 def _shared_value(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+    kl, _, d_lq, d_r, d_lp = _at_edges(_ordinary_shared_value, r, l_q, r, l_p)
+    return kl, d_r, d_lq, d_lp
+
+
+def _ordinary_shared_value(r: Tensor, l_q: Tensor, _: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     d_r, d_lq, d_lp = _shared_gradient(r, l_q, l_p, ())
-    return r * d_r, d_r, d_lq, d_lp
+    return r * d_r, d_r, d_lq, d_r, d_lp
 
 
 def _shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
@@ -245,7 +271,7 @@ def _shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor, wanted: Wanted) -> tup
     )
 
 
-_shared_kl = elementwise(_shared_value, _shared_gradient)
+_shared_kl = elementwise("shared_dispersion_kl", _shared_value, _shared_gradient)
 
 
 def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
@@ -273,12 +299,12 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
 def _log_ratio_value(*arguments: Tensor) -> tuple[Tensor, ...]:
     """The sum over the samples of log q - log p, and its derivatives; the first arguments are the samples."""
     *samples, r_q, l_q, r_p, l_p = arguments
-    if not is_compiled_for(r_q):
-        z = torch.stack(samples)
-        of_q, of_p = (special.negative_binomial_log_prob(z, r, logits) for r, logits in ((r_q, l_q), (r_p, l_p)))
-        return ((of_q - of_p).sum(0),)
-    with unsplit():
-        return _compiled_log_ratio(samples, r_q, l_q, r_p, l_p)
+    if is_compiled_for(r_q):
+        with unsplit():
+            return _compiled_log_ratio(samples, r_q, l_q, r_p, l_p)
+    z = torch.stack(samples)
+    of_q, of_p = (special.negative_binomial_log_prob(z, r, logits) for r, logits in ((r_q, l_q), (r_p, l_p)))
+    return ((of_q - of_p).sum(0),)
 
 
 def _compiled_log_ratio(
@@ -306,7 +332,7 @@ def _log_ratio_gradient(*arguments: Any) -> tuple[Tensor, ...]:
     return *of_z, sums[0], sums[1], -sums[2], -sums[3]
 
 
-_log_ratio = elementwise(_log_ratio_value, _log_ratio_gradient)
+_log_ratio = elementwise("negative_binomial_log_ratio", _log_ratio_value, _log_ratio_gradient)
 
 
 def negative_binomial_log_ratio(
@@ -338,22 +364,26 @@ _TERMS = {torch.float32: 8, torch.float64: 16}
 
 
 def _poisson_value(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
-    d = (rate_q - rate_p) / rate_p
+    d = torch.where((rate_q == 0) & (rate_p == 0), -1.0, (rate_q - rate_p) / rate_p)
     near = d.clamp(-0.1, 0.1)
     series = torch.zeros_like(d)
     for k in range(_TERMS[d.dtype] + 1, 1, -1):
         series = series * near + (-1) ** k / (k * (k - 1))
     far = torch.where(rate_q > 0, rate_q * log_ratio(rate_q, rate_p), 0.0) - (rate_q - rate_p)
     value = torch.where(d.abs() < 0.1, rate_p * near.square() * series, far)
+    value = value.masked_fill(~((rate_q >= 0) & (rate_p >= 0)), torch.nan)
     return value, *_poisson_gradient(rate_q, rate_p, ())
 
 
 def _poisson_gradient(rate_q: Tensor, rate_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
-    difference = rate_q - rate_p
-    return log_quotient(difference, rate_q, rate_p), -difference / rate_p
+    difference, empty = rate_q - rate_p, (rate_q == 0) & (rate_p == 0)
+    for_q = torch.where(empty, 0.0, log_quotient(difference, rate_q, rate_p))
+    for_p = torch.where(empty, 1.0, -difference / rate_p)
+    wrong = ~((rate_q >= 0) & (rate_p >= 0))
+    return for_q.masked_fill(wrong, torch.nan), for_p.masked_fill(wrong, torch.nan)
 
 
-_poisson_kl = elementwise(_poisson_value, _poisson_gradient)
+_poisson_kl = elementwise("poisson_kl", _poisson_value, _poisson_gradient)
 
 
 def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:

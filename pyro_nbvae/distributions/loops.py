@@ -253,6 +253,9 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
+        if mu == 0:
+            z[i], d_rate[i], d_nu[i] = 0, 0, 0
+            continue
         mode = int(mu)
         low, weights, log_weights = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
         total, by_count, by_log = _sums(weights, log_weights, low)
@@ -290,6 +293,10 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, s
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
         mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
+        if mu == 0:  # every count is 0
+            value[i], derivatives[i, :2] = -tables[0, starts[row]], 0
+            derivatives[i, 2:] = -tables[1:, starts[row]]
+            continue
         mode = int(mu)
         stride = _stride(mu, v, end) if smooth else 1
         low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
@@ -482,6 +489,10 @@ def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p
     for i in range(len(r_q)):
         a, x, row = np.float64(r_q[i]), np.float64(l_q[i]), column[i]
         b, y = prior[row, 0], prior[row, 1]
+        if not (0 <= a < np.inf and 0 <= b < np.inf):
+            value[i], d_z[i], d_q[i], d_p[i] = np.nan, np.nan, np.nan, np.nan
+            continue
+        a, b = max(a, 1e-300), max(b, 1e-300)
         fired_q, fired_p = 1 / (1 + math.exp(-x)), 1 / (1 + math.exp(-y))
         # logs of sigma(-l)
         rest_q = -x - math.log1p(math.exp(-x)) if x > 0 else -math.log1p(math.exp(x))

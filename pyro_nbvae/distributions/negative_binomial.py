@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
-from torch.distributions.utils import lazy_property, logits_to_probs
+from torch.distributions.utils import clamp_probs, lazy_property, logits_to_probs
 
+from pyro_nbvae.distributions.constraints import bounded_logits, dispersion
+from pyro_nbvae.distributions.elementwise import computed_in
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts, full_precision
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats, relaxed_counts
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
+
+
+class derived_property(lazy_property):
+    """torch's lazy_property, computed at each use: the parameter that was given may change."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else self.wrapped(instance)
 
 
 class NegativeBinomial(TorchDistribution):
@@ -38,9 +47,10 @@ class NegativeBinomial(TorchDistribution):
     outside. Samples saturate at 2^53.
 
     Args:
-        total_count: r from 1e-12 to 1e12, not necessarily an integer.
-        probs: sigma(l) in [0, 1).
-        logits: l, from -60 to 60. Give either this or ``probs``.
+        total_count: r from 1e-12 to 1e12, not necessarily an integer, or 0, at which every count is 0.
+        probs: sigma(l) in [0, 1). At exactly 0, samples, mean and variance are 0; log masses at 0 and 1 are torch's,
+            those of its rounding unit, without a gradient in ``probs``.
+        logits: l, from -60 to 60 or infinite. Give either this or ``probs``.
         validate_args: as in torch.
 
     Raises:
@@ -57,9 +67,9 @@ class NegativeBinomial(TorchDistribution):
     """
 
     arg_constraints = {
-        "total_count": constraints.interval(1e-12, 1e12),
+        "total_count": dispersion,
         "probs": constraints.half_open_interval(0.0, 1.0),
-        "logits": constraints.interval(-60.0, 60.0),
+        "logits": bounded_logits,
     }
     support: Constraint = constraints.nonnegative_integer
 
@@ -80,31 +90,57 @@ class NegativeBinomial(TorchDistribution):
         setattr(self, name, given)
         super().__init__(self.total_count.shape, validate_args=validate_args)
 
-    @lazy_property
+    @derived_property
     def logits(self) -> Tensor:
         """l = log(probs / (1 - probs)), of the batch shape."""
-        # torch's probs_to_logits would make small probs those of its rounding unit
-        return (self.probs.log() - torch.log1p(-self.probs)).clamp(-60, 60)
+        return self._finite[1].to(self.probs.dtype)
 
-    @lazy_property
+    @derived_property
     def probs(self) -> Tensor:
         """sigma(l), of the batch shape."""
         return logits_to_probs(self.logits, is_binary=True)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of samples and results."""
+        given = self.logits if "logits" in self.__dict__ else self.probs
+        return torch.promote_types(self.total_count.dtype, given.dtype)
+
+    @property
+    def _finite(self) -> tuple[Tensor, Tensor]:
+        """r and l in one precision, half precisions as single precision; at probs 0 and 1 l is torch's."""
+        dtype = computed_in(self.dtype)
+        if "logits" in self.__dict__:
+            return self.total_count.to(dtype), self.logits.to(dtype)
+        probs = self.probs.to(dtype)
+        edge = (probs == 0) | (probs == 1)
+        probs = torch.where(edge, clamp_probs(self.probs.detach()).to(dtype), probs)
+        # torch's probs_to_logits would make all small probs those of its rounding unit
+        return self.total_count.to(dtype), (probs.log() - torch.log1p(-probs)).clamp(-60, 60)
+
+    @property
+    def _exactly(self) -> tuple[Tensor, Tensor]:
+        """The same, but at probs 0 l is -inf."""
+        r, logits = self._finite
+        return (r, logits) if "logits" in self.__dict__ else (r, logits.masked_fill(self.probs == 0, -torch.inf))
+
+    @property
     def mean(self) -> Tensor:
         """m = r e^l."""
-        return self.total_count * self.logits.exp()
+        r, logits = self._exactly
+        return (r * logits.exp()).to(self.dtype)
 
     @property
     def mode(self) -> Tensor:
         """floor((r - 1) e^l), or 0 for r below 1."""
-        return ((self.total_count - 1).clamp(min=0) * self.logits.exp()).floor()
+        r, logits = self._exactly
+        return ((r - 1).clamp(min=0) * logits.exp()).floor().to(self.dtype)
 
     @property
     def variance(self) -> Tensor:
         """m (1 + e^l) = m + m^2 / r."""
-        return self.mean * (1 + self.logits.exp())
+        r, logits = self._exactly
+        return (r * logits.exp() * (1 + logits.exp())).to(self.dtype)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
@@ -119,12 +155,16 @@ class NegativeBinomial(TorchDistribution):
         return new
 
     def gamma_poisson(self, shape: Size) -> tuple[Tensor, Tensor]:
-        """Return r and l, expanded to ``shape``: the counts are Poisson(rate), rate ~ Gamma(r, scale e^l)."""
-        return self.total_count.expand(shape), self.logits.expand(shape)
+        """Return r and l, expanded to ``shape``: the counts are Poisson(rate), rate ~ Gamma(r, scale e^l).
+
+        Half precisions are converted to single precision.
+        """
+        r, logits = self._exactly
+        return r.expand(shape), logits.expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
-        r, logits = (full_precision(x.expand(shape)) for x in (self.total_count, self.logits))
-        return exact_counts((log_standard_gamma(r) + logits).exp()).to(self.logits.dtype)
+        r, logits = self.gamma_poisson(shape)
+        return exact_counts((log_standard_gamma(r) + logits).exp()).to(self.dtype)
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Raise an error: integers have no pathwise gradient.
@@ -149,7 +189,8 @@ class NegativeBinomial(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return negative_binomial_log_prob(value, self.total_count, self.logits)
+        dtype = torch.promote_types(value.dtype, self.dtype) if value.is_floating_point() else self.dtype
+        return negative_binomial_log_prob(value, *self._finite).to(dtype)
 
 
 class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[override]
@@ -203,10 +244,15 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
 NegativeBinomials: TypeAlias = NegativeBinomial | torch.distributions.NegativeBinomial
 
 
+def _parameters(d: NegativeBinomials) -> tuple[Tensor, Tensor]:
+    return d._finite if isinstance(d, NegativeBinomial) else (d.total_count, d.logits)
+
+
 def _kl_negative_binomial(q: NegativeBinomials, p: NegativeBinomials) -> Tensor:
-    if kl_form(q, p) == "shared":
-        return shared_dispersion_kl(q.total_count, q.logits, p.logits)
-    return negative_binomial_kl(q.total_count, q.logits, p.total_count, p.logits)
+    (r_q, l_q), (r_p, l_p) = _parameters(q), _parameters(p)
+    shared = kl_form(q, p) == "shared"
+    kl = shared_dispersion_kl(r_q, l_q, l_p) if shared else negative_binomial_kl(r_q, l_q, r_p, l_p)
+    return kl.to(torch.promote_types(q.total_count.dtype, p.total_count.dtype))
 
 
 for _q in (NegativeBinomial, torch.distributions.NegativeBinomial):

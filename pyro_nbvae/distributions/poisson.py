@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import Poisson, constraints
+from pyro.distributions import Poisson
 from torch import Size, Tensor
 from torch.distributions import Distribution, register_kl
 
+from pyro_nbvae.distributions.elementwise import full_precision
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts, full_precision
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, relaxed_counts
 from pyro_nbvae.distributions.special import poisson_log_prob
 
@@ -25,7 +26,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
     values by the gamma function. The support is the non-negative reals.
 
     Args:
-        rate: mean count, positive; its shape is the batch shape.
+        rate: mean count, not negative; its shape is the batch shape.
         relaxation: how samples are differentiated, such as
             :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
         validate_args: as in torch.
@@ -44,7 +45,6 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         (torch.Size([2]), tensor([1., 4.]))
     """
 
-    arg_constraints = {"rate": constraints.positive}
     support: Any = relaxed_counts
 
     def __init__(
@@ -58,12 +58,19 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of samples and results."""
+        return self.rate.dtype
+
     def gamma_poisson(self, shape: Size) -> tuple[None, Tensor]:
-        """Return None and the log rate, expanded to ``shape``."""
-        return None, self.rate.log().expand(shape)
+        rate = full_precision(self.rate)
+        # log 0 has a gradient of 0, which is finite, here
+        log_rate = torch.where(rate == 0, -torch.inf, torch.where(rate == 0, 1.0, rate).log())
+        return None, log_rate.expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
-        return exact_counts(full_precision(self.rate).expand(shape)).to(self.rate.dtype)
+        return exact_counts(full_precision(self.rate).expand(shape)).to(self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.

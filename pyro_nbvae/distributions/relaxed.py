@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -10,8 +9,7 @@ from pyro.distributions import constraints
 from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_nbvae.distributions.relaxations.base import Relaxation
-from pyro_nbvae.distributions.relaxations.integer import draw_negative_binomial, draw_poisson
+from pyro_nbvae.distributions.relaxations.base import DivergedError, Relaxation
 
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
@@ -63,7 +61,8 @@ class RelaxedCount:
     """Mixin for count distributions whose samples may be relaxed.
 
     Put it before the exact distribution: ``class RelaxedX(RelaxedCount, X)``. ``RelaxedX`` or ``X`` must define
-    ``_exact(shape)``, which draws integers, and, if it is a Gamma-Poisson mixture, :meth:`gamma_poisson`.
+    ``dtype`` (of samples), ``_exact(shape)``, which draws integers, and, if it is a Gamma-Poisson mixture,
+    :meth:`gamma_poisson`.
 
     Args:
         relaxation: how samples are differentiated (:mod:`pyro_nbvae.distributions.relaxations`). With None they are
@@ -80,6 +79,7 @@ class RelaxedCount:
 
     support: Constraint = relaxed_counts
     relaxation: Relaxation | None
+    dtype: torch.dtype
 
     def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:
         """A parameter, broadcast with the relaxation's temperature if that is a tensor with one or more dimensions."""
@@ -104,7 +104,8 @@ class RelaxedCount:
         """Return the parameters as those of a Poisson with a Gamma-distributed rate, expanded to ``shape``.
 
         Returns:
-            The dispersion r and the logits l; for a plain Poisson, None and the log rate.
+            The dispersion r and the logits l; for a plain Poisson, None and the log rate. Half precisions are converted
+            to single precision.
 
         Raises:
             TypeError: for a family that is neither.
@@ -113,13 +114,13 @@ class RelaxedCount:
             f"{type(self).__name__} is not a Gamma-Poisson mixture: {self.relaxation} cannot relax it; use Integer()"
         )
 
-    def integer_sampler(self, shape: Size) -> tuple[Callable[..., Sequence[Tensor]], tuple[Tensor, ...]]:
-        """Return the sampler of :class:`~pyro_nbvae.distributions.Integer`, and its parameters, expanded to ``shape``.
+    def integer_sampler(self, shape: Size) -> tuple[str, tuple[Tensor, ...]]:
+        """Return the name of the sampler for :class:`~pyro_nbvae.distributions.Integer`, and its parameters.
 
-        The sampler takes the flattened parameters and returns the counts and their derivative in each parameter.
+        They are expanded to ``shape``. The sampler returns the counts and their derivative in each parameter.
         """
         r, logits = self.gamma_poisson(shape)
-        return (draw_poisson, (logits,)) if r is None else (draw_negative_binomial, (r, logits))
+        return ("poisson", (logits,)) if r is None else ("negative_binomial", (r, logits))
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, relaxation: {self.relaxation})"
@@ -130,14 +131,17 @@ class RelaxedCount:
         Raises:
             NotImplementedError: if there is no relaxation.
             TypeError: if the relaxation cannot draw this family.
-            DivergedError: for parameters that are not finite, or too large to draw from.
+            DivergedError: with validation on, for parameters too large to draw from; without it such counts are nan.
         """
         if self.relaxation is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no rsample without a relaxation, because it draws integers: give it one, "
                 "such as relaxation=Integer()"
             )
-        return self.relaxation.rsample(self, self._extended_shape(sample_shape))
+        z = self.relaxation.rsample(self, self._extended_shape(sample_shape))
+        if self._validate_args and bool(z.isnan().any()):
+            raise DivergedError(f"{type(self).__name__} has parameters too large to draw from with {self.relaxation}")
+        return z.to(self.dtype)
 
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw relaxed counts without a gradient, or integers if there is no relaxation."""

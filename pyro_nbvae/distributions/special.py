@@ -81,7 +81,21 @@ def log_quotient(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(relative.abs() < 0.5, torch.log1p(relative.clamp(-0.5, 0.5)), log_ratio(x, y))
 
 
+def _ordinary(r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return parameters in the range of the formulas, where the count is surely 0, and where there is no distribution.
+
+    The count is surely 0 if r is 0 or the logits are -inf. Where r is negative or infinite, or a parameter is nan,
+    there is none. Both, and logits of +inf, which leave no mass at any count, have the parameters 1 and 0.
+    """
+    zero = (r == 0) | (logits == -torch.inf)
+    wrong = ~((r >= 0) & (r < torch.inf)) | logits.isnan()
+    other = zero | wrong | (logits == torch.inf)
+    return torch.where(other, 1.0, r), torch.where(other, 0.0, logits), zero, wrong
+
+
 def _negative_binomial_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
+    lost = logits == torch.inf
+    r, logits, zero, wrong = _ordinary(r, logits)
     mean = r * logits.exp()
     n = r + z
     relative = (r / n) * ((z - mean) / mean)  # relative difference of z and m (r + z) / (r + m)
@@ -89,10 +103,14 @@ def _negative_binomial_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tens
     quotient = ((z / mean) * ((r + mean) / n)).clamp(min=torch.finfo(z.dtype).tiny)  # a denormal z underflows
     for_z = torch.where(small, z * torch.log1p(relative), torch.xlogy(z, quotient))
     deviance = for_z - r * log_quotient(z - mean, n, r + mean)
-    return (omega(n) - omega(r) - omega(z) - torch.log1p(z / r) - deviance,)
+    value = omega(n) - omega(r) - omega(z) - torch.log1p(z / r) - deviance
+    value = value.masked_fill(lost | zero, -torch.inf).masked_fill(zero & (z == 0), 0.0)
+    return (value.masked_fill(wrong, torch.nan),)
 
 
 def _negative_binomial_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
+    given_r, given_logits = r, logits
+    r, logits, zero, wrong = _ordinary(r, logits)
     mean = r * logits.exp()
     common = log_quotient(z - mean, r + z, r + mean)
     for_z = for_r = for_logits = None
@@ -104,11 +122,15 @@ def _negative_binomial_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wa
         for_r = common - rho(r)
     if wanted[2]:
         # (z - m) / (1 + e^l), in a form that neither overflows nor cancels.
-        for_logits = z * torch.sigmoid(-logits) - r * torch.sigmoid(logits)
-    return for_z, for_r, for_logits
+        for_logits = z * torch.sigmoid(-given_logits) - given_r * torch.sigmoid(given_logits)
+    if for_r is not None:
+        for_r = torch.where(zero, -softplus(given_logits), for_r)
+    return tuple(None if d is None else d.masked_fill(wrong, torch.nan) for d in (for_z, for_r, for_logits))
 
 
-_negative_binomial_log_prob = elementwise(_negative_binomial_value, _negative_binomial_gradient)
+_negative_binomial_log_prob = elementwise(
+    "negative_binomial_log_prob", _negative_binomial_value, _negative_binomial_gradient
+)
 
 
 def negative_binomial_log_prob(z: Tensor, total_count: Tensor, logits: Tensor) -> Tensor:
@@ -138,15 +160,19 @@ def poisson_deviance(z: Tensor, rate: Tensor) -> Tensor:
 
 
 def _poisson_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
-    return (-poisson_deviance(z, rate) - omega(z),)
+    none = rate == 0
+    value = -poisson_deviance(z, torch.where(none, 1.0, rate)) - omega(z)
+    value = torch.where(none, torch.where(z == 0, 0.0, -torch.inf), value)
+    return (value.masked_fill(~(rate >= 0), torch.nan),)
 
 
 def _poisson_gradient(z: Tensor, rate: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
     for_z = torch.log(rate / (1 + z)) - rho(1 + z) if wanted[0] else None
-    return for_z, (z - rate) / rate if wanted[1] else None
+    for_rate = torch.where((rate == 0) & (z == 0), -1.0, (z - rate) / rate) if wanted[1] else None
+    return tuple(None if d is None else d.masked_fill(~(rate >= 0), torch.nan) for d in (for_z, for_rate))
 
 
-_poisson_log_prob = elementwise(_poisson_value, _poisson_gradient)
+_poisson_log_prob = elementwise("poisson_log_prob", _poisson_value, _poisson_gradient)
 
 
 def poisson_log_prob(z: Tensor, rate: Tensor) -> Tensor:

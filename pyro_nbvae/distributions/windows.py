@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint, is_dependent
 
-from pyro_nbvae.distributions.elementwise import elementwise, unexpanded
-from pyro_nbvae.distributions.relaxations.base import DivergedError
+from pyro_nbvae.distributions.elementwise import KERNELS, Kernel, evaluate, only_where, unexpanded
 from pyro_nbvae.distributions.relaxations.noise import number_in_piece, running_sum
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
@@ -43,7 +42,12 @@ class Weights(Protocol):
     :class:`~pyro_nbvae.distributions.CountDistribution` provides it. A family with the weights of a
     Conway-Maxwell-Poisson may define ``as_com_poisson(*parameters)``, which returns the rate and nu; its own parameters
     must be the first of these. On a CPU it then uses the compiled loops.
+
+    ``key`` is the name of the family in ``PARTS``. Where a parameter violates its constraint, sums are nan.
     """
+
+    key: str
+    arg_constraints: dict[str, Constraint]
 
     def window(self, nats: float, *parameters: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -61,14 +65,17 @@ def _sizes() -> Iterator[int]:
         size *= 2
 
 
-def check_width(widest: float) -> None:
-    """Raise DivergedError if the width of a window is not finite or is above WIDEST."""
-    if not widest <= WIDEST:
-        raise DivergedError(
-            f"a count distribution needs a window of {widest:.3g} counts: its mean or its variance is too large"
-            if math.isfinite(widest)
-            else "a parameter of a count distribution is not finite"
-        )
+def allowed(family: Weights, parameters: Sequence[Tensor]) -> Tensor:
+    """Return which elements have parameters that satisfy the family's constraints."""
+    constraints = family.arg_constraints.values()
+    checks = [c.check(p.detach()) for c, p in zip(constraints, parameters, strict=True) if not is_dependent(c)]
+    return functools.reduce(torch.logical_and, checks, torch.ones_like(parameters[0], dtype=torch.bool))
+
+
+def fits(low: Tensor, high: Tensor) -> Tensor:
+    """Return which windows are finite, not empty, at most WIDEST counts wide, and of counts that are exact numbers."""
+    width = high - low
+    return (width >= 0) & (width < WIDEST) & (high <= 2 / torch.finfo(high.dtype).eps)
 
 
 def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,20 +86,11 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
     Yields:
         Counts, (width, 1) if the elements share them (the same tensor for all pieces of a group) and else (width, m),
-        and the indices (m,) of elements whose windows lie within them; each element once.
-
-    Raises:
-        DivergedError: for windows that are not finite, end before they begin, or are wider than 2^20 counts.
+        and the indices (m,) of elements whose windows lie within them; each element once. All windows must fit
+        (:func:`fits`).
     """
     if not len(low):
         return
-    widths = high - low
-    most, least, last = torch.stack([widths.max(), widths.min(), high.max()]).tolist()
-    check_width(most + 1)
-    if least < 0:
-        raise DivergedError("a count distribution's window ends before it begins: return (first, last)")
-    if last > 2 / torch.finfo(high.dtype).eps:
-        raise DivergedError(f"a count distribution has counts up to {last:.3g}: too large to be exact in {high.dtype}")
     low, high = low.clamp(min=0).floor(), high.ceil()
     yield from (_sharing if low.device.type in SHARING else _by_width)(low, high)
 
@@ -140,17 +138,18 @@ def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Ten
     """
     log_weight = family.log_weight(k, *parameters)
     top = log_weight.detach().amax(0)
-    if bool(top.isnan().any()):
-        first = k.expand_as(log_weight)[log_weight.detach().isnan()][0]
-        name = getattr(family, "__name__", type(family).__name__)
-        raise DivergedError(f"{name}.log_weight is nan at a count of {float(first):g}: return -inf for no mass")
     weight = (log_weight - top).clamp(min=LOWEST).exp()
     total = weight.sum(0)
     return log_weight, weight * total.reciprocal(), top + total.log()
 
 
 class Integrand(Protocol):
-    """The integrand of an expectation: a function of the count, of log q and of its own arguments."""
+    """The integrand of an expectation: a function of the count, of log q and of its own arguments.
+
+    ``key`` is its name in ``PARTS``.
+    """
+
+    key: str
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors (width, n) that it needs, from counts (width, 1) or (width, n) and its arguments (n,).
@@ -175,46 +174,50 @@ class LogRatio(Integrand, Protocol):
     smooth: bool  # whether log p is a smooth function of the count, from 1 on
 
 
-def _elementwise(
+def _sums(
+    name: str,
     work: Callable[..., tuple[Tensor, ...]],
-    window: Callable[..., tuple[Tensor, Tensor]],
-    parameters: int,
+    family: Weights,
     tables: Callable[..., tuple[Tensor, ...]],
     compiled_form: Callable[..., list[Tensor] | None] | None = None,
-) -> Callable[..., Tensor]:
-    """Make an elementwise function that is a sum over windows.
+) -> Kernel:
+    """Make a kernel that is a sum over windows; it is nan where a parameter is not allowed or a window does not fit.
 
     Args:
+        name: name of the kernel.
         work: maps the counts (width, 1) or (width, m), a family's parameters (m,) each, and tables (width, m) to the
             value and the derivatives in all arguments, (m,) each.
-        window: maps the parameters to the windows.
-        parameters: number of arguments that are the family's parameters.
+        family: its parameters are the first arguments.
         tables: maps the counts and the other arguments to the tables.
         compiled_form: maps the parameters, the other arguments (both flat) and each element's index in the latter to
             the value and the derivatives, by a compiled loop; returns None if that would not be faster.
     """
+    parameters = len(family.arg_constraints)
 
     def run(*arguments: Tensor) -> tuple[Tensor, ...]:
         shape = arguments[0].shape
-        own, (rest, column) = (
-            [a.reshape(-1) for a in arguments[:parameters]],
-            unexpanded(arguments[parameters:], shape),
-        )
-        if compiled_form is not None and not torch.is_grad_enabled():
+        own = [a.reshape(-1) for a in arguments[:parameters]]
+        rest, column = unexpanded(arguments[parameters:], shape)
+        results = None
+        if compiled_form is not None and not torch.is_grad_enabled() and is_compiled_for(own[0]):
             with unsplit():
-                direct = compiled_form(own, rest, column)
-            if direct is not None:
-                return tuple(r.reshape(shape) for r in direct)
+                results = compiled_form(own, rest, column)
+        if results is None:
+            with torch.no_grad():
+                low, high = family.window(NATS[own[0].dtype], *own)
+                fine = fits(low, high) & allowed(family, own)
+            results = only_where(fine, lambda own, *more: within(own, rest, *more), own, column, low, high)
+        return tuple(r.reshape(shape) for r in results)
+
+    def within(own: list[Tensor], rest: list[Tensor], column: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
         if not own[0].numel():
-            return tuple(torch.zeros_like(arguments[0]) for _ in range(1 + len(arguments)))
-        with torch.no_grad():
-            bounds = window(NATS[arguments[0].dtype], *(a.detach() for a in own))
+            return [torch.zeros_like(own[0]) for _ in range(1 + len(own) + len(rest))]
         # a prior's parameters are the same for every observation, so one small table serves a batch
         few = rest and 4 * len(rest[0]) <= len(own[0])
         results: list[tuple[Tensor, ...]] = []
         indices: list[Tensor] = []
         last: Tensor | None = None
-        for k, index in groups(*bounds):
+        for k, index in groups(low, high):
             if few and k.shape[1] == 1:
                 if k is not last:
                     table, last = [t.expand(len(k), len(rest[0])) for t in tables(k, *rest)], k
@@ -226,33 +229,25 @@ def _elementwise(
         order = torch.cat(indices)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
-        return tuple(torch.cat(part)[place].reshape(shape) for part in zip(*results, strict=True))
+        return [torch.cat(part)[place] for part in zip(*results, strict=True)]
 
     def gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
         return run(*arguments_and_wanted[:-1])[1:]
 
-    return elementwise(run, gradient)
+    return Kernel(name, run, gradient)
 
 
-@functools.cache
-def log_normalizer(family: Weights, parameters: int) -> Callable[..., Tensor]:
-    r"""Return the function :math:`\log \sum_k w_k` of the parameters; elementwise, differentiable twice."""
-
+def _log_normalizer(name: str, family: Weights) -> Kernel:
     def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
         _, q, log_sum = masses(family, k, *own)
         scores = family.scores(k, *own)
         return log_sum, *(torch.zeros_like(log_sum) if t is None else (q * t).sum(0) for t in scores)
 
-    return _elementwise(work, family.window, parameters, lambda k: ())
+    return _sums(name, work, family, lambda k: ())
 
 
-@functools.cache
-def expectation(family: Weights, parameters: int, integrand: Integrand) -> Callable[..., Tensor]:
-    r"""Return the function :math:`\sum_k q_k f_k` of a family's parameters and an integrand's arguments.
-
-    It is elementwise and differentiable twice. That ``f`` may depend on :math:`\log q_k` adds nothing to the
-    derivative: :math:`E[\partial \log q_k] = 0`.
-    """
+def _expectation(name: str, family: Weights, integrand: Integrand) -> Kernel:
+    parameters = len(family.arg_constraints)
 
     def work(k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         own, tables = arguments[:parameters], arguments[parameters:]
@@ -267,37 +262,72 @@ def expectation(family: Weights, parameters: int, integrand: Integrand) -> Calla
     form = None
     if hasattr(family, "as_com_poisson") and isinstance(integrand, LogRatio):
         form = functools.partial(_compiled_log_ratio, family, integrand)
-    return _elementwise(work, family.window, parameters, integrand.tables, form)
+    return _sums(name, work, family, integrand.tables, form)
 
 
-def _check_reach(rate: Tensor, nu: Tensor) -> Tensor:
-    """Return counts above the windows of Conway-Maxwell-Poissons, (n,); raise DivergedError as :func:`groups`."""
-    nats = NATS[rate.dtype] / nu
+KERNELS.makers |= {"log_normalizer": _log_normalizer, "expectation": _expectation}
+
+
+def log_normalizer(family: Weights, *parameters: Tensor) -> Tensor:
+    r"""Return :math:`\log \sum_k w_k`; elementwise in the parameters, differentiable twice."""
+    return evaluate(f"log_normalizer/{family.key}", *parameters)
+
+
+def expectation(family: Weights, integrand: Integrand, *arguments: Tensor) -> Tensor:
+    r"""Return :math:`\sum_k q_k f_k`, of a family's parameters and an integrand's arguments.
+
+    It is elementwise and differentiable twice. That ``f`` may depend on :math:`\log q_k` adds nothing to the
+    derivative: :math:`E[\partial \log q_k] = 0`.
+    """
+    return evaluate(f"expectation/{family.key}/{integrand.key}", *arguments)
+
+
+def _reach(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+    """Return counts below and above the windows of Conway-Maxwell-Poissons that compiled loops compute."""
+    rate, nats = rate.double(), NATS[rate.dtype] / nu.double()
     spread = nats + torch.sqrt(2 * nats * rate)  # Bernstein's bound
-    check_width(2 * float(spread.max()) if len(rate) else 0.0)
-    return rate + spread
+    return rate - spread, rate + spread
 
 
 def _compiled_log_ratio(
     family: Any, integrand: LogRatio, own: list[Tensor], rest: list[Tensor], column: Tensor
 ) -> list[Tensor] | None:
-    rate, nu = family.as_com_poisson(*own)
-    if not is_compiled_for(rate):
-        return None
-    reach = rate.new_zeros(len(rest[0])).scatter_reduce_(0, column, _check_reach(rate, nu), "amax")
+    low, high = _reach(*family.as_com_poisson(*own))
+    fine = fits(low, high) & allowed(family, own)
+    reach = high.new_zeros(len(rest[0])).scatter_reduce_(0, column, torch.where(fine, high, 0), "amax")
     counts = reach.long() + 2
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
-    if total > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
+    if total > 16 * len(column):  # many counts, few latents: the tables would be most of the work
         return None
     starts, row = ends - counts, torch.repeat_interleave(counts)
     k = torch.arange(total) - starts[row]
     read = [t.expand(total) for t in integrand.tables(k.double(), *(a.double()[row] for a in rest))]
-    value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
-    options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, -NATS[rate.dtype]
-    arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
-    in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
-    return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
+    options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, -NATS[own[0].dtype]
+
+    def loop(own: list[Tensor], column: Tensor) -> list[Tensor]:
+        rate, nu = family.as_com_poisson(*own)
+        value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
+        arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
+        in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
+        return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
+
+    return only_where(fine, loop, own, column)
+
+
+def most_probable(family: Weights, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the most probable count of each element, of the parameters' shape; nan as :func:`draw`."""
+    own = [p.reshape(-1) for p in parameters]
+    low, high = family.window(NATS[own[0].dtype], *own)
+
+    def search(own: Sequence[Tensor], low: Tensor, high: Tensor) -> list[Tensor]:
+        found = torch.zeros_like(own[0])
+        for k, index in groups(low, high):
+            best = family.log_weight(k, *(p[index] for p in own)).argmax(0)
+            found.index_copy_(0, index, k.expand(-1, len(index)).gather(0, best[None])[0])
+        return [found]
+
+    return only_where(fits(low, high) & allowed(family, own), search, own, low, high)[0].reshape(parameters[0].shape)
 
 
 def draw(
@@ -316,29 +346,40 @@ def draw(
         gradient: whether to compute the derivatives.
 
     Returns:
-        The counts and, with ``gradient``, their derivative in each parameter, (n,) each.
-
-    Raises:
-        DivergedError: as :func:`groups`.
+        The counts and, with ``gradient``, their derivative in each parameter, (n,) each. They are nan where a parameter
+        is not allowed or a window does not fit.
     """
     like = parameters[0]
     u = torch.rand_like(like) if uniform is None else uniform
-    out = [torch.zeros_like(like) for _ in range(1 + gradient * len(parameters))]
-
+    number = 1 + gradient * len(parameters)
     if hasattr(family, "as_com_poisson") and is_compiled_for(like):
-        rate, nu = family.as_com_poisson(*parameters)
-        _check_reach(rate, nu)
-        arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(like) for _ in range(3)]
-        in_pieces(compiled().com_poisson_integers, len(like), *arrays[0], *arrays[1], options=(-NATS[like.dtype],))
-        return arrays[1][: len(out)]
-    for k, index in groups(*family.window(NATS[like.dtype], *parameters)):
+        low, high = _reach(*family.as_com_poisson(*parameters))
+        inverted: Callable[..., list[Tensor]] = functools.partial(_compiled_draw, family, number)
+    else:
+        low, high = family.window(NATS[like.dtype], *parameters)
+        inverted = functools.partial(_invert, family, number)
+    return only_where(fits(low, high) & allowed(family, parameters), inverted, parameters, u, low, high)
+
+
+def _compiled_draw(family: Any, number: int, own: Sequence[Tensor], u: Tensor, *_: Tensor) -> list[Tensor]:
+    rate, nu = family.as_com_poisson(*own)
+    arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(u) for _ in range(3)]
+    in_pieces(compiled().com_poisson_integers, len(u), *arrays[0], *arrays[1], options=(-NATS[u.dtype],))
+    return arrays[1][:number]
+
+
+def _invert(
+    family: Weights, number: int, parameters: Sequence[Tensor], u: Tensor, low: Tensor, high: Tensor
+) -> list[Tensor]:
+    out = [torch.zeros_like(u) for _ in range(number)]
+    for k, index in groups(low, high):
         own = [p[index] for p in parameters]
-        _, q, _ = masses(family, k, *own)
+        _, q, log_sum = masses(family, k, *own)
         level = u[index]
         summed = running_sum(q.clone())
         z = k[0] + torch.lt(summed, level, out=summed).sum(0).clamp_(max=len(k) - 1)
-        out[0].index_copy_(0, index, z)
-        if not gradient:
+        out[0].index_copy_(0, index, z.masked_fill(log_sum.isnan(), torch.nan))
+        if number == 1:
             continue
         side = torch.where(level > 0.5, -1.0, 1.0).to(level.dtype)  # 1: sum from below
         share_of = (z - k).mul_(side).add_(0.5).clamp_(0, 1).mul_(q)

@@ -388,7 +388,7 @@ def test_a_tensor_temperature_is_one_temperature_per_latent():
         (lambda: ArrivalTimes(torch.tensor([0.0, 1.0])), "temperature", "0., 1."),
         (lambda: ArrivalTimes(0.5, indicator="step"), "indicator", "step"),
         (lambda: GumbelSoftmax(0.5, max_count=0), "max_count", "0"),
-        (lambda: RelaxedPoisson(torch.tensor([1.0, 0.0]), relaxation=ArrivalTimes(0.1)), "rate", "0"),
+        (lambda: RelaxedPoisson(torch.tensor([1.0, -0.5]), relaxation=ArrivalTimes(0.1)), "rate", "-0.5"),
         (lambda: RelaxedPoisson(-3.0, relaxation=ArrivalTimes(0.1)), "rate", "-3"),
         (lambda: NegativeBinomial(1.0), "logits and probs", ""),
         (lambda: NegativeBinomial(1.0, logits=0.0, probs=0.5), "logits and probs", ""),

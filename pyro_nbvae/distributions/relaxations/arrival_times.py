@@ -11,6 +11,8 @@ logistic function or the cubic smoothstep. For fixed noise :math:`du_k/dl = -u_k
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +20,11 @@ import torch
 from torch import Size, Tensor
 
 from pyro_nbvae.distributions.relaxations.base import (
+    LARGEST,
+    SAMPLERS,
     Relaxation,
-    check_rates,
     check_temperature,
-    flat_temperature,
+    draw_where,
     pathwise,
     per_latent,
 )
@@ -32,7 +35,6 @@ from pyro_nbvae.distributions.relaxations.noise import (
     pieces,
     put,
     running_sum,
-    seed,
     take,
     unit_exponentials,
 )
@@ -97,26 +99,39 @@ class ArrivalTimes(Relaxation):
     def rsample(self, distribution: RelaxedCount, shape: Size) -> Tensor:
         """Draw relaxed counts of this shape.
 
+        Counts are nan where a rate is not finite or above 2^24.
+
         Raises:
-            DivergedError: for rates that are not finite, or too large to draw their arrivals.
             TypeError: for a family that is not a Gamma-Poisson mixture.
         """
         parameters = [p for p in distribution.gamma_poisson(shape) if p is not None]
-        temperature = flat_temperature(self.temperature, parameters[-1])
+        options = self.indicator == "smoothstep", self.straight_through
+        return pathwise("arrivals", *parameters, temperature=self.temperature, options=options)
 
-        def sampler(*flat: Tensor) -> tuple[Tensor, ...]:
-            r, logits = flat[0] if len(flat) == 2 else None, flat[-1]
-            options = (temperature, self.indicator, self.straight_through)
-            kernels = fused_kernels(logits)
-            if kernels is not None:
-                z, d_logits, d_r = kernels.count_arrivals(r, logits, *options, TAIL[self.indicator])
-            elif is_compiled_for(logits):
-                z, d_logits, d_r = _compiled_arrivals(r, logits, *options)
-            else:
-                z, d_logits, d_r = count_arrivals(r, logits, *options)
-            return (z, d_logits) if d_r is None else (z, d_r, d_logits)
 
-        return pathwise(sampler, *parameters)
+def _draw(
+    seed: int, parameters: Sequence[Tensor], temperature: float | Tensor, smoothstep: bool, straight_through: bool
+) -> list[Tensor]:
+    """Sampler of :class:`ArrivalTimes`: the parameters are the dispersion, unless it is a Poisson, and the logits."""
+    rate = functools.reduce(torch.mul, parameters[:-1], parameters[-1].exp())
+    indicator: Indicator = "smoothstep" if smoothstep else "sigmoid"
+
+    def sampler(*own: Tensor) -> tuple[Tensor, ...]:
+        r, logits = own[0] if len(own) == 2 else None, own[-1]
+        options = (temperature, indicator, bool(straight_through))
+        kernels = fused_kernels(logits)
+        if kernels is not None:
+            z, d_logits, d_r = kernels.count_arrivals(seed, r, logits, *options, TAIL[indicator])
+        elif is_compiled_for(logits):
+            z, d_logits, d_r = compiled_arrivals(seed, r, logits, *options)
+        else:
+            z, d_logits, d_r = count_arrivals(r, logits, *options)
+        return (z, d_logits) if d_r is None else (z, d_r, d_logits)
+
+    return draw_where((rate > 0) & (rate <= LARGEST), rate == 0, sampler, *parameters)
+
+
+SAMPLERS["arrivals"] = _draw
 
 
 def horizon(temperature: float | Tensor, indicator: Indicator) -> float | Tensor:
@@ -124,12 +139,15 @@ def horizon(temperature: float | Tensor, indicator: Indicator) -> float | Tensor
     return 1 + temperature * TAIL[indicator]
 
 
-def _compiled_arrivals(
-    r: Tensor | None, logits: Tensor, temperature: float | Tensor, indicator: Indicator, straight_through: bool
+def compiled_arrivals(
+    seed: int,
+    r: Tensor | None,
+    logits: Tensor,
+    temperature: float | Tensor,
+    indicator: Indicator,
+    straight_through: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same as :func:`count_arrivals`, by a compiled loop."""
-    rate = logits.exp()
-    check_rates(rate if r is None else rate.mul_(r))
+    """The same as :func:`count_arrivals`, by a compiled loop, from a seed."""
     z, d_logits, d_r = (torch.empty_like(logits) for _ in range(3))
     arrays = (
         (logits if r is None else r).contiguous(),
@@ -139,7 +157,7 @@ def _compiled_arrivals(
         d_r,
         d_logits,
     )
-    options = seed(), r is None, indicator == "smoothstep", TAIL[indicator], straight_through
+    options = seed, r is None, indicator == "smoothstep", TAIL[indicator], straight_through
     in_pieces(compiled().arrivals, len(logits), *arrays, options=options)
     return z, d_logits, None if r is None else d_r
 
@@ -173,14 +191,8 @@ def count_arrivals(
 
     Returns:
         ``(z, dz/dl, dz/dr)``, all (n,); the last is None without ``total_count``.
-
-    Raises:
-        DivergedError: for rates that are not finite, and for more than ``MOST_EVENTS`` expected arrivals.
     """
-    rate = logits.exp()
-    check_rates(rate if total_count is None else rate.mul_(total_count))
-    del rate
-    # The clamp keeps every product finite. Larger rates have been refused above, smaller ones have no arrival.
+    # The clamp keeps every product finite. Larger rates are not drawn, smaller ones have no arrival.
     scale = torch.exp(-logits.clamp(-80.0, 80.0))
     r = None if total_count is None else total_count.clamp(min=1e-15)
     # `clock` and `drift` are the running sums of E / (r + j) and E / (r + j)^2 so far

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,8 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Size, Tensor
 from torch.autograd.function import Function, FunctionCtx
+from torch.overrides import handle_torch_function, has_torch_function
 
-from pyro_nbvae.distributions.elementwise import Context
+from pyro_nbvae.distributions.elementwise import (
+    WITHOUT_DOUBLE,
+    Context,
+    Dimensions,
+    Registry,
+    batched,
+    plain,
+)
 from pyro_nbvae.distributions.threads import unsplit
 
 if TYPE_CHECKING:
@@ -20,22 +29,12 @@ if TYPE_CHECKING:
 
 
 class DivergedError(ValueError):
-    """Parameters that are not finite, or so large that their counts cannot be computed."""
+    """Parameters that are not finite, or so extreme that their counts cannot be computed."""
 
 
-# More arrivals in one draw are refused: they would take minutes, and are a sign that the parameters have diverged.
-MOST_EVENTS = 1_000_000_000
-
-
-def check_rates(mean: Tensor) -> None:
-    """Raise DivergedError if mean counts (n,) are not finite, or if their sum is too large to draw."""
-    total = float(mean.sum())
-    if not math.isfinite(total):
-        raise DivergedError("a rate is not finite")
-    if total > MOST_EVENTS:
-        raise DivergedError(
-            f"the rates require more than {MOST_EVENTS:.0e} arrivals in one draw (largest rate {float(mean.max()):.3g})"
-        )
+# Largest mean count that arrivals and Gumbel races are drawn for, and largest number of counts of an inversion: counts
+# above it are not exact in single precision, and each takes as many steps.
+LARGEST = float(1 << 24)
 
 
 class Relaxation(ABC):
@@ -100,48 +99,52 @@ def check_temperature(temperature: float | Tensor) -> None:
         )
 
 
-def _check_constant(temperature: float | Tensor) -> None:
-    if isinstance(temperature, Tensor) and temperature.requires_grad:
-        raise TypeError("the temperature of counts gets no gradient: pass temperature.detach()")
-
-
-def flat_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
-    """Return a number, or one temperature for each element of ``like``, flattened.
-
-    Raises:
-        TypeError: for a temperature that requires a gradient, which it would not get.
-    """
-    _check_constant(temperature)
-    if isinstance(temperature, Tensor) and temperature.dim():
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return temperature.to(like.device, dtype).expand(like.shape).reshape(-1)
-    return temperature
-
-
 def per_latent(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """Return one temperature for each element of ``like``, (n,); errors as :func:`flat_temperature`."""
-    _check_constant(temperature)
+    """Return one temperature for each element of ``like``, (n,)."""
     if isinstance(temperature, Tensor) and temperature.dim():
         return temperature.to(like).contiguous()
     return torch.full_like(like, float(temperature))
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Convert half precisions to single precision; keep others."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def exact_counts(rate: Tensor) -> Tensor:
-    """Draw Poisson counts; rates saturate at 2^53, the largest number up to which doubles hold every integer."""
-    return torch.poisson(rate.clamp(max=2.0**53))
+    """Draw Poisson counts; nan where a rate is negative or nan.
+
+    Rates saturate at 2^53, the largest number up to which doubles hold every integer.
+    """
+    allowed = rate >= 0
+    return torch.poisson(torch.where(allowed, rate, 0).clamp(max=2.0**53)).masked_fill(~allowed, math.nan)
+
+
+# Maps a seed, the flattened parameters, a temperature (a number, or one for each latent) and the options to a sample
+# and its derivative in each parameter, (n,) each.
+Sampler = Callable[..., Sequence[Tensor]]
+SAMPLERS: Registry[Sampler] = Registry()
+
+
+def draw_where(
+    fine: Tensor, zero: Tensor, sampler: Callable[..., Sequence[Tensor]], *parameters: Tensor
+) -> list[Tensor]:
+    """Return ``sampler(*parameters)``: where it is not fine, 0 where the count is surely 0, and else nan.
+
+    No number is read by the host, which would wait for a GPU: where they are not fine, the parameters are set to 1.
+    """
+    drawn = sampler(*(torch.where(fine, p, 1.0) for p in parameters))
+    fill = torch.where(zero, 0.0, math.nan).to(parameters[0].dtype)
+    return [torch.where(fine, part, fill) for part in drawn]
 
 
 class _Refuse(Function):
-    """The identity; its backward pass raises an error."""
+    """The identity; its derivative raises an error."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: FunctionCtx, parameter: Tensor) -> Tensor:
+    def forward(parameter: Tensor) -> Tensor:
         return parameter.view_as(parameter)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
@@ -149,52 +152,159 @@ class _Refuse(Function):
             "rsample has no second derivative in the parameters of the counts: its samples are differentiable once"
         )
 
+    @staticmethod
+    def jvp(ctx: FunctionCtx, tangent: Tensor) -> Tensor:
+        return _Refuse.backward(ctx, tangent)
+
 
 class _DependsOn(Function):
     """Return a gradient unchanged, but as a function of these parameters for autograd."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: FunctionCtx, gradient: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
+    def forward(gradient: Tensor, *parameters: Tensor) -> Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
 
+    @staticmethod
+    def jvp(ctx: Context, tangent: Tensor, *tangents: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def _run(
+    name: str, options: Sequence[int], seed: Tensor, temperature: Tensor | None, parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return a sample and its derivatives, of the parameters' shape and each in memory of its own."""
+    shape = parameters[0].shape
+    given: float | Tensor | None = None
+    if temperature is not None:
+        given = temperature.reshape(-1) if temperature.dim() else float(temperature)
+    with unsplit():
+        found = SAMPLERS[name](int(seed), [p.reshape(-1) for p in parameters], given, *options)
+        return [part.reshape(shape) for part in found]
+
 
 class _Pathwise(Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, sampler: Callable[..., Sequence[Tensor]], *parameters: Tensor) -> Tensor:
-        with unsplit():
-            value, *derivatives = sampler(*(full_precision(p.reshape(-1)) for p in parameters))
-            like = parameters[0]
-            ctx.save_for_backward(*(d.view(like.shape).to(like.dtype) for d in derivatives), *parameters)
-            return value.view(like.shape).to(like.dtype)
+    """A sample and, not differentiable, its derivatives in the parameters."""
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        derivatives, parameters = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+    def forward(
+        name: str, options: Sequence[int], seed: Tensor, temperature: Tensor | None, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(_run(name, options, seed, temperature, parameters))
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        parameters = inputs[4:]
+        ctx.number = len(parameters)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*parameters, *output[1:])
+        ctx.save_for_forward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        parameters, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
         with unsplit():
             gradients = [gradient * d for d in derivatives]
         if torch.is_grad_enabled():  # a second derivative may be requested
             refusing = [_Refuse.apply(p) for p in parameters]
             gradients = [_DependsOn.apply(g, *refusing) for g in gradients]
-        return None, *gradients
+        return None, None, None, None, *gradients
+
+    @staticmethod
+    def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        derivatives = ctx.saved_tensors
+        terms = [t * d for t, d in zip(tangents[4:], derivatives, strict=True) if t is not None]
+        return sum(terms[1:], terms[0]), *(None for _ in derivatives)
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Dimensions, name: str, options: Sequence[int], seed: Tensor, *tensors: Tensor | None
+    ) -> tuple[Sequence[Tensor], Dimensions]:
+        if dims[2] is None:
+            raise RuntimeError('rsample under vmap draws noise for each element: use vmap(..., randomness="different")')
+        own = seed.select(dims[2], 0)  # one seed draws different noise for all elements
+        temperature, *parameters = tensors
+        if temperature is not None and (temperature.dim() or dims[3] is not None):
+            shape = parameters[0].shape if dims[4] is None else parameters[0].select(dims[4], 0).shape
+            (temperature,) = batched(info.batch_size, [dims[3]], [temperature])
+            temperature = temperature.reshape(-1, *(1 for _ in shape[temperature.dim() - 1 :]), *temperature.shape[1:])
+            temperature = temperature.expand(-1, *shape)
+        output = _Pathwise.apply(name, options, own, temperature, *batched(info.batch_size, dims[4:], parameters))
+        return output, tuple(0 for _ in output)
 
 
-def pathwise(sampler: Callable[..., Sequence[Tensor]], *parameters: Tensor) -> Tensor:
+@torch.library.custom_op("pyro_nbvae::draw", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+def _operator(
+    name: str, options: list[int], seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
+) -> list[Tensor]:
+    return [
+        part.clone(memory_format=torch.contiguous_format) for part in _run(name, options, seed, temperature, parameters)
+    ]
+
+
+@_operator.register_fake
+def _(
+    name: str, options: list[int], seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
+) -> list[Tensor]:
+    like = parameters[0]
+    return [like.new_empty(like.shape) for _ in range(1 + len(parameters))]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _multiply(ctx: Any, grads: list[Tensor]) -> tuple[None, None, None, None, list[Tensor]]:
+    return None, None, None, None, [grads[0] * d for d in ctx.saved_tensors]
+
+
+_operator.register_autograd(_multiply, setup_context=_save)
+
+
+def pathwise(
+    name: str, *parameters: Tensor, temperature: float | Tensor | None = None, options: Sequence[int] = ()
+) -> Tensor:
     """Draw a sample with pathwise derivatives in its parameters.
 
+    The seed is a tensor, drawn from torch's generator for the CPU: so noise differs from call to call also where a
+    transform, such as ``torch.compile``, takes calls with the same arguments as one.
+
     Args:
-        sampler: takes the flattened parameters, and returns a sample and its derivative in each of them, all (n,).
-        *parameters: tensors of one shape.
+        name: a sampler of ``SAMPLERS``.
+        *parameters: tensors of one shape, in single or double precision.
+        temperature: a number, or a tensor that broadcasts to the parameters.
+        options: more arguments of the sampler.
 
     Returns:
-        The sample, of the parameters' shape.
+        The sample, of the parameters' shape; differentiable once.
 
     Raises:
         NotImplementedError: in the backward pass, if a second derivative in the parameters is requested.
+        TypeError: for a temperature that requires a gradient, which it would not get.
+        RuntimeError: under ``vmap``, unless its randomness is "different".
     """
-    return _Pathwise.apply(sampler, *parameters)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise TypeError("the temperature of counts gets no gradient: pass temperature.detach()")
+    if has_torch_function(parameters):
+        draw = functools.partial(pathwise, name, temperature=temperature, options=options)
+        return handle_torch_function(draw, parameters, *parameters)
+    own, device, dtype = [plain(p) for p in parameters], parameters[0].device, parameters[0].dtype
+    if temperature is not None and not (isinstance(temperature, Tensor) and temperature.dim()):
+        temperature = torch.as_tensor(temperature, dtype=torch.float64, device="cpu")
+    elif temperature is not None:
+        temperature = temperature.to(device, dtype).expand(own[0].shape)
+    seed = torch.randint(1 << 62, ())
+    if torch.compiler.is_compiling():
+        return torch.ops.pyro_nbvae.draw(name, list(options), seed, temperature, own)[0]
+    if device.type in WITHOUT_DOUBLE:
+        own, temperature = [p.cpu() for p in own], None if temperature is None else temperature.cpu()
+    return _Pathwise.apply(name, tuple(options), seed, temperature, *own)[0].to(device)

@@ -2,8 +2,7 @@
 
 A thread draws one latent's noise, sums its count and its derivatives, and stops when that latent is done. Only the
 results are written, and the host does not have to wait. The distributions are those of the torch versions; the random
-numbers are Triton's Philox stream with a seed from torch's generator on the CPU, so ``torch.manual_seed`` controls
-them.
+numbers are Triton's Philox stream with the low bits of the seed.
 """
 
 from __future__ import annotations
@@ -191,15 +190,16 @@ def _device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _launch(n: int, temperature: float | Tensor, like: Tensor) -> tuple[tuple[int], Tensor, bool, int]:
-    """Return the grid, the temperature on the device, whether there is one per latent, and a seed."""
+def _launch(n: int, temperature: float | Tensor, seed: int, like: Tensor) -> tuple[tuple[int], Tensor, bool, int]:
+    """Return the grid, the temperature on the device, whether there is one per latent, and a seed of 31 bits."""
     tau = torch.as_tensor(temperature, dtype=like.dtype)
-    seed = int(torch.randint(2**31 - 2**24, ()))  # from the CPU's generator: no synchronisation
+    seed %= 2**31 - 2**24
     tau = tau.to(like.device, non_blocking=True).contiguous()  # the kernels read it by position
     return (triton.cdiv(n, BLOCK),), tau, tau.dim() > 0, seed
 
 
 def count_arrivals(
+    seed: int,
     total_count: Tensor | None,
     logits: Tensor,
     temperature: float | Tensor,
@@ -209,10 +209,10 @@ def count_arrivals(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same as :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`, float32 only.
 
-    A latent with more than ``MOST_ARRIVALS`` arrivals, or with a rate that is not finite, gets the count nan.
+    A latent with more than ``MOST_ARRIVALS`` arrivals gets the count nan.
     """
     n = len(logits)
-    grid, tau, per_latent, seed = _launch(n, temperature, logits)
+    grid, tau, per_latent, seed = _launch(n, temperature, seed, logits)
     z, d_l = torch.empty_like(logits), torch.empty_like(logits)
     d_r = z if total_count is None else torch.empty_like(logits)
     with _device_of(logits):
@@ -237,6 +237,7 @@ def count_arrivals(
 
 
 def run_races(
+    seed: int,
     log_rate: Tensor,
     lowest: Tensor,
     highest: Tensor,
@@ -250,7 +251,7 @@ def run_races(
     or above ``largest`` gets the count nan.
     """
     n = len(log_rate)
-    grid, tau, per_latent, seed = _launch(n, temperature, log_rate)
+    grid, tau, per_latent, seed = _launch(n, temperature, seed, log_rate)
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
     with _device_of(log_rate):
         _run_races[grid](

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from pyro_nbvae.distributions.relaxations.base import pathwise
+from pyro_nbvae.distributions.relaxations.base import SAMPLERS, pathwise
 from pyro_nbvae.distributions.relaxations.noise import pieces, unit_exponentials
 
 
-def _draw(shape: Tensor) -> tuple[Tensor, Tensor]:
+def _draw(seed: int, parameters: Sequence[Tensor], temperature: None) -> tuple[Tensor, Tensor]:
+    """Draw log Gamma(shape, 1), with its derivative: -inf and 0 at shape 0, nan where the shape is not allowed."""
+    (given,) = parameters
+    positive = given > 0
+    shape = torch.where(positive, given, 1.0)
     value, slope = torch.empty_like(shape), torch.empty_like(shape)
     for piece in pieces(len(shape), 4, shape.device):
         a = shape[piece]
@@ -19,7 +25,11 @@ def _draw(shape: Tensor) -> tuple[Tensor, Tensor]:
         boost = unit_exponentials(1, a)[0].neg_().mul_(a < 1).div_(a)
         value[piece] = draw.log().add_(boost)
         slope[piece] = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
-    return value, slope
+    edge = torch.where(given == 0, 0.0, torch.nan).to(shape.dtype)
+    return torch.where(positive, value, edge - torch.inf), torch.where(positive, slope, edge)
+
+
+SAMPLERS["log_gamma"] = _draw
 
 
 def log_standard_gamma(shape: Tensor) -> Tensor:
@@ -30,4 +40,4 @@ def log_standard_gamma(shape: Tensor) -> Tensor:
 
     See also: docs/mathematics.md, section 5.3 (The Gamma draw).
     """
-    return pathwise(_draw, shape)
+    return pathwise("log_gamma", shape)

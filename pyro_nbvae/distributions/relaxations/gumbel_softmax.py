@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,17 @@ import torch
 from torch import Size, Tensor
 
 from pyro_nbvae.distributions.relaxations.base import (
-    DivergedError,
+    LARGEST,
+    SAMPLERS,
     Relaxation,
     check_temperature,
-    flat_temperature,
+    draw_where,
     pathwise,
     per_latent,
 )
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.distributions.relaxations.kernels import fused_kernels
-from pyro_nbvae.distributions.relaxations.noise import Noise, pieces, running_sum, seed, unit_exponentials
+from pyro_nbvae.distributions.relaxations.noise import Noise, pieces, running_sum, unit_exponentials
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 
 # Counts whose Poisson tail is below exp(-CUT) are left out.
 CUT = 20.0
-# Largest rate: counts above it are not exact in single precision.
-LARGEST = float(1 << 24)
 # Warn that a rate is close to max_count if P(count > max_count) may exceed exp(-WARN).
 WARN = 7.0
 
@@ -89,34 +89,15 @@ class GumbelSoftmax(Relaxation):
     def rsample(self, distribution: RelaxedCount, shape: Size) -> Tensor:
         """Draw relaxed counts of this shape.
 
+        Counts are nan where a rate is not finite or above 2^24.
+
         Raises:
-            DivergedError: for rates that are not finite or above 2^24. On a GPU such counts are nan instead.
             TypeError: for a family that is not a Gamma-Poisson mixture.
         """
         r, logits = distribution.gamma_poisson(shape)
         log_rate = logits if r is None else log_standard_gamma(r) + logits
-        temperature = flat_temperature(self.temperature, log_rate)
-
-        def sampler(flat: Tensor) -> tuple[Tensor, Tensor]:
-            if not len(flat):
-                return flat.clone(), flat.clone()
-            largest = flat.max().exp()
-            window = gumbel_window(flat.exp(), temperature, self.max_count)
-            kernels = fused_kernels(flat)
-            if kernels is not None:
-                if self.max_count is not None:
-                    _watch.see(largest, self.max_count)
-                return kernels.run_races(flat, *window, LARGEST, temperature, self.straight_through)
-            if not bool(largest.isfinite()):
-                raise DivergedError("a rate is not finite")
-            if float(largest) > LARGEST:
-                raise DivergedError(f"a Poisson rate of {float(largest):.3g} is too large: above {LARGEST:.3g}")
-            if self.max_count is not None:
-                _warn_if_cut(largest, self.max_count)
-            races = _compiled_races if is_compiled_for(flat) else run_races
-            return races(flat, *window, temperature, self.straight_through)
-
-        return pathwise(sampler, log_rate)
+        options = self.max_count or 0, self.straight_through
+        return pathwise("races", log_rate, temperature=self.temperature, options=options)
 
     def one_hot(self, logits: Tensor) -> Tensor:
         """Draw a point of the simplex for each vector of logits: softmax((logits + Gumbel noise) / temperature).
@@ -131,6 +112,31 @@ class GumbelSoftmax(Relaxation):
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = temperature.unsqueeze(-1)  # one for each vector
         return torch.nn.functional.gumbel_softmax(logits, temperature, hard=self.straight_through)
+
+
+def _draw(
+    seed: int, parameters: Sequence[Tensor], temperature: float | Tensor, max_count: int, straight_through: bool
+) -> list[Tensor]:
+    """Sampler of :class:`GumbelSoftmax`, of a log rate; without a limit ``max_count`` is 0."""
+    rate = parameters[0].exp()
+
+    def sampler(log_rate: Tensor) -> tuple[Tensor, Tensor]:
+        rate = log_rate.exp()
+        if max_count and len(rate):
+            _watch.see(rate.max(), max_count)
+        window = gumbel_window(rate, temperature, max_count or None)
+        kernels = fused_kernels(log_rate)
+        options = temperature, bool(straight_through)
+        if kernels is not None:
+            return kernels.run_races(seed, log_rate, *window, LARGEST, *options)
+        if is_compiled_for(log_rate):
+            return compiled_races(seed, log_rate, *window, *options)
+        return run_races(log_rate, *window, *options)
+
+    return draw_where((rate > 0) & (rate <= LARGEST), rate == 0, sampler, *parameters)
+
+
+SAMPLERS["races"] = _draw
 
 
 def largest_count(rate: Tensor, nats: float | Tensor) -> Tensor:
@@ -224,13 +230,13 @@ def run_races(
     return (winner if straight_through else mean.add_(rate).clamp_(min=0)), dz
 
 
-def _compiled_races(
-    log_rate: Tensor, first: Tensor, last: Tensor, temperature: float | Tensor, straight_through: bool
+def compiled_races(
+    seed: int, log_rate: Tensor, first: Tensor, last: Tensor, temperature: float | Tensor, straight_through: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same as :func:`run_races`, by a compiled loop."""
+    """The same as :func:`run_races`, by a compiled loop, from a seed."""
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
     arrays = log_rate.contiguous(), per_latent(temperature, log_rate), first, last, z, dz
-    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed(), straight_through))
+    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed, straight_through))
     return z, dz
 
 
@@ -251,6 +257,9 @@ class _Watch:
         self.coming: list[tuple[torch.cuda.Event, Tensor, int]] = []
 
     def see(self, largest: Tensor, max_count: int) -> None:
+        if not largest.is_cuda:
+            _warn_if_cut(largest, max_count)
+            return
         host = torch.empty((), dtype=largest.dtype, pin_memory=True).copy_(largest, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(largest.device))

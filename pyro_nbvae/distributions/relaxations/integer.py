@@ -15,6 +15,7 @@ which is exactly unbiased if f is quadratic in each unit. For a Poisson :math:`d
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +24,14 @@ import torch
 from torch import Size, Tensor
 from torch.nn.functional import softplus
 
-from pyro_nbvae.distributions.relaxations.base import Relaxation, check_rates, pathwise
+from pyro_nbvae.distributions.relaxations.base import (
+    LARGEST,
+    SAMPLERS,
+    Relaxation,
+    draw_where,
+    exact_counts,
+    pathwise,
+)
 from pyro_nbvae.distributions.relaxations.noise import number_in_piece, pieces, running_sum
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for
@@ -61,7 +69,6 @@ class Integer(Relaxation):
         """Draw counts of this shape.
 
         Raises:
-            DivergedError: for parameters that are not finite, or too large to draw from.
             TypeError: for a family without an integer sampler.
         """
         sampler, parameters = distribution.integer_sampler(shape)
@@ -69,14 +76,9 @@ class Integer(Relaxation):
 
 
 def draw_poisson(log_rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw Poisson counts from log rates (n,), with dz / d(log rate) = (rate + z) / 2.
-
-    Raises:
-        DivergedError: for rates that are not finite.
-    """
+    """Draw Poisson counts from log rates (n,), with dz / d(log rate) = (rate + z) / 2."""
     rate = log_rate.exp()
-    check_rates(rate)
-    z = torch.poisson(rate)
+    z = exact_counts(rate)
     return z, (rate + z).mul_(0.5)
 
 
@@ -88,7 +90,7 @@ END = {torch.float32: 21.0, torch.float64: 42.0}
 FIRST = 2
 
 
-def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = None) -> list[Tensor]:
     r"""Draw negative binomial counts by inversion, with their derivatives in r and in the logits.
 
     Masses and scores in r follow from recurrences,
@@ -103,14 +105,18 @@ def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = N
         uniform: uniform numbers in (0, 1) that determine the counts, (n,); by default they are drawn.
 
     Returns:
-        ``(z, dz/dr, dz/dl)``, (n,) each.
-
-    Raises:
-        DivergedError: for parameters that are not finite.
+        ``(z, dz/dr, dz/dl)``, (n,) each; nan where r is negative, a parameter is nan, or more than ``LARGEST`` counts
+        would have to be summed.
     """
     u = torch.rand_like(r) if uniform is None else uniform
+    odds = logits.exp()
+    spread = torch.sqrt(2 * START[r.dtype] * r * odds * (1 + odds)) + END[r.dtype] * (1 + odds)
+    fine = (r >= 0) & (spread <= LARGEST)
+    return draw_where(fine, torch.zeros_like(fine), functools.partial(_inverted, u), r, logits)
+
+
+def _inverted(u: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = r * logits.exp()
-    check_rates(mean)
     z, d_r, d_logits = (torch.empty_like(r) for _ in range(3))
     if is_compiled_for(r):
         loop = compiled().negative_binomial_integers
@@ -118,7 +124,7 @@ def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = N
         in_pieces(loop, len(r), r.contiguous(), logits.contiguous(), u, z, d_r, d_logits, options=options)
         return z, d_r, d_logits
     first = mean - torch.sqrt(2 * START[r.dtype] * mean * (1 + logits.exp()))
-    first = first.clamp_(min=0).floor_()
+    first, r = first.clamp_(min=0).floor_(), r.clamp(min=torch.finfo(r.dtype).tiny)
     for piece in pieces(len(r), FIRST, r.device):
         z[piece], d_r[piece] = _invert(*(x[piece] for x in (r, logits, mean, first, u)))
     return z, d_r, torch.addcmul(z, z + r, torch.sigmoid(logits)).mul_(0.5)
@@ -161,3 +167,9 @@ def _invert(r: Tensor, logits: Tensor, mean: Tensor, k: Tensor, u: Tensor) -> tu
         )
         width = min(2 * width, max(FIRST, number_in_piece(len(index), r.device)))
     return z, sum_to.div_(mass_at.clamp_(min=torch.finfo(r.dtype).tiny)).neg_()
+
+
+SAMPLERS |= {
+    "poisson": lambda seed, parameters, temperature: draw_poisson(*parameters),
+    "negative_binomial": lambda seed, parameters, temperature: draw_negative_binomial(*parameters),
+}

@@ -20,11 +20,6 @@ def unit_exponentials(width: int, like: Tensor) -> Tensor:
     return uniform.clamp_(min=torch.finfo(like.dtype).eps / 4).log_().neg_()
 
 
-def seed() -> int:
-    """Draw a seed for a compiled loop, from torch's generator."""
-    return int(torch.randint(1 << 62, ()))
-
-
 def number_in_piece(width: int, device: torch.device) -> int:
     """Return how many latents are one piece of about PIECE numbers, ``width`` for each latent."""
     return max(1, PIECE.get(device.type, PIECE["cuda"]) // max(1, width))

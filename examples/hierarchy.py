@@ -31,7 +31,6 @@ class Model(PyroModule):
         self.decoder = nn.Linear(UNITS, SIZE)
 
     def forward(self, x: Tensor) -> None:
-        pyro.module("model", self)
         with pyro.plate("data", len(x)):
             h = pyro.sample("h", dist.Normal(torch.zeros(WIDTH), 1.0).to_event(1))
             z = pyro.sample("z", RelaxedNegativeBinomial(2.0, logits=self.logits(h)).to_event(1))
@@ -56,13 +55,12 @@ class Guide(PyroModule):
         return pyro.sample("z", q.to_event(1))
 
     def forward(self, x: Tensor) -> None:
-        pyro.module("guide", self)
         with pyro.plate("data", len(x)):
             if self.bottom_up:
                 self.sample_h(torch.log1p(self.sample_z(x)))
             else:
                 h = self.sample_h(x)
-                self.sample_z(torch.cat([x, h], -1))
+                self.sample_z(torch.cat([x.expand(*h.shape[:-1], -1), h], -1))
 
 
 def main(steps: int = 1500) -> None:

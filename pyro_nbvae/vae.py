@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.distributions import Integer, Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.errors import InputError, check_positive, check_seed
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
@@ -124,6 +124,11 @@ def batch_plate(data_size: int | None, size: int, device: torch.device) -> pyro.
     return pyro.plate("batch", data_size or size, subsample=torch.arange(size, device=device), dim=-1)
 
 
+def over_event(distribution: TorchDistribution, shape: torch.Size) -> TorchDistribution:
+    """Return a distribution over events with as many dimensions as ``shape``; a joint one may have them already."""
+    return distribution.to_event(max(0, len(shape) - len(distribution.event_shape)))
+
+
 def draw_parameters(module: nn.Module) -> None:
     """Draw the parameters with a fixed prior (PyroSample) outside of the batch, once for all its observations.
 
@@ -143,11 +148,16 @@ def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> to
 class StandardPrior(nn.Module):
     """A prior without learned parameters: ``zeros`` of the latents' shape, on the model's device."""
 
-    zeros: Tensor
+    _place: Tensor
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("zeros", torch.zeros(shape), persistent=False)
+        self.shape = shape
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    @property
+    def zeros(self) -> Tensor:
+        return self._place.new_zeros(self.shape)
 
 
 class CountPrior(nn.Module):
@@ -270,7 +280,7 @@ class GenerativeModel(PyroModule):
             InputError: if decoder and likelihood make observations of another shape.
         """
         observed = self.likelihood(self.decode(z))
-        observed = observed.to_event(max(0, len(self.event_shape) - len(observed.event_shape)))
+        observed = over_event(observed, self.event_shape)
         if observed.event_shape != self.event_shape:
             raise InputError(
                 f"decoder and likelihood make observations of shape {tuple(observed.event_shape)}: the model's "
@@ -296,7 +306,7 @@ class GenerativeModel(PyroModule):
             size, device = len(x), x.device
         draw_parameters(self)
         with batch_plate(self.data_size, size, device):
-            z = pyro.sample("z", self.prior_distribution().to_event(1))
+            z = pyro.sample("z", over_event(self.prior_distribution(), self.latent_shape))
             pyro.sample("x", self.observation(z), obs=x)
         return z
 
@@ -347,6 +357,9 @@ class CountModel(GenerativeModel):
         check_positive("prior_mean", prior_mean)
         super().__init__(event_shape, latents, **options)
         self.prior.start(prior_mean)
+        if self.prior.mean.is_meta:  # no values: they are loaded later
+            self.register_buffer("initial_stddev", torch.empty(self.latent_shape))
+            return
         self.register_buffer("initial_stddev", self.prior_distribution().variance.detach().sqrt())
         if not bool((self.initial_stddev > 0).all()):
             raise InputError(f"prior_mean is too small: a standard deviation of 0, got {prior_mean}")
@@ -377,6 +390,7 @@ class AmortizedGuide(PyroModule):
             family's number of outputs for each latent; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
         relaxation: how counts are differentiated; a plain attribute that may be changed between steps, for annealing
             (``guide.relaxation = guide.relaxation.at(0.1)``). With None the latents are exact, without a gradient.
+            A traced loss, such as JitTrace_ELBO, follows the temperature, and refuses another relaxation.
         spread: initial factor of a built-in encoder's outputs; with a small one, such as 0.5, the posterior starts
             near the prior's mean.
 
@@ -459,9 +473,13 @@ class AmortizedGuide(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         check_param_store(self)
-        posterior = self.posterior(x)
+        relaxation, self.relaxation = self.relaxation, followed(self, x)
+        try:
+            posterior = self.posterior(x)
+        finally:
+            self.relaxation = relaxation
         with batch_plate(self.data_size, len(x), x.device):
-            return pyro.sample("z", posterior.to_event(1))
+            return pyro.sample("z", over_event(posterior, self.latent_shape))
 
 
 @contextmanager

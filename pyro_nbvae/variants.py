@@ -164,12 +164,28 @@ def estimator(name: str) -> Callable[..., ELBO]:
         'Trace_ELBO'
     """
     found: Any = getattr(infer, name, None) or getattr(pyro.infer, name, None)
-    kind = isinstance(found, type) and issubclass(found, ELBO)
-    # no site asks to be enumerated, and batches differ in size, for which a compiled loss is made again
-    refused = found in (ELBO, infer.SiteKL_ELBO, pyro.infer.TraceEnum_ELBO) or name.startswith("Jit")
-    if not kind or refused:
-        raise InputError(
-            f"unknown estimator {name!r}: choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as "
-            "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO"
-        )
+    if not (isinstance(found, type) and issubclass(found, ELBO)) or found in (ELBO, infer.SiteKL_ELBO):
+        raise InputError(f"unknown estimator {name!r}: {_ESTIMATORS}")
+    check_estimator(found)
     return found
+
+
+_ESTIMATORS = (
+    "choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as Trace_ELBO, TraceMeanField_ELBO, "
+    "TraceGraph_ELBO or RenyiELBO"
+)
+# Pyro's losses that a run cannot have, and why.
+_REFUSED = {
+    pyro.infer.TraceEnum_ELBO: "no latent of a variant can be enumerated",
+    pyro.infer.ReweightedWakeSleep: "it has two losses, one for the model and one for the guide",
+    pyro.infer.JitTrace_ELBO: "a traced loss is for batches of one size",
+    pyro.infer.JitTraceGraph_ELBO: "a traced loss is for batches of one size",
+    pyro.infer.JitTraceMeanField_ELBO: "a traced loss is for batches of one size",
+}
+
+
+def check_estimator(kind: type) -> None:
+    """Raise InputError for one of Pyro's losses that ``nbvae train`` cannot minimise."""
+    for refused, reason in _REFUSED.items():
+        if issubclass(kind, refused):
+            raise InputError(f"{kind.__name__} cannot train a run, {reason}: {_ESTIMATORS}")

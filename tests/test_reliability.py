@@ -29,10 +29,23 @@ def test_one_training_a_folder(tmp_path):
     assert train(config, tmp_path / "run", progress=False).checkpoint_path.exists()
 
 
-def test_a_command_that_failed_may_be_corrected_and_given_again(tmp_path):
+def poisoned_step(step):
+    """Trainer.step, which leaves a parameter that is not a number."""
+
+    def poisoned(self, x):
+        terms = step(self, x)
+        with torch.no_grad():
+            self.parameters[0].view(-1)[0] = float("nan")
+        return terms
+
+    return poisoned
+
+
+def test_a_command_that_failed_may_be_corrected_and_given_again(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    with pytest.raises(InputError, match="diverged in epoch 1"):
-        train(TrainConfig(variant="EX-I", epochs=1, lr=1000.0, kl_warmup=0.0, **TINY), run, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="diverged in epoch 1"):
+        patch.setattr(training.Trainer, "step", poisoned_step(training.Trainer.step))
+        train(TrainConfig(variant="EX-I", epochs=1, lr=0.1, **TINY), run, progress=False)
     assert not (run / "checkpoint.pt").exists()
     for resume in (False, True):
         config = TrainConfig(variant="EX-I", epochs=1, **TINY)
@@ -44,15 +57,7 @@ def test_a_last_step_that_diverges_keeps_the_epoch_before(tmp_path, monkeypatch)
     config = TrainConfig(variant="EX-I", epochs=1, **TINY)
     run = train(config, tmp_path / "run", progress=False)
     good = run.checkpoint_path.read_bytes()
-    step = training.Trainer.step
-
-    def poisoned(self, x):
-        terms = step(self, x)
-        with torch.no_grad():
-            self.parameters[0].view(-1)[0] = float("nan")
-        return terms
-
-    monkeypatch.setattr(training.Trainer, "step", poisoned)
+    monkeypatch.setattr(training.Trainer, "step", poisoned_step(training.Trainer.step))
     with pytest.raises(InputError, match="diverged in epoch 2"):
         train(TrainConfig(variant="EX-I", epochs=2, **TINY), run.folder, resume=True, progress=False)
     assert run.checkpoint_path.read_bytes() == good and len(run.read_checkpoint()["log"]) == 1

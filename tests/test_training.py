@@ -220,14 +220,14 @@ def test_a_folder_in_the_way(tmp_path):
     assert run.checkpoint_path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name, message", [("EX-C", "a rate is not finite"), ("G-VAE", "the loss is not finite")])
-def test_a_run_that_diverges_ends_with_one_line_and_keeps_what_was(name, message, tmp_path):
+@pytest.mark.parametrize("name", ["CMP", "EX-C", "EX-G", "EX-I", "G-VAE"])
+def test_a_run_that_diverges_ends_with_one_line_and_keeps_what_was(name, tmp_path):
     config = replace(TINY, variant=name)
     run = train(replace(config, epochs=1), tmp_path, progress=False)
     state = run.read_checkpoint()
     state["model"]["decoder.layers.0.weight"].fill_(float("nan"))
     run.write_checkpoint(state)
-    with pytest.raises(InputError, match=rf"diverged in epoch 2 \({message}\)") as error:
+    with pytest.raises(InputError, match=r"diverged in epoch 2 \(the loss is not finite\)") as error:
         train(replace(config, epochs=2), tmp_path, resume=True, progress=False)
     assert "\n" not in str(error.value)
     assert len(numbers(run)) == 1
@@ -385,10 +385,20 @@ def test_a_run_knows_its_data_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["CMP", "EX-I", "P-VAE"])
-def test_divergence_is_one_line_beside_a_progress_bar(variant, tmp_path):
+def test_divergence_is_one_line_beside_a_progress_bar(variant, tmp_path, monkeypatch):
+    """After a step that leaves a parameter of the encoder that is not a number."""
+    step = training.Trainer.step
+
+    def poisoned(self, x):
+        terms = step(self, x)
+        with torch.no_grad():
+            list(self.guide.encoder.parameters())[0].view(-1)[0] = float("nan")
+        return terms
+
+    monkeypatch.setattr(training.Trainer, "step", poisoned)
     tiny = {"variant": variant, "train_size": 300, "batch_size": 20, "latents": 8, "epochs": 3}
     with pytest.raises(InputError, match="training diverged in epoch"):
-        train(TrainConfig(**tiny, encoder="linear", decoder="linear", lr=1000.0), tmp_path / "run", progress=True)
+        train(TrainConfig(**tiny, encoder="linear", decoder="linear"), tmp_path / "run", progress=True)
 
 
 def test_a_damaged_run_with_pictures_is_set_aside(tmp_path):

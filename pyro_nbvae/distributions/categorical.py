@@ -61,6 +61,23 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         """Whether the distribution has a relaxation."""
         return self.relaxation is not None
 
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether its values can be enumerated: if it has no relaxation."""
+        return self.relaxation is None
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Return all one-hot vectors, as torch does.
+
+        Raises:
+            NotImplementedError: if there is a relaxation.
+        """
+        if self.relaxation is not None:
+            raise NotImplementedError(
+                f"{type(self).__name__} is relaxed and has no values to enumerate: relaxation=None"
+            )
+        return super().enumerate_support(expand)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(logits: {tuple(self.logits.shape)}, relaxation: {self.relaxation})"
 

@@ -6,7 +6,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_nbvae.distributions.counts import CountDistribution, poisson_log_weight, poisson_window
+from pyro_nbvae.distributions.counts import CountDistribution
+from pyro_nbvae.distributions.masses import poisson_log_weight, poisson_window
 
 
 class ConwayMaxwellPoisson(CountDistribution):

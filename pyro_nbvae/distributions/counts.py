@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -14,18 +14,15 @@ from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
-from pyro_nbvae.distributions import special
+from pyro_nbvae.distributions import masses, windows
 from pyro_nbvae.distributions.elementwise import double, full_precision, register_part
 from pyro_nbvae.distributions.family_checks import check_often
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, NegativeBinomials
 from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
-from pyro_nbvae.distributions.relaxations.base import SAMPLERS, check_relaxation
-from pyro_nbvae.distributions.relaxations.gumbel_softmax import largest_count
+from pyro_nbvae.distributions.relaxations.base import SAMPLERS, check_relaxation, pathwise
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
 from pyro_nbvae.distributions.windows import (
     WIDEST,
-    Integrand,
-    Weights,
     draw,
     expectation,
     log_normalizer,
@@ -155,7 +152,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
             )
         return value
 
-    def _expect(self, integrand: Integrand, *arguments: Tensor) -> Tensor:
+    def _expect(self, integrand: Any, *arguments: Tensor) -> Tensor:
         return self.checked(expectation(type(self), integrand, *self._full, *arguments))
 
     @property
@@ -166,14 +163,12 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     @property
     def mean(self) -> Tensor:
         """Mean count, of the batch shape."""
-        return self._expect(_Count).to(self.dtype)
+        return self._expect(masses.Count).to(self.dtype)
 
     @property
     def variance(self) -> Tensor:
         """Variance of the count, of the batch shape."""
-        mean = self._expect(_Count)
-        about = mean.detach()
-        return (self._expect(_SquaredDistance, about) - (mean - about).square()).to(self.dtype)
+        return self.checked(windows.variance(type(self), *self._full)).to(self.dtype)
 
     @property
     def mode(self) -> Tensor:
@@ -186,7 +181,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
     def entropy(self) -> Tensor:
         """Return the entropy in nats, of the batch shape."""
-        return self._expect(_Surprise).to(self.dtype)
+        return self._expect(masses.Surprise).to(self.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value); ``value`` broadcasts with the batch shape.
@@ -196,7 +191,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self._expect(_AtMost, value)
+        return self._expect(masses.AtMost, value)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.
@@ -213,8 +208,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         return (self.log_weight(k, *own) - normalizer).to(value.device, dtype)
 
     def _exact(self, shape: Size) -> Tensor:
-        own = [p.expand(shape).reshape(-1) for p in self._full]
-        return draw(type(self), own, gradient=False)[0].reshape(shape).to(self.dtype)
+        name, own = self.integer_sampler(shape)
+        return self.checked(pathwise(name, *own)).to(self.dtype)
 
     def integer_sampler(self, shape: Size) -> tuple[str, tuple[Tensor, ...]]:
         return f"counts/{self.key}", tuple(p.expand(shape) for p in self._full)
@@ -223,152 +218,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 SAMPLERS.makers["counts"] = lambda name, family: lambda seed, parameters, temperature: draw(family, parameters)
 
 
-class _Integrand:
-    """Base class of integrands; each is a part of the kernels' names."""
-
-    key: str
-
-    def __init_subclass__(cls, **options: object) -> None:
-        super().__init_subclass__(**options)
-        cls.key = register_part(cls, cls.__name__)
-
-
-class _Count(_Integrand):
-    tables = staticmethod(lambda k: (k,))
-    value = staticmethod(lambda k, log_mass, count: count)
-    gradient = staticmethod(lambda count: ())
-
-
-class _SquaredDistance(_Integrand):
-    """Squared distance of the count from a fixed point."""
-
-    tables = staticmethod(lambda k, point: ((k - point).square(),))
-    value = staticmethod(lambda k, log_mass, square: square)
-    gradient = staticmethod(lambda square: (None,))
-
-
-class _Surprise(_Integrand):
-    tables = staticmethod(lambda k: ())
-    value = staticmethod(lambda k, log_mass: -log_mass.masked_fill(log_mass == -torch.inf, 0))
-    gradient = staticmethod(lambda: ())
-
-
-class _AtMost(_Integrand):
-    tables = staticmethod(lambda k, value: ((k <= value).to(value.dtype),))
-    value = staticmethod(lambda k, log_mass, indicator: indicator)
-    gradient = staticmethod(lambda indicator: (None,))
-
-
-class _LogRatio(_Integrand):
-    """log q(k) - log p(k), from tables of log p and of its derivatives in p's parameters."""
-
-    smooth = True  # whether log p is a smooth function of k from 1 on
-
-    @staticmethod
-    def value(k: Tensor, log_mass: Tensor, log_p: Tensor, *scores: Tensor) -> Tensor:
-        return (log_mass - log_p).masked_fill(log_mass == -torch.inf, 0)
-
-    @staticmethod
-    def gradient(log_p: Tensor, *scores: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(-score for score in scores)
-
-
-class _LogPoisson(_LogRatio):
-    """The Poisson, given by its log mass and its score, as either side of a KL."""
-
-    arg_constraints = {"rate": constraints.nonnegative}
-
-    @staticmethod
-    def as_com_poisson(rate: Tensor) -> tuple[Tensor, Tensor]:
-        return rate, torch.ones_like(rate)
-
-    @staticmethod
-    def window(nats: float, rate: Tensor) -> tuple[Tensor, Tensor]:
-        return poisson_window(nats, rate)
-
-    @staticmethod
-    def log_weight(k: Tensor, rate: Tensor) -> Tensor:
-        return poisson_log_weight(k, rate)
-
-    @staticmethod
-    def scores(k: Tensor, rate: Tensor) -> tuple[Tensor]:
-        return ((k - rate) / rate,)
-
-    @staticmethod
-    def tables(k: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
-        return poisson_log_weight(k, rate), (k - rate) / rate
-
-
-class _LogNegativeBinomial(_LogRatio):
-    """The negative binomial, given by its log mass and its scores, as either side of a KL."""
-
-    arg_constraints = {"total_count": constraints.nonnegative, "logits": constraints.real}
-
-    @staticmethod
-    def window(nats: float, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        # Bernstein's bounds for a sub-gamma variable; below its mean a count is sub-Gaussian
-        fano = 1 + logits.exp()
-        mean = r * logits.exp()
-        spread = torch.sqrt(2 * nats * mean * fano)
-        return mean - spread, mean + spread + nats * fano
-
-    @staticmethod
-    def log_weight(k: Tensor, r: Tensor, logits: Tensor) -> Tensor:
-        return special.negative_binomial_log_prob(k, r, logits)
-
-    @staticmethod
-    def scores(k: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return special.negative_binomial_scores(k, r, logits)
-
-    @staticmethod
-    def tables(k: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        return _LogNegativeBinomial.log_weight(k, r, logits), *_LogNegativeBinomial.scores(k, r, logits)
-
-
-def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
-    r"""log Poisson(k; rate) without cancellation; in a shared window, at the cost of one product per count.
-
-    With the deviance :math:`D(k; \lambda) = k \log(k / \lambda) - k + \lambda` it is
-    :math:`-D(k; \lambda) - \omega(k)`, and for any a
-
-    .. math:: D(k; \lambda) = D(k; a) - (k - a) \log(\lambda / a) + D(a; \lambda).
-
-    Args:
-        k: counts of the shape of ``rate``, or windows (width, 1) or (width, n) for a ``rate`` of shape (n,).
-    """
-    none = rate == 0
-    rate = rate.clamp(min=torch.finfo(rate.dtype).tiny)
-    if k.dim() <= rate.dim():
-        return special.poisson_log_prob(k, rate).masked_fill(none & (k > 0), -torch.inf)
-    middle = k[len(k) // 2].clamp(min=1)
-    count, a = k.double(), middle.double()
-    of_counts = (count * a.log() - a - torch.lgamma(count + 1)).to(k.dtype)  # log Poisson(k; a)
-    of_rates = special.poisson_deviance(middle, rate)
-    log_mass = torch.addcmul(of_counts - of_rates, k - middle, special.log_ratio(rate, middle))
-    return log_mass.masked_fill(none & (k > 0), -torch.inf)
-
-
-def poisson_window(nats: float | Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last count of a Poisson's window; each tail outside it has mass below exp(-nats).
-
-    The ends are where the deviance equals ``nats``.
-
-    See also: docs/mathematics.md, section 4.3 (The windows).
-    """
-    nats = torch.as_tensor(nats, dtype=rate.dtype, device=rate.device)
-    # Bernstein's bound lies to the left of the root; Newton's method on this convex function approaches it from there.
-    k = (rate - torch.sqrt(2 * nats * rate)).clamp(min=0)
-    inside = k > 0
-    for _ in range(2):
-        slope = torch.log(k / rate)
-        k = torch.where(inside, k - (k * slope - k + rate - nats) / slope, k)
-    return k.clamp(min=0) - 2, largest_count(rate, nats) + 2
-
-
-class _LogOther(_LogRatio):
+class _LogOther(masses.LogRatio):
     """A CountDistribution as p; the arguments are its parameters and its log normalizer."""
 
-    def __init__(self, family: Weights) -> None:
+    def __init__(self, family: Any) -> None:
         self.family = family
         self.key = register_part(self, f"log {family.key}")
 
@@ -395,16 +248,15 @@ def _as_q(d: Counted) -> tuple[type, tuple[Tensor, ...]]:
     if isinstance(d, CountDistribution):
         return type(d), d.parameters
     if isinstance(d, torch.distributions.Poisson):
-        return _LogPoisson, (d.rate,)
-    return _LogNegativeBinomial, (d.total_count, d.logits)
+        return masses.PoissonMass, (d.rate,)
+    return masses.NegativeBinomialMass, (d.total_count, d.logits)
 
 
-def _as_p(d: Counted) -> tuple[Integrand, tuple[Tensor, ...]]:
+def _as_p(d: Counted) -> tuple[Any, tuple[Tensor, ...]]:
     """A distribution as the right side of a KL."""
     if isinstance(d, CountDistribution):
         return d.log_ratio, (*d.parameters, d.log_normalizer)
-    family, own = _as_q(d)
-    return family, own  # type: ignore[return-value]
+    return _as_q(d)
 
 
 def _kl_by_sum(q: Counted, p: Counted) -> Tensor:

@@ -167,12 +167,8 @@ def _at_edges(
 
 
 def _exact_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
-    return _at_edges(_ordinary_value, r_q, l_q, r_p, l_p)
-
-
-def _ordinary_value(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     if not is_compiled_for(r_q):
-        return _value_by_operations(r_q, l_q, r_p, l_p)
+        return _at_edges(_value_by_operations, r_q, l_q, r_p, l_p)
     outputs = [torch.empty(r_q.shape, dtype=r_q.dtype) for _ in range(5)]
     arrays = [x.contiguous().reshape(-1) for x in (r_q, l_q, r_p, l_p, *outputs)]
     rules = _RULES[r_q.dtype]

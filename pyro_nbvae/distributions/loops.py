@@ -124,10 +124,11 @@ def _digamma(x):
 
 
 @compile_loop
-def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, start, end):
+def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, start, end, most):
     """Loop of :func:`pyro_nbvae.distributions.relaxations.integer.draw_negative_binomial`.
 
-    It starts about ``start`` nats below the mode and ends beyond the mean where the masses that are left, about
+    It is nan where a parameter is not allowed, or where more than about ``most`` counts would be summed. It starts
+    about ``start`` nats below the mode and ends beyond the mean where the masses that are left, about
     mass * (1 + odds), are below ``end``.
     """
     for i in range(len(r)):
@@ -135,6 +136,9 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
         odds = math.exp(logit)
         success = odds / (1 + odds)
         mean = shape * odds
+        if not (shape >= 0 and math.sqrt(2 * start * mean * (1 + odds)) + (1 + odds) <= most):
+            z[i], d_r[i], d_logits[i] = np.nan, np.nan, np.nan
+            continue
         k, score = 0.0, -math.log1p(odds)
         log_mass = shape * score
         first = math.floor(mean - math.sqrt(2 * start * mean * (1 + odds)))
@@ -248,13 +252,38 @@ def _sums_of_ratio(weights, log_weights, low, nu, log_p):
 
 
 @compile_loop
+def _spread(rate, nu, end):
+    """Return a bound (Bernstein's) on how far the counts of a window are from the rate.
+
+    It is 0 at rate 0, and nan where a parameter is not allowed or the window has more than REACH counts.
+    """
+    if not (rate >= 0 and nu > 0 and nu < np.inf):
+        return np.nan
+    if rate == 0:
+        return 0.0
+    nats = -end / nu
+    spread = nats + math.sqrt(2 * nats * rate)
+    return spread if spread < REACH / 2 else np.nan
+
+
+@compile_loop
+def com_poisson_reach(piece, rate, nu, reach, end):
+    """Compute a count above each window, and 0 where there is none."""
+    for i in range(len(rate)):
+        mu = np.float64(rate[i])
+        last = mu + _spread(mu, np.float64(nu[i]), end)
+        reach[i] = last if last >= 0 else 0.0
+
+
+@compile_loop
 def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
     """Loop of :func:`pyro_nbvae.distributions.windows.draw`."""
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
-        if mu == 0:
-            z[i], d_rate[i], d_nu[i] = 0, 0, 0
+        spread = _spread(mu, v, end)
+        if mu == 0 or not spread < REACH / 2:
+            z[i] = d_rate[i] = d_nu[i] = spread
             continue
         mode = int(mu)
         low, weights, log_weights = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
@@ -293,9 +322,10 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, s
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
         mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
-        if mu == 0:  # every count is 0
-            value[i], derivatives[i, :2] = -tables[0, starts[row]], 0
-            derivatives[i, 2:] = -tables[1:, starts[row]]
+        spread = _spread(mu, v, end)
+        if mu == 0 or not spread < REACH / 2:  # every count is 0, or nan
+            value[i], derivatives[i, :2] = spread - tables[0, starts[row]], spread
+            derivatives[i, 2:] = spread - tables[1:, starts[row]]
             continue
         mode = int(mu)
         stride = _stride(mu, v, end) if smooth else 1
@@ -334,8 +364,10 @@ def exponential(seed, latent, k):
 
 
 @compile_loop
-def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through):
+def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through, most):
     """Loop of :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`.
+
+    It is 0 where the rate is 0, and nan where there is no rate or it is above ``most``.
 
     Args:
         r: not used if ``poisson``.
@@ -343,6 +375,10 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
     gaps, clocks, drifts = np.empty(WIDTH), np.empty(WIDTH), np.zeros(WIDTH)
     times, soft_ones, slopes = np.empty(WIDTH), np.empty(WIDTH), np.empty(WIDTH)
     for i in range(len(logits)):
+        rate = math.exp(np.float64(logits[i])) * (1.0 if poisson else np.float64(r[i]))
+        if not 0 < rate <= most:
+            z[i] = d_r[i] = d_logits[i] = 0.0 if rate == 0 else np.nan
+            continue
         tau, shape = np.float64(temperature[i]), max(np.float64(r[i]), 1e-15)
         scale = math.exp(-min(max(np.float64(logits[i]), -80.0), 80.0))
         latest = 1 + tail * tau
@@ -422,8 +458,10 @@ def _moments(scores, top, start):
 
 
 @compile_loop
-def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, straight_through):
+def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, straight_through, most):
     """Loop of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`.
+
+    It is 0 where the rate is 0, and nan where there is no rate or it is above ``most``.
 
     Args:
         lowest, highest: the first and the last count of each latent.
@@ -431,6 +469,10 @@ def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, st
     scores, noise = np.empty(WIDTH), np.empty(WIDTH)
     for i in range(len(log_rate)):
         colder, log_mean, first = 1 / np.float64(temperature[i]), np.float64(log_rate[i]), np.float64(lowest[i])
+        rate = math.exp(log_mean)
+        if not 0 < rate <= most:
+            z[i] = d_log_rate[i] = 0.0 if rate == 0 else np.nan
+            continue
         number, log_mass, top, winner = int(np.float64(highest[i]) - first) + 1, 0.0, -1e300, 0
         s0, s1, s2 = 0.0, 0.0, 0.0
         for done in range(0, number, WIDTH):
@@ -589,6 +631,18 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
     for i in range(n):
         table = tables[rule[i]]
         a, b, nodes = np.float64(r_q[i]), np.float64(r_p[i]), table.shape[1]
+        x, y = np.float64(l_q[i]), np.float64(l_p[i])
+        if not (0 < a < np.inf and 0 < b < np.inf and abs(x) < np.inf and abs(y) < np.inf):
+            d_rq[i], d_lq[i], d_rp[i], d_lp[i] = 0.0, 0.0, 0.0, 0.0
+            q_is_0, p_is_0 = a == 0 or x == -np.inf, b == 0 or y == -np.inf
+            if not (0 <= a < np.inf and 0 <= b < np.inf and x < np.inf and y < np.inf):  # there is no distribution
+                value[i] = d_rq[i] = d_lq[i] = d_rp[i] = d_lp[i] = np.nan
+            elif q_is_0 and not p_is_0:  # -log p(0)
+                d_rp[i] = _softplus(y)
+                value[i], d_lp[i] = b * d_rp[i], b / (1 + math.exp(-y))
+            else:
+                value[i] = 0.0 if q_is_0 else np.inf
+            continue
         of_value, of_a, of_b, of_l = work[0, :nodes], work[1, :nodes], work[2, :nodes], work[3, :nodes]
         _dispersion_integrand(table, scale[i], a, odds[i], b, mean[i], of_value, of_a, of_b, of_l)
         value[i] = max(terms[0, i] + _sum(of_value), 0.0)

@@ -14,11 +14,13 @@ from torch.distributions.utils import clamp_probs, lazy_property, logits_to_prob
 from pyro_nbvae.distributions.constraints import bounded_logits, dispersion
 from pyro_nbvae.distributions.elementwise import computed_in
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
-from pyro_nbvae.distributions.relaxations import Relaxation
+from pyro_nbvae.distributions.masses import AtMost, NegativeBinomialMass, Surprise
+from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats, relaxed_counts
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
+from pyro_nbvae.distributions.windows import expectation
 
 
 class derived_property(lazy_property):
@@ -142,6 +144,27 @@ class NegativeBinomial(TorchDistribution):
         r, logits = self._exactly
         return (r * logits.exp() * (1 + logits.exp())).to(self.dtype)
 
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats, of the batch shape: a sum over counts."""
+        own = self._exactly
+        return self._checked(expectation(NegativeBinomialMass, Surprise, *own)).to(self.dtype)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return P(count <= value), a sum over counts; ``value`` broadcasts with the batch shape.
+
+        Raises:
+            ValueError: with validation on, for values outside the support.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        own = self._exactly
+        return self._checked(expectation(NegativeBinomialMass, AtMost, *own, value)).to(self.dtype)
+
+    def _checked(self, value: Tensor) -> Tensor:
+        if self._validate_args and bool(value.isnan().any()):
+            raise DivergedError(f"{type(self).__name__} has parameters too extreme for a sum over counts")
+        return value
+
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
         batch_shape = torch.Size(batch_shape)
@@ -165,6 +188,10 @@ class NegativeBinomial(TorchDistribution):
     def _exact(self, shape: Size) -> Tensor:
         r, logits = self.gamma_poisson(shape)
         return exact_counts((log_standard_gamma(r) + logits).exp()).to(self.dtype)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Raise an error, as :meth:`RelaxedCount.enumerate_support`."""
+        return RelaxedCount.enumerate_support(self, expand)
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Raise an error: integers have no pathwise gradient.

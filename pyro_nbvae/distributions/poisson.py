@@ -9,12 +9,14 @@ from pyro.distributions import Poisson
 from torch import Size, Tensor
 from torch.distributions import Distribution, register_kl
 
-from pyro_nbvae.distributions.elementwise import full_precision
+from pyro_nbvae.distributions.elementwise import double, full_precision
 from pyro_nbvae.distributions.kl import poisson_kl
-from pyro_nbvae.distributions.relaxations import Relaxation
+from pyro_nbvae.distributions.masses import PoissonMass, Surprise
+from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, relaxed_counts
 from pyro_nbvae.distributions.special import poisson_log_prob
+from pyro_nbvae.distributions.windows import expectation
 
 
 class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
@@ -71,6 +73,30 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
 
     def _exact(self, shape: Size) -> Tensor:
         return exact_counts(full_precision(self.rate).expand(shape)).to(self.dtype)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats, of the batch shape: a sum over counts.
+
+        Raises:
+            DivergedError: with validation on, for rates above about 4e9.
+        """
+        entropy = expectation(PoissonMass, Surprise, self.rate)
+        if self._validate_args and bool(entropy.isnan().any()):
+            raise DivergedError(f"{type(self).__name__} has rates too large for a sum over counts")
+        return entropy
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return P(count <= value) = Q(floor(value) + 1, rate), a regularised gamma function.
+
+        ``value`` broadcasts with the batch shape; it has no gradient.
+
+        Raises:
+            ValueError: with validation on, for values outside the support.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        k, rate = (double(x) for x in torch.broadcast_tensors(value.detach().floor(), self.rate))
+        return torch.special.gammaincc(k + 1, rate).to(self.rate.device, self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.

@@ -79,7 +79,6 @@ class RelaxedCount:
 
     support: Constraint = relaxed_counts
     relaxation: Relaxation | None
-    dtype: torch.dtype
 
     def _with_temperature(self, parameter: Tensor | float) -> Tensor | float:
         """A parameter, broadcast with the relaxation's temperature if that is a tensor with one or more dimensions."""
@@ -121,6 +120,17 @@ class RelaxedCount:
         """
         r, logits = self.gamma_poisson(shape)
         return ("poisson", (logits,)) if r is None else ("negative_binomial", (r, logits))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Raise an error: there are infinitely many counts.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has infinitely many values and cannot be enumerated: use a relaxation, Trace_ELBO, "
+            "or TraceTMC_ELBO with num_samples"
+        )
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, relaxation: {self.relaxation})"

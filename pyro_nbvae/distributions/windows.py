@@ -65,7 +65,7 @@ def _sizes() -> Iterator[int]:
         size *= 2
 
 
-def allowed(family: Weights, parameters: Sequence[Tensor]) -> Tensor:
+def allowed(family: Any, parameters: Sequence[Tensor]) -> Tensor:
     """Return which elements have parameters that satisfy the family's constraints."""
     constraints = family.arg_constraints.values()
     checks = [c.check(p.detach()) for c, p in zip(constraints, parameters, strict=True) if not is_dependent(c)]
@@ -265,15 +265,32 @@ def _expectation(name: str, family: Weights, integrand: Integrand) -> Kernel:
     return _sums(name, work, family, integrand.tables, form)
 
 
-KERNELS.makers |= {"log_normalizer": _log_normalizer, "expectation": _expectation}
+def _variance(name: str, family: Weights) -> Kernel:
+    def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
+        _, q, _ = masses(family, k, *own)
+        square = (k - (q * k).sum(0)).square()
+        value = (q * square).sum(0)
+        centred = q * (square - value)
+        scores = family.scores(k, *own)
+        return value, *(torch.zeros_like(value) if t is None else (centred * t).sum(0) for t in scores)
+
+    return _sums(name, work, family, lambda k: ())
 
 
-def log_normalizer(family: Weights, *parameters: Tensor) -> Tensor:
+KERNELS.makers |= {"log_normalizer": _log_normalizer, "expectation": _expectation, "variance": _variance}
+
+
+def log_normalizer(family: Any, *parameters: Tensor) -> Tensor:
     r"""Return :math:`\log \sum_k w_k`; elementwise in the parameters, differentiable twice."""
     return evaluate(f"log_normalizer/{family.key}", *parameters)
 
 
-def expectation(family: Weights, integrand: Integrand, *arguments: Tensor) -> Tensor:
+def variance(family: Any, *parameters: Tensor) -> Tensor:
+    """Return the variance of the count; elementwise in the parameters, differentiable twice."""
+    return evaluate(f"variance/{family.key}", *parameters)
+
+
+def expectation(family: Any, integrand: Any, *arguments: Tensor) -> Tensor:
     r"""Return :math:`\sum_k q_k f_k`, of a family's parameters and an integrand's arguments.
 
     It is elementwise and differentiable twice. That ``f`` may depend on :math:`\log q_k` adds nothing to the
@@ -282,40 +299,30 @@ def expectation(family: Weights, integrand: Integrand, *arguments: Tensor) -> Te
     return evaluate(f"expectation/{family.key}/{integrand.key}", *arguments)
 
 
-def _reach(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-    """Return counts below and above the windows of Conway-Maxwell-Poissons that compiled loops compute."""
-    rate, nats = rate.double(), NATS[rate.dtype] / nu.double()
-    spread = nats + torch.sqrt(2 * nats * rate)  # Bernstein's bound
-    return rate - spread, rate + spread
-
-
 def _compiled_log_ratio(
     family: Any, integrand: LogRatio, own: list[Tensor], rest: list[Tensor], column: Tensor
 ) -> list[Tensor] | None:
-    low, high = _reach(*family.as_com_poisson(*own))
-    fine = fits(low, high) & allowed(family, own)
-    reach = high.new_zeros(len(rest[0])).scatter_reduce_(0, column, torch.where(fine, high, 0), "amax")
+    rate, nu = (p.contiguous() for p in family.as_com_poisson(*own))
+    end = -NATS[rate.dtype]
+    high = torch.empty_like(rate, dtype=torch.float64)
+    in_pieces(compiled().com_poisson_reach, len(rate), rate, nu, high, options=(end,))
+    reach = high.new_zeros(len(rest[0])).scatter_reduce_(0, column, high, "amax")
     counts = reach.long() + 2
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
-    if total > 16 * len(column):  # many counts, few latents: the tables would be most of the work
+    if total > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
         return None
     starts, row = ends - counts, torch.repeat_interleave(counts)
     k = torch.arange(total) - starts[row]
     read = [t.expand(total) for t in integrand.tables(k.double(), *(a.double()[row] for a in rest))]
-    options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, -NATS[own[0].dtype]
-
-    def loop(own: list[Tensor], column: Tensor) -> list[Tensor]:
-        rate, nu = family.as_com_poisson(*own)
-        value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
-        arrays = rate.contiguous(), nu.contiguous(), column.contiguous(), value, derivatives
-        in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
-        return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
-
-    return only_where(fine, loop, own, column)
+    value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
+    options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, end
+    arrays = rate, nu, column.contiguous(), value, derivatives
+    in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
+    return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
 
 
-def most_probable(family: Weights, parameters: Sequence[Tensor]) -> Tensor:
+def most_probable(family: Any, parameters: Sequence[Tensor]) -> Tensor:
     """Return the most probable count of each element, of the parameters' shape; nan as :func:`draw`."""
     own = [p.reshape(-1) for p in parameters]
     low, high = family.window(NATS[own[0].dtype], *own)
@@ -330,9 +337,7 @@ def most_probable(family: Weights, parameters: Sequence[Tensor]) -> Tensor:
     return only_where(fits(low, high) & allowed(family, own), search, own, low, high)[0].reshape(parameters[0].shape)
 
 
-def draw(
-    family: Weights, parameters: Sequence[Tensor], uniform: Tensor | None = None, gradient: bool = True
-) -> list[Tensor]:
+def draw(family: Any, parameters: Sequence[Tensor], uniform: Tensor | None = None) -> list[Tensor]:
     r"""Draw counts by inversion, with the derivatives of :class:`~pyro_nbvae.distributions.Integer`.
 
     .. math:: \frac{dz}{d\theta} = -\frac{1}{q_z} \sum_k m_k\, q_k\, (T_k - E[T]), \qquad
@@ -343,35 +348,25 @@ def draw(
     Args:
         parameters: (n,) each.
         uniform: uniform numbers in (0, 1) that determine the counts, (n,); by default they are drawn.
-        gradient: whether to compute the derivatives.
 
     Returns:
-        The counts and, with ``gradient``, their derivative in each parameter, (n,) each. They are nan where a parameter
-        is not allowed or a window does not fit.
+        The counts and their derivative in each parameter, (n,) each. They are nan where a parameter is not allowed or a
+        window does not fit.
     """
     like = parameters[0]
     u = torch.rand_like(like) if uniform is None else uniform
-    number = 1 + gradient * len(parameters)
     if hasattr(family, "as_com_poisson") and is_compiled_for(like):
-        low, high = _reach(*family.as_com_poisson(*parameters))
-        inverted: Callable[..., list[Tensor]] = functools.partial(_compiled_draw, family, number)
-    else:
-        low, high = family.window(NATS[like.dtype], *parameters)
-        inverted = functools.partial(_invert, family, number)
-    return only_where(fits(low, high) & allowed(family, parameters), inverted, parameters, u, low, high)
+        rate, nu = family.as_com_poisson(*parameters)
+        arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(like) for _ in range(3)]
+        in_pieces(compiled().com_poisson_integers, len(like), *arrays[0], *arrays[1], options=(-NATS[like.dtype],))
+        return arrays[1][: 1 + len(parameters)]
+    low, high = family.window(NATS[like.dtype], *parameters)
+    fine = fits(low, high) & allowed(family, parameters)
+    return only_where(fine, functools.partial(_invert, family), parameters, u, low, high)
 
 
-def _compiled_draw(family: Any, number: int, own: Sequence[Tensor], u: Tensor, *_: Tensor) -> list[Tensor]:
-    rate, nu = family.as_com_poisson(*own)
-    arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(u) for _ in range(3)]
-    in_pieces(compiled().com_poisson_integers, len(u), *arrays[0], *arrays[1], options=(-NATS[u.dtype],))
-    return arrays[1][:number]
-
-
-def _invert(
-    family: Weights, number: int, parameters: Sequence[Tensor], u: Tensor, low: Tensor, high: Tensor
-) -> list[Tensor]:
-    out = [torch.zeros_like(u) for _ in range(number)]
+def _invert(family: Weights, parameters: Sequence[Tensor], u: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
+    out = [torch.zeros_like(u) for _ in range(1 + len(parameters))]
     for k, index in groups(low, high):
         own = [p[index] for p in parameters]
         _, q, log_sum = masses(family, k, *own)
@@ -379,8 +374,6 @@ def _invert(
         summed = running_sum(q.clone())
         z = k[0] + torch.lt(summed, level, out=summed).sum(0).clamp_(max=len(k) - 1)
         out[0].index_copy_(0, index, z.masked_fill(log_sum.isnan(), torch.nan))
-        if number == 1:
-            continue
         side = torch.where(level > 0.5, -1.0, 1.0).to(level.dtype)  # 1: sum from below
         share_of = (z - k).mul_(side).add_(0.5).clamp_(0, 1).mul_(q)
         scale = side.neg().div_(q.gather(0, (z - k[0]).long()[None])[0].clamp(min=torch.finfo(q.dtype).tiny))

@@ -18,7 +18,6 @@ See also: docs/mathematics.md, section 6.2 (Which values are bounds).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -31,13 +30,14 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Independent, TransformedDistribution, kl_divergence
 from torch.distributions.constraints import Constraint
-from torch.distributions.kl import _KL_REGISTRY
+from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
 
 from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
@@ -175,9 +175,10 @@ def _warn_of_integers(name: str, q: Distribution) -> None:
 def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> None:
     for name, site in model_sites.items():
         if name not in guide_sites:
+            enumerable = getattr(site["fn"], "has_enumerate_support", False)
             raise ValueError(
                 f"site {name!r} is sampled by the model ({family(site['fn'])}) and missing in the guide: add it to the "
-                "guide, observe it, or use pyro.infer.TraceEnum_ELBO to sum it out"
+                f"guide or observe it{', or use pyro.infer.TraceEnum_ELBO to sum it out' * enumerable}"
             )
         ours, theirs = guide_sites[name]["fn"].event_shape, site["fn"].event_shape
         if ours != theirs:
@@ -198,9 +199,11 @@ def _check_reparametrised(guide_sites: dict[str, Site]) -> None:
     for name, site in guide_sites.items():
         # without a gradient in its parameters there is none to miss
         if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
+            enumerable = getattr(site["fn"], "has_enumerate_support", False)
             raise NotImplementedError(
                 f"site {name!r}: {family(site['fn'])} has no rsample, so there is no pathwise gradient: give a count "
-                "a relaxation, or use pyro.infer.Trace_ELBO (score function) or pyro.infer.TraceEnum_ELBO (enumeration)"
+                "a relaxation, or use pyro.infer.Trace_ELBO (score function)"
+                f"{' or pyro.infer.TraceEnum_ELBO (enumeration)' * enumerable}"
             )
 
 
@@ -263,8 +266,13 @@ class SiteKL_ELBO(Trace_ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> tuple[Trace, Trace]:
         # As in Pyro, but without the log densities of the latent sites: the KL replaces them.
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, GuideMessenger):  # runs the model itself
+            guide(*args, **kwargs)
+            model_trace, guide_trace = unwrapped.get_traces()
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         pruned = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         _check_sites(_latents(pruned[1]), _latents(pruned[0]))
         if is_validation_enabled():
@@ -397,16 +405,33 @@ def _is_of_another_law(q: Distribution, p: Distribution) -> bool:
     )
 
 
+class NoKLError(NotImplementedError):
+    """There is no KL for a pair of distributions."""
+
+
 def registered_kl(q: Distribution, p: Distribution) -> Tensor:
     """Return the KL that is registered for the pair, KL(q || p), of their batch shape.
 
     Raises:
-        NotImplementedError: if there is none, or if it would be that of folded distributions before they are folded, or
-            of a family whose ``log_prob`` a subclass has replaced.
+        NoKLError: if there is none, or if it would be that of folded distributions before they are folded, or of a
+            family whose ``log_prob`` a subclass has replaced. An error of a KL that a user registered is not changed.
     """
     if _folds(q) or _folds(p) or _is_of_another_law(q, p):
-        raise NotImplementedError
-    return kl_divergence(q, p)
+        raise NoKLError
+    a, b = q, p
+    while isinstance(a, Independent) and isinstance(b, Independent):
+        if a.reinterpreted_batch_ndims != b.reinterpreted_batch_ndims:
+            raise NoKLError
+        a, b = a.base_dist, b.base_dist
+    found = _dispatch_kl(type(a), type(b))
+    if found is NotImplemented:
+        raise NoKLError
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError as error:  # torch has rules for classes of families that do not cover all of them
+        if found.__module__.split(".")[0] == "torch":
+            raise NoKLError from error
+        raise
 
 
 class AnalyticKL_ELBO(SiteKL_ELBO):
@@ -436,12 +461,13 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
-        with contextlib.suppress(NotImplementedError):
+        try:
             return registered_kl(q, p)
-        raise NotImplementedError(
-            f"site {name!r}: there is no KL for {family(q)} (guide) and {family(p)} (model); register one with "
-            "torch.distributions.register_kl or use MonteCarloKL_ELBO"
-        )
+        except NoKLError:
+            raise NotImplementedError(
+                f"site {name!r}: there is no KL for {family(q)} (guide) and {family(p)} (model); register one with "
+                "torch.distributions.register_kl or use MonteCarloKL_ELBO"
+            ) from None
 
 
 class MonteCarloKL_ELBO(SiteKL_ELBO):

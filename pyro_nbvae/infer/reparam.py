@@ -9,7 +9,7 @@ import torch
 from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 
 from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegativeBinomial, RelaxedPoisson
-from pyro_nbvae.distributions.relaxations.base import check_relaxation
+from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.infer.elbo import family
 
 # Subclasses are not accepted: they may be other distributions.
@@ -65,9 +65,10 @@ class RelaxReparam(Reparam):
             fn = fn.base_dist
         relaxed: RelaxedNegativeBinomial | RelaxedPoisson
         if type(fn) in NEGATIVE_BINOMIALS:
-            relaxed = RelaxedNegativeBinomial(fn.total_count, logits=fn.logits, relaxation=self.relaxation)
+            relaxation = followed(self, fn.total_count)
+            relaxed = RelaxedNegativeBinomial(fn.total_count, logits=fn.logits, relaxation=relaxation)
         elif type(fn) in POISSONS:
-            relaxed = RelaxedPoisson(fn.rate, relaxation=self.relaxation)
+            relaxed = RelaxedPoisson(fn.rate, relaxation=followed(self, fn.rate))
         else:
             raise TypeError(
                 f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {family(fn)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
 from pyro_nbvae.data import to_floats
@@ -58,7 +59,7 @@ def importance_weighted_bound(
             log_weights = []
             for _ in range(samples):
                 z = q.sample()
-                log_ratio = (p.log_prob(z) - q.log_prob(z)).flatten(1).sum(1)
-                log_weights.append(model.observation(z).log_prob(x) + log_ratio)
+                of_prior, of_posterior = (sum_rightmost(d.log_prob(z), d.log_prob(z).dim() - 1) for d in (p, q))
+                log_weights.append(model.observation(z).log_prob(x) + of_prior - of_posterior)
             bounds.append(torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples))
     return torch.cat(bounds)

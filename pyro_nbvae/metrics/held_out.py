@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nbvae.data import to_floats
 from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions.relaxed import RelaxedCount
-from pyro_nbvae.infer.elbo import log_mass, registered_kl
+from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
@@ -45,7 +46,7 @@ class HeldOut:
             has no mean.
         fano: Fano factor of the posterior (variance over mean), averaged; None if the latents are not counts.
         unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
-        unit_kl: mean KL of each unit in nats, of the prior's batch shape.
+        unit_kl: mean KL of each unit in nats, of the prior's batch shape; the total for a joint prior.
         posterior_mean, posterior_variance: the posterior's mean and variance of each unit, averaged over observations;
             None if the latents are not counts.
 
@@ -132,17 +133,23 @@ def mean_of(observed: Distribution) -> Tensor | None:
     return None if bool(mean.isnan().all()) else mean
 
 
-def unit_kl(q: Distribution, p: Distribution) -> tuple[Tensor, Tensor | None]:
-    """Return KL(q || p) in nats, of their batch shape, and None.
+def unit_kl(q: TorchDistribution, p: TorchDistribution) -> tuple[Tensor, Tensor | None]:
+    """Return KL(q || p) in nats, (B, ...) with the batch shape of ``p`` behind B, and None.
 
     If no KL is registered, return a Monte Carlo estimate, and the variance of its sum over units, (B,).
+
+    Args:
+        q: posteriors, of batch shape (B, K) or (B, variables).
+        p: the prior. A joint one, of event shape (K,), has one KL for all units.
     """
+    q = q.to_event(len(p.event_shape) - len(q.event_shape))
+    p = p.expand(q.batch_shape)
     try:
         return registered_kl(q, p), None
-    except NotImplementedError:
+    except NoKLError:
         z = q.sample(torch.Size([KL_SAMPLES]))
         each = log_mass(q, z) - log_mass(p, z)
-        return each.mean(0), each.flatten(2).sum(-1).var(0) / KL_SAMPLES
+        return each.mean(0), sum_rightmost(each, each.dim() - 2).var(0) / KL_SAMPLES
 
 
 class _Sums:
@@ -203,7 +210,7 @@ def held_out(
                 sums.add("squared_error", (x - mean).square().flatten(1).sum(1).double().sum())
                 if similarity is not None:
                     similarity.update(mean, x)
-            kl, variance = unit_kl(q, model.prior_distribution().expand(q.batch_shape))
+            kl, variance = unit_kl(q, model.prior_distribution())
             sums.add("kl", kl.double().sum(0))
             if variance is not None:
                 sums.add("kl_variance", variance.double().sum())

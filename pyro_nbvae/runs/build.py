@@ -19,7 +19,7 @@ from pyro_nbvae.likelihoods import LIKELIHOODS
 from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
 from pyro_nbvae.runs.processes import local_rank
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, StandardPrior
-from pyro_nbvae.variants import VARIANTS, Variant, estimator, variant
+from pyro_nbvae.variants import VARIANTS, Variant, check_estimator, estimator, variant
 
 # Options that must be positive, with their largest accepted value. A run with a larger value would never finish.
 _MOST: dict[str, float] = {
@@ -132,6 +132,7 @@ def _build_estimator(config: TrainConfig) -> ELBO:
             f"estimator {config.estimator or factory}: {error}; fix its arguments in a variant of your own, "
             "estimator=functools.partial(...)"
         ) from None
+    check_estimator(type(elbo))
     if isinstance(elbo, MonteCarloKL_ELBO) and config.kl_samples and "num_samples" not in _pinned(factory):
         elbo.num_samples = config.kl_samples
     return elbo

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -22,7 +23,6 @@ from tqdm.auto import tqdm
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
 from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions import CountDistribution, check_family
-from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
@@ -54,6 +54,14 @@ def temperature(config: TrainConfig, epoch: float) -> float:
     assert config.temperature is not None and config.temperature_start is not None and config.anneal_epochs
     done = min(1.0, epoch / config.anneal_epochs)
     return config.temperature if done == 1 else (1 - done) * config.temperature_start + done * config.temperature
+
+
+def noise_seed(seed: int, rank: int) -> int:
+    """Return the seed of the noise of one process: another one for each, and not that of the initialisation.
+
+    It has 32 bits, of which torch's generator for the CPU reads no more.
+    """
+    return (int(np.random.SeedSequence(seed).generate_state(1)[0]) + rank) % 2**32
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[object, object]]:
@@ -191,8 +199,7 @@ class Trainer:
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)
         self.steps = math.ceil(len(self.train_set) / config.batch_size)
-        # a separate random stream for each process, different from that of the initialisation
-        torch.manual_seed(config.seed + ((group.rank + 1) << 32))
+        torch.manual_seed(noise_seed(config.seed, group.rank))
 
     def try_out(self) -> None:
         """Run the estimator once on two observations, to report errors before any file is written.
@@ -203,14 +210,17 @@ class Trainer:
         x = to_floats(self.train_set[:2])
         devices = [self.device] if self.device.type == "cuda" else []
         with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
+            kind = type(self.elbo).__name__
             try:
-                self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
+                loss = self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
                 check_families(self.model, self.guide, x)
-            except DivergedError:
-                pass  # training reports it, with advice
-            except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-                kind = type(self.elbo).__name__
+            except (ValueError, TypeError, NotImplementedError, RuntimeError, IndexError) as error:
                 raise InputError(f"{self.config.variant} with {kind} cannot be trained: {first_line(error)}") from error
+            if not isinstance(loss, float) or math.isinf(loss):
+                raise InputError(
+                    f"{self.config.variant} with {kind} cannot be trained: its loss is {loss}; choose an ELBO whose "
+                    "loss is a number"
+                )
         self.optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
@@ -292,10 +302,7 @@ class Trainer:
             raise self.diverged(epoch, "parameters are not finite")
         with evaluating(self.model, self.guide, self.config.seed):
             check_families(self.model, self.guide, to_floats(self.test_set[:8]))
-        try:
-            found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
-        except (DivergedError, RuntimeError) as trouble:
-            raise self.diverged(epoch, first_line(trouble)) from trouble
+        found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
         figures = {f"test_{name}": getattr(found, name) for name in _HELD_OUT}
         known = {name: value for name, value in figures.items() if value is not None}
         wrong = next((name for name, value in known.items() if not math.isfinite(value)), None)
@@ -315,14 +322,7 @@ class Trainer:
         self.guide.train()
         for step, x in enumerate(self.batches(epoch)):
             self.set_schedules(epoch + step / self.steps)
-            try:
-                totals += self.step(x)
-            except DivergedError as trouble:  # Pyro appends lines about shapes
-                raise self.diverged(epoch, first_line(trouble)) from trouble
-            except RuntimeError as trouble:
-                if "Poisson rate" not in str(trouble):  # PyTorch's message for a rate that is NaN
-                    raise
-                raise self.diverged(epoch, first_line(trouble)) from trouble
+            totals += self.step(x)
             bar.update()
             if not bar.disable and step % max(1, self.steps // 50) == 0:
                 seen = min(len(self.train_set), (step + 1) * self.config.batch_size)
@@ -380,8 +380,8 @@ class Trainer:
         shown = dict(zip(("loss", "log p(x|z)", "KL"), mean.tolist(), strict=True))
         if not isinstance(self.elbo, SiteKL_ELBO):
             shown = {"loss": shown["loss"]}
-        # does not change the random numbers of training; if it has diverged, the next step says so
-        with evaluating(self.model, self.guide, self.config.seed), contextlib.suppress(DivergedError):
+        # does not change the random numbers of training
+        with evaluating(self.model, self.guide, self.config.seed):
             fano = fano_factor(self.guide.posterior(x[:64]))
             if fano is not None:
                 shown["Fano"] = float(fano.mean())

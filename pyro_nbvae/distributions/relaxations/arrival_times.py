@@ -113,7 +113,6 @@ def _draw(
     seed: int, parameters: Sequence[Tensor], temperature: float | Tensor, smoothstep: bool, straight_through: bool
 ) -> list[Tensor]:
     """Sampler of :class:`ArrivalTimes`: the parameters are the dispersion, unless it is a Poisson, and the logits."""
-    rate = functools.reduce(torch.mul, parameters[:-1], parameters[-1].exp())
     indicator: Indicator = "smoothstep" if smoothstep else "sigmoid"
 
     def sampler(*own: Tensor) -> tuple[Tensor, ...]:
@@ -128,6 +127,9 @@ def _draw(
             z, d_logits, d_r = count_arrivals(r, logits, *options)
         return (z, d_logits) if d_r is None else (z, d_r, d_logits)
 
+    if is_compiled_for(parameters[-1]):
+        return list(sampler(*parameters))
+    rate = functools.reduce(torch.mul, parameters[:-1], parameters[-1].exp())
     return draw_where((rate > 0) & (rate <= LARGEST), rate == 0, sampler, *parameters)
 
 
@@ -157,7 +159,7 @@ def compiled_arrivals(
         d_r,
         d_logits,
     )
-    options = seed, r is None, indicator == "smoothstep", TAIL[indicator], straight_through
+    options = seed, r is None, indicator == "smoothstep", TAIL[indicator], straight_through, LARGEST
     in_pieces(compiled().arrivals, len(logits), *arrays, options=options)
     return z, d_logits, None if r is None else d_r
 

@@ -115,6 +115,37 @@ def exact_counts(rate: Tensor) -> Tensor:
     return torch.poisson(torch.where(allowed, rate, 0).clamp(max=2.0**53)).masked_fill(~allowed, math.nan)
 
 
+class _Temperature(Function):
+    """The present temperature of ``owner.relaxation``; a traced program looks it up at each of its runs.
+
+    It is 1 for a relaxation without one.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, owner: Any, traced: Relaxation | None, like: Tensor) -> Tensor:
+        now = owner.relaxation
+        if (now and now.at(1.0)) != (traced and traced.at(1.0)):
+            raise RuntimeError(
+                f"a traced loss such as JitTrace_ELBO keeps its relaxation, {traced}, and follows its temperature "
+                f"alone: the relaxation is now {now}; use a new loss, or Trace_ELBO"
+            )
+        return torch.as_tensor(getattr(now, "temperature", 1.0)).to(like.device, like.dtype).clone()
+
+
+def followed(owner: Any, like: Tensor) -> Relaxation | None:
+    """Return ``owner.relaxation``; while ``torch.jit`` traces, with a temperature that follows that attribute.
+
+    Args:
+        owner: an object whose attribute ``relaxation`` may be changed between steps.
+        like: a tensor that the program depends on.
+    """
+    relaxation: Relaxation | None = owner.relaxation
+    if not torch.jit.is_tracing():
+        return relaxation
+    temperature = _Temperature.apply(owner, relaxation, like.detach())
+    return relaxation and relaxation.at(temperature)
+
+
 # Maps a seed, the flattened parameters, a temperature (a number, or one for each latent) and the options to a sample
 # and its derivative in each parameter, (n,) each.
 Sampler = Callable[..., Sequence[Tensor]]
@@ -227,18 +258,23 @@ class _Pathwise(Function):
 
     @staticmethod
     def vmap(
-        info: Any, dims: Dimensions, name: str, options: Sequence[int], seed: Tensor, *tensors: Tensor | None
+        info: Any,
+        dims: Dimensions,
+        name: str,
+        options: Sequence[int],
+        seed: Tensor,
+        temperature: Tensor | None,
+        *parameters: Tensor,
     ) -> tuple[Sequence[Tensor], Dimensions]:
         if dims[2] is None:
             raise RuntimeError('rsample under vmap draws noise for each element: use vmap(..., randomness="different")')
-        own = seed.select(dims[2], 0)  # one seed draws different noise for all elements
-        temperature, *parameters = tensors
+        own = batched(info.batch_size, dims[4:], parameters)
         if temperature is not None and (temperature.dim() or dims[3] is not None):
-            shape = parameters[0].shape if dims[4] is None else parameters[0].select(dims[4], 0).shape
             (temperature,) = batched(info.batch_size, [dims[3]], [temperature])
-            temperature = temperature.reshape(-1, *(1 for _ in shape[temperature.dim() - 1 :]), *temperature.shape[1:])
-            temperature = temperature.expand(-1, *shape)
-        output = _Pathwise.apply(name, options, own, temperature, *batched(info.batch_size, dims[4:], parameters))
+            missing = own[0].dim() - temperature.dim()
+            temperature = temperature.reshape(*temperature.shape, *(1 for _ in range(missing))).expand(own[0].shape)
+        # one of the seeds draws different noise for all elements
+        output = _Pathwise.apply(name, options, seed.select(dims[2], 0), temperature, *own)
         return output, tuple(0 for _ in output)
 
 

@@ -111,14 +111,18 @@ class GumbelSoftmax(Relaxation):
         temperature: Any = self.temperature
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = temperature.unsqueeze(-1)  # one for each vector
-        return torch.nn.functional.gumbel_softmax(logits, temperature, hard=self.straight_through)
+        noise = torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_().log()
+        soft = ((logits - noise) / temperature).softmax(-1)
+        if not self.straight_through:
+            return soft
+        hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return hard - soft.detach() + soft
 
 
 def _draw(
     seed: int, parameters: Sequence[Tensor], temperature: float | Tensor, max_count: int, straight_through: bool
 ) -> list[Tensor]:
     """Sampler of :class:`GumbelSoftmax`, of a log rate; without a limit ``max_count`` is 0."""
-    rate = parameters[0].exp()
 
     def sampler(log_rate: Tensor) -> tuple[Tensor, Tensor]:
         rate = log_rate.exp()
@@ -133,6 +137,9 @@ def _draw(
             return compiled_races(seed, log_rate, *window, *options)
         return run_races(log_rate, *window, *options)
 
+    if is_compiled_for(parameters[0]):
+        return list(sampler(*parameters))
+    rate = parameters[0].exp()
     return draw_where((rate > 0) & (rate <= LARGEST), rate == 0, sampler, *parameters)
 
 
@@ -236,7 +243,7 @@ def compiled_races(
     """The same as :func:`run_races`, by a compiled loop, from a seed."""
     z, dz = torch.empty_like(log_rate), torch.empty_like(log_rate)
     arrays = log_rate.contiguous(), per_latent(temperature, log_rate), first, last, z, dz
-    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed, straight_through))
+    in_pieces(compiled().races, len(log_rate), *arrays, options=(seed, straight_through, LARGEST))
     return z, dz
 
 

@@ -109,20 +109,21 @@ def draw_negative_binomial(r: Tensor, logits: Tensor, uniform: Tensor | None = N
         would have to be summed.
     """
     u = torch.rand_like(r) if uniform is None else uniform
+    if is_compiled_for(r):
+        drawn = [torch.empty_like(r) for _ in range(3)]
+        options = START[r.dtype], math.exp(-END[r.dtype]), LARGEST
+        loop = compiled().negative_binomial_integers
+        in_pieces(loop, len(r), r.contiguous(), logits.contiguous(), u, *drawn, options=options)
+        return drawn
     odds = logits.exp()
-    spread = torch.sqrt(2 * START[r.dtype] * r * odds * (1 + odds)) + END[r.dtype] * (1 + odds)
+    spread = torch.sqrt(2 * START[r.dtype] * r * odds * (1 + odds)) + 1 + odds
     fine = (r >= 0) & (spread <= LARGEST)
     return draw_where(fine, torch.zeros_like(fine), functools.partial(_inverted, u), r, logits)
 
 
 def _inverted(u: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = r * logits.exp()
-    z, d_r, d_logits = (torch.empty_like(r) for _ in range(3))
-    if is_compiled_for(r):
-        loop = compiled().negative_binomial_integers
-        options = START[r.dtype], math.exp(-END[r.dtype])
-        in_pieces(loop, len(r), r.contiguous(), logits.contiguous(), u, z, d_r, d_logits, options=options)
-        return z, d_r, d_logits
+    z, d_r = torch.empty_like(r), torch.empty_like(r)
     first = mean - torch.sqrt(2 * START[r.dtype] * mean * (1 + logits.exp()))
     first, r = first.clamp_(min=0).floor_(), r.clamp(min=torch.finfo(r.dtype).tiny)
     for piece in pieces(len(r), FIRST, r.device):

@@ -392,7 +392,7 @@ def test_divergence_is_one_line_beside_a_progress_bar(variant, tmp_path, monkeyp
     def poisoned(self, x):
         terms = step(self, x)
         with torch.no_grad():
-            list(self.guide.encoder.parameters())[0].view(-1)[0] = float("nan")
+            next(iter(self.guide.encoder.parameters())).view(-1)[0] = float("nan")
         return terms
 
     monkeypatch.setattr(training.Trainer, "step", poisoned)

@@ -202,9 +202,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         if self._validate_args:
             self._validate_sample(value)
         dtype = torch.promote_types(value.dtype, self.dtype)
-        # in double precision: a difference of two numbers that may be large
-        k, *own = (double(x) for x in torch.broadcast_tensors(value, *self.parameters))
-        normalizer = self.checked(log_normalizer(type(self), *map(double, self.parameters)))
+        # in double precision, derivatives too: a difference of two numbers that may be large
+        precise = [double(p) for p in self.parameters]
+        normalizer = self.checked(log_normalizer(type(self), *precise))
+        k, *own = torch.broadcast_tensors(double(value), *precise)
         return (self.log_weight(k, *own) - normalizer).to(value.device, dtype)
 
     def _exact(self, shape: Size) -> Tensor:

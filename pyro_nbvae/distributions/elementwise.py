@@ -243,7 +243,8 @@ class _Curvature(Function):
     def forward(kernel: Kernel, *arguments: Tensor) -> tuple[Tensor, ...]:
         number = len(arguments) // 2
         with torch.enable_grad():
-            own = [a.detach().requires_grad_() for a in arguments[:number]]
+            # elements of their own: an expanded tensor would have the sum of their derivatives in one
+            own = [a.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for a in arguments[:number]]
             first = kernel.gradient(*own, [True] * number)
             terms = zip(first, arguments[number:], strict=True)
             product = sum((d * v).sum() for d, v in terms if d is not None and d.requires_grad)

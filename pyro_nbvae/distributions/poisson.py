@@ -9,13 +9,13 @@ from pyro.distributions import Poisson
 from torch import Size, Tensor
 from torch.distributions import Distribution, register_kl
 
-from pyro_nbvae.distributions.elementwise import double, full_precision
+from pyro_nbvae.distributions.elementwise import full_precision
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.masses import PoissonMass, Surprise
 from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, relaxed_counts
-from pyro_nbvae.distributions.special import poisson_log_prob
+from pyro_nbvae.distributions.special import poisson_cdf, poisson_log_prob
 from pyro_nbvae.distributions.windows import expectation
 
 
@@ -88,15 +88,14 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value) = Q(floor(value) + 1, rate), a regularised gamma function.
 
-        ``value`` broadcasts with the batch shape; it has no gradient.
+        ``value`` broadcasts with the batch shape.
 
         Raises:
             ValueError: with validation on, for values outside the support.
         """
         if self._validate_args:
             self._validate_sample(value)
-        k, rate = (double(x) for x in torch.broadcast_tensors(value.detach().floor(), self.rate))
-        return torch.special.gammaincc(k + 1, rate).to(self.rate.device, self.dtype)
+        return poisson_cdf(value, self.rate).to(self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.

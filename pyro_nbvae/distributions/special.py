@@ -180,6 +180,25 @@ def poisson_log_prob(z: Tensor, rate: Tensor) -> Tensor:
     return _poisson_log_prob(z, rate)
 
 
+def _poisson_cdf_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
+    k = z.double().floor()
+    below = torch.special.gammaincc(k.clamp(min=0) + 1, rate.clamp(min=0).double())
+    return (torch.where(k < 0, 0.0, below).masked_fill(~(rate >= 0), torch.nan).to(rate.dtype),)
+
+
+def _poisson_cdf_gradient(z: Tensor, rate: Tensor, wanted: Wanted) -> tuple[None, Tensor]:
+    k = z.floor()
+    return None, torch.where(k < 0, 0.0, -poisson_log_prob(k.clamp(min=0), rate).exp())
+
+
+_poisson_cdf = elementwise("poisson_cdf", _poisson_cdf_value, _poisson_cdf_gradient)
+
+
+def poisson_cdf(z: Tensor, rate: Tensor) -> Tensor:
+    """P(count <= z) of a Poisson; arguments broadcast. Differentiable in the rate, twice."""
+    return _poisson_cdf(z, rate)
+
+
 def softplus_difference(a: Tensor, b: Tensor) -> Tensor:
     """softplus(a) - softplus(b), exactly 0 where a = b and without cancellation where they are close."""
     d = a - b

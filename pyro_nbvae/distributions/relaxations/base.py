@@ -280,17 +280,14 @@ class _Pathwise(Function):
 
 @torch.library.custom_op("pyro_nbvae::draw", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
 def _operator(
-    name: str, options: list[int], seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
+    name: str, options: str, seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
 ) -> list[Tensor]:
-    return [
-        part.clone(memory_format=torch.contiguous_format) for part in _run(name, options, seed, temperature, parameters)
-    ]
+    parts = _run(name, [int(word) for word in options.split()], seed, temperature, parameters)
+    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 @_operator.register_fake
-def _(
-    name: str, options: list[int], seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
-) -> list[Tensor]:
+def _(name: str, options: str, seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]) -> list[Tensor]:
     like = parameters[0]
     return [like.new_empty(like.shape) for _ in range(1 + len(parameters))]
 
@@ -340,7 +337,8 @@ def pathwise(
         temperature = temperature.to(device, dtype).expand(own[0].shape)
     seed = torch.randint(1 << 62, ())
     if torch.compiler.is_compiling():
-        return torch.ops.pyro_nbvae.draw(name, list(options), seed, temperature, own)[0]
+        words = " ".join(str(int(option)) for option in options)
+        return torch.ops.pyro_nbvae.draw(name, words, seed, temperature, own)[0]
     if device.type in WITHOUT_DOUBLE:
         own, temperature = [p.cpu() for p in own], None if temperature is None else temperature.cpu()
     return _Pathwise.apply(name, tuple(options), seed, temperature, *own)[0].to(device)

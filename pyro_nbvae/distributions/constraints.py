@@ -9,13 +9,13 @@ from torch.distributions.transforms import ExpTransform, Transform, identity_tra
 
 
 class _Dispersion(constraints.Constraint):
-    """Dispersions from 1e-12 to 1e12, or 0, at which every count is 0; unconstrained numbers are their logarithms."""
+    """Dispersions from 0, at which every count is 0, to 1e12; unconstrained numbers are their logarithms."""
 
     def check(self, value: Tensor) -> Tensor:
-        return (value == 0) | ((value >= 1e-12) & (value <= 1e12))
+        return (value >= 0) & (value <= 1e12)
 
     def __repr__(self) -> str:
-        return "0, or from 1e-12 to 1e12"
+        return "from 0 to 1e12"
 
 
 class _Logits(constraints.Constraint):

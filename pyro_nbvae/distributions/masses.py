@@ -123,7 +123,7 @@ def poisson_log_weight(k: Tensor, rate: Tensor) -> Tensor:
         k: counts of the shape of ``rate``, or windows (width, 1) or (width, n) for a ``rate`` of shape (n,).
     """
     none = rate == 0
-    rate = rate.clamp(min=torch.finfo(rate.dtype).tiny)
+    rate = torch.where(rate >= 0, rate.clamp(min=torch.finfo(rate.dtype).tiny), torch.nan)
     if k.dim() <= rate.dim():
         return special.poisson_log_prob(k, rate).masked_fill(none & (k > 0), -torch.inf)
     middle = k[len(k) // 2].clamp(min=1)

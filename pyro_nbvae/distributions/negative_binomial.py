@@ -45,11 +45,11 @@ class NegativeBinomial(TorchDistribution):
     (:mod:`pyro_nbvae.distributions.special`). The KL between two negative binomials is exact
     (:mod:`pyro_nbvae.distributions.kl`), also if one or both are Pyro's or torch's.
 
-    For r from 1e-12 to 1e12 and |l| up to 60 nothing is NaN, in single precision either; validation refuses values
-    outside. Samples saturate at 2^53.
+    For r from 1e-12 to 1e12 and |l| up to 60 nothing is NaN, in single precision either; validation refuses larger
+    values, and accepts smaller r, of which log masses may be -inf in single precision. Samples saturate at 2^53.
 
     Args:
-        total_count: r from 1e-12 to 1e12, not necessarily an integer, or 0, at which every count is 0.
+        total_count: r from 0, at which every count is 0, to 1e12, not necessarily an integer.
         probs: sigma(l) in [0, 1). At exactly 0, samples, mean and variance are 0; log masses at 0 and 1 are torch's,
             those of its rounding unit, without a gradient in ``probs``.
         logits: l, from -60 to 60 or infinite. Give either this or ``probs``.
@@ -127,21 +127,27 @@ class NegativeBinomial(TorchDistribution):
         return (r, logits) if "logits" in self.__dict__ else (r, logits.masked_fill(self.probs == 0, -torch.inf))
 
     @property
+    def _in_range(self) -> tuple[Tensor, Tensor]:
+        """The same, but nan where r is out of its range."""
+        r, logits = self._exactly
+        return torch.where((r >= 0) & (r < torch.inf), r, torch.nan), logits
+
+    @property
     def mean(self) -> Tensor:
         """m = r e^l."""
-        r, logits = self._exactly
+        r, logits = self._in_range
         return (r * logits.exp()).to(self.dtype)
 
     @property
     def mode(self) -> Tensor:
         """floor((r - 1) e^l), or 0 for r below 1."""
-        r, logits = self._exactly
+        r, logits = self._in_range
         return ((r - 1).clamp(min=0) * logits.exp()).floor().to(self.dtype)
 
     @property
     def variance(self) -> Tensor:
         """m (1 + e^l) = m + m^2 / r."""
-        r, logits = self._exactly
+        r, logits = self._in_range
         return (r * logits.exp() * (1 + logits.exp())).to(self.dtype)
 
     def entropy(self) -> Tensor:

@@ -65,6 +65,21 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         """Precision of samples and results."""
         return self.rate.dtype
 
+    @property
+    def mean(self) -> Tensor:
+        """The rate; nan where it is negative."""
+        return torch.where(self.rate >= 0, self.rate, torch.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """The rate; nan where it is negative."""
+        return self.mean
+
+    @property
+    def mode(self) -> Tensor:
+        """floor(rate)."""
+        return self.mean.floor()
+
     def gamma_poisson(self, shape: Size) -> tuple[None, Tensor]:
         rate = full_precision(self.rate)
         # log 0 has a gradient of 0, which is finite, here

@@ -14,7 +14,7 @@ from pyro_nbvae.distributions.relaxations.noise import pieces, unit_exponentials
 def _draw(seed: int, parameters: Sequence[Tensor], temperature: None) -> tuple[Tensor, Tensor]:
     """Draw log Gamma(shape, 1), with its derivative: -inf and 0 at shape 0, nan where the shape is not allowed."""
     (given,) = parameters
-    positive = given > 0
+    positive = (given > 0) & (given < torch.inf)
     shape = torch.where(positive, given, 1.0)
     value, slope = torch.empty_like(shape), torch.empty_like(shape)
     for piece in pieces(len(shape), 4, shape.device):

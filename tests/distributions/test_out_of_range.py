@@ -1,4 +1,4 @@
-"""Parameters out of range, too extreme, or at the ends of their range: without validation they spoil no other element."""
+"""Parameters out of range, too extreme, or at the ends of it: without validation they spoil no other element."""
 
 import math
 

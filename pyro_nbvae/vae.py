@@ -75,7 +75,8 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool, mo
         raise InputError(f"data have shape {tuple(x.shape)}: expected ({want})")
     if not x.is_floating_point():
         raise InputError(f"data have dtype {x.dtype}: expected floating point: x.float(), or for pixels x / 255")
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype) if module else x.dtype
+    parameters = module.parameters() if module is not None else ()  # a compiled module has no truth value
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
     if x.dtype != dtype:
         raise InputError(f"data have dtype {x.dtype} and the network's parameters {dtype}: convert one of them")
     if unit_interval and Distribution._validate_args and len(x):

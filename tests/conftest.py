@@ -1,7 +1,12 @@
 import pyro
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
+
+# no limit on the time of an example: a busy machine may stop any of them for long
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

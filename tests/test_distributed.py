@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pyro_nbvae.runs.folder import Run
-from tests.two_processes import OTHERS
+from pyro_nbvae.runs.training import noise_seed
+from tests.two_processes import CONFIG, OTHERS
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -20,7 +21,7 @@ def runs(tmp_path_factory):
     """The folders of one process and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for command, out in (([], one), (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], two)):
-        done = subprocess.run([sys.executable, *command, SCRIPT, out], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, *command, SCRIPT, out], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return one, two
 
@@ -41,10 +42,31 @@ def test_two_processes_and_one_reach_the_same_loss(runs):
     assert errors.iloc[-1] < errors.iloc[0]
 
 
+def draws_of(state=None, seed=None):
+    """What a state of torch's generator, or a seed, draws next."""
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        else:
+            torch.set_rng_state(state)
+        return tuple(torch.rand(8).tolist())
+
+
 def test_processes_draw_different_noise(runs):
-    """Each process has a stream of its own, kept in the checkpoint."""
-    states = [rng for rng, _ in Run(runs[1] / "EX-C").read_checkpoint()["rng"]]
-    assert len(states) == 2 and not torch.equal(*states)
+    """Each process has a stream of its own, kept in the checkpoint; none is that of the initialisation."""
+    saved = [rng for rng, _ in Run(runs[1] / "EX-C").read_checkpoint()["rng"]]
+    first = [torch.load(path, weights_only=True) for path in sorted(runs[1].glob("noise*.pt"))]
+    assert len(saved) == len(first) == 2
+    drawn = [*map(draws_of, saved), *(tuple(noise.tolist()) for noise in first), draws_of(seed=CONFIG.seed)]
+    assert len(set(drawn)) == 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7, 12345, 2**31, 2**32 - 1])
+def test_the_noise_of_every_process_is_another(seed):
+    """And another than that of the initialisation, and than that of runs with seeds nearby."""
+    seeds = [noise_seed(s % 2**32, rank) for s in (seed, seed + 1, seed + 2) for rank in range(64)]
+    drawn = {draws_of(seed=s) for s in (*seeds, seed)}
+    assert len(drawn) == len(seeds) + 1
 
 
 def test_two_processes_resume_to_the_same_numbers(runs):

@@ -371,7 +371,7 @@ def test_a_claim_that_cannot_be_judged_is_refused_before_anything_runs(options):
 
 def test_the_same_grid_goes_through_submitit(options):
     grid = replace(GRID, varied=lambda base: {"": LINEAR})
-    options = replace(options, seeds=(0,), cluster="local", cluster_options=("timeout_min=5",))
+    options = replace(options, seeds=(0,), cluster="local", cluster_options=("timeout_min=60",))
     assert "| EX-C " in reproduce(grid, options) and len(list((Path(options.out) / "submitit").glob("*.pkl"))) == 4
     with pytest.raises(InputError, match="submitit refuses --cluster local nonsense=1"):
         reproduce(grid, replace(options, cluster_options=("nonsense=1",)))
@@ -402,13 +402,15 @@ def test_a_killed_worker_takes_no_other_with_it(tmp_path):
 def wait_for(path, device):
     """Work for a pool: says that it began, and does not end."""
     path.write_text(str(os.getpid()))
-    time.sleep(600)
+    while True:
+        time.sleep(600)
 
 
 def test_leaving_a_pool_ends_what_it_runs(tmp_path):
     with LocalProcesses(1) as pool:
         jobs = [pool.submit(wait_for, tmp_path / name) for name in ("running", "waiting")]
         while not (tmp_path / "running").exists() or not (tmp_path / "running").read_text():
+            assert not jobs[0].done()
             time.sleep(0.05)
     assert jobs[0].exception() is not None and jobs[1].cancelled() and not (tmp_path / "waiting").exists()
     assert threading.active_count() < 20

@@ -24,7 +24,7 @@ def dispersions(values, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(r=exponents, l=logits)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_log_prob_and_its_gradient(dtype, r, l):  # noqa: E741
     r, l = dispersions(r, dtype).requires_grad_(), tensor(l, dtype).requires_grad_()  # noqa: E741
     mean = (r * l.exp()).detach()
@@ -45,7 +45,7 @@ def test_log_prob_and_its_gradient(dtype, r, l):  # noqa: E741
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(r=exponents, l=logits, s=exponents, k=logits)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_kl_and_its_gradient(dtype, r, l, s, k):  # noqa: E741
     parameters = [dispersions(r, dtype), tensor(l, dtype), dispersions(s, dtype), tensor(k, dtype)]
     parameters = [p.requires_grad_() for p in parameters]

@@ -434,7 +434,7 @@ def test_error_bound_outside_the_measured_range():
         assert abs(got - expected) <= 1e-7 * max(1, mq, mp), (rq, rp, mq, mp, got, expected)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     st.floats(math.log(0.05), math.log(300)),
     st.floats(-5, 5),

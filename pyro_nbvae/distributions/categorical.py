@@ -102,7 +102,8 @@ class RelaxedOneHotCategorical(OneHotCategorical):
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw relaxed samples without a gradient, or one-hot samples if there is no relaxation."""
         with torch.no_grad():
-            return self.rsample(sample_shape) if self.has_rsample else super().sample(torch.Size(sample_shape))
+            drawn = self.rsample(sample_shape) if self.has_rsample else super().sample(torch.Size(sample_shape))
+            return drawn.detach()  # a traced program has no no_grad
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the sum of z_k log p_k over the categories, in nats, of ``value`` (..., categories).

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,6 +155,22 @@ def _forward_mode() -> Iterator[None]:
         yield
 
 
+_own = threading.local()
+
+
+@contextmanager
+def inside() -> Iterator[None]:
+    """Context inside a ``forward``, where :func:`evaluate` calls no other ``forward`` for what needs no gradient.
+
+    ``torch.jit`` would keep that call, and with it what it depends on here, which may not be an operation.
+    """
+    before, _own.inside = getattr(_own, "inside", False), True
+    try:
+        yield
+    finally:
+        _own.inside = before
+
+
 def _primal(x: Tensor) -> Tensor:
     return forward_ad.unpack_dual(x).primal
 
@@ -170,7 +187,8 @@ class _Value(Function):
 
     @staticmethod
     def forward(kernel: Kernel, *arguments: Tensor) -> tuple[Tensor, ...]:
-        return kernel.value(*arguments)
+        with inside():
+            return kernel.value(*arguments)
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -209,7 +227,8 @@ class _Derivatives(Function):
 
     @staticmethod
     def forward(kernel: Kernel, wanted: Wanted, *arguments: Tensor) -> tuple[Tensor, ...]:
-        return kernel.derivatives(arguments, wanted)
+        with inside():
+            return kernel.derivatives(arguments, wanted)
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -309,6 +328,9 @@ def evaluate(name: str, *arguments: Tensor) -> Tensor:
         promoted, dtype = promote(*arguments)
         needed = torch.is_grad_enabled() and any(a.requires_grad for a in promoted)
         return torch.ops.pyro_nbvae.elementwise(name, promoted, needed)[0].to(dtype)
+    if getattr(_own, "inside", False) and not torch.is_grad_enabled():
+        promoted, dtype = promote(*arguments)
+        return KERNELS[name].value(*promoted)[0].to(dtype)
     if has_torch_function(arguments):
         return handle_torch_function(evaluate, arguments, name, *arguments)
     promoted, dtype = promote(*map(plain, arguments))

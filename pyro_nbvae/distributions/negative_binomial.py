@@ -212,7 +212,7 @@ class NegativeBinomial(TorchDistribution):
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw integer counts of shape sample_shape + batch_shape."""
         with torch.no_grad():
-            return self._exact(self._extended_shape(sample_shape))
+            return self._exact(self._extended_shape(sample_shape)).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.

@@ -156,6 +156,9 @@ class RelaxedCount:
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw relaxed counts without a gradient, or integers if there is no relaxation."""
         with torch.no_grad():
-            if self.relaxation is not None:
-                return self.rsample(sample_shape)
-            return self._exact(self._extended_shape(sample_shape))
+            drawn = (
+                self._exact(self._extended_shape(sample_shape))
+                if self.relaxation is None
+                else self.rsample(sample_shape)
+            )
+            return drawn.detach()  # a traced program has no no_grad

@@ -143,6 +143,23 @@ def test_exact_counts_are_drawn_anew_in_a_traced_program():
         assert abs(float(z.mean() - d.mean[0])) < 5 * float(d.variance[0] / 4000) ** 0.5
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("relaxation", [None, Integer(), ArrivalTimes(0.3)], ids=str)
+def test_a_sample_in_a_traced_program_has_no_gradient(relaxation):
+    """Tracing does not keep ``no_grad``."""
+
+    def f(rate):
+        d = RelaxedNegativeBinomial(rate, logits=rate / rate - 1, relaxation=relaxation)
+        return d.log_prob(d.sample())
+
+    slopes = []
+    for g in (f, torch.jit.trace(f, (torch.full((50,), 3.0, requires_grad=True),), check_trace=False)):
+        torch.manual_seed(0)
+        rate = torch.full((50,), 7.0, requires_grad=True)
+        slopes.append(torch.autograd.grad(g(rate).sum(), rate)[0])
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+
+
 # --- guides that are messengers -------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from pyro_nbvae.distributions.elementwise import (
     Dimensions,
     Registry,
     batched,
+    inside,
     plain,
 )
 from pyro_nbvae.distributions.threads import unsplit
@@ -230,7 +231,8 @@ class _Pathwise(Function):
     def forward(
         name: str, options: Sequence[int], seed: Tensor, temperature: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        return tuple(_run(name, options, seed, temperature, parameters))
+        with inside():
+            return tuple(_run(name, options, seed, temperature, parameters))
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

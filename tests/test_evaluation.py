@@ -101,6 +101,12 @@ def test_moments_of_units():
     torch.testing.assert_close(units.unit_kl, kl, rtol=1e-4, atol=1e-5, check_dtype=False)
     assert ((units.unit_mean - q.mean.mean(0)).abs() < 4 * (variance / 3000).sqrt()).all()
     torch.testing.assert_close(units.unit_variance, variance, rtol=0.25, atol=0.0, check_dtype=False)
+    few = images[:40]  # one batch, so that its draws are known
+    with evaluating(model, guide, seed=0):
+        z = guide.posterior(to_floats(few)).sample()
+    found = held_out(model, guide, few)
+    torch.testing.assert_close(found.unit_variance, z.double().var(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.unit_mean, z.double().mean(0), rtol=1e-5, atol=1e-6)
     fano = (q.variance / q.mean).mean()
     torch.testing.assert_close(torch.tensor(units.fano), fano, rtol=1e-4, atol=0.0)
 
@@ -155,6 +161,8 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
     _, _, elbo = build(run.config()[0], (1, 16, 16))
     moments = gradient_moments(elbo, model, guide, to_floats(data.test), GRADIENT_DRAWS, seed=0)
     assert metrics["gradient_noise"] == pytest.approx(moments.noise / moments.signal)
+    bound = importance_weighted_bound(model, guide, data.test, 5, seed=0)
+    assert metrics["importance_weighted_bound"] == pytest.approx(float(bound.double().mean()), rel=1e-5)
 
     def fid(sampler, real):
         return distances(features, real, torch.cat([*map(to_bytes, decoded(model, guide, sampler, 40, seed=0))]))[
@@ -181,7 +189,12 @@ def test_a_unit_that_says_nothing_is_dead(run):
     broken.write_checkpoint(state)
     before, after = (evaluate(r, importance_samples=1, samples=40, progress=False) for r in (run, broken))
     assert after["kl_per_unit"][2] == pytest.approx(0, abs=1e-6)
-    assert after["dead_units"] >= 1 and after["dead_units"] >= before["dead_units"]
+    for found in (before, after):
+        assert found["dead_units"] == sum(kl < 0.01 for kl in found["kl_per_unit"])
+    assert after["dead_units"] >= 1
+    zeros = torch.zeros(3)
+    of_units = torch.tensor([0.009, 0.0099, 0.0101])
+    assert HeldOut(-2.0, 1.0, 0.5, None, -2.5, 0.2, None, None, zeros, zeros, of_units).dead_units == 2
 
 
 def test_evaluation_leaves_everything_as_it_was():

@@ -10,11 +10,12 @@ import pyro
 import pytest
 import torch
 
+from pyro_nbvae.data import load, to_floats
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics import HeldOut
 from pyro_nbvae.runs import training
-from pyro_nbvae.runs.build import resolve, validate
+from pyro_nbvae.runs.build import build, resolve, validate
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import evaluate
 from pyro_nbvae.runs.folder import LOCK, Run
@@ -257,11 +258,89 @@ def test_metrics_of_a_run_whose_checkpoint_is_gone_are_not_those_of_the_next(tmp
     assert run.read_json("metrics.json") == run.read_json("metrics-mixture.json") == {}
 
 
-def test_checkpoints_are_loaded_on_another_device(tmp_path):
-    """What is stored loads on the CPU, with torch's safe loader."""
+def test_checkpoints_are_read_by_torchs_safe_loader(tmp_path):
     run = train(replace(TINY, epochs=1), tmp_path, progress=False)
-    state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
-    assert all(t.device.type == "cpu" for t in state["model"].values())
+    state = torch.load(run.checkpoint_path, weights_only=True)
+    _, model, _ = run.load()
+    assert state["model"].keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state["model"][name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What each training step is given, and the gradients before and after they are clipped."""
+    taken = []
+    step, clip, adam = training.Trainer.step, torch.nn.utils.clip_grad_norm_, torch.optim.Adam.step
+
+    def recorded_step(self, x):
+        taken.append({"x": x.clone(), "kl_weight": self.elbo.kl_weight, "rng": torch.get_rng_state()})
+        taken[-1]["temperature"] = getattr(self.guide.relaxation, "temperature", None)
+        terms = step(self, x)
+        return terms
+
+    def recorded_clip(parameters, norm):
+        taken[-1]["gradients"] = [p.grad.clone() for p in parameters]
+        taken[-1]["parameters"] = [p.detach().clone() for p in parameters]
+        return clip(parameters, norm)
+
+    def recorded_adam(self, *arguments):
+        squares = [p.grad.square().sum() for group in self.param_groups for p in group["params"]]
+        taken[-1]["norm"] = float(sum(squares) ** 0.5)
+        return adam(self, *arguments)
+
+    monkeypatch.setattr(training.Trainer, "step", recorded_step)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", recorded_clip)
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded_adam)
+    return taken
+
+
+def test_every_step_follows_the_schedules(steps, tmp_path):
+    """KL weight and temperature of each step, also within an epoch, and in the log those of the epoch's last step."""
+    config = replace(TINY, train_size=250, batch_size=60, epochs=3, kl_warmup=2.0, anneal_epochs=2.5)
+    run = train(config, tmp_path, progress=False)
+    resolved = run.config()[0]
+    epochs = [e + k / 5 for e in range(3) for k in range(5)]
+    assert [s["kl_weight"] for s in steps] == pytest.approx([kl_weight(resolved, e) for e in epochs])
+    assert [s["temperature"] for s in steps] == pytest.approx([temperature(resolved, e) for e in epochs])
+    log = numbers(run)
+    assert log["kl_weight"].tolist() == pytest.approx([kl_weight(resolved, e + 0.8) for e in range(3)])
+    assert log["temperature"].tolist() == pytest.approx([temperature(resolved, e + 0.8) for e in range(3)])
+
+
+def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(steps, tmp_path):
+    train(replace(TINY, variant="G-VAE", train_size=250, batch_size=60, epochs=2), tmp_path, progress=False)
+    images = to_floats(load("digits").train[:250])
+    orders = []
+    for epoch in (steps[:5], steps[5:]):
+        assert [len(s["x"]) for s in epoch] == [60, 60, 60, 60, 10]
+        seen = torch.cat([s["x"] for s in epoch])
+        places = (seen.flatten(1)[:, None] == images.flatten(1)).all(-1).float().argmax(1)
+        assert torch.equal(images[places], seen)
+        expected, found = (x.flatten(1)[:, :].sum(1).sort().values for x in (images, seen))
+        torch.testing.assert_close(found, expected)
+        orders.append(places.tolist())
+    assert orders[0] != orders[1]
+
+
+def test_gradients_are_of_the_scaled_loss_per_observation_and_clipped(steps, tmp_path):
+    """Before clipping they are those of beta times the negative ELBO over the batch, on the same noise."""
+    config = replace(TINY, variant="EX-C", train_size=100, batch_size=40, epochs=1, beta=0.1, clip=1e-3, kl_warmup=0.5)
+    run = train(config, tmp_path, progress=False)
+    model, guide, elbo = build(run.config()[0], (1, 16, 16))
+    parameters = list(elbo(model, guide).parameters())
+    for step in steps:
+        assert step["norm"] <= 1e-3 * (1 + 1e-4)
+        with torch.no_grad():
+            for p, value in zip(parameters, step["parameters"], strict=True):
+                p.copy_(value)
+        elbo.kl_weight = step["kl_weight"]
+        guide.relaxation = guide.relaxation.at(step["temperature"])
+        torch.set_rng_state(step["rng"])
+        with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+            loss = 0.1 * elbo.differentiable_loss(model, guide, step["x"]) / len(step["x"])
+        expected = torch.autograd.grad(loss, parameters)
+        torch.testing.assert_close(step["gradients"], list(expected), rtol=1e-4, atol=1e-6)
+    assert max(s["norm"] for s in steps) > 0.99e-3
 
 
 def test_broken_run_folders(tmp_path):

@@ -129,6 +129,7 @@ def test_generation_draws_integers_from_the_prior(model):
     z, images = model.generate(9)
     assert z.shape == (9, 5) and (z == z.round()).all()
     assert images.shape == (9, *SHAPE)
+    torch.testing.assert_close(images, model.observation(z).mean.detach())
 
 
 def test_exact_context_puts_the_temperature_back(model):

@@ -510,7 +510,8 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
         more = torch.Size([self.num_samples - 1])
         # a subclass may have a log_prob of its own
         if all(type(base_distribution(d)) is RelaxedNegativeBinomial for d in (q, p)):
-            return _negative_binomial_log_ratio(name, q, p, [z, *q(more).unbind(0)]) / self.num_samples
+            others = q(more).unbind(0) if self.num_samples > 1 else ()
+            return _negative_binomial_log_ratio(name, q, p, [z, *others]) / self.num_samples
         # use the same tensor that was drawn: a flow without an inverse knows the density only there
         ratio = _log_mass_at(name, q, z) - _log_mass_at(name, p, z)
         if self.num_samples > 1:

@@ -7,8 +7,10 @@ import torch
 from pyro.distributions import constraints
 
 from pyro_nbvae.distributions import (
+    ArrivalTimes,
     ConwayMaxwellPoisson,
     CountDistribution,
+    GumbelSoftmax,
     Integer,
     NegativeBinomial,
     RelaxedNegativeBinomial,
@@ -65,6 +67,12 @@ def test_poisson_is_unbiased_for_quadratics(rate):
     z = RelaxedPoisson(log_rate.exp(), relaxation=Integer()).rsample()
     (slope,) = torch.autograd.grad(z.sum(), log_rate)
     torch.testing.assert_close(slope, (rate + z.detach()) / 2)
+    n = 100_000
+    many = torch.full((n,), math.log(rate), dtype=F64, requires_grad=True)
+    z = RelaxedPoisson(many.exp(), relaxation=Integer()).rsample()
+    (slope,) = torch.autograd.grad(z.sum(), many)
+    for found, expected in ((slope, rate), (2 * z.detach() * slope, rate + 2 * rate**2)):  # of E[z] and of E[z^2]
+        assert abs(float(found.mean()) - expected) < 5 * float(found.std()) / n**0.5
     torch.testing.assert_close((mass * 2 * k * (rate + k) / 2).sum(), torch.tensor(rate + 2 * rate**2, dtype=F64))
 
 
@@ -148,15 +156,18 @@ def test_the_compiled_loop_is_the_general_form(mean, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
-def test_draws_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("relaxation", [Integer(), ArrivalTimes(0.2), GumbelSoftmax(0.3)], ids=str)
+def test_draws_do_not_depend_on_the_number_of_threads(relaxation):
     r, logits = torch.rand(3, 20_000)[:2] * 3
     threads = torch.get_num_threads()
     drawn = []
-    for number in (1, 2, 3):
-        torch.set_num_threads(number)
-        torch.manual_seed(0)
-        drawn.append(RelaxedNegativeBinomial(r, logits=logits, relaxation=Integer()).rsample())
-    torch.set_num_threads(threads)
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            torch.manual_seed(0)
+            drawn.append(RelaxedNegativeBinomial(r, logits=logits, relaxation=relaxation).rsample())
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
 

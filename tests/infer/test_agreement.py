@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,6 +19,7 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 from pyro.optim import ClippedAdam
+from torch.distributions import kl_divergence
 
 from pyro_nbvae.distributions import ArrivalTimes, Integer, NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
@@ -115,9 +117,35 @@ def bottom_up(relaxation=None):
     pyro.sample("h", dist.Normal(0.4 * z - 1, 0.6))
 
 
+def expected_kl(of_z=1.0):
+    """KL of ``top_down`` against ``layers``: of h in closed form, of z by Gauss-Hermite quadrature over h.
+
+    Args:
+        of_z: factor of the KL of z.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    h = torch.from_numpy(0.4 + 0.8 * nodes)
+    z = kl_divergence(RelaxedNegativeBinomial(6.0, logits=-0.5 + 0.3 * h), RelaxedNegativeBinomial(2.0, logits=0.5 * h))
+    of_h = kl_divergence(dist.Normal(0.4, 0.8), dist.Normal(0.0, 1.0))
+    return float(of_h) + of_z * float((torch.from_numpy(weights) * z).sum() / weights.sum())
+
+
+def check_divergence(estimator, model, guide, expected):
+    """The divergence alone, without the likelihood's noise: within 4 standard errors, which are below a tenth of it."""
+    elbo = estimator(num_particles=500, vectorize_particles=True, max_plate_nesting=0)
+    found = []
+    for _ in range(24):
+        elbo.loss(model, guide)
+        found.append(float(elbo.terms[1]))
+    found = torch.tensor(found, dtype=torch.float64)
+    error = float(found.std()) / math.sqrt(len(found))
+    assert abs(float(found.mean()) - expected) < 4 * error + 1e-4
+    assert error < max(0.1 * abs(expected), 1e-3) / 4
+
+
 @pytest.mark.parametrize("estimator", OURS)
 def test_a_guide_in_the_models_order(estimator):
-    agree(estimates(estimator(), layers, top_down, 350), estimates(Trace_ELBO(), layers, top_down, 350))
+    check_divergence(estimator, layers, top_down, expected_kl())
 
 
 def test_a_guide_out_of_order_is_refused_or_sampled_jointly():
@@ -148,11 +176,15 @@ def test_gradients_of_joint_samples():
         z = pyro.sample("z", RelaxedNegativeBinomial(6.0, logits=-0.5 + shift, relaxation=relaxation))
         pyro.sample("h", dist.Normal(0.4 * z - 1, 0.6))
 
+    model = poutine.block(layers, hide=["x"])  # the KL alone
+
     def gradients(elbo):
-        losses = (elbo.differentiable_loss(layers, guide) for _ in range(300))
+        losses = (elbo.differentiable_loss(model, guide) for _ in range(300))
         return torch.tensor([torch.autograd.grad(loss, shift)[0] for loss in losses], dtype=torch.float64)
 
-    agree(gradients(MonteCarloKL_ELBO(3)), gradients(Trace_ELBO()))
+    ours, theirs = gradients(MonteCarloKL_ELBO(3)), gradients(Trace_ELBO())
+    agree(ours, theirs)
+    assert abs(float(ours.mean())) > 8 * float(ours.std()) / math.sqrt(300), "the case shows nothing"
 
 
 # --- scale and mask --------------------------------------------------------------------------------------------------
@@ -183,7 +215,9 @@ def test_scale_and_mask_of_one_latent(options, where, estimator):
     pyro.set_rng_seed(1)
     reference = estimates(Trace_ELBO(), model, guide, 350)
     agree(estimates(estimator(), model, guide, 350), reference)
-    if where != "both":  # there the KL, which is small, is all that changes
+    if where == "both":
+        check_divergence(estimator, model, guide, expected_kl(float(options.get("scale", 0.0))))
+    else:
         pyro.set_rng_seed(1)  # on the same noise
         plain = estimates(Trace_ELBO(), layers, top_down, 350)
         assert abs(float(reference.mean() - plain.mean())) > 0.2, "the case shows nothing"
@@ -230,13 +264,25 @@ def test_exact_counts_as_a_prior_of_relaxed_ones(prior, estimator, vectorize):
 
     r = torch.ones(2, requires_grad=True)
 
-    def guide():
-        with pyro.plate("data", 2):
-            pyro.sample("z", RelaxedNegativeBinomial(r, logits=torch.tensor(0.3), relaxation=ArrivalTimes(0.1)))
+    def guide(relaxation):
+        def program():
+            with pyro.plate("data", 2):
+                pyro.sample("z", RelaxedNegativeBinomial(r, logits=torch.tensor(0.3), relaxation=relaxation))
+
+        return program
 
     elbo = estimator(num_particles=40, vectorize_particles=vectorize)
-    loss = elbo.differentiable_loss(model, guide)
+    loss = elbo.differentiable_loss(model, guide(ArrivalTimes(0.1)))
     assert loss.isfinite() and torch.autograd.grad(loss, r)[0].isfinite().all()
+    many = estimator(num_particles=3000, vectorize_particles=True, max_plate_nesting=1)
+    many.loss(model, guide(None))
+    k = torch.arange(400.0)[:, None]
+    q = RelaxedNegativeBinomial(r.detach(), logits=torch.tensor(0.3))
+    p = dist.NegativeBinomial(2.0, logits=torch.zeros(2))
+    ratio = q.log_prob(k) - p.log_prob(k)
+    exact = (q.log_prob(k).exp() * ratio).sum(0)
+    spread = (q.log_prob(k).exp() * (ratio - exact).square()).sum()
+    assert abs(float(many.terms[1] - exact.sum())) < 5 * float(spread / 3000) ** 0.5 + 1e-4
 
 
 # --- what only the guide has ------------------------------------------------------------------------------------------
@@ -258,7 +304,12 @@ def test_sites_that_only_the_guide_has(estimator, kind):
         else:
             pyro.sample("extra", dist.Normal(2 * h, weight), infer={"is_auxiliary": True})
 
-    agree(estimates(estimator(), layers, guide, 350), estimates(Trace_ELBO(), layers, guide, 350))
+    extra = {
+        "factor": 0.7 * 0.4,
+        "observed": -math.log(0.7) - 0.5 * math.log(2 * math.pi) - ((3 - 0.4) ** 2 + 0.64) / (2 * 0.49),
+        "auxiliary": -0.5 * math.log(2 * math.pi * math.e * 0.49),
+    }
+    check_divergence(estimator, layers, guide, expected_kl() + extra[kind])
 
 
 def test_the_terms_are_of_one_particle():
@@ -376,7 +427,11 @@ def test_a_guides_site_that_is_not_in_the_models_plate_is_named():
 
 
 def test_a_flow_without_an_inverse():
-    flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [dist.transforms.planar(3)])
+    """On the same noise: the density is known at the sample that was drawn, and only there."""
+    planar = dist.transforms.planar(3)
+    for parameter in planar.parameters():
+        torch.nn.init.constant_(parameter, 1.5)
+    flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [planar])
 
     def model():
         pyro.sample("z", dist.Normal(torch.zeros(3), 2.0).to_event(1))
@@ -384,6 +439,12 @@ def test_a_flow_without_an_inverse():
     def guide():
         pyro.sample("z", flow)
 
+    ours, theirs = [], []
+    for losses, elbo in ((ours, MonteCarloKL_ELBO(1)), (theirs, Trace_ELBO())):
+        for seed in range(20):
+            pyro.set_rng_seed(seed)
+            losses.append(elbo.loss(model, guide))
+    assert ours == pytest.approx(theirs, rel=1e-5) and max(map(abs, ours)) > 1
     agree(estimates(MonteCarloKL_ELBO(3), model, guide, 500), estimates(Trace_ELBO(), model, guide, 500))
 
 

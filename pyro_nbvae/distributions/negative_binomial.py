@@ -27,7 +27,7 @@ class derived_property(lazy_property):
     """torch's lazy_property, computed at each use: the parameter that was given may change."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else self.wrapped(instance)
+        return super().__get__(None, owner) if instance is None else self.wrapped(instance)
 
 
 class NegativeBinomial(TorchDistribution):

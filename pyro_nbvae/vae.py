@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -141,9 +141,13 @@ def draw_parameters(module: nn.Module) -> None:
                 getattr(part, name)  # Pyro keeps it until the model's call ends
 
 
-def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> torch.autocast:
-    """Context for a network: bfloat16 multiplications in training if the module has ``mixed_precision`` set."""
-    return torch.autocast(x.device.type, torch.bfloat16, enabled=module.mixed_precision and module.training)
+def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> AbstractContextManager[object]:
+    """Context for a network: bfloat16 multiplications in training if the module has ``mixed_precision`` set.
+
+    Otherwise an autocast that the caller has turned on stays on.
+    """
+    mixed = module.mixed_precision and module.training
+    return torch.autocast(x.device.type, torch.bfloat16) if mixed else nullcontext()
 
 
 class StandardPrior(nn.Module):

@@ -214,3 +214,51 @@ def test_a_sixth_family_is_a_model_a_guide_and_a_line(tmp_path, monkeypatch):
     run = train(replace(TINY, variant="N-VAE"), tmp_path / "run", progress=False)
     metrics = evaluate(run, importance_samples=2, samples=40, progress=False)
     assert metrics["variant"] == "N-VAE" and math.isfinite(metrics["elbo"]) and metrics["fano"] is None
+
+
+@pytest.mark.parametrize("network", ["linear", "mlp", "conv"])
+@pytest.mark.parametrize("name", list(variants.VARIANTS))
+def test_models_and_guides_are_built_on_the_meta_device_and_loaded(name, network):
+    """As those that were built where they are: the same prior, posterior and observation."""
+    parts, shape = variants.VARIANTS[name], (1, 16, 16)
+    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
+
+    def build():
+        model = parts.model(shape, 8, decoder=network)
+        return model, parts.guide(model, encoder=network, **parts.options, **given)
+
+    model, guide = build()
+    with torch.device("meta"):
+        others = build()
+    assert all(p.is_meta for other in others for p in other.parameters())
+    for other, original in zip(others, (model, guide), strict=True):
+        other.to_empty(device="cpu")
+        other.load_state_dict(original.state_dict())
+    x = torch.rand(3, *shape)
+    draws = []
+    for one, its_guide in ((model, guide), others):
+        torch.manual_seed(0)
+        one.eval(), its_guide.eval()
+        with torch.no_grad(), its_guide.exact():
+            z = its_guide(x)
+            draws.append([z, one.prior_distribution().sample(), one.observation(z).mean])
+    torch.testing.assert_close(draws[0], draws[1])
+
+
+@pytest.mark.parametrize("name", ["CMP", "EX-C", "G-VAE", "C-VAE"])
+def test_autocast_stays_on_in_the_networks(name):
+    """Multiplications are in bfloat16 there; densities and losses are finite and in float32."""
+    parts = variants.VARIANTS[name]
+    model = parts.model((5,), 8, decoder="linear")
+    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
+    guide = parts.guide(model, encoder="linear", **parts.options, **given)
+    seen = []
+    for network in (model.decoder, guide.encoder):
+        for part in network.modules():
+            if isinstance(part, nn.Linear):
+                part.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = AnalyticKL_ELBO().differentiable_loss(model, guide, torch.rand(6, 5))
+    loss.backward()
+    assert seen and set(seen) == {torch.bfloat16} and loss.dtype == torch.float32 and loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in guide.encoder.parameters())

@@ -446,13 +446,16 @@ class AmortizedGuide(PyroModule):
         self.encoder = encoder
 
     @contextmanager
-    def exact(self) -> Iterator[None]:
-        """Context in which the guide draws exact latents, integers for count families."""
-        relaxation, self.relaxation = self.relaxation, None
+    def _relaxed(self, relaxation: Relaxation | None) -> Iterator[None]:
+        before, self.relaxation = self.relaxation, relaxation
         try:
             yield
         finally:
-            self.relaxation = relaxation
+            self.relaxation = before
+
+    def exact(self) -> AbstractContextManager[None]:
+        """Context in which the guide draws exact latents, integers for count families."""
+        return self._relaxed(None)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the bounded outputs of the encoder for ``x`` (B, *event_shape), one (B, K) tensor per head.
@@ -478,11 +481,8 @@ class AmortizedGuide(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         check_param_store(self)
-        relaxation, self.relaxation = self.relaxation, followed(self, x)
-        try:
+        with self._relaxed(followed(self, x)) if torch.jit.is_tracing() else nullcontext():
             posterior = self.posterior(x)
-        finally:
-            self.relaxation = relaxation
         with batch_plate(self.data_size, len(x), x.device):
             return pyro.sample("z", over_event(posterior, self.latent_shape))
 

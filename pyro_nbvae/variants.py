@@ -149,6 +149,20 @@ def variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+_ESTIMATORS = (
+    "choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as Trace_ELBO, TraceMeanField_ELBO, "
+    "TraceGraph_ELBO or RenyiELBO"
+)
+# Pyro's losses that a run cannot have, and why.
+_REFUSED = {
+    pyro.infer.TraceEnum_ELBO: "no latent of a variant can be enumerated",
+    pyro.infer.ReweightedWakeSleep: "it has two losses, one for the model and one for the guide",
+    pyro.infer.JitTrace_ELBO: "a traced loss is for batches of one size",
+    pyro.infer.JitTraceGraph_ELBO: "a traced loss is for batches of one size",
+    pyro.infer.JitTraceMeanField_ELBO: "a traced loss is for batches of one size",
+}
+
+
 def estimator(name: str) -> Callable[..., ELBO]:
     """Return the ELBO class with this name, this package's or Pyro's.
 
@@ -168,20 +182,6 @@ def estimator(name: str) -> Callable[..., ELBO]:
         raise InputError(f"unknown estimator {name!r}: {_ESTIMATORS}")
     check_estimator(found)
     return found
-
-
-_ESTIMATORS = (
-    "choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as Trace_ELBO, TraceMeanField_ELBO, "
-    "TraceGraph_ELBO or RenyiELBO"
-)
-# Pyro's losses that a run cannot have, and why.
-_REFUSED = {
-    pyro.infer.TraceEnum_ELBO: "no latent of a variant can be enumerated",
-    pyro.infer.ReweightedWakeSleep: "it has two losses, one for the model and one for the guide",
-    pyro.infer.JitTrace_ELBO: "a traced loss is for batches of one size",
-    pyro.infer.JitTraceGraph_ELBO: "a traced loss is for batches of one size",
-    pyro.infer.JitTraceMeanField_ELBO: "a traced loss is for batches of one size",
-}
 
 
 def check_estimator(kind: type) -> None:

@@ -21,8 +21,8 @@ class ConwayMaxwellPoisson(CountDistribution):
 
     The errors of mean, variance, entropy, ``log_prob`` and KL are below 1e-8 * max(1, value) in float64 and
     1e-4 * max(1, value) in float32, for means from 1e-3 to 1e3 and nu from e^-3 to e^5. Outside this range they are
-    finite. The cost grows with the width of the window, about 12 standard deviations in float32. Windows wider than
-    2^20 counts are refused as :class:`CountDistribution` says. At rate 0 every count is 0.
+    finite. The cost grows with the width of the window, about 12 standard deviations in float32. At rate 0 every count
+    is 0, and derivatives in the parameters are 0.
 
     Args:
         rate: :math:`\mu`, not negative; broadcasts with ``nu`` to the batch shape.
@@ -30,7 +30,7 @@ class ConwayMaxwellPoisson(CountDistribution):
         relaxation, validate_args: as :class:`CountDistribution`.
 
     Raises:
-        ValueError, TypeError, DivergedError: as :class:`CountDistribution`.
+        ValueError, TypeError: as :class:`CountDistribution`.
 
     Reference: Shmueli et al., 2005; the parameter :math:`\mu = \lambda^{1/\nu}` is that of Guikema and Coffelt, 2008.
 
@@ -49,7 +49,9 @@ class ConwayMaxwellPoisson(CountDistribution):
     @staticmethod
     def log_weight(k: Tensor, rate: Tensor, nu: Tensor) -> Tensor:
         """Return the log weight nu * log Poisson(k; rate)."""
-        return poisson_log_weight(k, rate) * nu
+        none = rate == 0
+        log_weight = poisson_log_weight(k, torch.where(none, 1.0, rate)) * nu
+        return torch.where(none, torch.zeros_like(log_weight).masked_fill(k > 0, -torch.inf), log_weight)
 
     @staticmethod
     def scores(k: Tensor, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,9 @@ class ConwayMaxwellPoisson(CountDistribution):
         limits = torch.finfo(rate.dtype)
         # finite where nu / rate is not: such counts have no mass
         of_rate = ((k - rate) / rate.clamp(min=limits.tiny) * nu).clamp(max=limits.max / 4)
-        return of_rate, poisson_log_weight(k, rate)
+        none = rate == 0
+        of_nu = poisson_log_weight(k, torch.where(none, 1.0, rate))
+        return of_rate.masked_fill(none, 0), of_nu.masked_fill(none, 0)
 
     @staticmethod
     def window(nats: float, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,18 +15,16 @@ from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from pyro_nbvae.distributions import masses, windows
-from pyro_nbvae.distributions.elementwise import double, full_precision, register_part
+from pyro_nbvae.distributions.elementwise import PARTS, double, full_precision, register_part
 from pyro_nbvae.distributions.family_checks import check_often
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, NegativeBinomials
-from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
+from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import SAMPLERS, check_relaxation, pathwise
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats
 from pyro_nbvae.distributions.windows import (
-    WIDEST,
     draw,
     expectation,
     log_normalizer,
-    most_probable,
 )
 
 _DEFINED = ("arg_constraints", "log_weight", "scores", "window")
@@ -62,7 +60,9 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
             contradict each other (see :func:`check_family`).
         TypeError: for a subclass without one of the four, for missing or unknown parameters, or if ``relaxation`` is
             not a :class:`~pyro_nbvae.distributions.Relaxation`.
-        DivergedError: a ValueError, for parameters whose window is not finite or is wider than 2^20 counts.
+
+    With validation on, every sum raises DivergedError (a ValueError) for windows wider than 2^20 counts. With
+    validation off that element is nan.
 
     See also: docs/mathematics.md, section 4 (Families that are given by their weights).
 
@@ -87,6 +87,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        cls._register()
+
+    @classmethod
+    def _register(cls) -> None:
         cls.key = register_part(cls, cls.__qualname__)
         cls.log_ratio = _LogOther(cls)
 
@@ -98,6 +102,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         **named: Tensor | float,
     ) -> None:
         self.relaxation = check_relaxation(relaxation)
+        if PARTS.get(type(self).key) is not type(self):  # of another process, or inherited past __init_subclass__
+            self._register()
         missing = [
             name for name in _DEFINED if getattr(type(self), name, None) is getattr(CountDistribution, name, None)
         ]
@@ -110,7 +116,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         values = torch.broadcast_tensors(*(self._with_temperature(v) for v in floats(*(given[n] for n in names))))
         for name, value in zip(names, values, strict=True):
             setattr(self, name, value)
-        super().__init__(values[0].shape, validate_args=validate_args)
+        super().__init__(torch.Size(values[0].shape), validate_args=validate_args)  # a subclass may give a tuple
         if self._validate_args:
             check_often(self)
 
@@ -139,36 +145,23 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """The parameters in one precision; half precisions as single precision."""
         return tuple(full_precision(p.to(self.dtype)) for p in self.parameters)
 
-    def checked(self, value: Tensor) -> Tensor:
-        """Return a value that is nan where a sum over counts cannot be computed.
-
-        Raises:
-            DivergedError: with validation on, if it is nan anywhere.
-        """
-        if self._validate_args and bool(value.isnan().any()):
-            raise DivergedError(
-                f"{type(self).__name__} has parameters too extreme for a sum over counts: its windows must have at "
-                f"most {WIDEST:,} counts"
-            )
-        return value
-
     def _expect(self, integrand: Any, *arguments: Tensor) -> Tensor:
-        return self.checked(expectation(type(self), integrand, *self._full, *arguments))
+        return computed(expectation(type(self), integrand, *self.parameters, *arguments), self).to(self.dtype)
 
     @property
     def log_normalizer(self) -> Tensor:
         """Log of the sum of all weights, of the batch shape."""
-        return self.checked(log_normalizer(type(self), *self.parameters))
+        return computed(log_normalizer(type(self), *self.parameters), self)
 
     @property
     def mean(self) -> Tensor:
         """Mean count, of the batch shape."""
-        return self._expect(masses.Count).to(self.dtype)
+        return self._expect(masses.Count)
 
     @property
     def variance(self) -> Tensor:
         """Variance of the count, of the batch shape."""
-        return self.checked(windows.variance(type(self), *self._full)).to(self.dtype)
+        return computed(windows.variance(type(self), *self.parameters), self)
 
     @property
     def mode(self) -> Tensor:
@@ -176,12 +169,11 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
         It is searched in the window.
         """
-        with torch.no_grad():
-            return self.checked(most_probable(type(self), self._full)).to(self.dtype)
+        return computed(windows.mode(type(self), *self.parameters), self)
 
     def entropy(self) -> Tensor:
         """Return the entropy in nats, of the batch shape."""
-        return self._expect(masses.Surprise).to(self.dtype)
+        return self._expect(masses.Surprise)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value); ``value`` broadcasts with the batch shape.
@@ -204,13 +196,13 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         dtype = torch.promote_types(value.dtype, self.dtype)
         # in double precision, derivatives too: a difference of two numbers that may be large
         precise = [double(p) for p in self.parameters]
-        normalizer = self.checked(log_normalizer(type(self), *precise))
+        normalizer = computed(log_normalizer(type(self), *precise), self)
         k, *own = torch.broadcast_tensors(double(value), *precise)
         return (self.log_weight(k, *own) - normalizer).to(value.device, dtype)
 
     def _exact(self, shape: Size) -> Tensor:
         name, own = self.integer_sampler(shape)
-        return self.checked(pathwise(name, *own)).to(self.dtype)
+        return computed(pathwise(name, *own), self).to(self.dtype)
 
     def integer_sampler(self, shape: Size) -> tuple[str, tuple[Tensor, ...]]:
         return f"counts/{self.key}", tuple(p.expand(shape) for p in self._full)
@@ -225,10 +217,7 @@ class _LogOther(masses.LogRatio):
     def __init__(self, family: Any) -> None:
         self.family = family
         self.key = register_part(self, f"log {family.key}")
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        return hasattr(self.family, "as_com_poisson")
+        self.smooth = hasattr(family, "as_com_poisson")
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         *own, log_sum = arguments
@@ -267,8 +256,7 @@ def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
     """
     family, own = _as_q(q)
     integrand, arguments = _as_p(p)
-    kl = expectation(family, integrand, *own, *arguments)
-    return q.checked(kl) if isinstance(q, CountDistribution) else kl
+    return computed(expectation(family, integrand, *own, *arguments), q, p)
 
 
 _NEGATIVE_BINOMIALS = (NegativeBinomial, torch.distributions.NegativeBinomial)

@@ -44,6 +44,9 @@ def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
 
     Integers are treated as the default precision; half precisions are computed in single precision.
     """
+    # a number on the CPU goes with any device, as in torch
+    device = next((t.device for t in tensors if t.dim()), tensors[0].device)
+    tensors = tuple(t if t.dim() else t.to(device) for t in tensors)
     floats = [t.dtype for t in tensors if t.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floats) if floats else torch.get_default_dtype()
     return [t.to(computed_in(dtype)) for t in torch.broadcast_tensors(*tensors)], dtype
@@ -149,7 +152,7 @@ def register_part(part: object, name: str) -> str:
 
 
 @contextmanager
-def _forward_mode() -> Iterator[None]:
+def forward_mode() -> Iterator[None]:
     """Context inside a ``jvp``, where PyTorch turns forward mode off: outer transforms would see zero derivatives."""
     with forward_ad._set_fwd_grad_enabled(True):
         yield
@@ -171,7 +174,8 @@ def inside() -> Iterator[None]:
         _own.inside = before
 
 
-def _primal(x: Tensor) -> Tensor:
+def primal(x: Tensor) -> Tensor:
+    """Return a tensor without its tangent."""
     return forward_ad.unpack_dual(x).primal
 
 
@@ -182,13 +186,44 @@ def batched(size: int, dims: Dimensions, arguments: Sequence[Tensor]) -> list[Te
     ]
 
 
+def where_double_is(work: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], *more: Any) -> list[Tensor]:
+    """Return ``work(arguments, *more)``, computed on the CPU if the device has no double precision."""
+    device = arguments[0].device
+    if device.type not in WITHOUT_DOUBLE:
+        return list(work(arguments, *more))
+    return [part.to(device) for part in work([a.cpu() for a in arguments], *more)]
+
+
+@torch.compiler.disable
+def _compute(kernel: Kernel, arguments: Sequence[Tensor], wanted: Wanted | None = None) -> list[Tensor]:
+    """Return the value (and what came with it) or, with ``wanted``, the derivatives."""
+    with inside():
+        if wanted is None:
+            return where_double_is(lambda own: kernel.value(*own), arguments)
+        return where_double_is(kernel.derivatives, arguments, wanted)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether a tensor has a tangent of forward mode."""
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+def refuse_forward_mode(arguments: Sequence[Tensor]) -> None:
+    """Raise an error for tangents, which a custom operator would drop.
+
+    Raises:
+        NotImplementedError: if an argument has a tangent.
+    """
+    if any(map(has_tangent, arguments)):
+        raise NotImplementedError("counts have no forward mode under torch.compile: use reverse mode, such as jacrev")
+
+
 class _Value(Function):
     """The value and, not differentiable, the derivatives that came with it."""
 
     @staticmethod
     def forward(kernel: Kernel, *arguments: Tensor) -> tuple[Tensor, ...]:
-        with inside():
-            return kernel.value(*arguments)
+        return tuple(_compute(kernel, arguments))
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -200,7 +235,8 @@ class _Value(Function):
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        arguments, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
+        saved = ctx.saved_tensors  # once: a checkpoint gives them once
+        arguments, derivatives = saved[: ctx.number], saved[ctx.number :]
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or not derivatives:
             derivatives = _Derivatives.apply(ctx.kernel, wanted, *arguments)
@@ -209,12 +245,13 @@ class _Value(Function):
 
     @staticmethod
     def jvp(ctx: Context, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        with _forward_mode():
-            arguments, saved = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
+        with forward_mode():
+            saved = ctx.saved_tensors
+            arguments, others = saved[: ctx.number], saved[ctx.number :]
             wanted = [t is not None for t in tangents]
-            derivatives = _Derivatives.apply(ctx.kernel, wanted, *map(_primal, arguments))
+            derivatives = _Derivatives.apply(ctx.kernel, wanted, *map(primal, arguments))
             terms = [t * d for t, d in zip(tangents, derivatives, strict=True) if t is not None]
-            return sum(terms[1:], terms[0]), *(None for _ in saved)
+            return sum(terms[1:], terms[0]), *(None for _ in others)
 
     @staticmethod
     def vmap(info: Any, dims: Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], Dimensions]:
@@ -227,8 +264,7 @@ class _Derivatives(Function):
 
     @staticmethod
     def forward(kernel: Kernel, wanted: Wanted, *arguments: Tensor) -> tuple[Tensor, ...]:
-        with inside():
-            return kernel.derivatives(arguments, wanted)
+        return tuple(_compute(kernel, arguments, wanted))
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -242,8 +278,8 @@ class _Derivatives(Function):
 
     @staticmethod
     def jvp(ctx: Context, _: None, __: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        with _forward_mode():
-            arguments = [_primal(a) for a in ctx.saved_tensors]
+        with forward_mode():
+            arguments = [primal(a) for a in ctx.saved_tensors]
             given = [torch.zeros_like(a) if t is None else t for a, t in zip(arguments, tangents, strict=True)]
             return _Curvature.apply(ctx.kernel, *arguments, *given)
 
@@ -290,14 +326,18 @@ class _Curvature(Function):
         return output, tuple(0 for _ in output)
 
 
+def own_memory(parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """Return copies of one precision: results of an operator must not share memory, and are as its fake version's."""
+    return [part.to(like.dtype, copy=True, memory_format=torch.contiguous_format) for part in parts]
+
+
 @torch.library.custom_op("pyro_nbvae::elementwise", mutates_args=())
 def _operator(name: str, arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
     kernel, number = KERNELS[name], len(arguments)
-    output = kernel.value(*arguments)
+    output = _compute(kernel, arguments)
     if derivatives and len(output) == 1:
-        output += kernel.derivatives(arguments, [True] * number)
-    # new memory for each: an operator's results must not share any
-    return [part.clone(memory_format=torch.contiguous_format) for part in output[: 1 + derivatives * number]]
+        output += _compute(kernel, arguments, [True] * number)
+    return own_memory(output[: 1 + derivatives * number], arguments[0])
 
 
 @_operator.register_fake
@@ -326,6 +366,7 @@ def evaluate(name: str, *arguments: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         promoted, dtype = promote(*arguments)
+        refuse_forward_mode(promoted)
         needed = torch.is_grad_enabled() and any(a.requires_grad for a in promoted)
         return torch.ops.pyro_nbvae.elementwise(name, promoted, needed)[0].to(dtype)
     if getattr(_own, "inside", False) and not torch.is_grad_enabled():
@@ -334,10 +375,7 @@ def evaluate(name: str, *arguments: Tensor) -> Tensor:
     if has_torch_function(arguments):
         return handle_torch_function(evaluate, arguments, name, *arguments)
     promoted, dtype = promote(*map(plain, arguments))
-    device = promoted[0].device
-    if device.type in WITHOUT_DOUBLE:
-        promoted = [p.cpu() for p in promoted]
-    return _Value.apply(KERNELS[name], *promoted)[0].to(device, dtype)
+    return _Value.apply(KERNELS[name], *promoted)[0].to(dtype)
 
 
 def elementwise(

@@ -203,10 +203,14 @@ def _value_by(rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) ->
 
 
 def _exact_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+    return _at_edges(_ordinary_gradient, r_q, l_q, r_p, l_p)[1:]
+
+
+def _ordinary_gradient(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     dtype, (r_q, l_q, r_p, l_p) = r_q.dtype, (x.double() for x in (r_q, l_q, r_p, l_p))
     d_rq, d_lq, d_rp, d_lp = _closed_gradient(r_q, l_q, r_p, l_p)
     j_rq, j_lq, j_rp = _integral_gradient(r_q, l_q, r_p, r_q * l_q.exp())
-    return tuple(d.to(dtype) for d in (d_rq + j_rq, d_lq + j_lq, d_rp + j_rp, d_lp))
+    return tuple(d.to(dtype) for d in (torch.zeros_like(d_rq), d_rq + j_rq, d_lq + j_lq, d_rp + j_rp, d_lp))
 
 
 _exact_kl = elementwise("negative_binomial_kl", _exact_value, _exact_gradient)
@@ -230,7 +234,8 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     never NaN or negative.
 
     Args:
-        r_q, r_p: dispersions (torch's ``total_count``), positive.
+        r_q, r_p: dispersions (torch's ``total_count``), not negative. At 0 the distribution is the point 0: the KL is
+            then -log p(0), infinite or 0.
         l_q, l_p: logits; all four broadcast.
 
     Returns:
@@ -253,11 +258,16 @@ def _shared_value(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
 
 
 def _ordinary_shared_value(r: Tensor, l_q: Tensor, _: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
-    d_r, d_lq, d_lp = _shared_gradient(r, l_q, l_p, ())
+    d_r, d_lq, d_lp = _ordinary_shared_gradient(r, l_q, l_p)
     return r * d_r, d_r, d_lq, d_r, d_lp
 
 
 def _shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+    _, _, d_lq, d_r, d_lp = _at_edges(_ordinary_shared_value, r, l_q, r, l_p)
+    return d_r, d_lq, d_lp
+
+
+def _ordinary_shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     odds = l_q.exp()
     gain = softplus_difference(-l_p, -l_q)
     return (
@@ -276,7 +286,7 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
     .. math:: KL = r \Big[ \log\frac{\sigma(-l_q)}{\sigma(-l_p)} + e^{l_q} \log\frac{\sigma(l_q)}{\sigma(l_p)} \Big].
 
     Args:
-        r: the dispersion of both distributions, positive; the derivative in r is that of the shared r.
+        r: the dispersion of both distributions, not negative; the derivative in r is that of the shared r.
         l_q, l_p: logits; all three broadcast.
 
     Returns:
@@ -373,7 +383,9 @@ def _poisson_value(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
 
 def _poisson_gradient(rate_q: Tensor, rate_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
     difference, empty = rate_q - rate_p, (rate_q == 0) & (rate_p == 0)
-    for_q = torch.where(empty, 0.0, log_quotient(difference, rate_q, rate_p))
+    # finite at rate_q = 0, so that a factor of 0 before it, as in a chain of counts, gives 0
+    some = rate_q.clamp(min=torch.finfo(rate_q.dtype).tiny)
+    for_q = torch.where(empty, 0.0, log_quotient(some - rate_p, some, rate_p))
     for_p = torch.where(empty, 1.0, -difference / rate_p)
     wrong = ~((rate_q >= 0) & (rate_p >= 0))
     return for_q.masked_fill(wrong, torch.nan), for_p.masked_fill(wrong, torch.nan)
@@ -390,7 +402,7 @@ def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
     The relative error is below 32 times the precision's epsilon, however close the rates are.
 
     Args:
-        rate_q, rate_p: mean counts, positive; rate_q may be 0; they broadcast.
+        rate_q, rate_p: mean counts, not negative; they broadcast. At rate_p = 0 the KL is infinite, or 0 at rate_q = 0.
 
     Returns:
         The KL of each element, differentiable in both arguments, twice.

@@ -257,7 +257,7 @@ def _spread(rate, nu, end):
 
     It is 0 at rate 0, and nan where a parameter is not allowed or the window has more than REACH counts.
     """
-    if not (rate >= 0 and nu > 0 and nu < np.inf):
+    if not (0 <= rate < 2.0**52 and 0 < nu < np.inf):  # larger counts are not exact
         return np.nan
     if rate == 0:
         return 0.0

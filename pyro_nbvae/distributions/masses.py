@@ -78,11 +78,11 @@ class PoissonMass(LogRatio):
 
     @staticmethod
     def scores(k: Tensor, rate: Tensor) -> tuple[Tensor]:
-        return ((k - rate) / rate,)
+        return (special.poisson_score(k, rate),)
 
     @staticmethod
     def tables(k: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
-        return poisson_log_weight(k, rate), (k - rate) / rate
+        return poisson_log_weight(k, rate), special.poisson_score(k, rate)
 
 
 class NegativeBinomialMass(LogRatio):

@@ -15,10 +15,10 @@ from pyro_nbvae.distributions.constraints import bounded_logits, dispersion
 from pyro_nbvae.distributions.elementwise import computed_in
 from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.masses import AtMost, NegativeBinomialMass, Surprise
-from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
+from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, floats, relaxed_counts
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats, relaxed_counts
 from pyro_nbvae.distributions.special import negative_binomial_log_prob
 from pyro_nbvae.distributions.windows import expectation
 
@@ -90,7 +90,14 @@ class NegativeBinomial(TorchDistribution):
         self.given_total_count = total_count
         self.total_count, given = torch.broadcast_tensors(*floats(total_count, given))
         setattr(self, name, given)
-        super().__init__(self.total_count.shape, validate_args=validate_args)
+        super().__init__(torch.Size(self.total_count.shape), validate_args=validate_args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # without the weak reference of Pyro's constrained parameters, which cannot be pickled
+        return {
+            name: value.view_as(value) if hasattr(value, "unconstrained") else value
+            for name, value in vars(self).items()
+        }
 
     @derived_property
     def logits(self) -> Tensor:
@@ -151,25 +158,25 @@ class NegativeBinomial(TorchDistribution):
         return (r * logits.exp() * (1 + logits.exp())).to(self.dtype)
 
     def entropy(self) -> Tensor:
-        """Return the entropy in nats, of the batch shape: a sum over counts."""
+        """Return the entropy in nats, of the batch shape: a sum over counts.
+
+        Raises:
+            DivergedError: with validation on, for windows wider than 2^20 counts.
+        """
         own = self._exactly
-        return self._checked(expectation(NegativeBinomialMass, Surprise, *own)).to(self.dtype)
+        return computed(expectation(NegativeBinomialMass, Surprise, *own), self).to(self.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value), a sum over counts; ``value`` broadcasts with the batch shape.
 
         Raises:
             ValueError: with validation on, for values outside the support.
+            DivergedError: with validation on, for windows wider than 2^20 counts.
         """
         if self._validate_args:
             self._validate_sample(value)
         own = self._exactly
-        return self._checked(expectation(NegativeBinomialMass, AtMost, *own, value)).to(self.dtype)
-
-    def _checked(self, value: Tensor) -> Tensor:
-        if self._validate_args and bool(value.isnan().any()):
-            raise DivergedError(f"{type(self).__name__} has parameters too extreme for a sum over counts")
-        return value
+        return computed(expectation(NegativeBinomialMass, AtMost, *own, value), self).to(self.dtype)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
@@ -222,7 +229,7 @@ class NegativeBinomial(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        dtype = torch.promote_types(value.dtype, self.dtype) if value.is_floating_point() else self.dtype
+        dtype = torch.promote_types(value.dtype, self.dtype)
         return negative_binomial_log_prob(value, *self._finite).to(dtype)
 
 

@@ -54,5 +54,6 @@ class IsotropicNormal(dist.Normal):
         """
         if self._validate_args:
             self._validate_sample(value)
-        constant = -math.log(self.deviation) - 0.5 * math.log(2 * math.pi)
-        return (value - self.loc).square() * (-0.5 / self.deviation**2) + constant
+        deviation = self.deviation if self.deviation > 0 else math.nan
+        constant = -math.log(deviation) - 0.5 * math.log(2 * math.pi)
+        return (value - self.loc).square() * (-0.5 / deviation**2) + constant

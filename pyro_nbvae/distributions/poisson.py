@@ -12,9 +12,9 @@ from torch.distributions import Distribution, register_kl
 from pyro_nbvae.distributions.elementwise import full_precision
 from pyro_nbvae.distributions.kl import poisson_kl
 from pyro_nbvae.distributions.masses import PoissonMass, Surprise
-from pyro_nbvae.distributions.relaxations import DivergedError, Relaxation
+from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, relaxed_counts
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, computed, relaxed_counts
 from pyro_nbvae.distributions.special import poisson_cdf, poisson_log_prob
 from pyro_nbvae.distributions.windows import expectation
 
@@ -54,6 +54,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
     ) -> None:
         self.relaxation = check_relaxation(relaxation)
         super().__init__(as_floats(self._with_temperature(rate)), validate_args=validate_args)
+        self._batch_shape = torch.Size(self._batch_shape)  # a tensor subclass may give a tuple
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> RelaxedPoisson:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
@@ -95,10 +96,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         Raises:
             DivergedError: with validation on, for rates above about 4e9.
         """
-        entropy = expectation(PoissonMass, Surprise, self.rate)
-        if self._validate_args and bool(entropy.isnan().any()):
-            raise DivergedError(f"{type(self).__name__} has rates too large for a sum over counts")
-        return entropy
+        return computed(expectation(PoissonMass, Surprise, self.rate), self)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value) = Q(floor(value) + 1, rate), a regularised gamma function.

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from pyro.distributions import constraints
 from torch import Size, Tensor
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from pyro_nbvae.distributions.relaxations.base import DivergedError, Relaxation
@@ -16,7 +17,7 @@ Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 def as_floats(value: Tensor | float) -> Tensor:
     """Convert a number or a tensor of integers to a tensor of the default precision; keep a tensor of floats."""
-    tensor = torch.as_tensor(value)
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
     return tensor if isinstance(value, Tensor) and value.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
@@ -27,6 +28,18 @@ def floats(*values: Tensor | float) -> list[Tensor]:
     if like is None:
         return tensors
     return [t if isinstance(v, Tensor) else t.to(like) for t, v in zip(tensors, values, strict=True)]
+
+
+def computed(value: Tensor, *distributions: Distribution) -> Tensor:
+    """Return a value that is nan where a sum over counts, or a sample, cannot be computed.
+
+    Raises:
+        DivergedError: if it is nan anywhere and one of the distributions has validation on.
+    """
+    if any(d._validate_args for d in distributions) and bool(value.isnan().any()):
+        names = " and ".join(type(d).__name__ for d in distributions)
+        raise DivergedError(f"{names}: the parameters are too extreme for a sum over counts or a sample")
+    return value
 
 
 class RelaxedSupport(Constraint):
@@ -148,10 +161,7 @@ class RelaxedCount:
                 f"{type(self).__name__} has no rsample without a relaxation, because it draws integers: give it one, "
                 "such as relaxation=Integer()"
             )
-        z = self.relaxation.rsample(self, self._extended_shape(sample_shape))
-        if self._validate_args and bool(z.isnan().any()):
-            raise DivergedError(f"{type(self).__name__} has parameters too large to draw from with {self.relaxation}")
-        return z.to(self.dtype)
+        return computed(self.relaxation.rsample(self, self._extended_shape(sample_shape)), self).to(self.dtype)
 
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw relaxed counts without a gradient, or integers if there is no relaxation."""

@@ -162,14 +162,20 @@ def poisson_deviance(z: Tensor, rate: Tensor) -> Tensor:
 def _poisson_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
     none = rate == 0
     value = -poisson_deviance(z, torch.where(none, 1.0, rate)) - omega(z)
-    value = torch.where(none, torch.where(z == 0, 0.0, -torch.inf), value)
+    value = torch.where(none, torch.zeros_like(z).masked_fill(z != 0, -torch.inf), value)
     return (value.masked_fill(~(rate >= 0), torch.nan),)
 
 
 def _poisson_gradient(z: Tensor, rate: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
     for_z = torch.log(rate / (1 + z)) - rho(1 + z) if wanted[0] else None
-    for_rate = torch.where((rate == 0) & (z == 0), -1.0, (z - rate) / rate) if wanted[1] else None
+    for_rate = poisson_score(z, rate) if wanted[1] else None
     return tuple(None if d is None else d.masked_fill(~(rate >= 0), torch.nan) for d in (for_z, for_rate))
+
+
+def poisson_score(z: Tensor, rate: Tensor) -> Tensor:
+    """The derivative of log Poisson(z; rate) in the rate: (z - rate) / rate, and -1 at count and rate 0."""
+    none = (rate == 0) & (z == 0)
+    return torch.where(none, -1.0, (z - rate) / torch.where(none, 1.0, rate))
 
 
 _poisson_log_prob = elementwise("poisson_log_prob", _poisson_value, _poisson_gradient)

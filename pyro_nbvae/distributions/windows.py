@@ -138,7 +138,7 @@ def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Ten
     """
     log_weight = family.log_weight(k, *parameters)
     top = log_weight.detach().amax(0)
-    weight = (log_weight - top).clamp(min=LOWEST).exp()
+    weight = (log_weight - top).clamp(min=LOWEST).exp().masked_fill(log_weight == -torch.inf, 0)
     total = weight.sum(0)
     return log_weight, weight * total.reciprocal(), top + total.log()
 
@@ -277,12 +277,27 @@ def _variance(name: str, family: Weights) -> Kernel:
     return _sums(name, work, family, lambda k: ())
 
 
-KERNELS.makers |= {"log_normalizer": _log_normalizer, "expectation": _expectation, "variance": _variance}
+def _mode(name: str, family: Any) -> Kernel:
+    def value(*own: Tensor) -> tuple[Tensor]:
+        return (most_probable(family, own),)
+
+    def gradient(*own_and_wanted: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(p) for p in own_and_wanted[:-1])
+
+    return Kernel(name, value, gradient)
+
+
+KERNELS.makers |= {"log_normalizer": _log_normalizer, "expectation": _expectation, "variance": _variance, "mode": _mode}
 
 
 def log_normalizer(family: Any, *parameters: Tensor) -> Tensor:
     r"""Return :math:`\log \sum_k w_k`; elementwise in the parameters, differentiable twice."""
     return evaluate(f"log_normalizer/{family.key}", *parameters)
+
+
+def mode(family: Any, *parameters: Tensor) -> Tensor:
+    """Return the most probable count; elementwise in the parameters, of which its derivatives are 0."""
+    return evaluate(f"mode/{family.key}", *parameters)
 
 
 def variance(family: Any, *parameters: Tensor) -> Tensor:

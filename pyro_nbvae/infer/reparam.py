@@ -66,9 +66,11 @@ class RelaxReparam(Reparam):
         relaxed: RelaxedNegativeBinomial | RelaxedPoisson
         if type(fn) in NEGATIVE_BINOMIALS:
             relaxation = followed(self, fn.total_count)
-            relaxed = RelaxedNegativeBinomial(fn.total_count, logits=fn.logits, relaxation=relaxation)
+            given = {"probs": fn.probs} if "probs" in vars(fn) and "logits" not in vars(fn) else {"logits": fn.logits}
+            options = {"relaxation": relaxation, "validate_args": fn._validate_args}
+            relaxed = RelaxedNegativeBinomial(fn.total_count, **given, **options)
         elif type(fn) in POISSONS:
-            relaxed = RelaxedPoisson(fn.rate, relaxation=followed(self, fn.rate))
+            relaxed = RelaxedPoisson(fn.rate, relaxation=followed(self, fn.rate), validate_args=fn._validate_args)
         else:
             raise TypeError(
                 f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {family(fn)}"

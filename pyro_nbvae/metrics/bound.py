@@ -59,7 +59,7 @@ def importance_weighted_bound(
             log_weights = []
             for _ in range(samples):
                 z = q.sample()
-                of_prior, of_posterior = (sum_rightmost(d.log_prob(z), d.log_prob(z).dim() - 1) for d in (p, q))
+                of_prior, of_posterior = (sum_rightmost(d.log_prob(z), -1) for d in (p, q))
                 log_weights.append(model.observation(z).log_prob(x) + of_prior - of_posterior)
             bounds.append(torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples))
     return torch.cat(bounds)

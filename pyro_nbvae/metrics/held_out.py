@@ -142,14 +142,15 @@ def unit_kl(q: TorchDistribution, p: TorchDistribution) -> tuple[Tensor, Tensor 
         q: posteriors, of batch shape (B, K) or (B, variables).
         p: the prior. A joint one, of event shape (K,), has one KL for all units.
     """
-    q = q.to_event(len(p.event_shape) - len(q.event_shape))
+    joint = max(len(q.event_shape), len(p.event_shape))
+    q, p = (d.to_event(joint - len(d.event_shape)) for d in (q, p))
     p = p.expand(q.batch_shape)
     try:
         return registered_kl(q, p), None
     except NoKLError:
         z = q.sample(torch.Size([KL_SAMPLES]))
         each = log_mass(q, z) - log_mass(p, z)
-        return each.mean(0), sum_rightmost(each, each.dim() - 2).var(0) / KL_SAMPLES
+        return each.mean(0), sum_rightmost(each, -2).var(0) / KL_SAMPLES
 
 
 class _Sums:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
 from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions import CountDistribution, check_family
+from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
@@ -216,7 +217,7 @@ class Trainer:
                 check_families(self.model, self.guide, x)
             except (ValueError, TypeError, NotImplementedError, RuntimeError, IndexError) as error:
                 raise InputError(f"{self.config.variant} with {kind} cannot be trained: {first_line(error)}") from error
-            if not isinstance(loss, float) or math.isinf(loss):
+            if isinstance(loss, tuple) or math.isinf(float(loss)):  # if it is nan, training says so, with advice
                 raise InputError(
                     f"{self.config.variant} with {kind} cannot be trained: its loss is {loss}; choose an ELBO whose "
                     "loss is a number"
@@ -302,7 +303,8 @@ class Trainer:
             raise self.diverged(epoch, "parameters are not finite")
         with evaluating(self.model, self.guide, self.config.seed):
             check_families(self.model, self.guide, to_floats(self.test_set[:8]))
-        found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
+        with self.finite(epoch):
+            found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
         figures = {f"test_{name}": getattr(found, name) for name in _HELD_OUT}
         known = {name: value for name, value in figures.items() if value is not None}
         wrong = next((name for name, value in known.items() if not math.isfinite(value)), None)
@@ -322,7 +324,8 @@ class Trainer:
         self.guide.train()
         for step, x in enumerate(self.batches(epoch)):
             self.set_schedules(epoch + step / self.steps)
-            totals += self.step(x)
+            with self.finite(epoch):
+                totals += self.step(x)
             bar.update()
             if not bar.disable and step % max(1, self.steps // 50) == 0:
                 seen = min(len(self.train_set), (step + 1) * self.config.batch_size)
@@ -406,6 +409,16 @@ class Trainer:
             }
         )
         self.run.write_log(self.log)
+
+    @contextlib.contextmanager
+    def finite(self, epoch: int) -> Iterator[None]:
+        """Context in which a distribution's error about its parameters is reported, if the model's are not finite."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as trouble:
+            if all(bool(p.isfinite().all()) for p in self.parameters) and not isinstance(trouble, DivergedError):
+                raise
+            raise self.diverged(epoch, first_line(trouble)) from trouble
 
     def diverged(self, epoch: int, what: str) -> InputError:
         """Return the error for a run that has diverged."""

@@ -343,7 +343,7 @@ def test_a_gpu_computes_the_sums_of_a_cpu():
 def test_parameters_that_cannot_be_summed(use):
     """With validation they are refused."""
     d = ConwayMaxwellPoisson(torch.tensor([1.0, 1e14]), 0.5, relaxation=Integer(), validate_args=True)
-    with pytest.raises(DivergedError, match=r"too extreme for a sum over counts|too large to draw"):
+    with pytest.raises(DivergedError, match=r"too extreme for a sum over counts"):
         value = getattr(d, use)
         value() if callable(value) else value
     with pytest.raises(DivergedError, match="too extreme for a sum over counts"):

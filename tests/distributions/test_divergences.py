@@ -40,7 +40,7 @@ def log_mass(d):
     return d.log_prob(K)
 
 
-@pytest.mark.parametrize(("q", "p"), itertools.product(FAMILIES, FAMILIES))
+@pytest.mark.parametrize(("q", "p"), list(itertools.product(FAMILIES, FAMILIES)))
 def test_every_pair_is_the_sum_over_counts(q, p):
     leaves = [x.clone().requires_grad_() for x in (A, P, A.flip(0) + 0.3, 0.9 * P.flip(0))]
     of_q, of_p = FAMILIES[q](*leaves[:2]), FAMILIES[p](*leaves[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import Field
@@ -15,13 +16,18 @@ from torch.autograd.function import Function, FunctionCtx
 from torch.overrides import handle_torch_function, has_torch_function
 
 from pyro_nbvae.distributions.elementwise import (
-    WITHOUT_DOUBLE,
     Context,
     Dimensions,
     Registry,
     batched,
+    forward_mode,
+    has_tangent,
     inside,
+    own_memory,
     plain,
+    primal,
+    refuse_forward_mode,
+    where_double_is,
 )
 from pyro_nbvae.distributions.threads import unsplit
 
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class DivergedError(ValueError):
-    """Parameters that are not finite, or so extreme that their counts cannot be computed."""
+    """A sum over counts or a sample that cannot be computed; with validation off it is nan instead."""
 
 
 # Largest mean count that arrivals and Gumbel races are drawn for, and largest number of counts of an inversion: counts
@@ -93,7 +99,10 @@ def check_temperature(temperature: float | Tensor) -> None:
         isinstance(temperature, Tensor) and not len(temperature.reshape(-1))
     ):
         raise TypeError(f"temperature must be a number or a tensor of numbers, got {temperature!r}")
-    lowest, highest = (float(t) for t in torch.as_tensor(temperature).detach().aminmax())
+    if isinstance(temperature, Tensor) and torch._C._functorch.is_batchedtensor(temperature):
+        return  # vmap has no single value
+    ends = temperature.detach().aminmax() if isinstance(temperature, Tensor) else (temperature, temperature)
+    lowest, highest = map(float, ends)
     if not (lowest > 0 and math.isfinite(highest)):
         raise ValueError(
             f"temperature must be positive and finite, got {temperature}; relaxation=None draws exact integers"
@@ -102,7 +111,7 @@ def check_temperature(temperature: float | Tensor) -> None:
 
 def per_latent(temperature: float | Tensor, like: Tensor) -> Tensor:
     """Return one temperature for each element of ``like``, (n,)."""
-    if isinstance(temperature, Tensor) and temperature.dim():
+    if isinstance(temperature, Tensor):
         return temperature.to(like).contiguous()
     return torch.full_like(like, float(temperature))
 
@@ -130,7 +139,8 @@ class _Temperature(Function):
                 f"a traced loss such as JitTrace_ELBO keeps its relaxation, {traced}, and follows its temperature "
                 f"alone: the relaxation is now {now}; use a new loss, or Trace_ELBO"
             )
-        return torch.as_tensor(getattr(now, "temperature", 1.0)).to(like.device, like.dtype).clone()
+        temperature = torch.as_tensor(getattr(now, "temperature", 1.0), dtype=torch.float64, device="cpu")
+        return temperature.clone()
 
 
 def followed(owner: Any, like: Tensor) -> Relaxation | None:
@@ -144,7 +154,9 @@ def followed(owner: Any, like: Tensor) -> Relaxation | None:
     if not torch.jit.is_tracing():
         return relaxation
     temperature = _Temperature.apply(owner, relaxation, like.detach())
-    return relaxation and relaxation.at(temperature)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that the check of a temperature is not traced
+        return relaxation and relaxation.at(temperature)
 
 
 # Maps a seed, the flattened parameters, a temperature (a number, or one for each latent) and the options to a sample
@@ -211,6 +223,7 @@ class _DependsOn(Function):
         return tangent.view_as(tangent)
 
 
+@torch.compiler.disable
 def _run(
     name: str, options: Sequence[int], seed: Tensor, temperature: Tensor | None, parameters: Sequence[Tensor]
 ) -> list[Tensor]:
@@ -219,8 +232,13 @@ def _run(
     given: float | Tensor | None = None
     if temperature is not None:
         given = temperature.reshape(-1) if temperature.dim() else float(temperature)
-    with unsplit():
-        found = SAMPLERS[name](int(seed), [p.reshape(-1) for p in parameters], given, *options)
+    with inside(), unsplit():
+
+        def sampler(flat: Sequence[Tensor]) -> Sequence[Tensor]:
+            there = given.to(flat[0].device) if isinstance(given, Tensor) else given
+            return SAMPLERS[name](int(seed), flat, there, *options)
+
+        found = where_double_is(sampler, [p.reshape(-1) for p in parameters])
         return [part.reshape(shape) for part in found]
 
 
@@ -231,8 +249,7 @@ class _Pathwise(Function):
     def forward(
         name: str, options: Sequence[int], seed: Tensor, temperature: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        with inside():
-            return tuple(_run(name, options, seed, temperature, parameters))
+        return tuple(_run(name, options, seed, temperature, parameters))
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -240,11 +257,12 @@ class _Pathwise(Function):
         ctx.number = len(parameters)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*parameters, *output[1:])
-        ctx.save_for_forward(*output[1:])
+        ctx.save_for_forward(*parameters, *output[1:])
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        parameters, derivatives = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
+        saved = ctx.saved_tensors  # once: a checkpoint gives them once
+        parameters, derivatives = saved[: ctx.number], saved[ctx.number :]
         with unsplit():
             gradients = [gradient * d for d in derivatives]
         if torch.is_grad_enabled():  # a second derivative may be requested
@@ -254,9 +272,13 @@ class _Pathwise(Function):
 
     @staticmethod
     def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        derivatives = ctx.saved_tensors
-        terms = [t * d for t, d in zip(tangents[4:], derivatives, strict=True) if t is not None]
-        return sum(terms[1:], terms[0]), *(None for _ in derivatives)
+        with forward_mode():
+            saved = ctx.saved_tensors
+            parameters, derivatives = saved[: ctx.number], saved[ctx.number :]
+            refusing = [_Refuse.apply(primal(p)) for p in parameters]
+            pairs = zip(tangents[4:], derivatives, strict=True)
+            terms = [t * _DependsOn.apply(d, *refusing) for t, d in pairs if t is not None]
+            return sum(terms[1:], terms[0]), *(None for _ in derivatives)
 
     @staticmethod
     def vmap(
@@ -284,8 +306,7 @@ class _Pathwise(Function):
 def _operator(
     name: str, options: str, seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
 ) -> list[Tensor]:
-    parts = _run(name, [int(word) for word in options.split()], seed, temperature, parameters)
-    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
+    return own_memory(_run(name, [int(word) for word in options.split()], seed, temperature, parameters), parameters[0])
 
 
 @_operator.register_fake
@@ -327,20 +348,20 @@ def pathwise(
         TypeError: for a temperature that requires a gradient, which it would not get.
         RuntimeError: under ``vmap``, unless its randomness is "different".
     """
-    if isinstance(temperature, Tensor) and temperature.requires_grad:
+    if isinstance(temperature, Tensor) and (temperature.requires_grad or has_tangent(temperature)):
         raise TypeError("the temperature of counts gets no gradient: pass temperature.detach()")
     if has_torch_function(parameters):
         draw = functools.partial(pathwise, name, temperature=temperature, options=options)
         return handle_torch_function(draw, parameters, *parameters)
-    own, device, dtype = [plain(p) for p in parameters], parameters[0].device, parameters[0].dtype
+    own = [plain(p) for p in parameters]
     if temperature is not None and not (isinstance(temperature, Tensor) and temperature.dim()):
         temperature = torch.as_tensor(temperature, dtype=torch.float64, device="cpu")
     elif temperature is not None:
-        temperature = temperature.to(device, dtype).expand(own[0].shape)
-    seed = torch.randint(1 << 62, ())
+        temperature = temperature.to(own[0]).expand(own[0].shape)
+    seed = torch.randint(1 << 62, (), device="cpu")
     if torch.compiler.is_compiling():
+        refuse_forward_mode(own)
+        # in one word: an operator with a list of numbers has another signature where the list is empty
         words = " ".join(str(int(option)) for option in options)
         return torch.ops.pyro_nbvae.draw(name, words, seed, temperature, own)[0]
-    if device.type in WITHOUT_DOUBLE:
-        own, temperature = [p.cpu() for p in own], None if temperature is None else temperature.cpu()
-    return _Pathwise.apply(name, tuple(options), seed, temperature, *own)[0].to(device)
+    return _Pathwise.apply(name, tuple(options), seed, temperature, *own)[0]

@@ -24,7 +24,9 @@ def _draw(seed: int, parameters: Sequence[Tensor], temperature: None) -> tuple[T
         # log U / shape for the draws that are boosted, 0 for the others
         boost = unit_exponentials(1, a)[0].neg_().mul_(a < 1).div_(a)
         value[piece] = draw.log().add_(boost)
-        slope[piece] = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
+        # finite at the smallest shapes too, where the count that is drawn with it is 0
+        change = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
+        slope[piece] = change.clamp_(max=torch.finfo(a.dtype).max)
     edge = torch.where(given == 0, 0.0, torch.nan).to(shape.dtype)
     return torch.where(positive, value, edge - torch.inf), torch.where(positive, slope, edge)
 

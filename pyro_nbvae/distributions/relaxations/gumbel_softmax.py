@@ -111,8 +111,8 @@ class GumbelSoftmax(Relaxation):
         temperature: Any = self.temperature
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = temperature.unsqueeze(-1)  # one for each vector
-        noise = torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_().log()
-        soft = ((logits - noise) / temperature).softmax(-1)
+        uniform = torch.rand_like(logits).clamp(min=torch.finfo(logits.dtype).tiny)
+        soft = ((logits - uniform.log().neg().log()) / temperature).softmax(-1)
         if not self.straight_through:
             return soft
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)

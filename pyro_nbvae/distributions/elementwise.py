@@ -37,6 +37,7 @@ class Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
     kernel: Kernel
     number: int
+    message: str
 
 
 def promote(*tensors: Tensor) -> tuple[list[Tensor], torch.dtype]:
@@ -208,14 +209,63 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
-def refuse_forward_mode(arguments: Sequence[Tensor]) -> None:
-    """Raise an error for tangents, which a custom operator would drop.
+def refuse_forward_mode() -> None:
+    """Raise an error inside forward mode, of which a custom operator would drop the tangents.
 
     Raises:
-        NotImplementedError: if an argument has a tangent.
+        NotImplementedError: inside ``torch.func.jvp``, ``jacfwd`` or a dual level.
     """
-    if any(map(has_tangent, arguments)):
+    if forward_ad._current_level >= 0:
         raise NotImplementedError("counts have no forward mode under torch.compile: use reverse mode, such as jacrev")
+
+
+class _Refuse(Function):
+    """The identity; its derivative raises an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: str, parameter: Tensor) -> Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[str, Tensor], output: Tensor) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[None, Tensor]:
+        raise NotImplementedError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Context, _: None, tangent: Tensor) -> Tensor:
+        raise NotImplementedError(ctx.message)
+
+
+class _DependsOn(Function):
+    """Return a gradient unchanged, but as a function of these parameters for autograd."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *parameters: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Context, tangent: Tensor, *tangents: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def once(gradient: Tensor, arguments: Sequence[Tensor], message: str) -> Tensor:
+    """Return a gradient whose own derivative in these arguments is refused with this message."""
+    return _DependsOn.apply(gradient, *(_Refuse.apply(message, a) for a in arguments))
 
 
 class _Value(Function):
@@ -346,15 +396,31 @@ def _(name: str, arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
     return [like.new_empty(like.shape) for _ in range(1 + derivatives * len(arguments))]
 
 
-def _save(ctx: Any, inputs: tuple[str, list[Tensor], bool], output: list[Tensor]) -> None:
-    ctx.save_for_backward(*output[1:])
+def products_of_saved(operator: Any, leading: int, message: str) -> None:
+    """Register the derivative of an operator that returns a value and its derivatives in its list of tensors.
+
+    Args:
+        operator: the custom operator; the list is its argument number ``leading``.
+        leading: see there; other arguments have no derivative.
+        message: of the error if a second derivative is requested.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        ctx.after = len(inputs) - leading - 1
+        ctx.number = len(inputs[leading])
+        ctx.save_for_backward(*inputs[leading], *output[1:])
+
+    def multiply(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        products = [grads[0] * d for d in saved[ctx.number :]]
+        if torch.is_grad_enabled():
+            products = [once(p, saved[: ctx.number], message) for p in products]
+        return *(None for _ in range(leading)), products, *(None for _ in range(ctx.after))
+
+    operator.register_autograd(multiply, setup_context=save)
 
 
-def _multiply(ctx: Any, grads: list[Tensor]) -> tuple[None, list[Tensor], None]:
-    return None, [grads[0] * d for d in ctx.saved_tensors], None
-
-
-_operator.register_autograd(_multiply, setup_context=_save)
+products_of_saved(_operator, 1, "counts have no second derivative under torch.compile")
 
 
 def evaluate(name: str, *arguments: Tensor) -> Tensor:
@@ -366,7 +432,7 @@ def evaluate(name: str, *arguments: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         promoted, dtype = promote(*arguments)
-        refuse_forward_mode(promoted)
+        refuse_forward_mode()
         needed = torch.is_grad_enabled() and any(a.requires_grad for a in promoted)
         return torch.ops.pyro_nbvae.elementwise(name, promoted, needed)[0].to(dtype)
     if getattr(_own, "inside", False) and not torch.is_grad_enabled():

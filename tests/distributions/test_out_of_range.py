@@ -46,7 +46,7 @@ EXTREME = {
     "negative binomial": [(1e30, 0.5), (2.0, 80.0), (2.0, INF), (1e-30, 0.5), (2.0, -200.0)],
     "negative binomial of probs": [(2.0, 1.0), (1e30, 0.3)],
     "poisson": [(INF, 0.0), (1e30, 0.0), (1e-40, 0.0)],
-    "com-poisson": [(1e30, 1.0), (3.0, 1e-12), (1e-30, 0.5), (3.0, 1e20), (1e14, 1e-3)],
+    "com-poisson": [(1e30, 1.0), (3.0, 1e-12), (1e-30, 0.5), (3.0, 1e20), (1e14, 1e-3), (1e20, 1e13), (1e38, 1e38)],
 }
 COUNTS = torch.tensor(3.0)
 OTHERS = {
@@ -151,6 +151,45 @@ def test_zero_rates_are_valid(zero):
         ConwayMaxwellPoisson(zero, 1.0, validate_args=True),
     ):
         assert (d.sample(torch.Size([20])).reshape(20, -1)[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("family", ["poisson", "com-poisson"])
+def test_chains_of_exact_counts_train(family):
+    """By the score function: the gradient of log q - log p is finite where a rate is 0."""
+    scale = torch.tensor(0.9, requires_grad=True)
+
+    def chain(scale):
+        def program():
+            z = pyro.sample("z0", dist.Poisson(0.7))
+            for k in range(1, 4):
+                rate = scale * z
+                z = pyro.sample(
+                    f"z{k}", RelaxedPoisson(rate) if family == "poisson" else ConwayMaxwellPoisson(rate, 1.3)
+                )
+
+        return program
+
+    zeros = 0
+    for _ in range(40):
+        trace = poutine.trace(chain(scale)).get_trace()
+        zeros += trace.nodes["z1"]["value"] == 0
+        (slope,) = torch.autograd.grad(trace.log_prob_sum(), scale)
+        assert slope.isfinite()
+    assert zeros > 5
+    for q, p in ((0.0, 1.0), (0.0, 0.0)):
+        kl = kl_divergence(RelaxedPoisson(scale * q), RelaxedPoisson(torch.tensor(p)))
+        assert torch.autograd.grad(kl, scale)[0].isfinite()
+
+
+def test_the_programs_validation_and_probabilities_are_kept_by_the_reparametriser():
+    relax = RelaxReparam(Integer())
+
+    def program(d):
+        return poutine.reparam(lambda: pyro.sample("z", d), config={"z": relax})
+
+    z = program(dist.Poisson(torch.tensor([-1.0, 2.0]), validate_args=False))()
+    assert z[0].isnan() and z[1] >= 0
+    assert (program(dist.NegativeBinomial(torch.tensor([1e8] * 5), probs=torch.tensor(0.0)))() == 0).all()
 
 
 @pytest.mark.parametrize("relaxation", [*RELAXATIONS, None], ids=str)

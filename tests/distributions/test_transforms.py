@@ -1,5 +1,6 @@
 """Every family under PyTorch's transforms, tensor subclasses and precisions, against the plain call."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance
 from torch import func
 from torch.distributions import biject_to, constraints, kl_divergence, transform_to
@@ -24,6 +26,7 @@ from pyro_nbvae.distributions import (
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
+from pyro_nbvae.variants import VARIANTS
 
 
 class Geometric(CountDistribution):
@@ -133,6 +136,47 @@ def test_a_count_may_be_a_tensor_of_a_subclass():
             FAMILIES[family](U, V).log_prob(make(COUNTS)) for make in (lambda x: x, SUBCLASSES["provenance"])
         )
         close(detach_provenance(provenance), plain)
+
+
+@pytest.mark.parametrize("subclass", SUBCLASSES)
+@pytest.mark.parametrize("validate", [True, False])
+def test_families_of_a_subclass_are_made_with_validation(subclass, validate):
+    """As below a site that TraceGraph_ELBO tracks: the batch shape is a torch.Size."""
+    wrap, options = SUBCLASSES[subclass], {"validate_args": validate}
+    for d in (
+        RelaxedNegativeBinomial(wrap(U.exp()), logits=wrap(V), **options),
+        NegativeBinomial(wrap(U.exp()), probs=wrap(torch.sigmoid(V)), **options),
+        RelaxedPoisson(wrap(U.exp()), **options),
+        ConwayMaxwellPoisson(wrap(U.exp()), wrap(V.exp()), **options),
+        Geometric(wrap(U), **options),
+    ):
+        assert isinstance(d.batch_shape, torch.Size) and d.batch_shape.numel() == 3
+        assert d.sample(torch.Size([2])).shape == (2, 3) and d.log_prob(wrap(COUNTS)).shape == (3,)
+
+
+@families_and_quantities
+def test_checkpoints_keep_the_gradient(family, quantity):
+    f = of(family, quantity)
+
+    def recomputed(u, v):
+        return torch.utils.checkpoint.checkpoint(f, u, v, use_reentrant=False)
+
+    close(value_and_gradient(recomputed, U, V), value_and_gradient(f, U, V))
+
+
+@families_and_relaxations
+def test_checkpoints_keep_the_sample(family, relaxation):
+    def draw(u, v):
+        return FAMILIES[family](u, v, relaxation=relaxation).rsample()
+
+    def recomputed(u, v):
+        return torch.utils.checkpoint.checkpoint(draw, u, v, use_reentrant=False)
+
+    results = []
+    for f in (draw, recomputed):
+        torch.manual_seed(2)
+        results.append(value_and_gradient(f, U, V))
+    close(*results)
 
 
 # --- torch.func -----------------------------------------------------------------------------------------------------
@@ -312,6 +356,35 @@ def test_compiled_before_any_plain_call(backend):
     assert done.stdout == "ok\n", done.stderr[-2000:]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_derivatives_that_an_operator_has_not_are_never_silent(backend):
+    """Forward mode is right or refused, and so is a second derivative."""
+    f = of("negative binomial", "log_prob")
+
+    def g(u):
+        return f(u, V).sum()
+
+    torch.compiler.reset()
+    with contextlib.suppress(NotImplementedError):
+        close(torch.compile(func.jacfwd(g), backend=backend)(U), func.grad(g)(U))
+    u = U.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(torch.compile(g, backend=backend)(u), u, create_graph=True)
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        close(torch.autograd.grad(slope.sum(), u)[0], func.grad(lambda u: func.grad(g)(u).sum())(U))
+
+
+def test_nested_forward_modes_of_a_sample_are_refused():
+    def f(u):
+        return RelaxedPoisson(u.exp(), relaxation=Integer(), validate_args=False).rsample().square()
+
+    def along(u):
+        return func.jvp(f, (u,), (torch.ones(3),))[1]
+
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        func.jvp(along, (U,), (torch.ones(3),))
+
+
 # --- precisions -----------------------------------------------------------------------------------------------------
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -384,6 +457,21 @@ def test_an_object_whose_parameters_change_is_as_a_fresh_one(family):
         with torch.no_grad():
             for p in leaves.values():
                 p.mul_(0.9)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_priors_and_posteriors_are_pickled(name):
+    parts = VARIANTS[name]
+    model = parts.model((5,), 8, decoder="linear")
+    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
+    guide = parts.guide(model, encoder="linear", **parts.options, **given)
+    with torch.no_grad():
+        for d in (model.prior_distribution(), guide.posterior(torch.rand(3, 5))):
+            torch.testing.assert_close(pickle.loads(pickle.dumps(d)).mean, d.mean)
+    assert pickle.loads(pickle.dumps(model)).latents == 8
+    assert float(pickle.loads(pickle.dumps(model.prior_distribution())).mean.sum().detach()) == float(
+        model.prior_distribution().mean.sum().detach()
+    )
 
 
 def test_pickled_families_are_read_by_torch():

@@ -23,9 +23,11 @@ from pyro_nbvae.distributions.elementwise import (
     forward_mode,
     has_tangent,
     inside,
+    once,
     own_memory,
     plain,
     primal,
+    products_of_saved,
     refuse_forward_mode,
     where_double_is,
 )
@@ -159,6 +161,7 @@ def followed(owner: Any, like: Tensor) -> Relaxation | None:
         return relaxation and relaxation.at(temperature)
 
 
+SAMPLES = "rsample has no second derivative in the parameters of the counts: its samples are differentiable once"
 # Maps a seed, the flattened parameters, a temperature (a number, or one for each latent) and the options to a sample
 # and its derivative in each parameter, (n,) each.
 Sampler = Callable[..., Sequence[Tensor]]
@@ -175,52 +178,6 @@ def draw_where(
     drawn = sampler(*(torch.where(fine, p, 1.0) for p in parameters))
     fill = torch.where(zero, 0.0, math.nan).to(parameters[0].dtype)
     return [torch.where(fine, part, fill) for part in drawn]
-
-
-class _Refuse(Function):
-    """The identity; its derivative raises an error."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(parameter: Tensor) -> Tensor:
-        return parameter.view_as(parameter)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "rsample has no second derivative in the parameters of the counts: its samples are differentiable once"
-        )
-
-    @staticmethod
-    def jvp(ctx: FunctionCtx, tangent: Tensor) -> Tensor:
-        return _Refuse.backward(ctx, tangent)
-
-
-class _DependsOn(Function):
-    """Return a gradient unchanged, but as a function of these parameters for autograd."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, *parameters: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
-
-    @staticmethod
-    def jvp(ctx: Context, tangent: Tensor, *tangents: Tensor) -> Tensor:
-        return tangent.view_as(tangent)
 
 
 @torch.compiler.disable
@@ -266,8 +223,7 @@ class _Pathwise(Function):
         with unsplit():
             gradients = [gradient * d for d in derivatives]
         if torch.is_grad_enabled():  # a second derivative may be requested
-            refusing = [_Refuse.apply(p) for p in parameters]
-            gradients = [_DependsOn.apply(g, *refusing) for g in gradients]
+            gradients = [once(g, parameters, SAMPLES) for g in gradients]
         return None, None, None, None, *gradients
 
     @staticmethod
@@ -275,9 +231,9 @@ class _Pathwise(Function):
         with forward_mode():
             saved = ctx.saved_tensors
             parameters, derivatives = saved[: ctx.number], saved[ctx.number :]
-            refusing = [_Refuse.apply(primal(p)) for p in parameters]
+            own = [primal(p) for p in parameters]
             pairs = zip(tangents[4:], derivatives, strict=True)
-            terms = [t * _DependsOn.apply(d, *refusing) for t, d in pairs if t is not None]
+            terms = [t * once(d, own, SAMPLES) for t, d in pairs if t is not None]
             return sum(terms[1:], terms[0]), *(None for _ in derivatives)
 
     @staticmethod
@@ -315,15 +271,7 @@ def _(name: str, options: str, seed: Tensor, temperature: Tensor | None, paramet
     return [like.new_empty(like.shape) for _ in range(1 + len(parameters))]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.save_for_backward(*output[1:])
-
-
-def _multiply(ctx: Any, grads: list[Tensor]) -> tuple[None, None, None, None, list[Tensor]]:
-    return None, None, None, None, [grads[0] * d for d in ctx.saved_tensors]
-
-
-_operator.register_autograd(_multiply, setup_context=_save)
+products_of_saved(_operator, 4, SAMPLES)
 
 
 def pathwise(
@@ -360,7 +308,7 @@ def pathwise(
         temperature = temperature.to(own[0]).expand(own[0].shape)
     seed = torch.randint(1 << 62, (), device="cpu")
     if torch.compiler.is_compiling():
-        refuse_forward_mode(own)
+        refuse_forward_mode()
         # in one word: an operator with a list of numbers has another signature where the list is empty
         words = " ".join(str(int(option)) for option in options)
         return torch.ops.pyro_nbvae.draw(name, words, seed, temperature, own)[0]

@@ -308,10 +308,11 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
 
 
 @compile_loop
-def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, starts, smooth, end):
+def com_poisson_log_ratio(piece, rate, nu, reach, column, value, derivatives, tables, starts, smooth, end):
     """Compute E[log q - log p] and its derivatives in the rate, in nu and in p's arguments.
 
     Args:
+        reach: what :func:`com_poisson_reach` computes.
         column: the row of the tables that each latent reads.
         derivatives: (n, 2 + number of p's arguments), an output.
         tables: log p and its derivatives, (1 + number of p's arguments, counts of all rows), where a row has the counts
@@ -322,8 +323,8 @@ def com_poisson_log_ratio(piece, rate, nu, column, value, derivatives, tables, s
     weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
     for i in range(len(rate)):
         mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
-        spread = _spread(mu, v, end)
-        if mu == 0 or not spread < REACH / 2:  # every count is 0, or nan
+        if not reach[i] > 0:  # every count is 0, or nan
+            spread = _spread(mu, v, end)
             value[i], derivatives[i, :2] = spread - tables[0, starts[row]], spread
             derivatives[i, 2:] = spread - tables[1:, starts[row]]
             continue

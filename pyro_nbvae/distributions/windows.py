@@ -332,7 +332,7 @@ def _compiled_log_ratio(
     read = [t.expand(total) for t in integrand.tables(k.double(), *(a.double()[row] for a in rest))]
     value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
     options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, end
-    arrays = rate, nu, column.contiguous(), value, derivatives
+    arrays = rate, nu, high, column.contiguous(), value, derivatives
     in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
     return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
 

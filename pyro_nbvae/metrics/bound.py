@@ -13,6 +13,9 @@ from pyro_nbvae.errors import check_number
 from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
+# Samples whose log masses are computed together.
+TOGETHER = 16
+
 
 def importance_weighted_bound(
     model: GenerativeModel, guide: AmortizedGuide, data: Tensor, samples: int, *, seed: int = 0, progress: bool = False
@@ -57,9 +60,10 @@ def importance_weighted_bound(
             q = guide.posterior(x)
             p = model.prior_distribution()
             log_weights = []
-            for _ in range(samples):
-                z = q.sample()
-                of_prior, of_posterior = (sum_rightmost(d.log_prob(z), -1) for d in (p, q))
-                log_weights.append(model.observation(z).log_prob(x) + of_prior - of_posterior)
+            for start in range(0, samples, TOGETHER):  # the normalizers of q and p serve all samples of a piece
+                z = q.sample(torch.Size([min(TOGETHER, samples - start)]))
+                of_prior, of_posterior = (sum_rightmost(d.log_prob(z), -2) for d in (p, q))
+                for one, log_ratio in zip(z, of_prior - of_posterior, strict=True):
+                    log_weights.append(model.observation(one).log_prob(x) + log_ratio)
             bounds.append(torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples))
     return torch.cat(bounds)

@@ -368,9 +368,9 @@ def test_the_error_of_a_kl_that_exists_is_not_swallowed():
 
 
 @pytest.mark.filterwarnings("ignore")  # Dynamo's, where a graph breaks
-@pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE"])
+@pytest.mark.parametrize("name", ["CMP", "EX-C"])
 def test_a_compiled_loss_is_the_plain_one_in_the_mean(name):
-    """Loss and gradient within 5 standard errors of 60 draws each."""
+    """Loss and gradient within 5 standard errors of 40 draws each."""
     model, guide = pair(name)
     x = torch.rand(16, 5)
     torch.compiler.reset()
@@ -380,12 +380,12 @@ def test_a_compiled_loss_is_the_plain_one_in_the_mean(name):
         draws = []
         for loss in losses:
             found = []
-            for _ in range(60):
+            for _ in range(40):
                 value = loss()
                 slope = torch.autograd.grad(value, list(guide.encoder.parameters()))
                 found.append(torch.stack([value.detach(), *(g.sum() for g in slope)]))
             draws.append(torch.stack(found))
-    error = ((draws[0].var(0) + draws[1].var(0)) / 60).sqrt()
+    error = ((draws[0].var(0) + draws[1].var(0)) / 40).sqrt()
     assert ((draws[0].mean(0) - draws[1].mean(0)).abs() <= 5 * error + 1e-4).all()
 
 

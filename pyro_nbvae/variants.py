@@ -155,11 +155,11 @@ _ESTIMATORS = (
 )
 # Pyro's losses that a run cannot have, and why.
 _REFUSED = {
-    pyro.infer.TraceEnum_ELBO: "no latent of a variant can be enumerated",
     pyro.infer.ReweightedWakeSleep: "it has two losses, one for the model and one for the guide",
     pyro.infer.JitTrace_ELBO: "a traced loss is for batches of one size",
     pyro.infer.JitTraceGraph_ELBO: "a traced loss is for batches of one size",
     pyro.infer.JitTraceMeanField_ELBO: "a traced loss is for batches of one size",
+    pyro.infer.JitTraceEnum_ELBO: "a traced loss is for batches of one size",
 }
 
 
@@ -181,6 +181,8 @@ def estimator(name: str) -> Callable[..., ELBO]:
     if not (isinstance(found, type) and issubclass(found, ELBO)) or found in (ELBO, infer.SiteKL_ELBO):
         raise InputError(f"unknown estimator {name!r}: {_ESTIMATORS}")
     check_estimator(found)
+    if found is pyro.infer.TraceEnum_ELBO:  # a variant of a user's own may have it, for latents that can be
+        raise InputError(f"{name} cannot train a run, no latent of the built-in variants is enumerated: {_ESTIMATORS}")
     return found
 
 

@@ -241,6 +241,10 @@ def test_advice_about_relaxations_fits_the_family():
 def test_an_estimator_that_would_enumerate_nothing():
     with pytest.raises(InputError, match="TraceEnum_ELBO cannot train a run, no latent"):
         variants.estimator("TraceEnum_ELBO")
+    own = dataclasses.replace(variants.VARIANTS["G-VAE"], estimator=pyro.infer.TraceEnum_ELBO)
+    with pytest.MonkeyPatch.context() as patch:  # a variant of one's own may have latents that can be
+        patch.setitem(variants.VARIANTS, "enumerated", own)
+        assert resolve(TrainConfig(variant="enumerated"), (1, 28, 28)).kl_warmup == 0
     assert variants.estimator("AnalyticKL_ELBO") is AnalyticKL_ELBO
     assert variants.estimator("Trace_ELBO") is pyro.infer.Trace_ELBO
 

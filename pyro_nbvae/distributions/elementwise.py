@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,17 +79,6 @@ def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], 
     kept = arguments[0].shape if arguments else torch.Size()
     which = torch.arange(kept.numel(), device=arguments[0].device if arguments else None).reshape(kept)
     return [a.reshape(-1) for a in arguments], which.expand(shape).reshape(-1)
-
-
-def only_where(
-    fine: Tensor, work: Callable[..., Sequence[Tensor]], own: Sequence[Tensor], *others: Tensor
-) -> list[Tensor]:
-    """Return ``work(own, *others)`` of the elements (n,) that are fine, and nan for the others."""
-    if bool(fine.all()):
-        return list(work(own, *others))
-    chosen = fine.nonzero()[:, 0]
-    some = work([p[chosen] for p in own], *(x[chosen] for x in others))
-    return [torch.full_like(own[0], math.nan).index_copy(0, chosen, part) for part in some]
 
 
 def plain(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint, is_dependent
 
-from pyro_nbvae.distributions.elementwise import KERNELS, Kernel, evaluate, only_where, unexpanded
+from pyro_nbvae.distributions.elementwise import KERNELS, Kernel, evaluate, unexpanded
 from pyro_nbvae.distributions.relaxations.noise import number_in_piece, running_sum
 from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
 
@@ -76,6 +76,17 @@ def fits(low: Tensor, high: Tensor) -> Tensor:
     """Return which windows are finite, not empty, at most WIDEST counts wide, and of counts that are exact numbers."""
     width = high - low
     return (width >= 0) & (width < WIDEST) & (high <= 2 / torch.finfo(high.dtype).eps)
+
+
+def only_where(
+    fine: Tensor, work: Callable[..., Sequence[Tensor]], own: Sequence[Tensor], *others: Tensor
+) -> list[Tensor]:
+    """Return ``work(own, *others)`` of the elements (n,) that are fine, and nan for the others."""
+    if bool(fine.all()):
+        return list(work(own, *others))
+    chosen = fine.nonzero()[:, 0]
+    some = work([p[chosen] for p in own], *(x[chosen] for x in others))
+    return [torch.full_like(own[0], torch.nan).index_copy(0, chosen, part) for part in some]
 
 
 def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -184,7 +184,7 @@ def draw_where(
 def _run(
     name: str, options: Sequence[int], seed: Tensor, temperature: Tensor | None, parameters: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return a sample and its derivatives, of the parameters' shape and each in memory of its own."""
+    """Return a sample and its derivatives, of the parameters' shape."""
     shape = parameters[0].shape
     given: float | Tensor | None = None
     if temperature is not None:

@@ -14,7 +14,120 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae import distributions
+from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.networks.initialization import DataDependent, divisors, moments
+
+
+class Output(DataDependent):
+    """Base class of the last layers of built-in decoders: from a to what the likelihood reads.
+
+    At a = 0 the likelihood's mean is the mean of the training data, element by element.
+
+    Args:
+        event_shape: shape of one observation.
+        mean: the mean before it has started.
+    """
+
+    mean: Tensor
+
+    def __init__(self, event_shape: tuple[int, ...], mean: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full(event_shape, mean))
+
+    def fixed(self) -> nn.Module:
+        """Return the layer in its place that does not depend on data, for the released networks."""
+        return nn.Identity()
+
+    def initialize(self, x: Tensor) -> None:
+        self.mean.copy_(moments(x)[0])
+
+
+class RealOutput(Output):
+    """mean + deviation * a, with the standard deviation of each element."""
+
+    deviation: Tensor
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, 0.0)
+        self.register_buffer("deviation", torch.ones(event_shape))
+
+    def initialize(self, x: Tensor) -> None:
+        mean, deviation = moments(x)
+        self.mean.copy_(mean)
+        self.deviation.copy_(divisors(mean, deviation))
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.mean + self.deviation * a
+
+
+class UnitSigmoid(nn.Sigmoid):
+    """Sigmoid as the last layer of a released decoder: observations are in [0, 1]."""
+
+    unit_interval = True
+
+
+class ImageOutput(Output):
+    """low + (high - low) * sigmoid(a + logit(mean)), where low and high are 0 and 1, or else the range of the data."""
+
+    # A pixel that is always black, or white, starts near it, where the sigmoid has a slope.
+    _NEAREST = 0.01
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, 0.5)
+        self.low, self.high = 0.0, 1.0
+
+    @property
+    def unit_interval(self) -> bool:
+        return (self.low, self.high) == (0, 1)
+
+    def fixed(self) -> nn.Module:
+        return UnitSigmoid()
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.initialized, self.low, self.high], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        super().set_extra_state(state.flatten()[0])
+        if not state.is_meta:
+            _, self.low, self.high = state.tolist()
+
+    def initialize(self, x: Tensor) -> None:
+        low, high = float(x.min()), float(x.max())
+        self.low, self.high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+        mean = (moments(x)[0] - self.low) / (self.high - self.low)
+        self.mean.copy_(mean.clamp(self._NEAREST, 1 - self._NEAREST))
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * torch.sigmoid(a + self.mean.logit())
+
+
+class LogitOutput(Output):
+    """a + logit(mean), with half an observation of each kind added to the data."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, 0.5)
+
+    def initialize(self, x: Tensor) -> None:
+        self.mean.copy_((moments(x)[0] * len(x) + 0.5) / (len(x) + 1))
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a + self.mean.logit()
+
+
+class CountOutput(Output):
+    """h of softplus(h) = mean * log2(1 + 4^a): like mean * e^a near 0, and not faster than linear beyond."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, math.log(2))  # h is 0 at a = 0
+
+    def initialize(self, x: Tensor) -> None:
+        self.mean.copy_(moments(x)[0].clamp_min(0.5 / (len(x) + 1)))
+
+    def forward(self, a: Tensor) -> Tensor:
+        log_rate = self.mean.log() + log_softplus(2 * math.log(2) * a) - math.log(math.log(2))
+        rate = log_rate.clamp_min(-15).exp()  # the inverse of softplus is the logarithm below
+        return torch.where(log_rate < -15, log_rate, rate + torch.log(-torch.expm1(-rate)))
 
 
 class Likelihood(nn.Module):
@@ -22,6 +135,7 @@ class Likelihood(nn.Module):
 
     Attributes:
         loss_scale: factor of the ELBO in training, so that losses are in convenient units; 1 for nats.
+        discrete: whether observations are whole numbers from 0; built-in encoders read them as log(1 + x).
 
     Example::
 
@@ -33,6 +147,7 @@ class Likelihood(nn.Module):
     """
 
     loss_scale = 1.0
+    discrete = False
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
         """Create parameters for observations of this shape; the model calls this before the likelihood is used.
@@ -41,11 +156,11 @@ class Likelihood(nn.Module):
             event_shape: shape of one observation.
         """
 
-    def output(self, on_images: bool) -> nn.Module:
+    def output(self, event_shape: tuple[int, ...]) -> nn.Module:
         """Return the last layer of a built-in decoder: the identity, unless a subclass overrides this.
 
         Args:
-            on_images: whether an observation is an image with values in [0, 1].
+            event_shape: shape of one observation.
         """
         return nn.Identity()
 
@@ -60,7 +175,8 @@ class Gaussian(Likelihood):
     .. math:: -\beta \log p(x \mid h) = (x - h)^2 + \tfrac{\beta}{2} \log(\pi \beta)
 
     so that -beta * ELBO, which training minimises, is the squared error + beta * KL + a constant: one nat of KL is
-    worth a squared error of beta. On images the built-in decoders end in a sigmoid, otherwise in a linear layer.
+    worth a squared error of beta. On images the built-in decoders end in a sigmoid, from 0 to 1 or
+    over the range of the training data, otherwise in a linear layer.
 
     Args:
         beta: 2 sigma^2, positive, in squared units of the data.
@@ -83,8 +199,8 @@ class Gaussian(Likelihood):
         self.beta = float(beta)
         self.loss_scale = self.beta
 
-    def output(self, on_images: bool) -> nn.Module:
-        return nn.Sigmoid() if on_images else nn.Identity()
+    def output(self, event_shape: tuple[int, ...]) -> Output:
+        return ImageOutput(event_shape) if is_image_shape(event_shape) else RealOutput(event_shape)
 
     def forward(self, h: Tensor) -> distributions.IsotropicNormal:
         return distributions.IsotropicNormal(h, math.sqrt(self.beta / 2))
@@ -101,6 +217,11 @@ class Bernoulli(Likelihood):
         >>> float(Bernoulli()(torch.zeros(3)).mean[0])
         0.5
     """
+
+    discrete = True
+
+    def output(self, event_shape: tuple[int, ...]) -> Output:
+        return LogitOutput(event_shape)
 
     def forward(self, h: Tensor) -> dist.Bernoulli:
         return dist.Bernoulli(logits=h)
@@ -137,6 +258,11 @@ class Poisson(Likelihood):
         0.693
     """
 
+    discrete = True
+
+    def output(self, event_shape: tuple[int, ...]) -> Output:
+        return CountOutput(event_shape)
+
     def forward(self, h: Tensor) -> dist.Poisson:
         return dist.Poisson(log_softplus(h).exp())
 
@@ -158,6 +284,11 @@ class NegativeBinomial(Likelihood):
     Raises:
         ValueError: if it is called before :meth:`setup`.
     """
+
+    discrete = True
+
+    def output(self, event_shape: tuple[int, ...]) -> Output:
+        return CountOutput(event_shape)
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
         known: nn.Parameter | None = getattr(self, "log_total_count", None)

@@ -20,12 +20,14 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_nbvae.data.sources import is_image_shape
+from pyro_nbvae.data import to_floats
+from pyro_nbvae.data.sources import thinned
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.errors import InputError, check_positive, check_seed
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
+from pyro_nbvae.networks.initialization import initialize
 
 BOUND = 5.0
 
@@ -60,7 +62,9 @@ def gain(h: Tensor) -> Tensor:
     return torch.nn.functional.softplus(2 * math.log(2) * h) / math.log(2)
 
 
-def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool, module: nn.Module | None = None) -> None:
+def check_batch(
+    x: Tensor, event_shape: tuple[int, ...], unit_interval: bool = False, module: nn.Module | None = None
+) -> None:
     """Check that ``x`` is floating point, of shape (B, *event_shape), and, with validation on, in [0, 1] if it must be.
 
     With a ``module``, ``x`` must have the precision of its parameters.
@@ -82,7 +86,10 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...], unit_interval: bool, mo
     if unit_interval and Distribution._validate_args and len(x):
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"images lie in [{low:.3g}, {high:.3g}]: expected values in [0, 1]")
+            raise InputError(
+                f"images lie in [{low:.3g}, {high:.3g}]: expected values in [0, 1]; for images of another range call "
+                "model.initialize(data) with the training data"
+            )
 
 
 def check_param_store(module: PyroModule) -> None:
@@ -148,6 +155,21 @@ def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Ab
     """
     mixed = module.mixed_precision and module.training
     return torch.autocast(x.device.type, torch.bfloat16) if mixed else nullcontext()
+
+
+def initialize_once(network: nn.Module, x: Tensor) -> None:
+    """Start a network from its first batch, if it depends on data and has not started.
+
+    Not inside a transform, where nothing may be changed in place.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack():
+        return
+    initialize(network, x.detach(), again=False)
+
+
+def as_floats(data: Tensor) -> Tensor:
+    """Return observations for a start, evenly spaced and not more than fit into memory, as a model takes them."""
+    return to_floats(thinned(data, max(1000, 2**25 // max(1, math.prod(data.shape[1:])))))
 
 
 class StandardPrior(nn.Module):
@@ -252,10 +274,36 @@ class GenerativeModel(PyroModule):
         output: nn.Module = nn.Identity()
         if isinstance(self.likelihood, Likelihood):
             self.likelihood.setup(tuple(event_shape))
-            output = self.likelihood.output(is_image_shape(self.event_shape))
-        self.unit_interval = isinstance(decoder, str) and isinstance(output, nn.Sigmoid)
+            output = self.likelihood.output(tuple(event_shape))
         self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
+
+    @property
+    def unit_interval(self) -> bool:
+        """Whether observations must be in [0, 1], because a built-in decoder ends in a sigmoid of that range."""
+        return any(getattr(part, "unit_interval", False) for part in self.decoder.modules())
+
+    def initialize(self, data: Tensor) -> None:
+        """Start a built-in decoder at the mean of training data, in the likelihood's own terms.
+
+        Without this call the first batch in training mode starts it, unless inside a transform of PyTorch. A decoder of
+        your own is not changed.
+
+        Args:
+            data: (N, *event_shape), as a data set holds them.
+
+        Example::
+
+            >>> from pyro_nbvae.likelihoods import Poisson
+            >>> from pyro_nbvae.models import PoissonModel
+            >>> model = PoissonModel((2,), latents=3, decoder="linear", likelihood=Poisson())
+            >>> model.initialize(torch.tensor([[0, 1000], [4, 3000]]))
+            >>> with torch.no_grad():
+            ...     means = model.observation(model.prior.mean).mean
+            >>> bool((means / torch.tensor([2, 2000]) - 1 < 3).all())
+            True
+        """
+        initialize(self.decoder, as_floats(data))
 
     @property
     def device(self) -> torch.device:
@@ -308,6 +356,8 @@ class GenerativeModel(PyroModule):
         device = self.device
         if x is not None:
             check_batch(x, self.event_shape, self.unit_interval, self.decoder)
+            if self.training:
+                initialize_once(self.decoder, x)
             size, device = len(x), x.device
         draw_parameters(self)
         with batch_plate(self.data_size, size, device):
@@ -435,14 +485,14 @@ class AmortizedGuide(PyroModule):
                 f"{type(model).__name__} has a {type(model.prior).__name__}"
             )
         self.event_shape = model.event_shape
-        self.unit_interval = model.unit_interval
         self.latents = model.latents
         self.latent_shape = model.latent_shape
         self.data_size = model.data_size
         self.prior = model.prior
         self.relaxation = check_relaxation(relaxation)
         if isinstance(encoder, str):
-            encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, spread)
+            discrete = getattr(model.likelihood, "discrete", False)
+            encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, spread, discrete)
         self.encoder = encoder
 
     @contextmanager
@@ -452,6 +502,17 @@ class AmortizedGuide(PyroModule):
             yield
         finally:
             self.relaxation = before
+
+    def initialize(self, data: Tensor) -> None:
+        """Start a built-in encoder: standardise its input by training data, and set the spread of its outputs.
+
+        Without this call the first batch in training mode starts it, unless inside a transform of PyTorch. An encoder
+        of your own is not changed.
+
+        Args:
+            data: (N, *event_shape), as a data set holds them.
+        """
+        initialize(self.encoder, as_floats(data))
 
     def exact(self) -> AbstractContextManager[None]:
         """Context in which the guide draws exact latents, integers for count families."""
@@ -464,7 +525,7 @@ class AmortizedGuide(PyroModule):
             InputError: for observations of another shape or type, and for an encoder whose output has another shape.
         """
         encoder = self.encoder  # once, because Pyro records it each time
-        check_batch(x, self.event_shape, self.unit_interval, encoder)
+        check_batch(x, self.event_shape, module=encoder)
         with network_precision(self, x):
             h = encoder(x)
         if h.shape != (len(x), self.heads, self.latents):
@@ -481,6 +542,9 @@ class AmortizedGuide(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         check_param_store(self)
+        check_batch(x, self.event_shape, module=self.encoder)
+        if self.training:
+            initialize_once(self.encoder, x)
         with self._relaxed(followed(self, x)) if torch.jit.is_tracing() else nullcontext():
             posterior = self.posterior(x)
         with batch_plate(self.data_size, len(x), x.device):

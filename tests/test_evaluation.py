@@ -179,8 +179,8 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
 def test_a_unit_that_says_nothing_is_dead(run):
     config, model, guide = run.load()
     with torch.no_grad():
-        guide.encoder.layers[1].weight[2].zero_()
-        guide.encoder.layers[1].bias[2] = 0.0
+        guide.encoder.heads[0].weight[2].zero_()
+        guide.encoder.heads[0].bias[2] = 0.0
     state = run.read_checkpoint()
     state["guide"] = guide.state_dict()
     broken = type(run)(run.folder.parent / "dead")

@@ -73,7 +73,7 @@ def test_modulation_is_the_papers(model):
     assert ratio_r.shape == ratio_p.shape == (4, 5)
     shared = NegativeBinomialGuide(model, encoder="linear", shared_dispersion=True)
     assert (shared.modulation(x)[0] == 1).all()
-    assert shared.encoder.layers[1].out_features == 5 and guide.encoder.layers[1].out_features == 10
+    assert len(shared.encoder.heads) == 1 and len(guide.encoder.heads) == 2
 
 
 def test_a_gain_is_e_to_the_h_at_zero_and_linear_far_above_it():
@@ -88,7 +88,8 @@ def test_a_gain_is_e_to_the_h_at_zero_and_linear_far_above_it():
 def test_encoder_outputs_are_bounded_at_five(model):
     guide = NegativeBinomialGuide(model, encoder="linear")
     with torch.no_grad():
-        guide.encoder.layers[1].bias.fill_(1e4)
+        for head in guide.encoder.heads:
+            head.bias.fill_(1e4)
     ratio, shift = guide.encode(torch.rand(1, *SHAPE))
     torch.testing.assert_close(ratio, torch.full((1, 5), 5.0))
     torch.testing.assert_close(shift, torch.full((1, 5), 5.0))
@@ -152,9 +153,9 @@ def test_exact_context_puts_the_temperature_back(model):
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "dtype torch.uint8"),
     ],
 )
-def test_wrong_images_are_refused_by_both_programs(model, x, message):
+def test_wrong_images_are_refused(model, x, message):
     guide = NegativeBinomialGuide(model, encoder="linear")
-    for program in (model, guide):
+    for program in (model,) if "values" in message else (model, guide):  # the range is that of the decoder
         with pytest.raises(ValueError, match=message):
             program(x)
 

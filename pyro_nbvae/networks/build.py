@@ -6,26 +6,54 @@ from torch import nn
 
 from pyro_nbvae.errors import check_member
 from pyro_nbvae.networks.conv import ConvDecoder, ConvEncoder
+from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.linear import LinearDecoder, LinearEncoder
 from pyro_nbvae.networks.mlp import MLPDecoder, MLPEncoder
+from pyro_nbvae.networks.released import (
+    ReleasedConvDecoder,
+    ReleasedConvEncoder,
+    ReleasedLinearDecoder,
+    ReleasedLinearEncoder,
+    ReleasedMLPDecoder,
+    ReleasedMLPEncoder,
+)
 
-ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "mlp": MLPEncoder, "linear": LinearEncoder}
-DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder, "linear": LinearDecoder}
+ENCODERS: dict[str, type[nn.Module]] = {
+    "conv": ConvEncoder,
+    "mlp": MLPEncoder,
+    "linear": LinearEncoder,
+    "released_conv": ReleasedConvEncoder,
+    "released_mlp": ReleasedMLPEncoder,
+    "released_linear": ReleasedLinearEncoder,
+}
+DECODERS: dict[str, type[nn.Module]] = {
+    "conv": ConvDecoder,
+    "mlp": MLPDecoder,
+    "linear": LinearDecoder,
+    "released_conv": ReleasedConvDecoder,
+    "released_mlp": ReleasedMLPDecoder,
+    "released_linear": ReleasedLinearDecoder,
+}
 
 
-def build_encoder(name: str, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> nn.Module:
+def build_encoder(
+    name: str, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
+) -> nn.Module:
     """Build an encoder from observations (B, *event_shape) to (B, heads, latents), unbounded reals.
 
     Args:
-        name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
+        name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``, which start from data and keep
+            all its directions, or one of the paper's as released: ``"released_conv"``, ``"released_mlp"``,
+            ``"released_linear"``.
         event_shape: shape of one observation.
         latents: number of latents.
         heads: number of outputs for each latent.
-        spread: initial factor of the outputs. For ``"conv"``, whose heads end in a LayerNorm, it is their standard
-            deviation over the latents.
+        spread: initial spread of the outputs: their standard deviation over data, or for the conv networks, whose heads
+            end in a layer norm, over the latents. Those of the released dense networks are multiplied by it.
+        discrete: whether observations are whole numbers from 0, which are read as log(1 + x); not in released networks.
 
     Raises:
-        ValueError: for an unknown name, and for ``"conv"`` if observations are not images of 8 pixels a side or more.
+        ValueError: for an unknown name, and for a conv network if observations are not images.
 
     Example::
 
@@ -34,20 +62,22 @@ def build_encoder(name: str, event_shape: tuple[int, ...], latents: int, heads: 
         torch.Size([4, 2, 3])
     """
     check_member("encoder", name, ENCODERS)
-    return ENCODERS[name](event_shape, latents, heads, spread)
+    kind = ENCODERS[name]
+    options = {"discrete": discrete} if issubclass(kind, Encoder) else {}
+    return kind(event_shape, latents, heads, spread, **options)
 
 
 def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> nn.Module:
     """Build a decoder from latents (B, latents) to (B, *event_shape).
 
     Args:
-        name: a key of ``DECODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
+        name: a key of ``DECODERS``, the same names as those of :func:`build_encoder`.
         event_shape: shape of one observation.
         latents: number of latents.
         output: the last layer.
 
     Raises:
-        ValueError: for an unknown name, and for ``"conv"`` if observations are not images of 8 pixels a side or more.
+        ValueError: for an unknown name, and for a conv network if observations are not images.
 
     Example::
 

@@ -1,6 +1,6 @@
-"""The paper's convolutional networks.
+"""Convolutional networks.
 
-Both use the channels-last memory format, which halves their time on a CPU.
+They use the channels-last memory format, which halves their time on a CPU.
 """
 
 from __future__ import annotations
@@ -9,49 +9,57 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.parametrizations import weight_norm
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.networks.initialization import Encoder, NormalizedHead
 
 
 def check_image_shape(event_shape: tuple[int, ...]) -> None:
-    """Raise InputError, a ValueError, unless a shape is (channels, height, width) of at least 8 pixels a side."""
-    if len(event_shape) != 3 or min(event_shape[1:]) < 8:
+    """Raise InputError, a ValueError, unless a shape is (channels, height, width)."""
+    if len(event_shape) != 3 or min(event_shape) < 1:
         raise InputError(
-            f"conv networks need observations of shape (channels, height, width) of 8 pixels a side or more, got "
-            f"{tuple(event_shape)}: use mlp, linear or a module of your own"
+            f"conv networks need observations of shape (channels, height, width), got {tuple(event_shape)}: use mlp, "
+            "linear or a module of your own"
         )
 
 
-class ConvEncoder(nn.Module):
-    """Two 4x4 convolutions of stride 2, then one linear layer and a LayerNorm per head.
+class ConvFeatures(nn.Module):
+    """Two 4x4 convolutions of stride 2: from images (B, C, H, W) to (B, features).
 
-    It maps images (B, C, H, W) to (B, heads, latents).
+    Sides are padded to the next multiple of 4, so that every pixel is seen.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        check_image_shape(event_shape)
-        padding = 0 if event_shape[1:] == (28, 28) else 1
-        self.features = nn.Sequential(
-            nn.Conv2d(event_shape[0], 32, 4, stride=2, padding=padding),
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 32, 4, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2, padding=padding),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
         )
-        with torch.no_grad():
-            width = self.features(torch.zeros(1, *event_shape)).shape[1]
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, latents), nn.LayerNorm(latents)) for _ in range(heads)
-        )
-        for part in self.heads.modules():
-            if isinstance(part, nn.LayerNorm):
-                nn.init.constant_(part.weight, spread)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.features(x.contiguous(memory_format=torch.channels_last))
-        return torch.stack([head(h) for head in self.heads], dim=1)
+        height, width = x.shape[-2:]
+        x = pad(x, (0, -width % 4, 0, -height % 4))
+        return self.layers(x.contiguous(memory_format=torch.channels_last))
+
+
+class ConvEncoder(Encoder):
+    """Two convolutions, and for each head a linear layer and a layer norm: (B, C, H, W) to (B, heads, latents)."""
+
+    def __init__(
+        self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
+    ) -> None:
+        check_image_shape(event_shape)
+        super().__init__(
+            event_shape,
+            ConvFeatures(event_shape[0]),
+            lambda width: (NormalizedHead(width, latents, spread) for _ in range(heads)),
+            discrete,
+        )
 
 
 class ConvDecoder(nn.Module):
@@ -67,13 +75,15 @@ class ConvDecoder(nn.Module):
         channels, self.height, self.width = event_shape
         self.start = (128, math.ceil(self.height / 4), math.ceil(self.width / 4))
         self.expand = weight_norm(nn.Linear(latents, 128 * self.start[1] * self.start[2], bias=False), dim=1)
+        self.bias = nn.Parameter(torch.zeros(128 * self.start[1] * self.start[2]))
         self.images = nn.Sequential(
             nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.ConvTranspose2d(64, channels, 4, stride=2, padding=1),
-            output,
         )
+        self.output = output
 
     def forward(self, z: Tensor) -> Tensor:
-        h = torch.relu(self.expand(z)).unflatten(1, self.start)
-        return self.images(h.contiguous(memory_format=torch.channels_last))[..., : self.height, : self.width]
+        h = torch.relu(self.expand(z) + self.bias).unflatten(1, self.start)
+        h = self.images(h.contiguous(memory_format=torch.channels_last))
+        return self.output(h[..., : self.height, : self.width])

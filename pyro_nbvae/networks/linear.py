@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
-
-@torch.no_grad()
-def scale_outputs(layer: nn.Linear, factor: float) -> None:
-    """Multiply a layer's weights and bias, and so its outputs."""
-    for parameter in layer.parameters():
-        parameter.mul_(factor)
+from pyro_nbvae.networks.initialization import Encoder, Head
 
 
-class LinearEncoder(nn.Module):
+class LinearEncoder(Encoder):
     """A linear layer from observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
-        super().__init__()
-        last = nn.Linear(math.prod(event_shape), heads * latents)
-        scale_outputs(last, spread)
-        self.layers = nn.Sequential(nn.Flatten(), last, nn.Unflatten(1, (heads, latents)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def __init__(
+        self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
+    ) -> None:
+        super().__init__(
+            event_shape,
+            nn.Flatten(),
+            lambda width: (Head(width, latents, spread) for _ in range(heads)),
+            discrete,
+        )
 
 
 class LinearDecoder(nn.Module):
@@ -33,7 +28,8 @@ class LinearDecoder(nn.Module):
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(latents, math.prod(event_shape)), output, nn.Unflatten(1, event_shape))
+        self.layers = nn.Sequential(nn.Linear(latents, math.prod(event_shape)), nn.Unflatten(1, event_shape))
+        self.output = output
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        return self.output(self.layers(z))

@@ -1,4 +1,4 @@
-"""The paper's dense networks."""
+"""Dense networks."""
 
 from __future__ import annotations
 
@@ -6,44 +6,46 @@ import math
 
 from torch import Tensor, nn
 
-from pyro_nbvae.networks.linear import scale_outputs
+from pyro_nbvae.networks.initialization import Encoder, Head
 
-# Up to this many elements the residual block works on the observation itself, beyond on a linear projection to this
-# width (64-pixel colour images would need 1.2e9 weights per layer).
-WIDEST = 1024
+# Least and largest width of the residual block; 64-pixel colour images would need 1.2e9 weights per layer.
+NARROWEST, WIDEST = 64, 1024
+
+
+def _width(size: int) -> int:
+    return min(max(size, NARROWEST), WIDEST)
 
 
 class ResidualDense(nn.Module):
-    """LayerNorm(h + Linear(Dropout(ReLU(Linear(h))))), with a hidden layer eight times as wide."""
+    """h + Linear(Dropout(ReLU(Linear(LayerNorm(h))))), with a hidden layer eight times as wide.
+
+    The norm is inside the branch: h passes whole.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(width, 8 * width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8 * width, width))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.norm(h + self.inner(h))
-
-
-class MLPEncoder(nn.Module):
-    """A residual dense block and a linear layer, from observations (B, *event_shape) to (B, heads, latents)."""
-
-    def __init__(self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0) -> None:
-        super().__init__()
-        size = math.prod(event_shape)
-        width = min(size, WIDEST)
-        last = nn.Linear(width, heads * latents)
-        scale_outputs(last, spread)
-        self.layers = nn.Sequential(
-            nn.Flatten(),
-            nn.Identity() if width == size else nn.Linear(size, width),
-            ResidualDense(width),
-            last,
-            nn.Unflatten(1, (heads, latents)),
+        self.inner = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 8 * width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8 * width, width)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.inner(h)
+
+
+class MLPEncoder(Encoder):
+    """A residual dense block and a linear layer, from observations (B, *event_shape) to (B, heads, latents)."""
+
+    def __init__(
+        self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
+    ) -> None:
+        size = math.prod(event_shape)
+        width = _width(size)
+        super().__init__(
+            event_shape,
+            nn.Sequential(nn.Flatten(), nn.Linear(size, width), ResidualDense(width)),
+            lambda width: (Head(width, latents, spread) for _ in range(heads)),
+            discrete,
+        )
 
 
 class MLPDecoder(nn.Module):
@@ -52,16 +54,16 @@ class MLPDecoder(nn.Module):
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__()
         size = math.prod(event_shape)
-        width = min(size, WIDEST)
+        width = _width(size)
         self.layers = nn.Sequential(
             nn.Linear(latents, width),
             nn.SiLU(),
             ResidualDense(width),
             nn.SiLU(),
             nn.Linear(width, size),
-            output,
             nn.Unflatten(1, event_shape),
         )
+        self.output = output
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        return self.output(self.layers(z))

@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Defaults of --kl-samples and --categories, for estimators and variants that use them.
 KL_SAMPLES, CATEGORIES = 5, 8
 
-Network = Literal["conv", "mlp", "linear"]
+Network = Literal["conv", "mlp", "linear", "released_conv", "released_mlp", "released_linear"]
 # Distribution of the latents of generated observations.
 SamplerName = Literal["prior", "mixture", "posterior"]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)

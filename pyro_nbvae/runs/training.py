@@ -199,6 +199,8 @@ class Trainer:
         self.log: list[dict[str, float]] = []
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)
+        self.guide.initialize(self.train_set)
+        self.model.initialize(self.train_set)
         self.steps = math.ceil(len(self.train_set) / config.batch_size)
         torch.manual_seed(noise_seed(config.seed, group.rank))
 

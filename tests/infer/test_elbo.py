@@ -101,9 +101,10 @@ def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
     model, shared, _ = pair("DS-C", relaxed=False)
     free = NegativeBinomialGuide(model, encoder="linear", relaxation=None)
     with torch.no_grad():
-        weight, bias = shared.encoder.layers[1].weight, shared.encoder.layers[1].bias
-        free.encoder.layers[1].weight.copy_(torch.cat([weight, torch.zeros_like(weight)]))
-        free.encoder.layers[1].bias.copy_(torch.cat([bias, torch.zeros_like(bias)]))
+        (first,), (copy, ratio) = shared.encoder.heads, free.encoder.heads
+        copy.load_state_dict(first.state_dict())
+        for parameter in ratio.parameters():
+            parameter.zero_()
     x = images()
     prior = model.prior_distribution().expand(torch.Size([len(x), 6]))
     assert kl_form(shared.posterior(x), prior) == "shared" and kl_form(free.posterior(x), prior) == "exact"

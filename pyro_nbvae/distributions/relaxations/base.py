@@ -258,7 +258,7 @@ class _Pathwise(Function):
         return output, tuple(0 for _ in output)
 
 
-@torch.library.custom_op("pyro_nbvae::draw", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+@torch.library.custom_op("pyro_nbvae::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _operator(
     name: str, options: str, seed: Tensor, temperature: Tensor | None, parameters: list[Tensor]
 ) -> list[Tensor]:

@@ -266,7 +266,7 @@ def test_a_start_is_saved_with_the_parameters(tmp_path):
 
 
 def test_a_start_does_not_happen_inside_a_transform():
-    model, guide = pairs()
+    _, guide = pairs()
     counts = torch.poisson(torch.full((5, 4, 6), 30.0))
 
     def rates(x):

@@ -47,6 +47,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Evaluate runs on held-out data with integer counts; print a table, write metrics.json and dispersion.png.
 
@@ -63,6 +64,7 @@ def evaluate(
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
+        data: where the data of the training are now, if they have moved.
     """
     if not runs:
         raise InputError("no run named: give one or more folders written by nbvae train")
@@ -82,6 +84,7 @@ def evaluate(
         seed=seed,
         device=device,
         data_root=data_root,
+        data_path=data,
     )
     found = [evaluate(run, **options) for run in folders]
     print(plain(found))
@@ -105,6 +108,7 @@ def generate(
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Generate samples from integer counts; write samples.png.
 
@@ -116,11 +120,13 @@ def generate(
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
+        data: where the data of the training are now, if they have moved.
     """
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.runs.generation import generate
 
-    print(generate(Run(run), count=count, sampler=sampler, seed=seed, device=device, data_root=data_root))
+    options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root, data_path=data)
+    print(generate(Run(run), count=count, sampler=sampler, **options))
 
 
 def reconstruct(
@@ -130,6 +136,7 @@ def reconstruct(
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Reconstruct observations from integer counts; write reconstructions.png.
 
@@ -140,11 +147,13 @@ def reconstruct(
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
+        data: where the data of the training are now, if they have moved.
     """
     from pyro_nbvae.runs.folder import Run
     from pyro_nbvae.runs.generation import reconstruct
 
-    print(reconstruct(Run(run), data=input, count=count, seed=seed, device=device, data_root=data_root))
+    options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root, data_path=data)
+    print(reconstruct(Run(run), input=input, count=count, **options))
 
 
 def export(run: Positional[str], out: str | None = None) -> None:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
+from pyro_nbvae.data.sources import limits_of
 from pyro_nbvae.files import write_atomically
 
 _MARKERS = "osD^vPX*"
@@ -34,13 +36,27 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
-def _on_one_scale(sets: Sequence[Tensor], title: str) -> tuple[list[Tensor], str]:
+def _literal(name: str) -> str:
+    """Return a name as matplotlib shows it letter by letter: dollars enclose no formula."""
+    return name.replace("$", r"\$")
+
+
+def _legend(of: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
+    """Add a legend of these names, also of those that matplotlib hides, which begin with an underscore."""
+    of.legend(list(handles), list(map(_literal, names)), **options)
+
+
+def _on_one_scale(
+    sets: Sequence[Tensor], title: str, limits: tuple[float, float] | None = None
+) -> tuple[list[Tensor], str]:
     """Return images on the scale from black, 0, to white, 1; other scales are added to the title.
 
-    Black is the smallest value if that is below 0, and white the largest if that is above 1.
+    Args:
+        sets: sets of images.
+        title: the title.
+        limits: the values that are black and white. Default: those of all sets together.
     """
-    low = min(0.0, *(float(images.min()) for images in sets))
-    high = max(1.0, *(float(images.max()) for images in sets))
+    low, high = limits or limits_of(torch.cat([images.flatten() for images in sets]))
     if (low, high) == (0, 1):
         return list(sets), title
     return [(images - low) / (high - low) for images in sets], f"{title}\nblack is {low:.3g}, white {high:.3g}"
@@ -54,21 +70,23 @@ def _draw(axes: Axes, grid: Tensor) -> None:
 def _show(figure: Figure, grid: Tensor, title: str) -> None:
     axes = figure.subplots()
     _draw(axes, grid)
-    axes.set_title(title)
+    axes.set_title(_literal(title))
     axes.set_axis_off()
 
 
-def plot_grid(images: Tensor, path: Path, *, title: str) -> None:
+def plot_grid(images: Tensor, path: Path, *, title: str, limits: tuple[float, float] | None = None) -> None:
     """Plot images in one nearly square grid.
 
     Args:
-        images: (N, C, H, W); 0 is black and 1 is white, unless there are values outside.
+        images: (N, C, H, W).
         path: the PNG file.
         title: above the grid.
+        limits: the values that are drawn black and white; others are clamped. Default: 0 and 1, or the smallest and the
+            largest value if some are outside.
     """
     from torchvision.utils import make_grid
 
-    (images,), title = _on_one_scale([images], title)
+    (images,), title = _on_one_scale([images], title, limits)
     columns = math.ceil(math.sqrt(len(images)))
     grid = make_grid(images, nrow=columns, padding=1, pad_value=0.5)
     figure = Figure(figsize=(8, 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
@@ -76,17 +94,26 @@ def plot_grid(images: Tensor, path: Path, *, title: str) -> None:
     _save(figure, path)
 
 
-def plot_pairs(originals: Tensor, reconstructions: Tensor, path: Path, *, title: str) -> None:
+def plot_pairs(
+    originals: Tensor,
+    reconstructions: Tensor,
+    path: Path,
+    *,
+    title: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
     """Plot images in rows of up to 16, and their reconstructions below each row.
 
     Args:
-        originals, reconstructions: (N, C, H, W); 0 is black and 1 is white, unless there are values outside.
+        originals, reconstructions: (N, C, H, W).
         path: the PNG file.
         title: above the rows.
+        limits: the values that are drawn black and white; others are clamped. Default: 0 and 1, or the smallest and the
+            largest value if some are outside.
     """
     from torchvision.utils import make_grid
 
-    (originals, reconstructions), title = _on_one_scale([originals, reconstructions], title)
+    (originals, reconstructions), title = _on_one_scale([originals, reconstructions], title, limits)
     columns = min(16, len(originals))
     strips = [
         half
@@ -109,13 +136,13 @@ def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
         title: above the panels.
     """
     figure = Figure(figsize=(5 * len(sets) + 0.8, 4.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     low = min(float(x.min()) for x in sets.values())
     high = max(float(x.max()) for x in sets.values())
     panels = np.atleast_1d(figure.subplots(1, len(sets)))
     for axes, (name, x) in zip(panels, sets.items(), strict=True):
         shown = axes.imshow(x.flatten(1).cpu().numpy(), aspect="auto", interpolation="nearest", vmin=low, vmax=high)
-        axes.set_title(name)
+        axes.set_title(_literal(name))
         axes.set_xlabel("element")
         axes.set_ylabel("observation")
     figure.colorbar(shown, ax=list(panels), label="value")
@@ -139,10 +166,10 @@ def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
     }
     _, height, width = next(iter(strips.values())).shape
     figure = Figure(figsize=(9, 8 * len(rows) * height / width + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     for axes, (name, strip) in zip(np.atleast_1d(figure.subplots(len(rows))), strips.items(), strict=True):
         _draw(axes, strip)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_ylabel(_literal(name), rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
@@ -159,21 +186,21 @@ def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, t
     """
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
-    ends = []
+    ends, shown = [], dict[str, Artist]()
     for name, (mean, variance) in units.items():
         m, v = (np.asarray(t.cpu(), dtype=float) for t in (mean, variance))
         seen = (m > 0) & (v > 0)
         if seen.any():
-            axes.scatter(m[seen], v[seen], s=14, alpha=0.6, label=name)
+            shown[name] = axes.scatter(m[seen], v[seen], s=14, alpha=0.6)
             ends += [m[seen].min() * 0.8, m[seen].max() * 1.25]
     if ends:
         line = [min(ends), max(ends)]
-        axes.plot(line, line, color="black", linewidth=1, label="Poisson: variance = mean")
+        (shown["Poisson: variance = mean"],) = axes.plot(line, line, color="black", linewidth=1)
         _logarithmic(axes)
-        axes.legend()
+        _legend(axes, [*shown.values()], [*shown])
     axes.set_xlabel("mean count over held-out data")
     axes.set_ylabel("variance of the count")
-    axes.set_title(title)
+    axes.set_title(_literal(title))
     _save(figure, path)
 
 
@@ -201,16 +228,16 @@ def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> None:
         title: above the panels.
     """
     figure = Figure(figsize=(5 * len(panels) + 1.3, 4.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        for number, (name, (x, y)) in enumerate(panel.curves.items()):
+        for number, (x, y) in enumerate(panel.curves.values()):
             every = math.ceil(len(x) / 8)
             style = {"color": f"C{number % 10}", "marker": _MARKERS[number % 8], "markevery": every, "markersize": 4}
-            axes.plot(x, y, **style, linewidth=1, linestyle=("-", "--")[number // 10 % 2], label=name)
+            axes.plot(x, y, **style, linewidth=1, linestyle=("-", "--")[number // 10 % 2])
         axes.set_xscale(panel.xscale)
         axes.set_xlabel(panel.xlabel)
         axes.set_ylabel(panel.ylabel)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    _legend(figure, axes.lines, [*panel.curves], loc="outside right center")
     _save(figure, path)
 
 
@@ -223,7 +250,7 @@ def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None
         title: above the histograms.
     """
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     left, right = figure.subplots(1, 2)
     factors = {}
     for name, spikes in counts.items():
@@ -231,20 +258,17 @@ def plot_spikes(counts: Mapping[str, Tensor], path: Path, *, title: str) -> None
         mean = z.mean(0)
         factors[name] = (z.var(0) / mean)[mean > 0].cpu().numpy()
         number = torch.bincount(spikes.flatten().long())
-        right.plot(
-            np.arange(len(number)), number.double().cpu().numpy() / spikes.numel(), drawstyle="steps-mid", label=name
-        )
+        right.plot(np.arange(len(number)), number.double().cpu().numpy() / spikes.numel(), drawstyle="steps-mid")
     edges = np.histogram_bin_edges(np.concatenate(list(factors.values())), bins=40)
-    for name, values in factors.items():
-        left.hist(values, bins=edges, alpha=0.6, label=name)
-    left.axvline(1.0, color="black", linewidth=1, label="Poisson")
+    bars = [left.hist(values, bins=edges, alpha=0.6)[2][0] for values in factors.values()]
+    line = left.axvline(1.0, color="black", linewidth=1)
     left.set_xlabel("Fano factor of a unit over held-out data")
     left.set_ylabel("units")
     right.set_yscale("log")
     right.set_xlabel("spike count")
     right.set_ylabel("fraction of counts")
-    left.legend()
-    right.legend()
+    _legend(left, [*bars, line], [*factors, "Poisson"])
+    _legend(right, right.lines, [*counts])
     _save(figure, path)
 
 
@@ -279,12 +303,10 @@ def plot_bias_and_noise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axes.scatter(bias, noise, s=36, marker=marker, color=color, facecolor=color if seen else "white")
                 if row["temperature"] is not None and row in (here[0], here[-1]):
                     axes.annotate(f"{row['temperature']:g}", (bias, noise), (3, 3), textcoords="offset points", size=6)
-        axes.set_title(f"{posterior}\n{case}")
+        axes.set_title(_literal(f"{posterior}\n{case}"))
         axes.set_xlabel("squared bias / squared norm of the gradient")
         axes.set_ylabel("noise: variance / squared norm")
         _logarithmic(axes)
-    handles = [
-        Line2D([], [], color=f"C{k}", marker=_MARKERS[k % 8], lw=0.8, label=name) for k, name in enumerate(names)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    handles = [Line2D([], [], color=f"C{k}", marker=_MARKERS[k % 8], lw=0.8) for k in range(len(names))]
+    _legend(figure, handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)

@@ -222,7 +222,11 @@ def test_interrupted(tmp_path, monkeypatch, capsys):
 def test_data_check(capsys, tmp_path):
     main(["data", "check", "digits"])
     out = capsys.readouterr().out
-    assert "digits: 1 x 16 x 16" in out and "train: 1500 images, pixels 0 to 255" in out and "10 labels" in out
+    assert (
+        "digits: 1 x 16 x 16" in out
+        and "train: 1500 images, pixels 0 to 255" in out
+        and "10 classes (0, 1, 2, …, 9)" in out
+    )
     message = refused(capsys, "data", "check", "cifar16", "--data-root", tmp_path)
     assert f"no cifar16 in {tmp_path}" in message and "cifar-10-batches-bin" in message
     assert "unknown data" in refused(capsys, "data", "check", "imagenet")

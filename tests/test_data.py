@@ -228,17 +228,6 @@ def test_a_source_of_ones_own_is_read_again(tmp_path, monkeypatch):
         assert torch.equal(load("mine").train, x)
 
 
-@pytest.mark.parametrize(
-    "shape, right", [((30, 16, 16), r"array\[:, None\]"), ((30, 16, 16, 3), r"array\.transpose\(0, 3, 1, 2\)")]
-)
-def test_pixels_in_another_layout_are_not_taken_for_counts(shape, right, tmp_path):
-    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match=rf"looks like images of another layout .*{right}"):
-        load(str(tmp_path / "x.npy"))
-    np.save(tmp_path / "x.npy", np.zeros(shape, np.int64))
-    assert load(str(tmp_path / "x.npy")).event_shape == shape[1:]
-
-
 def test_pictures_that_are_not_one_opaque_image(tmp_path):
     upright = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     frames, clear = [upright, upright.rotate(90)], Image.new("RGBA", (8, 8), (10, 20, 30, 0))

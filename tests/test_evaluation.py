@@ -277,7 +277,7 @@ def test_ones_own_images(run, tmp_path):
     images = load("digits").test[:5]
     np.save(tmp_path / "bytes.npy", images.numpy())
     np.save(tmp_path / "floats.npy", to_floats(images).numpy())
-    pictures = [reconstruct(run, data=tmp_path / name).read_bytes() for name in ("bytes.npy", "floats.npy")]
+    pictures = [reconstruct(run, input=tmp_path / name).read_bytes() for name in ("bytes.npy", "floats.npy")]
     assert pictures[0] == pictures[1]
 
 

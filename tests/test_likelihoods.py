@@ -351,9 +351,8 @@ def test_arrays_that_are_no_data(write, message, tmp_path):
     "arrays, message",
     [
         ({"x_train": np.zeros((30, 2)), "y_train": np.zeros(30)}, "holds x_train, y_train: expected the arrays train"),
-        ({"train": np.zeros((30, 2)), "test": np.zeros((30, 2), int)}, "must be of one type"),
-        ({"x": np.zeros((30, 2)), "labels": np.array(["a"] * 30)}, "expected 30 whole numbers"),
-        ({"x": np.zeros((30, 2)), "labels": np.zeros(29, int)}, "expected 30 whole numbers"),
+        ({"train": np.zeros((30, 2)), "test": np.zeros((30, 2), int)}, "save them with one type"),
+        ({"x": np.zeros((30, 2)), "labels": np.zeros(29, int)}, r"have shape \(29,\), expected \(30,\)"),
     ],
 )
 def test_files_of_several_arrays_that_are_no_data(arrays, message, tmp_path):
@@ -362,14 +361,9 @@ def test_files_of_several_arrays_that_are_no_data(arrays, message, tmp_path):
         load(str(tmp_path / "x.npz"))
 
 
-def test_byte_order_and_pixel_types(tmp_path):
+def test_byte_order(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(60).reshape(30, 2).astype(">i4"))
     assert load(str(tmp_path / "x.npy")).train[1].tolist() == [2, 3]
-    (tmp_path / "deep").mkdir()
-    for k in range(10):
-        Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep" / f"{k}.png")
-    with pytest.raises(InputError, match="has pixels of type I;16: save it with 8 bits"):
-        load(str(tmp_path / "deep"))
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -412,7 +406,7 @@ def test_a_file_that_is_no_export(tmp_path):
         ({"estimator": "EnergyDistance"}, "unknown estimator 'EnergyDistance'"),
         ({"estimator": "TraceTailAdaptive_ELBO"}, "CMP with TraceTailAdaptive_ELBO cannot be trained"),
         ({"variant": "MINE"}, "for a variant of your own, import its module: nbvae --import MODULE"),
-        ({"data": "nowhere"}, "or name a folder of images, a .npy or a .npz file"),
+        ({"data": "nowhere"}, "or name a folder of images, or a .npy, .npz, .csv or .tsv file"),
     ],
 )
 def test_flags_that_do_not_go_together(changes, message, tmp_path):

@@ -13,9 +13,10 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,9 +26,13 @@ from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.files import cached, expanded
 
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
-RECIPE = 3
+RECIPE = 4
 # Batch size when nothing is trained.
 BATCH = 500
+
+
+# What the values of a data set are, as a model takes them.
+Values = Literal["unit", "binary", "counts", "real"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,14 @@ class Data:
     Args:
         name: name of the data set.
         train, test: observations for training and held out, (N, *event_shape).
-        train_labels, test_labels: (N,), int64; None if there are none.
+        train_labels, test_labels: (N,), int64, indices of classes; None if there are none.
+        classes: names of the classes; None if there are no labels.
 
     Example::
 
         >>> data = Data("noise", torch.rand(90, 7), torch.rand(10, 7))
-        >>> data.event_shape, data.images
-        ((7,), False)
+        >>> data.event_shape, data.values, data.images
+        ((7,), 'real', False)
     """
 
     name: str
@@ -54,20 +60,31 @@ class Data:
     test: Tensor
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
         return tuple(self.train.shape[1:])
 
+    @cached_property
+    def values(self) -> Values:
+        """What the values are; see :func:`values_of`."""
+        return values_of(self.train, self.test)
+
     @property
     def images(self) -> bool:
-        """Whether the observations are pixels."""
-        return is_pixels(self.train)
+        """Whether the observations are images, (1 or 3, H, W), and not counts."""
+        return is_image_shape(self.event_shape) and self.values != "counts"
+
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """The values that are drawn black and white: those of the training data; see :func:`limits_of`."""
+        return limits_of(self.train)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the training and the held-out observations, by which a run knows its data again."""
+        """Hash of the training and the held-out observations, by which a run recognises its data."""
         digest = hashlib.blake2b(digest_size=16)
         for x in (self.train, self.test):
             digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
@@ -75,7 +92,9 @@ class Data:
         return digest.hexdigest()
 
 
-Split = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+# Labels are of any type that :func:`class_labels` takes.
+Labels = Tensor | np.ndarray | None
+Split = tuple[Tensor, Tensor, Labels, Labels]
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,8 @@ class Source:
 
     Args:
         event_shape: shape of one observation; for an image (channels, height, width).
-        read: maps the data root to (train, test, train labels, test labels).
+        read: maps the data root to (train, test, train labels, test labels). Labels are None, or one class for each
+            observation: whole numbers, booleans or text.
         files: maps the data root to the files that the data set is made from; an empty list if any is missing. None if
             it needs no files: then nothing is searched, downloaded or cached.
         download: downloads the files into the data root.
@@ -119,6 +139,55 @@ def is_pixels(x: Tensor) -> bool:
     return x.dtype == torch.uint8 and is_image_shape(x.shape[1:])
 
 
+def values_of(*parts: Tensor) -> Values:
+    """Return what the values of observations are, as :func:`to_floats` returns them.
+
+    Args:
+        *parts: observations (N, *event_shape), such as those for training and those held out.
+
+    Returns:
+        ``binary`` if all are 0 or 1; ``unit`` if the observations are images and all values are in [0, 1]; ``counts``
+        if all are whole numbers of 0 or more; ``real`` otherwise.
+
+    Example::
+
+        >>> values_of(torch.tensor([[0.0, 3.0]])), values_of(torch.tensor([[0.5, -1.0]]))
+        ('counts', 'real')
+    """
+    if all(map(is_pixels, parts)):
+        return "binary" if _all(parts, lambda x: (x == 0) | (x == 255)) else "unit"
+    if any(float(x.min()) < 0 for x in parts):
+        return "real"
+    whole = _all(parts, lambda x: x == x.round() if x.is_floating_point() else x >= 0)
+    if max(float(x.max()) for x in parts) <= 1:
+        return "binary" if whole else "unit" if is_image_shape(tuple(parts[0].shape[1:])) else "real"
+    return "counts" if whole else "real"
+
+
+def _all(parts: tuple[Tensor, ...], holds: Callable[[Tensor], Tensor]) -> bool:
+    """Whether something holds for all elements; few observations at a time, until it does not."""
+    return all(bool(holds(few).all()) for x in parts for few in x.split(BATCH))
+
+
+def limits_of(x: Tensor) -> tuple[float, float]:
+    """Return the values that are drawn black and white: 0 and 1, or the range of the values if it is not within.
+
+    Args:
+        x: observations of any shape.
+
+    Example::
+
+        >>> limits_of(torch.tensor([0.2, 0.7])), limits_of(torch.tensor([-1.0, 0.5]))
+        ((0.0, 1.0), (-1.0, 0.5))
+    """
+    if is_pixels(x) or not len(x):
+        return 0.0, 1.0
+    low, high = float(x.min()), float(x.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return low, high if high > low else low + 1
+
+
 def to_floats(x: Tensor) -> Tensor:
     """Convert a batch to the floats that a model takes: pixels scaled to [0, 1], other values unchanged.
 
@@ -138,11 +207,12 @@ def to_floats(x: Tensor) -> Tensor:
     return x.float().div_(255) if is_pixels(x) else x.float()
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Convert images in [0, 1] to uint8, rounded to the nearest; values outside are clamped.
+def to_bytes(images: Tensor, limits: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Convert images to uint8, rounded to the nearest; values outside the limits are clamped.
 
     Args:
         images: any shape.
+        limits: the values that become 0 and 255.
 
     Returns:
         Of the same shape, uint8.
@@ -151,8 +221,11 @@ def to_bytes(images: Tensor) -> Tensor:
 
         >>> to_bytes(torch.tensor([0.0, 0.4, 1.0])).tolist()
         [0, 102, 255]
+        >>> to_bytes(torch.tensor([-1.0, 0.0, 2.0]), (-1.0, 1.0)).tolist()
+        [0, 128, 255]
     """
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    low, high = limits
+    return (((images - low) / (high - low)).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
@@ -407,7 +480,8 @@ def source_of(name: str) -> Source:
     """Return the source of a data set.
 
     Args:
-        name: a registered name, a folder of images, or a ``.npy`` or ``.npz`` file (:mod:`pyro_nbvae.data.own`).
+        name: a registered name, a folder of images, or a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file
+            (:mod:`pyro_nbvae.data.own`).
 
     Raises:
         InputError: for a name that is none of these.
@@ -422,16 +496,17 @@ def source_of(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     path = expanded(name)
-    if (name.strip() and _is_dir(path)) or path.suffix in (".npy", ".npz") or len(path.parts) > 1:
+    if (name.strip() and _exists(path)) or path.suffix or len(path.parts) > 1:
         return own_source(path)
     raise InputError(
-        f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, a .npy or a .npz file"
+        f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, or a .npy, .npz, .csv "
+        "or .tsv file"
     )
 
 
-def _is_dir(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
-        return path.is_dir()
+        return path.exists()
     except (OSError, ValueError):  # too long a name, a null byte
         return False
 
@@ -480,6 +555,64 @@ def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
     return files
 
 
+def _as_classes(labels: np.ndarray, part: str) -> np.ndarray:
+    """Return labels as whole numbers, booleans or text."""
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels)
+    if labels.dtype.kind in "biuUT":
+        return labels
+    got = str(labels.dtype)
+    if labels.dtype.kind == "f":
+        between = labels[~(np.isfinite(labels) & (labels == np.rint(labels)))]
+        if not len(between):
+            return labels.astype(np.int64)
+        got = str(between[0])
+    raise InputError(
+        f"{part} labels must be classes (whole numbers, booleans or text), got {got}: convert them, or leave them out"
+    )
+
+
+def class_labels(
+    labels: tuple[Labels, Labels], sizes: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None, tuple[str, ...] | None]:
+    """Number classes from 0 to K - 1, in their order, with one mapping for training and held-out labels.
+
+    Args:
+        labels: labels for training and held out: whole numbers, booleans or text, (N,); None if there are none.
+        sizes: the numbers of observations.
+
+    Returns:
+        Training labels and held-out labels, int64, and the names of the classes; None where there are no labels.
+
+    Raises:
+        InputError: for labels of another type, or not one for each observation.
+
+    Example::
+
+        >>> class_labels((np.array(["dog", "cat"]), np.array(["cat"])), (2, 1))
+        (tensor([1, 0]), tensor([0]), ('cat', 'dog'))
+    """
+    known: list[np.ndarray] = []
+    for given, size, part in zip(labels, sizes, ("train", "held-out"), strict=True):
+        if given is None:
+            continue
+        array = np.asarray(given)
+        if array.shape != (size,):
+            more = ": if they are one-hot, give labels.argmax(1)" if array.ndim == 2 and len(array) == size else ""
+            raise InputError(
+                f"{part} labels have shape {array.shape}, expected ({size},), one for each observation{more}"
+            )
+        known.append(_as_classes(array, part))
+    if not known:
+        return None, None, None
+    if len({"text" if array.dtype.kind in "UT" else "number" for array in known}) > 1:
+        raise InputError("train labels and held-out labels must both be numbers or both text: convert one of them")
+    classes, codes = np.unique(np.concatenate(known), return_inverse=True)
+    coded = iter(torch.from_numpy(codes.astype(np.int64)).split([len(array) for array in known]))
+    train, test = (None if given is None else next(coded) for given in labels)
+    return train, test, tuple(map(str, classes.tolist()))
+
+
 def _checked(data: Data, source: Source) -> Data:
     for x, labels, part in ((data.train, data.train_labels, "train"), (data.test, data.test_labels, "held-out")):
         if tuple(x.shape[1:]) != tuple(source.event_shape) or not len(x):
@@ -488,8 +621,8 @@ def _checked(data: Data, source: Source) -> Data:
             )
         if labels is not None and labels.shape != (len(x),):
             raise ValueError(f"{part} labels have shape {tuple(labels.shape)}, expected ({len(x)},)")
-        if labels is not None and (labels.is_floating_point() or int(labels.min()) < 0):
-            raise ValueError(f"{part} labels must be whole numbers from 0")
+        if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes or ()):
+            raise ValueError(f"{part} labels must be indices of the classes")
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise ValueError(f"{part} data hold values that are not finite")
     return data
@@ -499,7 +632,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     """Load a data set, from the cache if it has been prepared before.
 
     Args:
-        name: a registered name (``SOURCES``), a folder of images, or a ``.npy`` or ``.npz`` file.
+        name: a registered name (``SOURCES``), a folder of images, or a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file.
         root: folder with the files of registered data sets; see :func:`data_root`.
         download: download missing files into the data root.
 
@@ -515,9 +648,11 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
 
     def read() -> Data:
         try:
-            return _checked(Data(name, *source.read(folder)), source)
-        except InputError:
-            raise
+            train, test, *labels = source.read(folder)
+            given, held_out, classes = class_labels((labels[0], labels[1]), (len(train), len(test)))
+            return _checked(Data(name, train, test, given, held_out, classes), source)
+        except InputError as error:
+            raise error if name in str(error) else InputError(f"{name}: {error}") from None
         except Exception as error:
             again = f": replace {source.layout}" if source.layout else ""
             place = name if source.files is None else f"{name} in {folder}"
@@ -526,9 +661,16 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     files = [] if source.files is None else _find(name, source, folder, download)
     if not source.cached:
         return read()
-    made_from = [(p.name, hashlib.blake2b(p.read_bytes()).hexdigest()) for p in files]
+    # the folder of a picture may be its label
+    names = [p.relative_to(folder) if p.is_relative_to(folder) else p for p in files]
+    made_from = [(str(n), hashlib.blake2b(p.read_bytes()).hexdigest()) for n, p in zip(names, files, strict=True)]
     key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
-    prepared = cached(f"{Path(name).stem}-{key}.pt", lambda: vars(read()))
+
+    def content() -> dict[str, object]:
+        data = read()
+        return {field.name: getattr(data, field.name) for field in fields(Data)}
+
+    prepared = cached(f"{Path(name).stem}-{key}.pt", content)
     try:
         return _checked(Data(**prepared), source)
     except (TypeError, ValueError, AttributeError):  # the cached file has other content
@@ -544,13 +686,15 @@ def describe(data: Data) -> str:
     Example::
 
         >>> print(describe(Data("ones", torch.ones(9, 7), torch.ones(1, 7))))
-        ones: 7 (float32, unchanged)
+        ones: 7 (float32, 0 and 1)
         train: 9 observations, values 1 to 1, mean 1.0000, deviation 0.0000, no labels
         held out: 1 observations, values 1 to 1, mean 1.0000, deviation 0.0000, no labels
     """
-    kind = "channels, height, width" if data.images else f"{str(data.train.dtype).removeprefix('torch.')}, unchanged"
+    pixels = is_pixels(data.train)
+    meaning = {"unit": "in [0, 1]", "binary": "0 and 1", "counts": "counts", "real": "real numbers"}[data.values]
+    kind = "channels, height, width" if pixels else f"{str(data.train.dtype).removeprefix('torch.')}, {meaning}"
     lines = [f"{data.name}: {' x '.join(map(str, data.event_shape))} ({kind})"]
-    things, values = ("images", "pixels") if data.images else ("observations", "values")
+    things, values = ("images" if data.images else "observations"), ("pixels" if pixels else "values")
     for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):
         numbers = to_floats(x)
         text = f"{part}: {len(x)} {things}, {values} {x.min().item():g} to {x.max().item():g}"
@@ -558,7 +702,9 @@ def describe(data: Data) -> str:
         if labels is None:
             text += ", no labels"
         else:
-            counts = torch.bincount(labels).tolist()
-            text += f", {len(counts)} labels with {min(counts)} to {max(counts)} {things} each"
+            names = data.classes or tuple(map(str, range(int(labels.max()) + 1)))
+            counts = torch.bincount(labels, minlength=len(names)).tolist()
+            shown = names if len(names) <= 5 else (*names[:3], "…", names[-1])
+            text += f", {len(names)} classes ({', '.join(shown)}) with {min(counts)} to {max(counts)} {things} each"
         lines.append(text)
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nbvae.data import to_floats
-from pyro_nbvae.data.sources import is_pixels
+from pyro_nbvae.data.sources import is_image_shape, limits_of, values_of
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
 from pyro_nbvae.metrics.batching import shown
@@ -196,10 +196,12 @@ def held_out(
         torch.Size([3])
     """
     sums, similarity = _Sums(), None
-    if is_pixels(data) and min(data.shape[2:]) > SSIM_MARGIN:
+    images = is_image_shape(tuple(data.shape[1:])) and len(data) > 0 and values_of(data) != "counts"
+    if images and min(data.shape[2:]) > SSIM_MARGIN:
         from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-        similarity = StructuralSimilarityIndexMeasure(data_range=1.0, sync_on_compute=False).to(data.device)
+        low, high = limits_of(data)
+        similarity = StructuralSimilarityIndexMeasure(data_range=high - low, sync_on_compute=False).to(data.device)
     with evaluating(model, guide, seed):
         for x in in_support(model, map(to_floats, shown(data, "held out", progress)), "data"):
             q = guide.posterior(x)

@@ -53,7 +53,7 @@ class TrainConfig:
             Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, GS-VAE, L-VAE, C-VAE. Or a registered
             variant.
         data: digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder
-            of images, of a .npy or of a .npz file.
+            of images, or of a .npy, .npz, .csv or .tsv file.
         train_size: number of training observations to use, from the beginning of the data set. Default: all.
         latents: number of latent variables.
         encoder: conv (images only), mlp or linear.

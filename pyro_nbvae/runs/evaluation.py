@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor
 
 from pyro_nbvae.data import Data, to_bytes, to_floats
+from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.errors import InputError, check_member, check_number, check_seed
 from pyro_nbvae.metrics import (
     HeldOut,
@@ -50,6 +51,7 @@ class Evaluation:
         seed: random seed of the latents and of the subsets for KID.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
         progress: show progress bars.
 
     Raises:
@@ -66,6 +68,7 @@ class Evaluation:
     seed: int = 0
     device: str = "auto"
     data_root: str | None = None
+    data_path: str | None = None
     progress: bool = True
     networks: dict[str, Features] = field(init=False, default_factory=dict)
 
@@ -77,13 +80,13 @@ class Evaluation:
         self.config, self.model, self.guide = self.run.load_from(state, self.device)
         self.log: list[dict[str, float]] = state["log"]
         self.made_by = state.get("made_by", {})
-        self.data: Data = self.run.data_of(state, self.data_root)
+        self.data: Data = self.run.data_of(state, self.data_root, self.data_path)
         check_features(self.features)
         if self.data.images:
             for name in self.features:
                 network = build_features(
                     name,
-                    self.config.data,
+                    self.data.name,
                     data_root=self.data_root or self.config.data_root,
                     inception_weights=self.inception_weights,
                 )
@@ -121,13 +124,19 @@ class Evaluation:
 
     @cached_property
     def distances(self) -> dict[str, float]:
-        """FID and KID in each requested feature set; empty if the data are not images."""
+        """FID and KID in each requested feature set; empty if the data are not images.
+
+        Images whose values are not in [0, 1] are compared on the scale of the training data.
+        """
         figures: dict[str, float] = {}
         if self.networks:
             sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
+            real, bytes_of = self.data.train, partial(to_bytes, limits=self.data.limits)
+            if not is_pixels(real):
+                real = bytes_of(real)
             for network in self.networks.values():  # drawn again for each network, to save memory
-                generated = map(to_bytes, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
-                figures |= distances(network, self.data.train, generated, seed=self.seed, progress=self.progress)
+                generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
+                figures |= distances(network, real, generated, seed=self.seed, progress=self.progress)
         return figures
 
     @cached_property

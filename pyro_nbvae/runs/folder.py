@@ -27,9 +27,9 @@ from typing_extensions import NotRequired, TypedDict
 
 from pyro_nbvae import plugins
 from pyro_nbvae.data import load as load_data
-from pyro_nbvae.data.sources import Data
+from pyro_nbvae.data.sources import SOURCES, Data
 from pyro_nbvae.errors import InputError, first_line
-from pyro_nbvae.files import read_tensors, remove_parts, write_atomically, write_tensors, write_text
+from pyro_nbvae.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
@@ -174,6 +174,7 @@ class Checkpoint(TypedDict):
     rng: list[tuple[Tensor, Tensor | None]]
     made_by: NotRequired[Mapping[str, object]]
     data: NotRequired[str]
+    limits: NotRequired[tuple[float, float]]
 
 
 class Run:
@@ -255,18 +256,24 @@ class Run:
         """
         if state.get("data") not in (None, data.fingerprint):
             raise InputError(
-                f"the data of {self.folder} have changed since its training ({data.name}): restore them, or train anew "
-                "with another --out"
+                f"{data.name} does not hold the data that {self.folder} was trained on: restore them, give their place "
+                "with --data, or train again with another --out"
             )
 
-    def data_of(self, state: Checkpoint, data_root: str | None = None) -> Data:
-        """Load the data of the training, from ``data_root`` or from where they were then.
+    def data_of(self, state: Checkpoint, data_root: str | None = None, data_path: str | None = None) -> Data:
+        """Load the data of the training, from ``data_path``, ``data_root`` or from where they were then.
 
         Raises:
             InputError: as :func:`~pyro_nbvae.data.load` and :meth:`check_data`.
         """
         config, _ = self.config()
-        data = load_data(config.data, data_root or config.data_root)
+        name = data_path or config.data
+        if not data_path and name not in SOURCES and not expanded(name).exists():
+            raise InputError(
+                f"the data of {self.folder} are not at {name} any more: give their new place with --data (if it is a "
+                "registered name, --import its module)"
+            )
+        data = load_data(name, data_root or config.data_root)
         self.check_data(state, data)
         return data
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.data import to_bytes, to_floats
-from pyro_nbvae.data.own import as_tensor, read_npy
-from pyro_nbvae.data.sources import is_image_shape
+from pyro_nbvae.data.arrays import as_tensors, read_npy
+from pyro_nbvae.data.sources import is_image_shape, limits_of
 from pyro_nbvae.errors import check_member, check_number
 from pyro_nbvae.plotting import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.runs.config import SamplerName
@@ -103,6 +103,7 @@ def generate(
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
+    data_path: str | None = None,
 ) -> Path:
     """Decode exact samples (integer counts) and write them as a figure into the run folder.
 
@@ -113,6 +114,7 @@ def generate(
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
 
     Returns:
         Path of the figure.
@@ -127,14 +129,14 @@ def generate(
     config, model, guide = run.load_from(state, device)
 
     def train() -> Tensor:
-        return run.data_of(state, data_root).train[: config.train_size]
+        return run.data_of(state, data_root, data_path).train[: config.train_size]
 
     drawer = sampler_of(sampler, model, guide, train)
     drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))
     path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
     title = f"{config.title}: {sampler} samples"
     if is_image_shape(model.event_shape):
-        plot_grid(drawn, path, title=title)
+        plot_grid(drawn, path, title=title, limits=state.get("limits"))
     else:
         plot_lines({"samples": drawn}, path, title=title)
     return path
@@ -146,27 +148,29 @@ def read_observations(path: str | Path) -> Tensor:
     Raises:
         InputError: for a file that does not contain such an array.
     """
-    return to_floats(as_tensor(Path(path), "array", read_npy(Path(path))))
+    return to_floats(*as_tensors(Path(path), {"array": read_npy(Path(path))}))
 
 
 def reconstruct(
     run: Run,
     *,
-    data: str | Path | None = None,
+    input: str | Path | None = None,
     count: int = 16,
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
+    data_path: str | None = None,
 ) -> Path:
     """Write ``reconstructions.png``: originals and their reconstructions, from one exact sample each.
 
     Args:
         run: a trained run.
-        data: a .npy file (see :func:`read_observations`). Default: the held-out data of the run's data set.
+        input: a .npy file (see :func:`read_observations`). Default: the held-out data of the run's data set.
         count: number of observations, from the beginning of the data.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
 
     Returns:
         Path of the figure.
@@ -178,17 +182,17 @@ def reconstruct(
     check_number("--count", count, 1, MOST_SHOWN)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
-    if data is None:
-        x = to_floats(run.data_of(state, data_root).test[:count])
+    if input is None:
+        x = to_floats(run.data_of(state, data_root, data_path).test[:count])
     else:
-        x = read_observations(data)[:count]
+        x = read_observations(input)[:count]
         check_batch(x, model.event_shape, model.unit_interval)
-        check_support(model, [x], f"observations of {data}")
+        check_support(model, [x], f"observations of {input}")
     again = reconstructions(model, guide, x, seed=seed).cpu()
     path = run.folder / "reconstructions.png"
     title = f"{config.title}: originals and reconstructions"
     if is_image_shape(model.event_shape):
-        plot_pairs(x, again, path, title=title)
+        plot_pairs(x, again, path, title=title, limits=limits_of(x))
     else:
         plot_lines({"originals": x, "reconstructions": again}, path, title=title)
     return path

@@ -21,7 +21,6 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
-from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
@@ -72,8 +71,11 @@ def differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[object
 
 
 def check_same_run(run: Run, config: TrainConfig) -> None:
-    """Raise InputError if the folder contains a run with another configuration."""
-    changed = differences(run.config()[0], config)
+    """Raise InputError if the folder contains a run with another configuration.
+
+    Its data may have moved: whether they are the same, their fingerprint tells.
+    """
+    changed = {k: both for k, both in differences(run.config()[0], config).items() if k != "data"}
     if changed:
         what = ", ".join(f"{k} {there} there, {here} here" for k, (there, here) in changed.items())
         raise InputError(f"{run.folder} holds another run ({what}): give the same flags, or choose another --out")
@@ -146,11 +148,6 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     return run
 
 
-def are_counts(x: Tensor) -> bool:
-    """Whether observations are whole numbers of 0 or more, and neither pixels nor only zeros and ones."""
-    return not is_pixels(x) and float(x.max()) > 1 and bool(((x >= 0) & (x == x.round())).all())
-
-
 def check_families(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> None:
     """Check the count families of all sites, as validation does; it is off in training.
 
@@ -184,7 +181,7 @@ class Trainer:
         self.guide.to(device)
         for part, whole in (("training", data.train), ("held-out", data.test)):
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
-        if isinstance(self.model.likelihood, Gaussian) and group.leads and are_counts(data.train):
+        if isinstance(self.model.likelihood, Gaussian) and group.leads and data.values == "counts":
             warnings.warn(
                 f"{data.name} holds counts: --likelihood poisson or negative_binomial describes them better than "
                 "gaussian",
@@ -408,6 +405,7 @@ class Trainer:
                 "rng": states,
                 "made_by": provenance(self.device),
                 "data": self.data.fingerprint,
+                "limits": self.data.limits,
             }
         )
         self.run.write_log(self.log)

@@ -102,34 +102,15 @@ class Bernoulli(Likelihood):
         0.5
     """
 
-    def forward(self, h: Tensor) -> dist.Bernoulli:
-        return dist.Bernoulli(logits=h)
-
-
-def log_softplus(h: Tensor) -> Tensor:
-    """log log(1 + e^h), which approaches h for very negative h.
-
-    A mean of softplus(h) grows linearly in h, whereas e^h would explode when the latents are large.
-
-    Args:
-        h: real, of any shape.
-
-    Returns:
-        Of the same shape.
-
-    Example::
-
-        >>> [round(float(v), 4) for v in log_softplus(torch.tensor([-100.0, 0.0, 100.0]))]
-        [-80.0, -0.3665, 4.6052]
-    """
-    low = h.clamp(min=-80.0)
-    return torch.where(low < -15, low, torch.nn.functional.softplus(low.clamp(min=-15)).log())
+    def forward(self, h: Tensor) -> distributions.LogitBernoulli:
+        return distributions.LogitBernoulli(h)
 
 
 class Poisson(Likelihood):
     """Poisson likelihood for counts x, x ~ Poisson(softplus(h)).
 
-    The rate approaches e^h for very negative h and h for large h.
+    The rate approaches e^h for very negative h and h for large h: it grows linearly, whereas e^h would explode when the
+    latents are large.
 
     Example::
 
@@ -137,8 +118,8 @@ class Poisson(Likelihood):
         0.693
     """
 
-    def forward(self, h: Tensor) -> dist.Poisson:
-        return dist.Poisson(log_softplus(h).exp())
+    def forward(self, h: Tensor) -> distributions.SoftplusPoisson:
+        return distributions.SoftplusPoisson(h)
 
 
 class NegativeBinomial(Likelihood):
@@ -168,11 +149,10 @@ class NegativeBinomial(Likelihood):
                 f"this likelihood has dispersions of shape {tuple(known.shape)}, observations have {tuple(event_shape)}"
             )
 
-    def forward(self, h: Tensor) -> distributions.NegativeBinomial:
+    def forward(self, h: Tensor) -> distributions.SoftplusNegativeBinomial:
         if not hasattr(self, "log_total_count"):
             raise InputError("this likelihood has no dispersions yet: call its setup(event_shape), as a new model does")
-        logits = (log_softplus(h) - self.log_total_count).clamp(-60, 60)  # the range of the distribution
-        return distributions.NegativeBinomial(self.log_total_count.exp(), logits=logits)
+        return distributions.SoftplusNegativeBinomial(h, self.log_total_count)
 
 
 # Names in configurations and on the command line.

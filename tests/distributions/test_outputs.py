@@ -47,7 +47,7 @@ def counts_near(h):
 
 
 def check(log_mass, h, x, reference, *others):
-    """``log_mass(h, x)`` and its derivative in h, of float32 tensors, against ``reference(x, h, *others)`` by mpmath."""
+    """``log_mass(h, x)`` of float32 tensors and its derivative in h, against ``reference(x, h, *others)`` by mpmath."""
     h = torch.tensor(h, dtype=torch.float32, requires_grad=True)
     x = torch.tensor(x, dtype=torch.float32)
     found = log_mass(h, x)
@@ -95,7 +95,9 @@ def test_the_dispersions_gradient(log_r):
 
 
 def test_bernoulli():
-    pairs = [(sign * h, x) for h in (0.0, 0.3, 3.0, 9.0, 14.0, 20.0, 40.0, 85.0, 1e4) for sign in (1, -1) for x in (0, 1)]
+    pairs = [
+        (sign * h, x) for h in (0.0, 0.3, 3.0, 9.0, 14.0, 20.0, 40.0, 85.0, 1e4) for sign in (1, -1) for x in (0, 1)
+    ]
     check(lambda h, x: likelihoods.Bernoulli()(h).log_prob(x), *zip(*pairs, strict=True), bernoulli)
 
 
@@ -103,9 +105,7 @@ def test_bernoulli():
 def test_gaussian(beta):
     steps = [math.sqrt(beta) * k for k in (0.01, 1.0, math.sqrt(max(0.1, -0.5 * math.log(math.pi * beta))), 5.0)]
     pairs = [(h, float(np.float32(h + s))) for h in (0.0, 0.3, 1e-6, 1e7) for s in steps if h < 1 or s > 1]
-    check(
-        lambda h, x: likelihoods.Gaussian(beta)(h).log_prob(x), *zip(*pairs, strict=True), gaussian, mpmath.mpf(beta)
-    )
+    check(lambda h, x: likelihoods.Gaussian(beta)(h).log_prob(x), *zip(*pairs, strict=True), gaussian, mpmath.mpf(beta))
 
 
 def test_sums_over_an_observation():

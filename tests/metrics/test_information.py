@@ -72,6 +72,7 @@ def test_two_observations_that_a_unit_tells_apart_have_a_bit():
     for family in (
         lambda c: dist.Poisson(1 + 500 * c),
         lambda c: dist.Binomial(10, 0.999 * c),
+        lambda c: dist.Binomial(100 + 900 * c, torch.full_like(c, 0.5)),
         lambda c: dist.Bernoulli(c),
         lambda c: dist.Normal(50 * c, 1.0),
         lambda c: dist.LogNormal(20 * c, 1.0),

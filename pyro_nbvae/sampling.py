@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_nbvae.data import BATCH, to_floats
+from pyro_nbvae.data import BATCH
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError, check_number, check_seed
 from pyro_nbvae.metrics.batching import Observations, Thinned, placed, shown
@@ -284,7 +284,7 @@ class PosteriorSampler:
     def sample(self, count: int) -> Tensor:
         x = self.data[torch.randint(len(self.data), (count,))]
         with evaluation_mode(self.guide), self.guide.exact():
-            return self.guide.posterior(to_floats(x).to(self.model.device)).sample()
+            return self.guide.posterior(placed(self.model, x)).sample()
 
 
 def decoded(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
 from pyro_nbvae.metrics.batching import Thinned
-from pyro_nbvae.sampling import fit_mixture
+from pyro_nbvae.sampling import PosteriorSampler, fit_mixture
 from pyro_nbvae.variants import VARIANTS
 
 
@@ -64,6 +64,7 @@ def test_models_in_double_precision(name):
     assert found.elbo == pytest.approx(single.elbo, abs=6 * np.hypot(found.elbo_error, single.elbo_error))
     assert importance_weighted_bound(model, guide, x, 3).dtype == torch.float64
     assert represent(model, guide, x, "means").shape == (20, model.latents)
+    assert PosteriorSampler(model, guide, x).sample(3).dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,20 @@ TABLE = Table(
     title="Reconstruction and generation over beta, in multiples of the equivalent of beta = 1 in the paper",
     variants=VARIANTS,
     data=("mnist",),
-    metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "dead_units", "fano"),
+    metrics=(
+        "mse",
+        "ssim",
+        "fid_c",
+        "kid_c",
+        "fid",
+        "kid",
+        "elbo",
+        "squared_error",
+        "kl",
+        "collapsed_units",
+        "dead_units",
+        "fano",
+    ),
     varied=_betas,
     claims=(
         Claim(

@@ -26,7 +26,20 @@ TABLE = Table(
     title="Decoders at the same beta, and at the paper's",
     variants=("EX-C", "DS-C"),
     data=("mnist",),
-    metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "squared_error", "kl", "beta", "dead_units", "fano"),
+    metrics=(
+        "mse",
+        "ssim",
+        "fid_c",
+        "kid_c",
+        "fid",
+        "kid",
+        "squared_error",
+        "kl",
+        "beta",
+        "collapsed_units",
+        "dead_units",
+        "fano",
+    ),
     varied=_decoders,
     claims=(
         Claim(

@@ -26,7 +26,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
         out: folder of the runs; finished runs in it are not trained again.
     """
     runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("CMP", "P-VAE")]
-    print(plain([evaluate(run, samples=2000) for run in runs]))
+    print(plain([evaluate(run, samples=2000) for run in runs], [str(run.folder) for run in runs]))
     for run in runs:
         print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")
 

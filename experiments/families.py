@@ -15,7 +15,20 @@ TABLE = Table(
     title="Latent families by number of latents, at the beta of 256 latents",
     variants=("EX-C", "P-VAE", "G-VAE", "L-VAE", "C-VAE"),
     data=("mnist",),
-    metrics=("mse", "ssim", "fid_c", "kid_c", "fid", "kid", "elbo", "squared_error", "kl", "dead_units", "fano"),
+    metrics=(
+        "mse",
+        "ssim",
+        "fid_c",
+        "kid_c",
+        "fid",
+        "kid",
+        "elbo",
+        "squared_error",
+        "kl",
+        "collapsed_units",
+        "dead_units",
+        "fano",
+    ),
     varied=_sizes,
 )
 

@@ -19,7 +19,7 @@ TABLE = Table(
     title="Precision of the networks' multiplications in training",
     variants=VARIANTS,
     data=("cifar16",),
-    metrics=("elbo", "mse", "fid_c", "kl", "dead_units", "seconds_per_step"),
+    metrics=("elbo", "mse", "fid_c", "kl", "collapsed_units", "dead_units", "seconds_per_step"),
     varied=_precisions,
     claims=(
         Claim(

@@ -21,7 +21,7 @@ TABLE = Table(
     title="Learning rate of the prior, in multiples of that of the networks, and initial mean count",
     variants=("CMP", "EX-C"),
     data=("mnist",),
-    metrics=("elbo", "mse", "fid_c", "kl", "dead_units"),
+    metrics=("elbo", "mse", "fid_c", "kl", "collapsed_units", "dead_units"),
     varied=_starts,
     claims=(
         Claim(

@@ -39,7 +39,7 @@ def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) 
 
 def evaluate(
     runs: Positional[tuple[str, ...]],
-    features: tuple[FeaturesName, ...] = ("classifier",),
+    features: tuple[FeaturesName, ...] | None = None,
     inception_weights: str | None = None,
     samples: int = 10_000,
     sampler: SamplerName = "prior",
@@ -54,7 +54,7 @@ def evaluate(
     Args:
         runs: run folders written by nbvae train.
         features: features for FID and KID: classifier (FID-c, KID-c); inception, or inception_bfloat16 (half the
-            time on a CPU); or classifier and one of these.
+            time on a CPU); or classifier and one of these. Default: classifier for images.
         inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated samples for FID and KID.
         sampler: distribution of their latents: the prior; a mixture fitted to the posteriors of the training data; or
@@ -87,13 +87,16 @@ def evaluate(
         data_path=data,
     )
     found = [evaluate(run, **options) for run in folders]
-    print(plain(found))
+    print(plain(found, runs))
     for run, figures in zip(folders, found, strict=True):
-        dead, units = figures.get("dead_units"), figures.get("units")
-        if isinstance(dead, (int, float)) and isinstance(units, int) and units - dead <= units // 100:
+        collapsed, units = figures.get("collapsed_units"), figures.get("units")
+        if isinstance(collapsed, (int, float)) and isinstance(units, int) and units - collapsed <= units // 100:
+            lost = f"all {units}" if collapsed == units else f"{collapsed:.0f} of {units}"
+            beta = ", a smaller --beta" if figures.get("beta") is not None else ""
             print(
-                f"nbvae: {run.folder}: {dead:.0f} of {units} units are dead, the latents tell next to nothing: train "
-                "longer, or with a lower --prior-lr, fewer --latents or a smaller --batch-size",
+                f"nbvae: {run.folder}: {lost} units are collapsed (information below 0.01 nats), so the latents carry "
+                f"almost no information about the data: train longer, or with a lower --prior-lr{beta} or a smaller "
+                "--batch-size",
                 file=sys.stderr,
             )
     for run in folders:

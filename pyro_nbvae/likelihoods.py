@@ -16,118 +16,7 @@ from torch import Tensor, nn
 from pyro_nbvae import distributions
 from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.networks.initialization import DataDependent, divisors, moments
-
-
-class Output(DataDependent):
-    """Base class of the last layers of built-in decoders: from a to what the likelihood reads.
-
-    At a = 0 the likelihood's mean is the mean of the training data, element by element.
-
-    Args:
-        event_shape: shape of one observation.
-        mean: the mean before it has started.
-    """
-
-    mean: Tensor
-
-    def __init__(self, event_shape: tuple[int, ...], mean: float) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.full(event_shape, mean))
-
-    def fixed(self) -> nn.Module:
-        """Return the layer in its place that does not depend on data, for the released networks."""
-        return nn.Identity()
-
-    def initialize(self, x: Tensor) -> None:
-        self.mean.copy_(moments(x)[0])
-
-
-class RealOutput(Output):
-    """mean + deviation * a, with the standard deviation of each element."""
-
-    deviation: Tensor
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, 0.0)
-        self.register_buffer("deviation", torch.ones(event_shape))
-
-    def initialize(self, x: Tensor) -> None:
-        mean, deviation = moments(x)
-        self.mean.copy_(mean)
-        self.deviation.copy_(divisors(mean, deviation))
-
-    def forward(self, a: Tensor) -> Tensor:
-        return self.mean + self.deviation * a
-
-
-class UnitSigmoid(nn.Sigmoid):
-    """Sigmoid as the last layer of a released decoder: observations are in [0, 1]."""
-
-    unit_interval = True
-
-
-class ImageOutput(Output):
-    """low + (high - low) * sigmoid(a + logit(mean)), where low and high are 0 and 1, or else the range of the data."""
-
-    # A pixel that is always black, or white, starts near it, where the sigmoid has a slope.
-    _NEAREST = 0.01
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, 0.5)
-        self.low, self.high = 0.0, 1.0
-
-    @property
-    def unit_interval(self) -> bool:
-        return (self.low, self.high) == (0, 1)
-
-    def fixed(self) -> nn.Module:
-        return UnitSigmoid()
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor([self.initialized, self.low, self.high], dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        super().set_extra_state(state.flatten()[0])
-        if not state.is_meta:
-            _, self.low, self.high = state.tolist()
-
-    def initialize(self, x: Tensor) -> None:
-        low, high = float(x.min()), float(x.max())
-        self.low, self.high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
-        mean = (moments(x)[0] - self.low) / (self.high - self.low)
-        self.mean.copy_(mean.clamp(self._NEAREST, 1 - self._NEAREST))
-
-    def forward(self, a: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * torch.sigmoid(a + self.mean.logit())
-
-
-class LogitOutput(Output):
-    """a + logit(mean), with half an observation of each kind added to the data."""
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, 0.5)
-
-    def initialize(self, x: Tensor) -> None:
-        self.mean.copy_((moments(x)[0] * len(x) + 0.5) / (len(x) + 1))
-
-    def forward(self, a: Tensor) -> Tensor:
-        return a + self.mean.logit()
-
-
-class CountOutput(Output):
-    """h of softplus(h) = mean * log2(1 + 4^a): like mean * e^a near 0, and not faster than linear beyond."""
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, math.log(2))  # h is 0 at a = 0
-
-    def initialize(self, x: Tensor) -> None:
-        self.mean.copy_(moments(x)[0].clamp_min(0.5 / (len(x) + 1)))
-
-    def forward(self, a: Tensor) -> Tensor:
-        log_rate = self.mean.log() + log_softplus(2 * math.log(2) * a) - math.log(math.log(2))
-        rate = log_rate.clamp_min(-15).exp()  # the inverse of softplus is the logarithm below
-        return torch.where(log_rate < -15, log_rate, rate + torch.log(-torch.expm1(-rate)))
+from pyro_nbvae.networks.outputs import CountOutput, ImageOutput, LogitOutput, Output, RealOutput
 
 
 class Likelihood(nn.Module):
@@ -223,34 +112,15 @@ class Bernoulli(Likelihood):
     def output(self, event_shape: tuple[int, ...]) -> Output:
         return LogitOutput(event_shape)
 
-    def forward(self, h: Tensor) -> dist.Bernoulli:
-        return dist.Bernoulli(logits=h)
-
-
-def log_softplus(h: Tensor) -> Tensor:
-    """log log(1 + e^h), which approaches h for very negative h.
-
-    A mean of softplus(h) grows linearly in h, whereas e^h would explode when the latents are large.
-
-    Args:
-        h: real, of any shape.
-
-    Returns:
-        Of the same shape.
-
-    Example::
-
-        >>> [round(float(v), 4) for v in log_softplus(torch.tensor([-100.0, 0.0, 100.0]))]
-        [-80.0, -0.3665, 4.6052]
-    """
-    low = h.clamp(min=-80.0)
-    return torch.where(low < -15, low, torch.nn.functional.softplus(low.clamp(min=-15)).log())
+    def forward(self, h: Tensor) -> distributions.LogitBernoulli:
+        return distributions.LogitBernoulli(h)
 
 
 class Poisson(Likelihood):
     """Poisson likelihood for counts x, x ~ Poisson(softplus(h)).
 
-    The rate approaches e^h for very negative h and h for large h.
+    The rate approaches e^h for very negative h and h for large h: it grows linearly, whereas e^h would explode when the
+    latents are large.
 
     Example::
 
@@ -263,8 +133,8 @@ class Poisson(Likelihood):
     def output(self, event_shape: tuple[int, ...]) -> Output:
         return CountOutput(event_shape)
 
-    def forward(self, h: Tensor) -> dist.Poisson:
-        return dist.Poisson(log_softplus(h).exp())
+    def forward(self, h: Tensor) -> distributions.SoftplusPoisson:
+        return distributions.SoftplusPoisson(h)
 
 
 class NegativeBinomial(Likelihood):
@@ -299,11 +169,10 @@ class NegativeBinomial(Likelihood):
                 f"this likelihood has dispersions of shape {tuple(known.shape)}, observations have {tuple(event_shape)}"
             )
 
-    def forward(self, h: Tensor) -> distributions.NegativeBinomial:
+    def forward(self, h: Tensor) -> distributions.SoftplusNegativeBinomial:
         if not hasattr(self, "log_total_count"):
             raise InputError("this likelihood has no dispersions yet: call its setup(event_shape), as a new model does")
-        logits = (log_softplus(h) - self.log_total_count).clamp(-60, 60)  # the range of the distribution
-        return distributions.NegativeBinomial(self.log_total_count.exp(), logits=logits)
+        return distributions.SoftplusNegativeBinomial(h, self.log_total_count)
 
 
 # Names in configurations and on the command line.

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_nbvae.data import BATCH, batches, to_floats
-from pyro_nbvae.data.sources import thinned
+from pyro_nbvae.data import BATCH
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError, check_number, check_seed
+from pyro_nbvae.metrics.batching import Observations, Thinned, placed, shown
 from pyro_nbvae.metrics.held_out import mean_of
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
@@ -200,19 +200,23 @@ class _Placed:
         return self.sampler.sample(count).reshape(count, *self.like.latent_shape).to(self.like.device)
 
 
-def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, components: int = COMPONENTS) -> Sampler:
+def fit_mixture(
+    model: GenerativeModel, guide: AmortizedGuide, data: Observations, components: int = COMPONENTS
+) -> Sampler:
     """Fit a mixture to the posteriors of data: a CountMixture or, for real-valued latents, a GaussianMixture.
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as in a data set; at most 20,000 are used, evenly spaced.
+        data: (N, *event_shape), as in a data set, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`); at most
+            20,000 are used, evenly spaced.
         components: maximum number of components.
 
     Returns:
         A sampler of latents (count, *latent_shape), on the device of the model.
 
     Raises:
-        InputError: for latents that are neither counts nor real numbers (categories).
+        InputError: for latents that are neither counts nor real numbers (categories), and for data without an
+            observation.
 
     Reference: Ghosh et al., 2020.
 
@@ -226,9 +230,12 @@ def fit_mixture(model: GenerativeModel, guide: AmortizedGuide, data: Tensor, com
         torch.Size([4, 3])
     """
     means, variances, counts = [], [], False
+    fitted = Thinned(FITTED)
+    for batch in shown(data, "mixture", False):
+        fitted.add(batch)
     with evaluating(model, guide, 0):
-        for batch in batches(thinned(data, FITTED), BATCH):
-            q = guide.posterior(to_floats(batch).to(model.device))
+        for batch in fitted.kept.split(BATCH):
+            q = guide.posterior(placed(model, batch))
             mean = mean_of(q)
             if len(q.event_shape) or mean is None:
                 raise InputError(f"a mixture sampler needs counts or real latents: {type(q).__name__} has neither")
@@ -277,7 +284,7 @@ class PosteriorSampler:
     def sample(self, count: int) -> Tensor:
         x = self.data[torch.randint(len(self.data), (count,))]
         with evaluation_mode(self.guide), self.guide.exact():
-            return self.guide.posterior(to_floats(x).to(self.model.device)).sample()
+            return self.guide.posterior(placed(self.model, x)).sample()
 
 
 def decoded(

@@ -112,20 +112,21 @@ def test_moments_of_units():
 
 
 def test_dispersion_of_units():
-    """Four units: dead; less variance than a Poisson; a Poisson; more. The first never fired."""
+    """Four units: collapsed; less variance than a Poisson; a Poisson; more. The first never fired."""
     nan = float("nan")
     found = HeldOut(
-        **dict.fromkeys(("log_likelihood", "squared_error", "kl", "kl_error", "elbo", "mse", "ssim"), nan),
+        **dict.fromkeys(("log_likelihood", "squared_error", "kl", "elbo", "mse", "ssim"), nan),
         fano=1.0,
         unit_mean=torch.tensor([0.0, 2.0, 4.0, 5.0]),
         unit_variance=torch.tensor([0.0, 3.0, 4.0, 25.0]),
-        unit_kl=torch.tensor([0.0, 1.0, 1.0, 1.0]),
+        unit_kl=torch.tensor([5.0, 1.0, 1.0, 1.0]),
+        unit_information=torch.tensor([0.0, 1.0, 1.0, 1.0]),
         posterior_mean=torch.tensor([1.0, 2.0, 4.0, 5.0]),
         posterior_variance=torch.tensor([0.1, 1.0, 4.0, 6.0]),
     )
     assert found.overdispersion == pytest.approx((3 / 2 + 4 / 4 + 25 / 5) / 3)
-    assert found.underdispersed_units == pytest.approx(1 / 3)
-    assert found.dead_units == 1
+    assert found.underdispersed_active_units == pytest.approx(1 / 3)
+    assert found.collapsed_units == 1
 
 
 def test_ssim_is_torchmetrics_of_the_reconstructions():
@@ -153,8 +154,8 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
     run = train(config, tmp_path / "run", progress=False)
     _, model, guide = run.load()
     features, data = build_features("classifier", "shaded"), load("shaded")
-    names = [*(name for name, one in METRICS.items() if one.standard), "gradient_noise"]
-    metrics = evaluate(run, names, samples=40, progress=False)
+    evaluate(run, samples=40, progress=False)
+    metrics = evaluate(run, ["gradient_noise"], samples=40, progress=False)
     assert metrics["objective"] == pytest.approx(metrics["squared_error"] + metrics["beta"] * metrics["kl"])
     seconds = pd.read_csv(run.folder / "log.csv")["seconds"]
     assert metrics["seconds_per_step"] == pytest.approx(seconds.median() / 3)  # batches of 25, 25 and 10
@@ -176,11 +177,12 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
     assert mixture != pytest.approx(fid(fit_mixture(model, guide, data.test), data.train), rel=0.01)
 
 
-def test_a_unit_that_says_nothing_is_dead(run):
+def test_a_unit_that_says_nothing_is_collapsed(run):
+    """Whatever its KL: here the posterior is not the prior, and the same for all observations."""
     config, model, guide = run.load()
     with torch.no_grad():
         guide.encoder.heads[0].weight[2].zero_()
-        guide.encoder.heads[0].bias[2] = 0.0
+        guide.encoder.heads[0].bias[2] = 1.0
     state = run.read_checkpoint()
     state["guide"] = guide.state_dict()
     broken = type(run)(run.folder.parent / "dead")
@@ -188,13 +190,15 @@ def test_a_unit_that_says_nothing_is_dead(run):
     broken.write_config(config, model.event_shape)
     broken.write_checkpoint(state)
     before, after = (evaluate(r, importance_samples=1, samples=40, progress=False) for r in (run, broken))
-    assert after["kl_per_unit"][2] == pytest.approx(0, abs=1e-6)
+    assert after["kl_per_unit"][2] > 0.02 and after["information_per_unit"][2] == pytest.approx(0, abs=1e-6)
     for found in (before, after):
-        assert found["dead_units"] == sum(kl < 0.01 for kl in found["kl_per_unit"])
-    assert after["dead_units"] >= 1
+        assert found["collapsed_units"] == sum(each < 0.01 for each in found["information_per_unit"])
+        assert found["information"] == pytest.approx(sum(found["information_per_unit"]))
+        assert found["information"] < found["kl"]
+    assert after["collapsed_units"] >= 1
     zeros = torch.zeros(3)
     of_units = torch.tensor([0.009, 0.0099, 0.0101])
-    assert HeldOut(-2.0, 1.0, 0.5, None, -2.5, 0.2, None, None, zeros, zeros, of_units).dead_units == 2
+    assert HeldOut(-2.0, 1.0, 0.5, -2.5, 0.2, None, None, zeros, zeros, zeros, of_units).collapsed_units == 2
 
 
 def test_evaluation_leaves_everything_as_it_was():
@@ -238,8 +242,8 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
     folder = str(train(config, tmp_path / "run", progress=False).folder)
     both = ["--features", "classifier", "inception", "--inception-weights", str(inception_weights)]
     main(["evaluate", folder, *both, "--samples", "5"])
-    heading = capsys.readouterr().out.splitlines()[0].split()
-    assert {"FID-c", "KID-c", "FID", "KID"} <= set(heading)
+    headings = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"FID-c", "KID-c", "FID", "KID"} <= headings
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["feature_networks"] == ["cifar32", "inception-2015-12-05"]
     assert all(math.isfinite(metrics[k]) for k in ("fid", "kid", "fid_c", "kid_c"))
@@ -256,7 +260,7 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
         assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
     capsys.readouterr()
     main(["evaluate", folder, "--samples", "4"])
-    assert "FID" not in capsys.readouterr().out.splitlines()[0].split()
+    assert "FID" not in {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
     assert json.loads((tmp_path / "run/metrics.json").read_text())["feature_sets"] == ["classifier"]
 
 

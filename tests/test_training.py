@@ -380,6 +380,20 @@ def test_the_progress_bar_changes_nothing(tmp_path):
     assert same_parameters(*runs)
 
 
+def test_the_progress_bar_evaluates_no_network(tmp_path, monkeypatch):
+    """Its Fano factor is the log's: as many posteriors are computed with a bar as without."""
+    calls = []
+    guide = VARIANTS["P-VAE"].guide
+    original = guide.posterior
+    monkeypatch.setattr(guide, "posterior", lambda self, x: calls.append(0) or original(self, x))
+    numbers_of_calls = []
+    for shown in (False, True):
+        calls.clear()
+        train(replace(TINY, variant="P-VAE", epochs=2, batch_size=20), tmp_path / str(shown), progress=shown)
+        numbers_of_calls.append(len(calls))
+    assert numbers_of_calls[0] == numbers_of_calls[1] > 2
+
+
 def test_fewer_epochs_than_are_trained_are_refused_and_change_nothing(tmp_path):
     run = train(replace(TINY, epochs=2), tmp_path / "run", progress=False)
     before = run.config_path.read_text()

@@ -9,6 +9,7 @@ from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, poisson_k
 from pyro_nbvae.distributions.masses import poisson_log_weight, poisson_window
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.normal import IsotropicNormal
+from pyro_nbvae.distributions.observations import LogitBernoulli, SoftplusNegativeBinomial, SoftplusPoisson
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
 from pyro_nbvae.distributions.relaxations import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxed import RelaxedCount
@@ -20,12 +21,15 @@ __all__ = [
     "GumbelSoftmax",
     "Integer",
     "IsotropicNormal",
+    "LogitBernoulli",
     "NegativeBinomial",
     "Relaxation",
     "RelaxedCount",
     "RelaxedNegativeBinomial",
     "RelaxedOneHotCategorical",
     "RelaxedPoisson",
+    "SoftplusNegativeBinomial",
+    "SoftplusPoisson",
     "check_family",
     "kl_form",
     "negative_binomial_kl",

@@ -233,8 +233,8 @@ class _LogOther(masses.LogRatio):
 Counted: TypeAlias = CountDistribution | torch.distributions.Poisson | NegativeBinomials
 
 
-def _as_q(d: Counted) -> tuple[type, tuple[Tensor, ...]]:
-    """A distribution as the left side of a KL: its weights and its parameters."""
+def as_q(d: Counted) -> tuple[type, tuple[Tensor, ...]]:
+    """Return the left side of a KL: the family, with weights and windows, and its parameters."""
     if isinstance(d, CountDistribution):
         return type(d), d.parameters
     if isinstance(d, torch.distributions.Poisson):
@@ -246,7 +246,7 @@ def _as_p(d: Counted) -> tuple[Any, tuple[Tensor, ...]]:
     """A distribution as the right side of a KL."""
     if isinstance(d, CountDistribution):
         return d.log_ratio, (*d.parameters, d.log_normalizer)
-    return _as_q(d)
+    return as_q(d)
 
 
 def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
@@ -254,7 +254,7 @@ def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
 
     See also: docs/mathematics.md, section 3.4 (Every other pair of count families).
     """
-    family, own = _as_q(q)
+    family, own = as_q(q)
     integrand, arguments = _as_p(p)
     return computed(expectation(family, integrand, *own, *arguments), q, p)
 

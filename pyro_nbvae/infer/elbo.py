@@ -396,6 +396,11 @@ def _law(family: Any) -> Any:
     return Distribution if law.__module__.split(".")[0] in ("torch", "pyro", "pyro_nbvae") else law
 
 
+def has_own_law(distribution: Distribution) -> bool:
+    """Whether a distribution has a ``log_prob`` of a user's."""
+    return _law(type(base_distribution(distribution))) is not Distribution
+
+
 def _is_of_another_law(q: Distribution, p: Distribution) -> bool:
     """Whether the KL of the pair is registered only for classes above, whose ``log_prob`` a subclass has replaced."""
     of_q, of_p = (type(base_distribution(d)) for d in (q, p))

@@ -6,6 +6,7 @@ from pyro_nbvae.metrics.features import FEATURES, Features, build_features
 from pyro_nbvae.metrics.gradient_bias import GradientError, gradient_errors
 from pyro_nbvae.metrics.gradient_noise import GradientMoments, gradient_moments
 from pyro_nbvae.metrics.held_out import HeldOut, fano_factor, held_out
+from pyro_nbvae.metrics.information import unit_information
 from pyro_nbvae.metrics.latents import classification, latent_classification, represent
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "importance_weighted_bound",
     "latent_classification",
     "represent",
+    "unit_information",
 ]

@@ -8,9 +8,9 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from pyro_nbvae.data import to_floats
+from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import check_number
-from pyro_nbvae.metrics.batching import shown
+from pyro_nbvae.metrics.batching import Observations, placed, shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
 # Samples whose log masses are computed together.
@@ -18,7 +18,13 @@ TOGETHER = 16
 
 
 def importance_weighted_bound(
-    model: GenerativeModel, guide: AmortizedGuide, data: Tensor, samples: int, *, seed: int = 0, progress: bool = False
+    model: GenerativeModel,
+    guide: AmortizedGuide,
+    data: Observations,
+    samples: int,
+    *,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     r"""Importance-weighted lower bound on log p(x), in nats, for each observation.
 
@@ -28,13 +34,13 @@ def importance_weighted_bound(
 
     Args:
         model, guide: the pair.
-        data: (N, *event_shape), as a data set holds them.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`).
         samples: S, exact latents per observation.
         seed: random seed.
         progress: show a progress bar.
 
     Returns:
-        (N,).
+        (N,), in float64.
 
     Raises:
         InputError: for data of the wrong shape or without an observation, and for a seed or a number of samples out of
@@ -56,14 +62,14 @@ def importance_weighted_bound(
     check_number("samples", samples, 1)
     bounds = []
     with evaluating(model, guide, seed):
-        for x in in_support(model, map(to_floats, shown(data, "bound", progress)), "data"):
+        for x in in_support(model, (placed(model, batch) for batch in shown(data, "bound", progress)), "data"):
             q = guide.posterior(x)
             p = model.prior_distribution()
             log_weights = []
             for start in range(0, samples, TOGETHER):  # the normalizers of q and p serve all samples of a piece
                 z = q.sample(torch.Size([min(TOGETHER, samples - start)]))
-                of_prior, of_posterior = (sum_rightmost(d.log_prob(z), -2) for d in (p, q))
+                of_prior, of_posterior = (sum_rightmost(double(d.log_prob(z)), -2) for d in (p, q))
                 for one, log_ratio in zip(z, of_prior - of_posterior, strict=True):
-                    log_weights.append(model.observation(one).log_prob(x) + log_ratio)
+                    log_weights.append(double(model.observation(one).log_prob(x)) + log_ratio)
             bounds.append(torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples))
     return torch.cat(bounds)

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.data import to_floats
 from pyro_nbvae.data.sources import is_image_shape, limits_of, values_of
+from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
-from pyro_nbvae.metrics.batching import shown
+from pyro_nbvae.metrics.batching import Observations, Thinned, placed, shown
+from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
-# A unit is dead if its KL, averaged over observations, is below this.
-DEAD_NATS = 0.01
+if TYPE_CHECKING:
+    from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+# A unit is collapsed if its information is below this.
+COLLAPSED_NATS = 0.01
 # Samples per latent for a KL that is not registered.
 KL_SAMPLES = 20
 # Pixels of SSIM's window on each side of its centre; a smaller image has no window.
@@ -35,11 +39,13 @@ SSIM_MARGIN = 5
 class HeldOut:
     """Results on held-out data, from one exact sample per observation.
 
+    Standard errors are of means over observations: their standard deviation over the root of their number. None for a
+    single observation.
+
     Attributes:
         log_likelihood: log p(x | z) in nats, per observation.
         squared_error: squared error of the likelihood's mean, per observation; None if the likelihood has no mean.
         kl: KL in nats, per observation.
-        kl_error: standard error of a Monte Carlo KL; None if the KL is exact.
         elbo: ``log_likelihood - kl``, in nats per observation.
         mse: ``squared_error`` per element; None if the likelihood has no mean.
         ssim: structural similarity; None if the data are not images of more than 5 pixels a side, or the likelihood
@@ -47,20 +53,24 @@ class HeldOut:
         fano: Fano factor of the posterior (variance over mean), averaged; None if the latents are not counts.
         unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
         unit_kl: mean KL of each unit in nats, of the prior's batch shape; the total for a joint prior.
+        unit_information: information of each unit in nats, (units,), from at most 1,000 evenly spaced observations
+            (:func:`~pyro_nbvae.metrics.unit_information`). Over the same observations the mean KL of a unit is this
+            plus the KL of the aggregate posterior to the prior. None if it was not computed.
         posterior_mean, posterior_variance: the posterior's mean and variance of each unit, averaged over observations;
             None if the latents are not counts.
+        log_likelihood_error, squared_error_error, kl_error, elbo_error, mse_error: standard errors.
 
     Example::
 
         >>> zeros = torch.zeros(3)
-        >>> HeldOut(-2.0, 1.0, 0.5, None, -2.5, 0.2, None, None, zeros, zeros, torch.tensor([0.5, 0.0, 0.0])).dead_units
-        2
+        >>> found = HeldOut(-2.0, 1.0, 0.5, -2.5, 0.2, None, None, zeros, zeros, zeros, torch.tensor([0.5, 0.0, 0.0]))
+        >>> found.information, found.collapsed_units
+        (0.5, 2)
     """
 
     log_likelihood: float
     squared_error: float | None
     kl: float
-    kl_error: float | None
     elbo: float
     mse: float | None
     ssim: float | None
@@ -68,24 +78,41 @@ class HeldOut:
     unit_mean: Tensor
     unit_variance: Tensor
     unit_kl: Tensor
+    unit_information: Tensor | None = None
     posterior_mean: Tensor | None = None
     posterior_variance: Tensor | None = None
+    log_likelihood_error: float | None = None
+    squared_error_error: float | None = None
+    kl_error: float | None = None
+    elbo_error: float | None = None
+    mse_error: float | None = None
 
     @property
-    def dead_units(self) -> int:
-        """Number of units whose mean KL is below 0.01 nats."""
-        return int((self.unit_kl < DEAD_NATS).sum())
+    def information(self) -> float | None:
+        """Sum of the informations of the units, in nats.
 
-    @property
-    def underdispersed_units(self) -> float | None:
-        """Fraction of the units that are not dead whose posterior has less variance than a Poisson.
-
-        None if all units are dead, or if the latents are not counts.
+        It is not the information of all units together, which is lower where units are redundant, and may be higher
+        where they complement each other.
         """
-        alive = self.unit_kl >= DEAD_NATS
-        if self.posterior_mean is None or self.posterior_variance is None or not bool(alive.any()):
+        return None if self.unit_information is None else float(self.unit_information.sum())
+
+    @property
+    def collapsed_units(self) -> int | None:
+        """Number of units whose information is below 0.01 nats: their posteriors are alike for all observations."""
+        return None if self.unit_information is None else int((self.unit_information < COLLAPSED_NATS).sum())
+
+    @property
+    def underdispersed_active_units(self) -> float | None:
+        """Fraction of the active units (not collapsed) whose posterior has less variance than a Poisson.
+
+        None if all units are collapsed, or if the latents are not counts.
+        """
+        if self.posterior_mean is None or self.posterior_variance is None or self.unit_information is None:
             return None
-        return float((self.posterior_variance < (1 - 1e-4) * self.posterior_mean)[alive].double().mean())
+        active = self.unit_information.to(self.posterior_mean.device) >= COLLAPSED_NATS
+        if not bool(active.any()):
+            return None
+        return float((self.posterior_variance < (1 - 1e-4) * self.posterior_mean)[active].double().mean())
 
     @property
     def overdispersion(self) -> float | None:
@@ -133,10 +160,8 @@ def mean_of(observed: Distribution) -> Tensor | None:
     return None if bool(mean.isnan().all()) else mean
 
 
-def unit_kl(q: TorchDistribution, p: TorchDistribution) -> tuple[Tensor, Tensor | None]:
-    """Return KL(q || p) in nats, (B, ...) with the batch shape of ``p`` behind B, and None.
-
-    If no KL is registered, return a Monte Carlo estimate, and the variance of its sum over units, (B,).
+def unit_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
+    """Return KL(q || p) in nats, (B, ...) with the batch shape of ``p`` behind B; a Monte Carlo estimate without a KL.
 
     Args:
         q: posteriors, of batch shape (B, K) or (B, variables).
@@ -146,35 +171,65 @@ def unit_kl(q: TorchDistribution, p: TorchDistribution) -> tuple[Tensor, Tensor 
     q, p = (d.to_event(joint - len(d.event_shape)) for d in (q, p))
     p = p.expand(q.batch_shape)
     try:
-        return registered_kl(q, p), None
+        return double(registered_kl(q, p))
     except NoKLError:
         z = q.sample(torch.Size([KL_SAMPLES]))
-        each = log_mass(q, z) - log_mass(p, z)
-        return each.mean(0), sum_rightmost(each, -2).var(0) / KL_SAMPLES
+        return double(log_mass(q, z) - log_mass(p, z)).mean(0)
 
 
-class _Sums:
-    """Sums over batches, in double precision, by name."""
+class _Values:
+    """Values of observations, or their sums over observations, in float64, by name."""
 
     def __init__(self) -> None:
-        self.of: dict[str, Tensor] = {}
+        self.of: dict[str, list[Tensor]] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        value = value.double()
-        self.of[name] = self.of[name] + value if name in self.of else value
+    def add(self, name: str, values: Tensor) -> None:
+        """Add the values of a batch, (B,)."""
+        self.of.setdefault(name, []).append(double(values))
 
-    def mean(self, name: str, number: int) -> float | None:
-        return float(self.of[name]) / number if name in self.of else None
+    def add_sum(self, name: str, values: Tensor) -> None:
+        """Add the sum of a batch (B, ...) over its observations."""
+        total = double(values).sum(0)
+        self.of[name] = [self.of[name][0] + total if name in self.of else total]
+
+    def sum(self, name: str) -> Tensor:
+        return self.of[name][0]
+
+    def mean(self, name: str, scale: float = 1.0) -> tuple[float | None, float | None]:
+        """Return the mean over observations and its standard error, times ``scale``; None if there is none."""
+        if name not in self.of:
+            return None, None
+        values = scale * torch.cat(self.of[name])
+        error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+        return float(values.mean()), error
+
+
+def _similarity(x: Tensor) -> StructuralSimilarityIndexMeasure | None:
+    """Return SSIM on the range of a first batch; None if it has no images, or images that are too small or counts."""
+    if not is_image_shape(tuple(x.shape[1:])) or min(x.shape[2:]) <= SSIM_MARGIN or values_of(x) == "counts":
+        return None
+    from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+    low, high = limits_of(x)
+    return StructuralSimilarityIndexMeasure(data_range=high - low, sync_on_compute=False).to(x.device)
 
 
 def held_out(
-    model: GenerativeModel, guide: AmortizedGuide, data: Tensor, *, seed: int = 0, progress: bool = False
+    model: GenerativeModel,
+    guide: AmortizedGuide,
+    data: Observations,
+    *,
+    information: bool = True,
+    seed: int = 0,
+    progress: bool = False,
 ) -> HeldOut:
     """Evaluate a model and a guide on held-out data, with one exact sample (integer counts) per observation.
 
     Args:
         model, guide: the pair.
-        data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged.
+        data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged; or a DataLoader, of
+            which a batch is such a tensor or a tuple whose first is one. The result does not depend on the batches.
+        information: whether to compute ``unit_information``, which may take seconds.
         seed: random seed.
         progress: show a progress bar.
 
@@ -195,51 +250,51 @@ def held_out(
         >>> held_out(model, guide, torch.zeros(4, 5)).unit_kl.shape
         torch.Size([3])
     """
-    sums, similarity = _Sums(), None
-    images = is_image_shape(tuple(data.shape[1:])) and len(data) > 0 and values_of(data) != "counts"
-    if images and min(data.shape[2:]) > SSIM_MARGIN:
-        from torchmetrics.image import StructuralSimilarityIndexMeasure
-
-        low, high = limits_of(data)
-        similarity = StructuralSimilarityIndexMeasure(data_range=high - low, sync_on_compute=False).to(data.device)
+    values, similarity, compared = _Values(), None, Thinned(OBSERVATIONS)
+    number = 0
     with evaluating(model, guide, seed):
-        for x in in_support(model, map(to_floats, shown(data, "held out", progress)), "data"):
+        for x in in_support(model, (placed(model, batch) for batch in shown(data, "held out", progress)), "data"):
+            if not number:
+                similarity = _similarity(x)
+            number += len(x)
+            compared.add(x)
             q = guide.posterior(x)
             z = q.sample()
             observed = model.observation(z)
-            sums.add("log_likelihood", observed.log_prob(x).double().sum())
+            likelihood = double(observed.log_prob(x))
+            values.add("log_likelihood", likelihood)
             mean = mean_of(observed)
             if mean is not None:
-                sums.add("squared_error", (x - mean).square().flatten(1).sum(1).double().sum())
+                values.add("squared_error", double(x - mean).square().flatten(1).sum(1))
                 if similarity is not None:
                     similarity.update(mean, x)
-            kl, variance = unit_kl(q, model.prior_distribution())
-            sums.add("kl", kl.double().sum(0))
-            if variance is not None:
-                sums.add("kl_variance", variance.double().sum())
-            sums.add("z", z.double().sum(0))
-            sums.add("z_squared", z.double().square().sum(0))
+            kl = unit_kl(q, model.prior_distribution())
+            values.add("kl", kl.flatten(1).sum(1) if kl.dim() > 1 else kl)
+            values.add("elbo", likelihood - values.of["kl"][-1])
+            values.add_sum("unit_kl", kl)
+            values.add_sum("z", z)
+            values.add_sum("z_squared", double(z).square())
             factor = fano_factor(q)
             if factor is not None:
-                sums.add("fano", factor.double().sum())
-                sums.add("posterior_mean", q.mean.double().sum(0))
-                sums.add("posterior_variance", q.variance.double().sum(0))
-    number = len(data)
-    unit_mean, kl_of_units = sums.of["z"] / number, sums.of["kl"] / number
-    nats, likelihood = float(kl_of_units.sum()), float(sums.of["log_likelihood"]) / number
-    error = sums.mean("squared_error", number)
+                values.add("fano", factor)
+                values.add_sum("posterior_mean", q.mean)
+                values.add_sum("posterior_variance", q.variance)
+        units = unit_information(guide, compared.kept) if information else None
+    unit_mean = values.sum("z") / number
+    of_sums: dict[str, Any] = {}
+    for name in ("log_likelihood", "squared_error", "kl", "elbo"):
+        of_sums[name], of_sums[f"{name}_error"] = values.mean(name)
+    of_sums["mse"], of_sums["mse_error"] = values.mean("squared_error", 1 / math.prod(model.event_shape))
     return HeldOut(
-        log_likelihood=likelihood,
-        squared_error=error,
-        kl=nats,
-        kl_error=math.sqrt(float(sums.of["kl_variance"])) / number if "kl_variance" in sums.of else None,
-        elbo=likelihood - nats,
-        mse=None if error is None else error / math.prod(model.event_shape),
-        ssim=None if similarity is None or error is None else float(torch.as_tensor(similarity.compute())),
-        fano=sums.mean("fano", number),
+        **of_sums,
+        ssim=None
+        if similarity is None or "squared_error" not in values.of
+        else float(torch.as_tensor(similarity.compute())),
+        fano=values.mean("fano")[0],
         unit_mean=unit_mean,
-        unit_variance=(sums.of["z_squared"] - number * unit_mean.square()).clamp_min(0) / max(1, number - 1),
-        unit_kl=kl_of_units,
-        posterior_mean=sums.of["posterior_mean"] / number if factor is not None else None,
-        posterior_variance=sums.of["posterior_variance"] / number if factor is not None else None,
+        unit_variance=(values.sum("z_squared") - number * unit_mean.square()).clamp_min(0) / max(1, number - 1),
+        unit_kl=values.sum("unit_kl") / number,
+        unit_information=units,
+        posterior_mean=values.sum("posterior_mean") / number if factor is not None else None,
+        posterior_variance=values.sum("posterior_variance") / number if factor is not None else None,
     )

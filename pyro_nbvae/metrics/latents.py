@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.data import Data, to_floats
+from pyro_nbvae.data import Data
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics.batching import shown
+from pyro_nbvae.metrics.batching import Observations, placed, shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ TESTED = 5000
 
 
 def represent(
-    model: GenerativeModel, guide: AmortizedGuide, data: Tensor, representation: Representation, *, seed: int = 0
+    model: GenerativeModel, guide: AmortizedGuide, data: Observations, representation: Representation, *, seed: int = 0
 ) -> NDArray[np.float32]:
     """Represent data by a guide's latents.
 
     Args:
         model, guide: the pair.
-        data: (N, *event_shape), as a data set holds them.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`).
         representation: ``"encoder"``, the encoder's first output (the one that moves the mean: logits of the negative
             binomial, the argument of a rate's gain, locations); ``"means"``, the posterior's mean; or ``"counts"``,
             one exact sample of the posterior (integer counts).
@@ -55,7 +55,7 @@ def represent(
 
     Raises:
         KeyError: for an unknown representation.
-        InputError: for data of the wrong shape, or a seed that is out of range.
+        InputError: for data of the wrong shape or without an observation, or a seed that is out of range.
 
     Example::
 
@@ -66,13 +66,12 @@ def represent(
         >>> represent(model, guide, torch.zeros(4, 5), "means").shape
         (4, 3)
     """
-    device = model.device
     with evaluating(model, guide, seed):
         parts = [
-            REPRESENTATIONS[representation](guide, to_floats(batch.to(device))).flatten(1)
+            REPRESENTATIONS[representation](guide, placed(model, batch)).flatten(1)
             for batch in shown(data, representation, False)
         ]
-    return torch.cat(parts).cpu().numpy()
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def balanced_splits(classes: int) -> Iterator[tuple[int, ...]]:

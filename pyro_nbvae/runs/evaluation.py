@@ -11,27 +11,35 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
+from pyro.infer import ELBO
 from torch import Tensor
+from torch.distributions import Distribution
 
-from pyro_nbvae.data import Data, to_bytes, to_floats
+from pyro_nbvae.data import Data, to_bytes
 from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.errors import InputError, check_member, check_number, check_seed
 from pyro_nbvae.metrics import (
     HeldOut,
     build_features,
     distances,
+    fano_factor,
     gradient_moments,
     held_out,
     importance_weighted_bound,
     latent_classification,
 )
+from pyro_nbvae.metrics.batching import placed
+from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
 from pyro_nbvae.metrics.features import Features, check_features, suffix_of
+from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_of
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.runs.build import build
 from pyro_nbvae.runs.config import SamplerName
 from pyro_nbvae.runs.folder import Run, metrics_file, with_sampler
 from pyro_nbvae.runs.generation import sampler_of
 from pyro_nbvae.sampling import MOST_SAMPLES, decoded
+from pyro_nbvae.vae import evaluating
 
 # Batch size and number of draws for gradient_noise.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
@@ -44,6 +52,7 @@ class Evaluation:
     Args:
         run: a trained run.
         features: features for FID and KID, keys of :data:`~pyro_nbvae.metrics.FEATURES`; one of Inception's at most.
+            Default: ``classifier`` for images, none for other data.
         inception_weights: torch-fidelity's weights file, if it is not in the data root.
         samples: number of generated observations.
         sampler: distribution of the latents of generated observations, ``prior``, ``mixture`` or ``posterior``.
@@ -55,12 +64,12 @@ class Evaluation:
         progress: show progress bars.
 
     Raises:
-        InputError: for a folder that contains no trained run, for data or weights that are not available, and for a
-            number out of range.
+        InputError: for a folder that contains no trained run, for data or weights that are not available, for features
+            of data that are not images, and for a number out of range.
     """
 
     run: Run
-    features: Sequence[str] = ("classifier",)
+    features: Sequence[str] | None = None
     inception_weights: str | Path | None = None
     samples: int = 10_000
     sampler: SamplerName = "prior"
@@ -81,7 +90,11 @@ class Evaluation:
         self.log: list[dict[str, float]] = state["log"]
         self.made_by = state.get("made_by", {})
         self.data: Data = self.run.data_of(state, self.data_root, self.data_path)
+        if self.features is None:
+            self.features = ("classifier",) if self.data.images else ()
         check_features(self.features)
+        if self.features and not self.data.images:
+            raise InputError(f"--features {self.features[0]} of {self.run.folder}: {self._no_images}")
         if self.data.images:
             for name in self.features:
                 network = build_features(
@@ -102,6 +115,22 @@ class Evaluation:
         """Number of training observations."""
         return len(self.train_set)
 
+    @property
+    def _no_images(self) -> str | None:
+        shape = tuple(self.data.event_shape)
+        return None if self.data.images else f"needs images, {self.config.data} holds observations of shape {shape}"
+
+    @cached_property
+    def _observed(self) -> Distribution:
+        """One distribution of observations, which shows whether the likelihood has a mean."""
+        with evaluating(self.model, self.guide, self.seed):
+            return self.model.observation(self.model.prior_distribution().sample(torch.Size([1])))
+
+    @cached_property
+    def _counts(self) -> bool:
+        with evaluating(self.model, self.guide, self.seed):
+            return fano_factor(self.guide.posterior(placed(self.model, self.test[:1]))) is not None
+
     @cached_property
     def test(self) -> Tensor:
         """The held-out data, on the device."""
@@ -113,30 +142,28 @@ class Evaluation:
         return held_out(self.model, self.guide, self.test, seed=self.seed, progress=self.progress)
 
     @cached_property
-    def bound(self) -> float | None:
-        """Importance-weighted bound in nats per observation; None if no importance samples are requested."""
-        if not self.importance_samples:
-            return None
+    def bound(self) -> tuple[float, float | None]:
+        """Importance-weighted bound in nats per observation, and its standard error."""
         bounds = importance_weighted_bound(
             self.model, self.guide, self.test, self.importance_samples, seed=self.seed, progress=self.progress
         )
-        return float(bounds.mean())
+        error = float(bounds.std()) / math.sqrt(len(bounds)) if len(bounds) > 1 else None
+        return float(bounds.mean()), error
 
     @cached_property
     def distances(self) -> dict[str, float]:
-        """FID and KID in each requested feature set; empty if the data are not images.
+        """FID and KID in each requested feature set.
 
         Images whose values are not in [0, 1] are compared on the scale of the training data.
         """
         figures: dict[str, float] = {}
-        if self.networks:
-            sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
-            real, bytes_of = self.data.train, partial(to_bytes, limits=self.data.limits)
-            if not is_pixels(real):
-                real = bytes_of(real)
-            for network in self.networks.values():  # drawn again for each network, to save memory
-                generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
-                figures |= distances(network, real, generated, seed=self.seed, progress=self.progress)
+        sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
+        real, bytes_of = self.data.train, partial(to_bytes, limits=self.data.limits)
+        if not is_pixels(real):
+            real = bytes_of(real)
+        for network in self.networks.values():  # drawn again for each network, to save memory
+            generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
+            figures |= distances(network, real, generated, seed=self.seed, progress=self.progress)
         return figures
 
     @cached_property
@@ -145,30 +172,30 @@ class Evaluation:
         return {}
 
     def accuracy(self, representation: Representation, name: str) -> float | None:
-        """Return the accuracy of a classifier on latents; None if the data have no labels.
+        """Return the accuracy of a classifier on latents.
 
         Args:
             representation: ``encoder``, ``means`` or ``counts`` (:func:`~pyro_nbvae.metrics.represent`).
             name: name of the classifier (:func:`~pyro_nbvae.metrics.classification`).
         """
-        if self.data.train_labels is None or self.data.test_labels is None:
-            return None
         if representation not in self.classification:
             figures = latent_classification(self.model, self.guide, self.data, representation, seed=self.seed)
             self.classification[representation] = figures
         return self.classification[representation].get(name)
 
+    @cached_property
+    def elbo(self) -> ELBO:
+        """The ELBO estimator of the run."""
+        return build(self.config, tuple(self.model.event_shape))[2]
+
     def gradient_noise(self) -> float | None:
         """Return the noise-to-signal ratio of the gradient on a batch of held-out data.
 
-        Estimator and relaxation are those of the run. None for an ELBO of Pyro without ``differentiable_loss``
-        (TraceGraph_ELBO, RenyiELBO), and if the noise is so large that this many draws do not show the signal.
+        Estimator and relaxation are those of the run. None if the noise is so large that this many draws do not show
+        the signal.
         """
-        _, _, elbo = build(self.config, tuple(self.model.event_shape))
-        x = to_floats(self.test[:GRADIENT_BATCH])
-        if not hasattr(elbo, "differentiable_loss"):
-            return None
-        moments = gradient_moments(elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
+        x = placed(self.model, self.test[:GRADIENT_BATCH])
+        moments = gradient_moments(self.elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
         seen = moments.signal > 2 * moments.noise / GRADIENT_DRAWS
         return moments.noise / moments.signal if seen else None
 
@@ -186,9 +213,11 @@ class Metric(NamedTuple):
         heading: heading of its column in tables.
         digits: number of decimals in tables.
         best: whether low or high values are better; None if neither.
-        compute: maps an :class:`Evaluation` to the value, or to None if the metric is not defined for the run.
+        compute: maps an :class:`Evaluation` to the value, or to None if the value is not defined.
         standard: whether ``nbvae evaluate`` computes it by default; if not, only tables that list it do.
         of: what it is measured on, for the caption of a table; speed has a mean only over runs on one machine.
+        lacks: maps an :class:`Evaluation` to the reason why the metric cannot be computed for the run, or to None. It
+            is called before anything is computed.
 
     Example::
 
@@ -203,14 +232,82 @@ class Metric(NamedTuple):
     compute: Callable[[Evaluation], float | None]
     standard: bool = True
     of: Literal["held-out data", "samples", "latents", "training", "speed"] = "held-out data"
+    lacks: Callable[[Evaluation], str | None] = lambda e: None
 
 
-def _held(name: str, heading: str, digits: int, best: Literal["low", "high"] | None = None) -> Metric:
-    return Metric(name, heading, digits, best, lambda e: getattr(e.held_out, name))
+def _no_mean(e: Evaluation) -> str | None:
+    return None if mean_of(e._observed) is not None else f"{type(e.model.likelihood).__name__} has no mean"
 
 
-def _distance(name: str, heading: str, digits: int, best: Literal["low", "high"] | None = "low") -> Metric:
-    return Metric(name, heading, digits, best, lambda e: e.distances.get(name), of="samples")
+def _no_ssim(e: Evaluation) -> str | None:
+    if not e.data.images or min(e.data.event_shape[1:]) > SSIM_MARGIN:
+        return e._no_images or _no_mean(e)
+    return f"needs images of more than {SSIM_MARGIN} pixels a side, got {tuple(e.data.event_shape)}"
+
+
+def _no_counts(e: Evaluation) -> str | None:
+    return None if e._counts else f"needs latents that are counts, {e.config.variant} has none"
+
+
+def _no_beta(e: Evaluation) -> str | None:
+    return None if hasattr(e.model.likelihood, "beta") else "needs a Gaussian likelihood, which has a beta"
+
+
+def _no_bound(e: Evaluation) -> str | None:
+    return None if e.importance_samples else "needs --importance-samples of at least 1, got 0"
+
+
+def _no_loss(e: Evaluation) -> str | None:
+    known = hasattr(e.elbo, "differentiable_loss")
+    return None if known else f"needs an ELBO with a differentiable_loss, {type(e.elbo).__name__} has none"
+
+
+def _no_samples(suffix: str, least: int, e: Evaluation) -> str | None:
+    if e._no_images or suffix not in map(suffix_of, e.networks):
+        return e._no_images or f"needs --features {'classifier' if suffix else 'inception'}"
+    fewest = min(e.samples, len(e.data.train))
+    return None if fewest >= least else f"needs {least:,} samples and training images, got {fewest:,}"
+
+
+def _no_labels(name: str, e: Evaluation) -> str | None:
+    labels = e.data.train_labels
+    if labels is None or e.data.test_labels is None:
+        return f"needs labels, {e.config.data} has none"
+    sizes = labels.unique(return_counts=True)[1]
+    kind, _, number = name.rpartition("_")
+    per_class = kind == "few_shot"
+    least, most = int(number) if kind else LABELLED[0], int(sizes.min()) if per_class else len(labels)
+    if len(sizes) < 2:
+        return "needs labels of at least 2 classes, got 1"
+    return None if most >= least else f"needs {least} training observations{' per class' * per_class}, got {most}"
+
+
+def _held(
+    name: str,
+    heading: str,
+    digits: int,
+    best: Literal["low", "high"] | None = None,
+    lacks: Callable[[Evaluation], str | None] = lambda e: None,
+) -> Metric:
+    return Metric(name, heading, digits, best, lambda e: getattr(e.held_out, name), lacks=lacks)
+
+
+def _mean(*arguments: Any, **options: Any) -> list[Metric]:
+    """Return a mean over held-out observations, and its standard error."""
+    metric = _held(*arguments, **options)
+    return [metric, _held(f"{metric.name}_error", f"± {metric.heading}", metric.digits, lacks=metric.lacks)]
+
+
+def _distance(
+    name: str, heading: str, digits: int, best: Literal["low", "high"] | None = "low", least: int = 2
+) -> Metric:
+    lacks = partial(_no_samples, "_c" if name.endswith("_c") else "", least)
+    return Metric(name, heading, digits, best, lambda e: e.distances.get(name), of="samples", lacks=lacks)
+
+
+def _past(name: str, heading: str, digits: int, now: str) -> Metric:
+    """Return a metric of saved results that is computed no longer, because its definition has changed."""
+    return Metric(name, heading, digits, None, lambda e: None, False, lacks=lambda e: f"is computed as {now} now")
 
 
 def _accuracies() -> list[Metric]:
@@ -227,7 +324,14 @@ def _accuracies() -> list[Metric]:
     representations: tuple[Representation, ...] = ("encoder", "means", "counts")
     return [
         Metric(
-            f"{prefix}{name}", heading + suffix, 3, "high", partial(accuracy, name, kind), standard=False, of="latents"
+            f"{prefix}{name}",
+            heading + suffix,
+            3,
+            "high",
+            partial(accuracy, name, kind),
+            standard=False,
+            of="latents",
+            lacks=partial(_no_labels, name),
         )
         for kind in representations
         for prefix, suffix in (("", "") if kind == "encoder" else (f"{kind}_", f", {kind}"),)
@@ -235,42 +339,53 @@ def _accuracies() -> list[Metric]:
     ]
 
 
-def _objective(e: Evaluation) -> float | None:
-    beta, error = getattr(e.model.likelihood, "beta", None), e.held_out.squared_error
-    return None if beta is None or error is None else error + beta * e.held_out.kl
+def _bits(e: Evaluation) -> float:
+    """Return the bits per dimension of a nat per observation."""
+    return 1 / (math.prod(e.model.event_shape) * math.log(2))
 
 
 _SHIPPED = (
-    _held("mse", "MSE", 4, "low"),
-    _held("ssim", "SSIM", 3, "high"),
+    *_mean("mse", "MSE", 4, "low", lacks=_no_mean),
+    _held("ssim", "SSIM", 3, "high", lacks=_no_ssim),
     # FID-c and KID-c use features of our classifiers, FID and KID those of Inception
     _distance("fid_c", "FID-c", 2),
     _distance("kid_c", "KID-c", 4),
-    _distance("kid_std_c", "± KID-c", 4, None),
+    _distance("kid_std_c", "± KID-c", 4, None, 2 * KID_SUBSET_SIZE),
     _distance("fid", "FID", 1),
     _distance("kid", "KID", 4),
-    _distance("kid_std", "± KID", 4, None),
-    _held("elbo", "ELBO", 1, "high"),
+    _distance("kid_std", "± KID", 4, None, 2 * KID_SUBSET_SIZE),
+    *_mean("elbo", "ELBO", 1, "high"),
+    Metric("bits_per_dim", "bits/dim", 3, "low", lambda e: -e.held_out.elbo * _bits(e)),
     Metric(
-        "bits_per_dim",
-        "bits/dim",
+        "bits_per_dim_error",
+        "± bits/dim",
         3,
-        "low",
-        lambda e: -e.held_out.elbo / (math.prod(e.model.event_shape) * math.log(2)),
+        None,
+        lambda e: None if e.held_out.elbo_error is None else e.held_out.elbo_error * _bits(e),
     ),
-    Metric("importance_weighted_bound", "IW bound", 1, "high", lambda e: e.bound),
-    _held("log_likelihood", "log p(x|z)", 1, "high"),
-    _held("squared_error", "SSE", 2, "low"),
-    _held("kl", "KL", 2),
-    _held("kl_error", "± KL", 3),
-    Metric("beta", "β", 3, None, lambda e: getattr(e.model.likelihood, "beta", None), of="training"),
-    Metric("objective", "SSE+βKL", 2, "low", _objective),
-    _held("dead_units", "dead", 0),
-    _held("fano", "Fano", 2),
-    _held("underdispersed_units", "Fano < 1", 2),
-    _held("overdispersion", "var/mean", 2),
+    Metric("importance_weighted_bound", "IW bound", 1, "high", lambda e: e.bound[0], lacks=_no_bound),
+    Metric("importance_weighted_bound_error", "± IW bound", 1, None, lambda e: e.bound[1], lacks=_no_bound),
+    *_mean("log_likelihood", "log p(x|z)", 1, "high"),
+    *_mean("squared_error", "SSE", 2, "low", lacks=_no_mean),
+    *_mean("kl", "KL", 2),
+    _held("information", "information", 2),
+    Metric("beta", "β", 3, None, lambda e: getattr(e.model.likelihood, "beta", None), of="training", lacks=_no_beta),
+    Metric(
+        "objective",
+        "SSE+βKL",
+        2,
+        "low",
+        lambda e: (e.held_out.squared_error or 0.0) + e.model.loss_scale * e.held_out.kl,
+        lacks=lambda e: _no_beta(e) or _no_mean(e),
+    ),
+    _held("collapsed_units", "collapsed", 0),
+    _past("dead_units", "dead", 0, "collapsed_units"),
+    _held("fano", "Fano", 2, lacks=_no_counts),
+    _held("underdispersed_active_units", "Fano < 1, active", 2, lacks=_no_counts),
+    _past("underdispersed_units", "Fano < 1", 2, "underdispersed_active_units"),
+    _held("overdispersion", "var/mean", 2, lacks=_no_counts),
     Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step, of="speed"),
-    Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False),
+    Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False, lacks=_no_loss),
     *_accuracies(),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _SHIPPED}
@@ -309,7 +424,7 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
 
     So do FID and KID in features that are not asked for now.
     """
-    figures = {one: METRICS[one].compute(this) for one in names}
+    figures = {one: None if METRICS[one].lacks(this) else METRICS[one].compute(this) for one in names}
     for one, figure in figures.items():
         if not isinstance(figure, int | float | None):
             raise InputError(f"metric {one} gave a {type(figure).__name__}: its function must return a float, or None")
@@ -319,7 +434,7 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
     same = before.items() >= now.items()
     networks: dict[str, str | None] = {}
     if any(METRICS[one].of == "samples" for one in names) or not same:
-        networks |= {kind: this.networks[kind].network if kind in this.networks else None for kind in this.features}
+        networks |= {kind: network.network for kind, network in this.networks.items()}
     if same:
         taken = {suffix_of(kind) for kind in networks}
         others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))
@@ -353,28 +468,32 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
       prior against all training images of the data set;
     - ``elbo``, ``kl``, ``importance_weighted_bound``: nats per observation;
     - ``bits_per_dim``: -elbo / (elements * ln 2); for 8-bit images add 8;
-    - ``dead_units``: number of units whose mean KL is below 0.01 nats;
+    - ``information``: sum over units of the information about an observation, in nats
+      (:func:`~pyro_nbvae.metrics.unit_information`);
+    - ``collapsed_units``: number of units whose information is below 0.01 nats;
     - ``fano``: Fano factor of the posterior, averaged;
-    - ``underdispersed_units``: fraction of the other units whose posterior has less variance than a Poisson;
-    - ``overdispersion``: variance over mean of a unit's counts across observations, averaged over units.
+    - ``underdispersed_active_units``: fraction of the other units whose posterior has less variance than a Poisson;
+    - ``overdispersion``: variance over mean of a unit's counts across observations, averaged over units;
+    - ``NAME_error``: standard error of a mean over held-out observations.
 
-    A metric that is not defined for the run (SSIM without images, for example) is None. The file also contains the
-    provenance of the run: ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
+    A standard metric that is not defined for the run (SSIM without images, for example) is None. The file also contains
+    the provenance of the run: ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
 
     With a sampler other than the prior, only the samples are evaluated; the file is ``metrics-SAMPLER.json``.
 
     Args:
         run: a trained run.
-        metrics: names in ``METRICS``. Default: the standard ones. Other metrics in the file are kept if they belong to
-            the same checkpoint and settings, also FID and KID in features that are not asked for now.
+        metrics: names in ``METRICS``, which must be defined for the run. Default: the standard ones. Other metrics in
+            the file are kept if they belong to the same checkpoint and settings, also FID and KID in features that are
+            not asked for now.
         **options: as :class:`Evaluation`.
 
     Returns:
         The content of the file.
 
     Raises:
-        InputError: as :class:`Evaluation`, for an unknown metric, and for metrics together with another sampler than
-            the prior.
+        InputError: as :class:`Evaluation`, for a metric that is unknown or cannot be computed for the run, and for
+            metrics together with another sampler than the prior.
 
     Example::
 
@@ -388,8 +507,6 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         >>> metrics["elbo"] < 0 < metrics["kl"]
         True
     """
-    from pyro_nbvae.plotting import plot_dispersion
-
     names = [name for name, one in METRICS.items() if one.standard] if metrics is None else list(metrics)
     for name in names:
         check_member("metric", name, METRICS)
@@ -398,20 +515,33 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     if sampler != "prior" and metrics is not None:
         raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
     this = Evaluation(run, **options)
-    if sampler != "prior":
+    for name in names if metrics is not None else ():
+        reason = METRICS[name].lacks(this)
+        if reason:
+            raise InputError(f"metric {name} of {run.folder}: {reason}")
+    return measure(this, names)
+
+
+def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
+    """Compute metrics, None where they are not defined for the run, and write the files of :func:`evaluate`."""
+    from pyro_nbvae.plotting import plot_dispersion
+
+    if this.sampler != "prior":
         if not this.data.images:
-            raise InputError(f"--sampler {sampler} measures FID and KID, which need images; use the prior")
+            raise InputError(f"--sampler {this.sampler} measures FID and KID, which need images; use the prior")
         return _write(this, [name for name in names if METRICS[name].of == "samples"], {})
-    about = {
+    found = this.held_out
+    about: dict[str, object] = {
         "importance_samples": this.importance_samples,
         "test_size": len(this.data.test),
-        "units": this.held_out.unit_kl.numel(),
-        "kl_per_unit": this.held_out.unit_kl.tolist(),
+        "kl_per_unit": found.unit_kl.tolist(),
     }
+    if found.unit_information is not None:
+        about |= {"units": found.unit_information.numel(), "information_per_unit": found.unit_information.tolist()}
     figures = _write(this, names, about)
-    if this.held_out.fano is not None:
-        units = {"across observations": (this.held_out.unit_mean, this.held_out.unit_variance)}
-        if this.held_out.posterior_mean is not None and this.held_out.posterior_variance is not None:
-            units["given one: the posterior"] = this.held_out.posterior_mean, this.held_out.posterior_variance
-        plot_dispersion(units, run.folder / "dispersion.png", title=this.config.title)
+    if found.fano is not None:
+        units = {"across observations": (found.unit_mean, found.unit_variance)}
+        if found.posterior_mean is not None and found.posterior_variance is not None:
+            units["given one: the posterior"] = found.posterior_mean, found.posterior_variance
+        plot_dispersion(units, this.run.folder / "dispersion.png", title=this.config.title)
     return figures

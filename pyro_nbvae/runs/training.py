@@ -27,7 +27,7 @@ from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.metrics import fano_factor, held_out
+from pyro_nbvae.metrics import held_out
 from pyro_nbvae.runs.build import build, choose_device, resolve, validate
 from pyro_nbvae.runs.choice import choose, explain
 from pyro_nbvae.runs.config import TrainConfig
@@ -288,6 +288,7 @@ class Trainer:
                 states = self.group.gather(self.random_state())
                 if self.group.leads:
                     self.log.append(row | self.tested(epoch))
+                    self.show(bar, *(row.get(name, 0.0) for name in ("loss", "log_likelihood", "kl")))
                     self.save(states)
 
     def tested(self, epoch: int) -> dict[str, float]:
@@ -303,7 +304,7 @@ class Trainer:
         with evaluating(self.model, self.guide, self.config.seed):
             check_families(self.model, self.guide, to_floats(self.test_set[:8]))
         with self.finite(epoch):
-            found = held_out(self.model, self.guide, self.test_set, seed=self.config.seed)
+            found = held_out(self.model, self.guide, self.test_set, information=False, seed=self.config.seed)
         figures = {f"test_{name}": getattr(found, name) for name in _HELD_OUT}
         known = {name: value for name, value in figures.items() if value is not None}
         wrong = next((name for name, value in known.items() if not math.isfinite(value)), None)
@@ -325,10 +326,9 @@ class Trainer:
             self.set_schedules(epoch + step / self.steps)
             with self.finite(epoch):
                 totals += self.step(x)
-            bar.update()
-            if not bar.disable and step % max(1, self.steps // 50) == 0:
+            if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn: reading totals waits for a GPU
                 seen = min(len(self.train_set), (step + 1) * self.config.batch_size)
-                self.show(bar, totals * self.group.number / seen, x)
+                self.show(bar, *(totals * self.group.number / seen).tolist())
         loss, likelihood, kl = (self.group.total(totals) / len(self.train_set)).tolist()
         if not math.isfinite(loss):
             raise self.diverged(epoch, "the loss is not finite")
@@ -377,16 +377,13 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def show(self, bar: tqdm[NoReturn], mean: Tensor, x: Tensor) -> None:
-        """Update the values on the progress bar, in nats per observation."""
-        shown = dict(zip(("loss", "log p(x|z)", "KL"), mean.tolist(), strict=True))
-        if not isinstance(self.elbo, SiteKL_ELBO):
-            shown = {"loss": shown["loss"]}
-        # does not change the random numbers of training
-        with evaluating(self.model, self.guide, self.config.seed):
-            fano = fano_factor(self.guide.posterior(x[:64]))
-            if fano is not None:
-                shown["Fano"] = float(fano.mean())
+    def show(self, bar: tqdm[NoReturn], loss: float, likelihood: float, kl: float) -> None:
+        """Update the values on the progress bar, in nats per observation; the Fano factor is the log's."""
+        shown = {"loss": loss}
+        if isinstance(self.elbo, SiteKL_ELBO):
+            shown |= {"log p(x|z)": likelihood, "KL": kl}
+        if self.log and "test_fano" in self.log[-1]:
+            shown["Fano"] = self.log[-1]["test_fano"]
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()}, refresh=False)
 
     def random_state(self) -> tuple[Tensor, Tensor | None]:

@@ -26,18 +26,31 @@ def columns_of(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> lis
     ]
 
 
-def plain(rows: Sequence[Row]) -> str:
-    """Format the metrics of several runs for a terminal, one line per run."""
-    import pandas as pd
+def _measured(row: Row, metric: Metric) -> str:
+    """Return a value with its standard error, both to two significant digits of the error; "-" without a value."""
+    value, error = row.get(metric.name), row.get(f"{metric.name}_error")
+    if value is None:
+        return "-"
+    if error is None or not (0 < error < math.inf and math.isfinite(value)):
+        return f"{value:.{metric.digits}f}"
+    digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    return f"{round(value, digits):.{max(0, digits)}f} ± {round(error, digits):.{max(0, digits)}f}"
 
-    shown = []
+
+def plain(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Format the metrics of several runs for a terminal: one column per run, one line per metric.
+
+    Args:
+        rows: the content of the runs' ``metrics.json``.
+        names: headings of the columns, such as the run folders.
+    """
+    lines = [["run", *names]]
+    lines += [[about, *(str(row[about]) for row in rows)] for about in ("variant", "data", "epochs")]
     columns = columns_of(rows)
-    for row in rows:
-        line = {"variant": row["variant"], "data": row["data"], "epochs": str(row["epochs"])}
-        for one in columns:
-            line[one.heading] = "-" if row.get(one.name) is None else f"{row[one.name]:.{one.digits}f}"
-        shown.append(line)
-    return pd.DataFrame(shown).to_string(index=False)
+    errors = {f"{one.name}_error" for one in columns}
+    lines += [[one.heading, *(_measured(row, one) for row in rows)] for one in columns if one.name not in errors]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 class Summary(NamedTuple):

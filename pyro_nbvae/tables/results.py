@@ -55,7 +55,11 @@ def _row(cell: Cell, sampler: SamplerName, samples: int) -> Row | None:
     if not cell.are_final(metrics, samples) or _what(config) != _what(cell.config):
         return None
     figures = {k: v for k, v in metrics.items() if k not in ("data", "seed") and v is not None}
-    about = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in figures.items() if k != "kl_per_unit"}
+    about = {
+        k: ", ".join(map(str, v)) if isinstance(v, list) else v
+        for k, v in figures.items()
+        if not k.endswith("_per_unit")
+    }
     return {**dict(zip(_KEY, key_of(cell, sampler), strict=True)), "config": _what(config), **about}
 
 

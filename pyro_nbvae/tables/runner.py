@@ -17,7 +17,7 @@ from pyro_nbvae.errors import InputError, check_number
 from pyro_nbvae.metrics import build_features
 from pyro_nbvae.metrics.features import check_features
 from pyro_nbvae.runs.build import choose_device
-from pyro_nbvae.runs.evaluation import METRICS, evaluate
+from pyro_nbvae.runs.evaluation import METRICS, Evaluation, measure
 from pyro_nbvae.runs.folder import metrics_file
 from pyro_nbvae.runs.training import differences, train
 from pyro_nbvae.sampling import MOST_SAMPLES
@@ -55,16 +55,17 @@ def run_cell(cell: Cell, metrics: list[str], options: Reproduction, imports: lis
     plugins.import_modules(imports)
     for path in cell.run.set_aside():
         print(f"{path}: this version cannot read the original, now renamed; the run is trained again", file=sys.stderr)
-    evaluate(
-        train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
-        metrics,
-        features=options.features,
+    run = train(replace(cell.config, device=device), cell.folder, resume=True, progress=False)
+    this = Evaluation(
+        run,
+        features=None if options.features == ("classifier",) else options.features,  # the default, for images only
         inception_weights=options.inception_weights,
         samples=number_of_samples(options),
         importance_samples=0,
         device=device,
         progress=False,
     )
+    measure(this, metrics)
 
 
 def _finished(cell: Cell) -> int:
@@ -88,7 +89,9 @@ def check_options(table: Table, grid: Sequence[Cell], options: Reproduction) -> 
         if labelled and load(data, options.data_root).test_labels is None:
             raise InputError(f"{data} has no labels, which the table {table.name} needs: give a .npz file with labels")
         for name in options.features:
-            if name != "classifier":  # our classifiers are always available
+            if name != "classifier":  # our classifiers are always available, and not used for data other than images
+                if not load(data, options.data_root).images:
+                    raise InputError(f"--features {name}: FID and KID need images, {data} holds none")
                 build_features(name, data, data_root=options.data_root, inception_weights=options.inception_weights)
 
 

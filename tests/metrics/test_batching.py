@@ -1,0 +1,108 @@
+"""Metrics take a tensor or a DataLoader, in the precision of the model; how data are batched changes nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
+from pyro_nbvae.metrics.batching import Thinned
+from pyro_nbvae.sampling import PosteriorSampler, fit_mixture
+from pyro_nbvae.variants import VARIANTS
+
+
+def pair(name="P-VAE", shape=(5,)):
+    torch.manual_seed(0)
+    variant = VARIANTS[name]
+    model = variant.model(shape, 3, decoder="linear")
+    return model, variant.guide(model, encoder="linear", **variant.options)
+
+
+def same(a, b):
+    for field in dataclasses.fields(a):
+        first, second = getattr(a, field.name), getattr(b, field.name)
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
+
+
+# 501 observations in batches of 100 or 250 end in one observation
+@pytest.mark.parametrize("size", [1, 100, 250, 2000])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_data_loader_gives_what_a_tensor_gives(size, pixels):
+    model, guide = pair(shape=(1, 8, 8) if pixels else (5,))
+    x = torch.randint(0, 256, (501, 1, 8, 8), dtype=torch.uint8) if pixels else torch.rand(501, 5)
+    labelled = DataLoader(TensorDataset(x, torch.arange(501)), batch_size=size)
+    uneven = [x[:7], x[7:7], x[7:300], x[300:]]
+    whole = held_out(model, guide, x)
+    assert (whole.ssim is not None) == pixels
+    for data in (labelled, DataLoader(x, batch_size=size), uneven):
+        same(held_out(model, guide, data), whole)
+        bounds = [importance_weighted_bound(model, guide, each, 3) for each in (data, x)]
+        torch.testing.assert_close(*bounds)
+        np.testing.assert_array_equal(*(represent(model, guide, each, "counts") for each in (data, x)))
+    means = []
+    for data in (labelled, x):
+        mixture = fit_mixture(model, guide, data, components=2)
+        torch.manual_seed(1)
+        means.append(mixture.sample(10))
+    torch.testing.assert_close(*means)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_models_in_double_precision(name):
+    model, guide = pair(name) if name != "C-VAE" else (None, None)
+    if model is None:
+        variant = VARIANTS[name]
+        model = variant.model((5,), 24, decoder="linear")
+        guide = variant.guide(model, encoder="linear", **variant.options)
+    x = torch.rand(20, 5, dtype=torch.float64)
+    single = held_out(model, guide, x)
+    model.double(), guide.double()
+    found = held_out(model, guide, x)
+    assert found.elbo == pytest.approx(single.elbo, abs=6 * np.hypot(found.elbo_error, single.elbo_error))
+    assert importance_weighted_bound(model, guide, x, 3).dtype == torch.float64
+    assert represent(model, guide, x, "means").shape == (20, model.latents)
+    assert PosteriorSampler(model, guide, x).sample(3).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no observation"),
+        (DataLoader(torch.zeros(0, 5)), "no observation"),
+        ([torch.zeros(0, 5)], "no observation"),
+        ([np.zeros((2, 5))], "a batch must be a tensor, or a tuple whose first is one, got ndarray"),
+        (torch.zeros(5).unbind(), "must have shape"),
+        ([torch.zeros(2, 5), torch.zeros(2, 6)], "batches differ"),
+        (3, "must be a tensor or a DataLoader, got int"),
+    ],
+)
+def test_what_is_no_data_is_refused_in_one_line(data, message):
+    for measure in (held_out, lambda *a: importance_weighted_bound(*a, 2), lambda *a: represent(*a, "means")):
+        with pytest.raises(InputError, match=message) as error:
+            measure(*pair(), data)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [1, 9, 10, 11, 37, 81])
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_a_stream_is_thinned_evenly(number, size):
+    thinned = Thinned(10)
+    for batch in torch.arange(number).split(size):
+        thinned.add(batch)
+    step = next(2**j for j in range(9) if -(-number // 2**j) <= 10)
+    assert thinned.kept.tolist() == list(range(0, number, step))
+
+
+def test_standard_errors_are_of_means_over_observations():
+    model, guide = pair()
+    x = torch.rand(400, 5)
+    found = held_out(model, guide, x)
+    each = torch.tensor([held_out(model, guide, x, seed=s).elbo for s in range(1, 40)])
+    assert found.elbo_error > float(each.std())  # which is only the noise of the latents
+    kl = torch.stack([held_out(model, guide, one).unit_kl.sum() for one in x.split(1)])
+    assert found.kl == pytest.approx(float(kl.mean())) and found.kl_error == pytest.approx(float(kl.std()) / 20)
+    assert found.mse_error == pytest.approx(found.squared_error_error / 5)
+    assert held_out(model, guide, x[:1]).elbo_error is None

@@ -92,13 +92,18 @@ def check_batch(
             )
 
 
+def in_svi_step() -> bool:
+    """Whether SVI.step runs: it records the parameters that it is about to train."""
+    return any(getattr(messenger, "param_only", False) for messenger in _PYRO_STACK)
+
+
 def check_param_store(module: PyroModule) -> None:
     """Raise InputError if SVI is about to train another model's parameters instead of a module's, by their names.
 
     Pyro's store keeps parameters by name: the module would silently not be trained. Outside of SVI.step, which records
     parameters, the module's own parameters are used.
     """
-    if not any(getattr(messenger, "param_only", False) for messenger in _PYRO_STACK):
+    if not in_svi_step():
         return
     store = pyro.get_param_store()._params
     parent = f"{module._pyro_name}." if module._pyro_name else ""
@@ -155,16 +160,6 @@ def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Ab
     """
     mixed = module.mixed_precision and module.training
     return torch.autocast(x.device.type, torch.bfloat16) if mixed else nullcontext()
-
-
-def initialize_once(network: nn.Module, x: Tensor) -> None:
-    """Start a network from its first batch, if it depends on data and has not started.
-
-    Not inside a transform, where nothing may be changed in place.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack():
-        return
-    initialize(network, x.detach(), again=False)
 
 
 def as_floats(data: Tensor) -> Tensor:
@@ -286,8 +281,7 @@ class GenerativeModel(PyroModule):
     def initialize(self, data: Tensor) -> None:
         """Start a built-in decoder at the mean of training data, in the likelihood's own terms.
 
-        Without this call the first batch in training mode starts it, unless inside a transform of PyTorch. A decoder of
-        your own is not changed.
+        Without this call the first batch of ``SVI.step`` starts it. A decoder of your own is not changed.
 
         Args:
             data: (N, *event_shape), as a data set holds them.
@@ -356,8 +350,8 @@ class GenerativeModel(PyroModule):
         device = self.device
         if x is not None:
             check_batch(x, self.event_shape, self.unit_interval, self.decoder)
-            if self.training:
-                initialize_once(self.decoder, x)
+            if in_svi_step():
+                initialize(self.decoder, x, again=False)
             size, device = len(x), x.device
         draw_parameters(self)
         with batch_plate(self.data_size, size, device):
@@ -506,8 +500,7 @@ class AmortizedGuide(PyroModule):
     def initialize(self, data: Tensor) -> None:
         """Start a built-in encoder: standardise its input by training data, and set the spread of its outputs.
 
-        Without this call the first batch in training mode starts it, unless inside a transform of PyTorch. An encoder
-        of your own is not changed.
+        Without this call the first batch of ``SVI.step`` starts it. An encoder of your own is not changed.
 
         Args:
             data: (N, *event_shape), as a data set holds them.
@@ -543,8 +536,8 @@ class AmortizedGuide(PyroModule):
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         check_param_store(self)
         check_batch(x, self.event_shape, module=self.encoder)
-        if self.training:
-            initialize_once(self.encoder, x)
+        if in_svi_step():
+            initialize(self.encoder, x, again=False)
         with self._relaxed(followed(self, x)) if torch.jit.is_tracing() else nullcontext():
             posterior = self.posterior(x)
         with batch_plate(self.data_size, len(x), x.device):

@@ -16,8 +16,8 @@ def _decoders(base: TrainConfig) -> dict[str, dict[str, object]]:
     others = ("mlp", "linear")
     return {
         "conv": {},
-        **{decoder: {"decoder": decoder, "beta": base.beta} for decoder in others},
-        **{f"{decoder}, the paper's β": {"decoder": decoder} for decoder in others},
+        **{decoder: {"decoder": f"released_{decoder}", "beta": base.beta} for decoder in others},
+        **{f"{decoder}, the paper's β": {"decoder": f"released_{decoder}"} for decoder in others},
     }
 
 

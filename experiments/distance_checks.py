@@ -38,7 +38,9 @@ def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
 def untrained(data: Data) -> Tensor:
     """Return samples from the prior of an untrained model of default configuration, as many as held-out images."""
     torch.manual_seed(0)
-    model, guide, _ = build(resolve(TrainConfig(data=data.name), data.event_shape), data.event_shape)
+    model, guide, _ = build(
+        resolve(TrainConfig(data=data.name, preset="published"), data.event_shape), data.event_shape
+    )
     return prior_samples(model, guide, len(data.test))
 
 

@@ -170,7 +170,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
     images = data.test[:IMAGES].to(device)
     limit = held_out(model, guide, images, seed=arguments.seed)
     overdispersed = NegativeBinomialModel(
-        data.event_shape, config.latents, decoder=config.decoder, likelihood=model.likelihood
+        data.event_shape, model.latents, decoder=config.decoder, likelihood=model.likelihood
     )
 
     class SameMeans(NegativeBinomialGuide):
@@ -205,7 +205,7 @@ def poisson_limit(arguments: Arguments, path: Path) -> None:
 
 def features(arguments: Arguments, path: Path) -> None:
     """Plot the columns of the linear decoder, the effect of one spike on the image; units with the largest KL first."""
-    found = [cell for cell in finished("decoder", arguments) if cell.config.decoder == "linear"]
+    found = [cell for cell in finished("decoder", arguments) if cell.config.decoder == "released_linear"]
     if not found:
         raise MissingRuns("decoder")
     _, model, _ = found[0].run.load(arguments.device)

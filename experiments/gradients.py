@@ -121,7 +121,7 @@ def linear_case(family: str, draws: int, seed: int) -> list[dict]:
     torch.manual_seed(seed)
     decoder = nn.Linear(LATENTS, OBSERVED)
     model = NegativeBinomialModel((OBSERVED,), LATENTS, decoder=decoder, likelihood=Gaussian(1.0), prior_mean=2.0)
-    guide = GUIDES[family](model, encoder="linear", spread=1.0)
+    guide = GUIDES[family](model, encoder="released_linear", spread=1.0)
     x = torch.randn(OBSERVATIONS, OBSERVED)
     truth = closed_form(model, guide, x)
     with undisturbed(model, guide, seed):

@@ -11,6 +11,7 @@ STARTS = ((1, 20), (10, 20), (30, 20), (100, 20), (30, 2), (30, 50))
 
 
 def _starts(base: TrainConfig) -> dict[str, dict[str, object]]:
+    assert base.lr is not None
     return {
         f"pace {pace}, mean {mean}": {"prior_lr": pace * base.lr, "prior_mean": float(mean)} for pace, mean in STARTS
     }

@@ -608,7 +608,8 @@ def in_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> 
         support: Any = constraints.unit_interval
         allowed = "[0, 1]"
     else:
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):  # any latents will do
+        # any latents will do; batch normalisation in training mode needs more than one
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), evaluation_mode(model):
             observed = model.observation(model.prior_distribution().sample(torch.Size([1])))
         support = getattr(observed, "support", None)
         allowed = f"the support of {type(model.likelihood).__name__}"

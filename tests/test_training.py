@@ -107,7 +107,7 @@ def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch):
 
 
 def test_mixed_precision_trains_as_well_and_is_evaluated_in_full_precision(tmp_path):
-    config = replace(TINY, encoder="conv", decoder="conv", lr=3e-3)
+    config = replace(TINY, encoder="conv", decoder="conv", lr=3e-3, batch_size=100)
     plain = train(config, tmp_path / "a", progress=False)
     half = train(replace(config, mixed_precision=True), tmp_path / "b", progress=False)
     assert not same_parameters(plain, half)
@@ -168,8 +168,8 @@ def test_a_variants_defaults_hold_where_no_flag_does(field, monkeypatch):
 
 
 def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
-    monkeypatch.setitem(VARIANTS, "MINE", replace(VARIANTS["CMP"], defaults={"latents": 3}))
-    with pytest.raises(InputError, match="unknown default of variant MINE 'latents': choose from"):
+    monkeypatch.setitem(VARIANTS, "MINE", replace(VARIANTS["CMP"], defaults={"seed": 3}))
+    with pytest.raises(InputError, match="unknown default of variant MINE 'seed': choose from"):
         resolve(TrainConfig(variant="MINE"), (1, 16, 16))
 
 
@@ -322,11 +322,13 @@ def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(steps, tmp_pa
     assert orders[0] != orders[1]
 
 
-def test_gradients_are_of_the_scaled_loss_per_observation_and_clipped(steps, tmp_path):
-    """Before clipping they are those of beta times the negative ELBO over the batch, on the same noise."""
+@pytest.mark.parametrize(("preset", "scale"), [("default", 1.0), ("published", 0.1)])
+def test_gradients_are_of_the_scaled_loss_per_observation_and_clipped(preset, scale, steps, tmp_path):
+    """Before clipping they are those of the negative ELBO over the batch, times beta in published runs."""
     config = replace(TINY, variant="EX-C", train_size=100, batch_size=40, epochs=1, beta=0.1, clip=1e-3, kl_warmup=0.5)
-    run = train(config, tmp_path, progress=False)
+    run = train(replace(config, preset=preset), tmp_path, progress=False)
     model, guide, elbo = build(run.config()[0], (1, 16, 16))
+    model.initialize(load("digits").train[:100]), guide.initialize(load("digits").train[:100])
     parameters = list(elbo(model, guide).parameters())
     for step in steps:
         assert step["norm"] <= 1e-3 * (1 + 1e-4)
@@ -337,7 +339,7 @@ def test_gradients_are_of_the_scaled_loss_per_observation_and_clipped(steps, tmp
         guide.relaxation = guide.relaxation.at(step["temperature"])
         torch.set_rng_state(step["rng"])
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-            loss = 0.1 * elbo.differentiable_loss(model, guide, step["x"]) / len(step["x"])
+            loss = scale * elbo.differentiable_loss(model, guide, step["x"]) / len(step["x"])
         expected = torch.autograd.grad(loss, parameters)
         torch.testing.assert_close(step["gradients"], list(expected), rtol=1e-4, atol=1e-6)
     assert max(s["norm"] for s in steps) > 0.99e-3

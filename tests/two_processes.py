@@ -48,6 +48,8 @@ CONFIG = TrainConfig(
     batch_size=10,
     epochs=3,
     clip=0.5,
+    lr_schedule="constant",
+    kl_warmup=0.0,
     device="cpu",
 )
 # not those that an example has registered in this process

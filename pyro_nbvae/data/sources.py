@@ -83,6 +83,16 @@ class Data:
         return limits_of(self.train)
 
     @cached_property
+    def scale(self) -> float:
+        """Range of the values of images; standard deviation of other values about the means of their elements."""
+        if is_image_shape(self.event_shape):
+            low, high = self.limits
+            return high - low
+        mean = sum(x.double().sum(0) for x in self.train.split(BATCH)) / len(self.train)
+        square = sum(float((x.double() - mean).square().sum()) for x in self.train.split(BATCH)) / self.train.numel()
+        return math.sqrt(square) or 1.0
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the training and the held-out observations, by which a run recognises its data."""
         digest = hashlib.blake2b(digest_size=16)

@@ -145,9 +145,11 @@ def fano_factor(q: TorchDistribution) -> Tensor | None:
         >>> fano_factor(RelaxedPoisson(torch.ones(2, 3)))
         tensor([1., 1.])
     """
-    if not isinstance(q, RelaxedCount):
-        return None
-    return torch.where(q.mean > 0, q.variance / q.mean, 1.0).mean(-1)
+    return _fano(q.mean, q.variance) if isinstance(q, RelaxedCount) else None
+
+
+def _fano(mean: Tensor, variance: Tensor) -> Tensor:
+    return torch.where(mean > 0, variance / mean, 1.0).mean(-1)
 
 
 def mean_of(observed: Distribution) -> Tensor | None:
@@ -274,11 +276,12 @@ def held_out(
             values.add_sum("unit_kl", kl)
             values.add_sum("z", z)
             values.add_sum("z_squared", double(z).square())
-            factor = fano_factor(q)
-            if factor is not None:
-                values.add("fano", factor)
-                values.add_sum("posterior_mean", q.mean)
-                values.add_sum("posterior_variance", q.variance)
+            counts = isinstance(q, RelaxedCount)
+            if counts:
+                mean, variance = q.mean, q.variance  # once: they are sums over counts
+                values.add("fano", _fano(mean, variance))
+                values.add_sum("posterior_mean", mean)
+                values.add_sum("posterior_variance", variance)
         units = unit_information(guide, compared.kept) if information else None
     unit_mean = values.sum("z") / number
     of_sums: dict[str, Any] = {}
@@ -295,6 +298,6 @@ def held_out(
         unit_variance=(values.sum("z_squared") - number * unit_mean.square()).clamp_min(0) / max(1, number - 1),
         unit_kl=values.sum("unit_kl") / number,
         unit_information=units,
-        posterior_mean=values.sum("posterior_mean") / number if factor is not None else None,
-        posterior_variance=values.sum("posterior_variance") / number if factor is not None else None,
+        posterior_mean=values.sum("posterior_mean") / number if counts else None,
+        posterior_variance=values.sum("posterior_variance") / number if counts else None,
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from pyro.infer import ELBO
 
-from pyro_nbvae.data import full_name, source_of
+from pyro_nbvae.data import Data, full_name, source_of
+from pyro_nbvae.data.sources import is_image_shape
 from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
 from pyro_nbvae.files import expanded
@@ -176,28 +178,46 @@ def _with_defaults(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **decided)
 
 
-def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
-    """Return the configuration with every None replaced by its default, from the preset and the event shape.
+def resolve(config: TrainConfig, event_shape: tuple[int, ...], data: Data | None = None) -> TrainConfig:
+    """Return the configuration with every None replaced by its default, from the preset and the data.
+
+    Args:
+        config: the configuration.
+        event_shape: shape of an observation.
+        data: the data, whose number and scale some defaults of the preset ``default`` depend on. Without it they are
+            those of few images in [0, 1].
 
     Raises:
         InputError: as :func:`validate`.
     """
     config = validate(_with_defaults(config))
     preset = dict(PRESETS[config.preset])
+    pace, steps = preset.pop("prior_rate"), preset.pop("steps")
     relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)
     for field in ("temperature_start", "temperature", "prior_mean"):
         preset[field] = preset[field].get(name, preset[field][None])
+    for field in ("encoder", "decoder"):
+        preset[field] = preset[field][is_image_shape(event_shape)]
+
+    def chosen(field: str) -> Any:
+        value = getattr(config, field)
+        return preset[field] if value is None else value
+
+    if data is not None:
+        observations = len(data.train[: config.train_size])
+        preset["epochs"] = max(preset["epochs"], math.ceil(steps / math.ceil(observations / chosen("batch_size"))))
+    if preset["kl_warmup"] is None:
+        preset["kl_warmup"] = chosen("epochs") / 10
     preset["temperature"] = preset["temperature"] or (relaxation.coldest if relaxation else None)
-    preset["anneal_epochs"] = preset["anneal_epochs"] or (config.epochs or preset["epochs"]) / 2
+    preset["anneal_epochs"] = preset["anneal_epochs"] or chosen("epochs") / 2
     if preset["temperature"] is None:  # nothing to anneal
         preset["temperature_start"] = preset["anneal_epochs"] = None
     else:
         preset["temperature_start"] = max(preset["temperature_start"], config.temperature or preset["temperature"])
     if not is_estimator(config, SiteKL_ELBO):
         preset["kl_warmup"] = 0.0
-    pace = preset.pop("prior_pace")
-    preset["prior_lr"] = pace * config.lr
+    preset["prior_lr"] = pace * chosen("lr")
     settings = variant(config.variant).settings
     if "prior_mean" not in settings:
         preset["prior_mean"] = None
@@ -208,12 +228,15 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
     # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other
     # axes, and averages the KL over latents. One unit of it is this many squared errors per image
     # (docs/mathematics.md, section 1.3).
-    units = float(event_shape[0] * event_shape[1]) if config.decoder == "conv" and len(event_shape) == 3 else 1.0
+    conv = chosen("decoder").endswith("conv") and len(event_shape) == 3
+    units = float(event_shape[0] * event_shape[1]) if conv else 1.0
     preset["clip"] = preset["clip"] or units
-    if config.likelihood == "gaussian":
-        preset["beta"] = units / config.latents
-    else:
-        preset["clip"] = 250.0
+    if config.likelihood != "gaussian":
+        preset["beta"], preset["clip"] = None, 250.0
+    elif preset["beta"] is None:
+        preset["beta"] = units / chosen("latents")
+    elif data is not None:
+        preset["beta"] *= data.scale**2
     decided = {k: v for k, v in preset.items() if getattr(config, k) is None}
     # as absolute paths, which are valid in every folder
     root = None if config.data_root is None else str(expanded(config.data_root).resolve())
@@ -223,6 +246,7 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...]) -> TrainConfig:
 def build(config: TrainConfig, event_shape: tuple[int, ...]) -> tuple[GenerativeModel, AmortizedGuide, ELBO]:
     """Build the model, guide and estimator of a resolved configuration."""
     parts = variant(config.variant)
+    assert config.latents is not None
     settings = {name: getattr(config, name) for name in parts.settings if getattr(config, name) is not None}
     noise = {"beta": config.beta} if config.likelihood == "gaussian" else {}
     likelihood = LIKELIHOODS[config.likelihood](**noise)

@@ -35,7 +35,7 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
     See also: docs/mathematics.md, section 5.6 (`--relaxation auto`).
     """
     torch.manual_seed(config.seed)
-    plain = resolve(dataclasses.replace(config, relaxation=None), data.event_shape)
+    plain = resolve(dataclasses.replace(config, relaxation=None), data.event_shape, data)
     model, guide, _ = build(plain, data.event_shape)
     model.to(device)
     guide.to(device)
@@ -43,7 +43,10 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
     train_set = data.train[: config.train_size]
     first = torch.randperm(len(train_set), generator=generator)[:OBSERVATIONS]
     x = to_floats(train_set[first]).to(device)
-    options = {"draws": DRAWS, "exact_draws": EXACT_DRAWS, "batch_size": config.batch_size, "seed": config.seed}
+    guide.initialize(train_set.to(device))
+    model.initialize(train_set.to(device))
+    assert plain.batch_size is not None
+    options = {"draws": DRAWS, "exact_draws": EXACT_DRAWS, "batch_size": plain.batch_size, "seed": config.seed}
     errors = gradient_errors(model, guide, x, CANDIDATES, **options)
     rows = [
         {

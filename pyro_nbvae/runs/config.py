@@ -6,30 +6,70 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+# Learning rate of a learned prior in multiples of that of the networks: its few parameters are far from their optimum
+# (docs/mathematics.md, section 8).
+PRIOR_RATE = 10.0
+
 # Defaults of each preset for flags that are not given. Schedules are linear: the KL weight rises from 0 to 1 over
 # `kl_warmup` epochs, and the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`. The
 # default of a relaxation is under its name, else under None; a temperature of None is the relaxation's `coldest`. The
-# prior's learning rate is `prior_pace` * `lr`.
+# prior's learning rate is `prior_rate` * `lr`.
 PRESETS: dict[str, dict[str, Any]] = {
+    # For data of a user's own: 20 epochs, or as many as 1,000 steps need, and gradients in nats.
     "default": {
+        "encoder": {True: "conv", False: "mlp"},  # on images, and on other data
+        "decoder": {True: "conv", False: "mlp"},
+        "latents": 64,
+        "batch_size": 128,
+        "lr": 2e-3,
+        "lr_schedule": "cosine",
         "epochs": 20,
-        "kl_warmup": 2.0,
+        "steps": 1_000,
+        "kl_warmup": None,  # a tenth of the epochs
         "temperature_start": {None: 1.0, "arrival": 0.24},  # at 1 arrival times count 31 % too many
         "temperature": {None: None},
         "anneal_epochs": None,  # half of the epochs
-        "clip": 25.0,
-        "prior_pace": 30.0,
+        "beta": 0.1,  # of the squared range of images, or of the mean variance of other data
+        "clip": 250.0,
+        "prior_rate": PRIOR_RATE,
         "prior_mean": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax draws noise for every count of a window
+    },
+    # The settings of our tables.
+    "published": {
+        "encoder": {True: "released_conv", False: "released_mlp"},
+        "decoder": {True: "released_conv", False: "released_mlp"},
+        "latents": 256,
+        "batch_size": 512,
+        "lr": 1e-3,
+        "lr_schedule": "constant",
+        "epochs": 20,
+        "steps": 0,
+        "kl_warmup": 2.0,
+        "temperature_start": {None: 1.0, "arrival": 0.24},
+        "temperature": {None: None},
+        "anneal_epochs": None,
+        "beta": None,  # the paper's: channels * height / latents, or 1 / latents
+        "clip": 25.0,
+        "prior_rate": 30.0,
+        "prior_mean": {None: 20.0, "gumbel": 2.0},
     },
     # As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
     "paper": {
+        "encoder": {True: "released_conv", False: "released_mlp"},
+        "decoder": {True: "released_conv", False: "released_mlp"},
+        "latents": 256,
+        "batch_size": 512,
+        "lr": 1e-3,
+        "lr_schedule": "constant",
         "epochs": 200,
+        "steps": 0,
         "kl_warmup": 50.0,
         "temperature_start": {None: 1.0},
         "temperature": {None: None, "arrival": 0.05, "gumbel": 1.0},
         "anneal_epochs": 250.0,
+        "beta": None,
         "clip": None,
-        "prior_pace": 1.0,
+        "prior_rate": 1.0,
         "prior_mean": {None: 1.0},
     },
 }
@@ -55,14 +95,17 @@ class TrainConfig:
         data: digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder
             of images, or of a .npy, .npz, .csv or .tsv file.
         train_size: number of training observations to use, from the beginning of the data set. Default: all.
-        latents: number of latent variables.
-        encoder: conv (images only), mlp or linear.
-        decoder: conv (images only), mlp or linear.
+        latents: number of latent variables. Default: 64, with the other presets 256.
+        encoder: conv (images only), mlp or linear; or one of the paper's networks as released: released_conv,
+            released_mlp, released_linear. Default: conv for images, else mlp; with the other presets the released ones.
+        decoder: as the encoder.
         likelihood: gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts).
-        beta: weight of the KL relative to the squared error; 2 sigma^2 of the Gaussian likelihood. Default: the
-            equivalent of beta = 1 in the paper, channels * height / latents with a conv decoder, else 1 / latents.
+        beta: weight of the KL relative to the squared error; 2 sigma^2 of the Gaussian likelihood. Default: 0.1 of the
+            squared range of images, or of the mean variance of other data; with the other presets the equivalent of
+            beta = 1 in the paper, channels * height / latents with a conv decoder, else 1 / latents.
         estimator: class name of an ELBO of this package or of Pyro. Default: the variant's.
-        kl_warmup: number of epochs over which the KL weight rises from 0 to 1. Default: 2, with the paper preset 50.
+        kl_warmup: number of epochs over which the KL weight rises from 0 to 1. Default: a tenth of the epochs; with the
+            published preset 2, with the paper preset 50.
         temperature_start: temperature of the relaxation at the start. Default: 0.24 for arrival times (the last in the
             paper), 1 for Gumbel-softmax and with the paper preset, but never below the temperature at the end.
         temperature: temperature of the relaxation at the end. Default: 0.05 for arrival times, 0.25 for Gumbel-softmax.
@@ -73,21 +116,25 @@ class TrainConfig:
         indicator: soft indicator of the arrival times, sigmoid or smoothstep. Default: sigmoid.
         max_count: largest count of Gumbel-softmax, which cuts off the mass above it. Default: none.
         straight_through: use integer counts in the forward pass and relaxed gradients in the backward pass.
-        epochs: number of passes over the training data. Default: 20, with the paper preset 200.
-        batch_size: observations per step.
-        lr: learning rate of Adam.
-        prior_lr: learning rate of the prior's parameters, if it has any. With few latents (some ten) a lower one keeps
-            more of them alive. Default: 30 * lr; with the paper preset, lr.
+        epochs: number of passes over the training data. Default: 20, or as many as 1,000 steps need; with the published
+            preset 20, with the paper preset 200.
+        batch_size: observations per step. Default: 128, with the other presets 512.
+        lr: learning rate of Adam. Default: 0.002, with the other presets 0.001.
+        lr_schedule: cosine (learning rates fall to 0 over the epochs) or constant. Default: cosine, with the other
+            presets constant.
+        prior_lr: learning rate of the prior's parameters, if it has any. Default: 10 * lr; with the published preset
+            30 * lr, with the paper preset lr.
         prior_mean: initial mean count of a learned prior. Default: 20; with Gumbel-softmax 2; with the paper preset 1.
-        clip: maximum gradient norm of the loss per observation. Default: 25, in squared errors, for the Gaussian
-            likelihood, and 250, in nats, for the others.
+        clip: maximum gradient norm of the loss per observation. Default: 250, in nats; with the other presets, and the
+            Gaussian likelihood, in squared errors: 25, or the paper's.
         kl_samples: number of samples of the Monte Carlo KL. Default: 5.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         mixed_precision: use bfloat16 multiplications in the networks during training, which is faster on hardware that
             supports it; densities and evaluation stay in single precision.
         data_root: folder of the data sets. Default: the environment variable NBVAE_DATA, else the user data folder.
-        preset: default, or paper (the paper's schedules and 200 epochs).
+        preset: default, published (the settings and networks of the tables in docs/results.md) or paper (the paper's
+            schedules and 200 epochs).
 
     Example::
 
@@ -98,9 +145,9 @@ class TrainConfig:
     variant: str = "CMP"
     data: str = "digits"
     train_size: int | None = None
-    latents: int = 256
-    encoder: Network = "conv"
-    decoder: Network = "conv"
+    latents: int | None = None
+    encoder: Network | None = None
+    decoder: Network | None = None
     likelihood: Literal["gaussian", "bernoulli", "poisson", "negative_binomial"] = "gaussian"
     beta: float | None = None
     estimator: str | None = None
@@ -114,8 +161,9 @@ class TrainConfig:
     max_count: int | None = None
     straight_through: bool = False
     epochs: int | None = None
-    batch_size: int = 512
-    lr: float = 1e-3
+    batch_size: int | None = None
+    lr: float | None = None
+    lr_schedule: Literal["cosine", "constant"] | None = None
     prior_lr: float | None = None
     prior_mean: float | None = None
     clip: float | None = None
@@ -124,7 +172,7 @@ class TrainConfig:
     device: str = "auto"
     mixed_precision: bool = False
     data_root: str | None = None
-    preset: Literal["default", "paper"] = "default"
+    preset: Literal["default", "published", "paper"] = "default"
 
     @property
     def title(self) -> str:

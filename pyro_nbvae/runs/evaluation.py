@@ -201,6 +201,7 @@ class Evaluation:
 
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
+        assert self.config.batch_size is not None
         steps = math.ceil(self.trained_on / self.config.batch_size)
         return median(row["seconds"] for row in self.log) / steps
 

@@ -35,12 +35,21 @@ from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Version of config.json; it grows when older runs would be read wrongly: another field, or another network or formula.
-SCHEMA = 4
+SCHEMA = 5
 # Keys of config.json and their types: the fields of the configuration, and the shape of an observation.
 _HINTS: dict[str, Any] = {**get_type_hints(TrainConfig), "event_shape": list[Annotated[int, Field(ge=1, le=1 << 20)]]}
 _STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
     with_config(ConfigDict(extra="forbid"))(TypedDict("Stored", _HINTS))  # type: ignore[operator]
 )
+
+
+def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of version 4 as one of this version: the same networks, settings and results."""
+    if stored.get("schema_version") != 4:
+        return dict(stored)
+    networks = {part: f"released_{stored[part]}" for part in ("encoder", "decoder") if part in stored}
+    preset = "paper" if stored.get("preset") == "paper" else "published"
+    return {**stored, **networks, "schema_version": 5, "preset": preset, "lr_schedule": "constant"}
 
 
 class LaterVersionError(InputError):
@@ -62,7 +71,7 @@ def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
     """
     if not isinstance(stored, dict):
         raise InputError(f"expected a JSON object, got a {type(stored).__name__}")
-    stored = dict(stored)
+    stored = upgraded(stored)
     version = stored.pop("schema_version", None)
     if not isinstance(version, int) or version < SCHEMA:
         raise InputError(

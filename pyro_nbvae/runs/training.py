@@ -56,6 +56,12 @@ def temperature(config: TrainConfig, epoch: float) -> float:
     return config.temperature if done == 1 else (1 - done) * config.temperature_start + done * config.temperature
 
 
+def lr_factor(config: TrainConfig, epoch: float) -> float:
+    """Return the factor of the learning rates at an epoch: half a cosine from 1 to 0, or 1."""
+    assert config.epochs is not None
+    return 0.5 * (1 + math.cos(math.pi * epoch / config.epochs)) if config.lr_schedule == "cosine" else 1.0
+
+
 def noise_seed(seed: int, rank: int) -> int:
     """Return the seed of the noise of one process: another one for each, and not that of the initialisation.
 
@@ -84,11 +90,12 @@ def check_same_run(run: Run, config: TrainConfig) -> None:
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
     """Train a variant and write a run folder.
 
-    The loss is the negative ELBO per observation times the model's ``loss_scale``. For a Gaussian likelihood this is
-    the squared error + beta * kl_weight * KL, up to a constant. After each epoch the first 2,000 held-out observations
-    are evaluated with exact latents (integer counts), and the checkpoint and the log are written. On one machine the
-    same configuration gives the same numbers, also if the run was interrupted and resumed. Under torchrun each process
-    takes a part of every batch.
+    The loss is the negative ELBO per observation, in nats; with the presets published and paper it is multiplied by the
+    model's ``loss_scale``, which gives squared error + beta * kl_weight * KL for a Gaussian likelihood.
+
+    After each epoch the first 2,000 held-out observations are evaluated with exact latents (integer counts), and the
+    checkpoint and the log are written. On one machine the same configuration gives the same numbers, also if the run
+    was interrupted and resumed. Under torchrun each process takes a part of every batch.
 
     Args:
         config: configuration of the run.
@@ -130,7 +137,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     compared: list[dict[str, Any]] = []
     if config.relaxation == "auto":
         config, compared = choose(config, data, device)
-    config = resolve(config, data.event_shape)
+    config = resolve(config, data.event_shape, data)
     trainer = Trainer(run, config, data, device, group)
     trainer.try_out()
     with trainer.folder(resume) as state:
@@ -145,6 +152,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
                 if progress:
                     tqdm.write(explain(compared), file=sys.stderr)
         trainer.run_epochs(progress and group.leads)
+        group.gather(None)  # no process goes on before the last checkpoint is written
     return run
 
 
@@ -189,25 +197,35 @@ class Trainer:
             )
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         prior = set(self.model.prior.parameters()) if config.prior_lr is not None else set()
-        groups: list[dict[str, object]] = [{"params": [p for p in self.parameters if p not in prior]}]
+        assert config.lr is not None and config.batch_size is not None
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters if p not in prior], "lr": config.lr}]
         if prior:
             groups.append({"params": [p for p in self.parameters if p in prior], "lr": config.prior_lr})
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr)
+        self.batch_size: int = config.batch_size
+        self.lrs = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.Adam(groups)
+        # published runs have the gradients of squared errors, others of nats, whatever the units of the data
+        self.loss_scale = 1.0 if config.preset == "default" else self.model.loss_scale
         self.log: list[dict[str, float]] = []
         self.train_set = data.train[: config.train_size].to(device)
         self.test_set = data.test[:LOGGED].to(device)
         self.guide.initialize(self.train_set)
         self.model.initialize(self.train_set)
-        self.steps = math.ceil(len(self.train_set) / config.batch_size)
+        full, rest = divmod(len(self.train_set), self.batch_size)
+        # a single observation joins the batch before it: batch normalisation needs two
+        self.steps = max(1, full + (rest > 1))
         torch.manual_seed(noise_seed(config.seed, group.rank))
 
     def try_out(self) -> None:
         """Run the estimator once on two observations, to report errors before any file is written.
 
+        Buffers, such as the moments of a batch normalisation, are restored.
+
         Raises:
             InputError: with the first line of the error.
         """
-        x = to_floats(self.train_set[:2])
+        x = to_floats(self.train_set[: min(2, self.batch_size)])
+        buffers = [(each, each.clone()) for module in (self.model, self.guide) for each in module.buffers()]
         devices = [self.device] if self.device.type == "cuda" else []
         with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
             kind = type(self.elbo).__name__
@@ -221,6 +239,8 @@ class Trainer:
                     f"{self.config.variant} with {kind} cannot be trained: its loss is {loss}; choose an ELBO whose "
                     "loss is a number"
                 )
+        for buffer, before in buffers:
+            buffer.copy_(before)
         self.optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
@@ -327,7 +347,7 @@ class Trainer:
             with self.finite(epoch):
                 totals += self.step(x)
             if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn: reading totals waits for a GPU
-                seen = min(len(self.train_set), (step + 1) * self.config.batch_size)
+                seen = min(len(self.train_set), (step + 1) * self.batch_size)
                 self.show(bar, *(totals * self.group.number / seen).tolist())
         loss, likelihood, kl = (self.group.total(totals) / len(self.train_set)).tolist()
         if not math.isfinite(loss):
@@ -346,10 +366,14 @@ class Trainer:
         """Iterate over the batches of an epoch, in an order that depends only on the seed and the epoch."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train_set), generator=generator).to(self.device)
-        return batches(self.train_set, self.config.batch_size, order)
+        sizes = [self.batch_size] * (self.steps - 1)
+        for chosen in order.split([*sizes, len(order) - sum(sizes)]):
+            yield to_floats(self.train_set[chosen])
 
     def set_schedules(self, epoch: float) -> None:
-        """Set the KL weight and the temperature for an epoch (not necessarily whole)."""
+        """Set the learning rates, the KL weight and the temperature for an epoch (not necessarily whole)."""
+        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = lr * lr_factor(self.config, epoch)
         if isinstance(self.elbo, SiteKL_ELBO):
             self.elbo.kl_weight = kl_weight(self.config, epoch)
         if self.config.temperature is not None and self.guide.relaxation is not None:
@@ -360,7 +384,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         share, counted = self.group.share(x)
         loss = self.backward(share)
-        self.group.average_gradients(self.parameters, self.model.loss_scale / len(x), counts=counted > 0)
+        self.group.average_gradients(self.parameters, self.loss_scale / len(x), counts=counted > 0)
         assert self.config.clip is not None
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()

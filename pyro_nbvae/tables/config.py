@@ -18,13 +18,20 @@ class Scale:
     samples: int
 
 
+_PUBLISHED = {"preset": "published"}
 SCALES: dict[ScaleName, Scale] = {
-    "smoke": Scale({"epochs": 1, "train_size": 2_000, "batch_size": 100}, seeds=1, samples=1_000),
+    "smoke": Scale(
+        {"preset": "published", "epochs": 1, "train_size": 2_000, "batch_size": 100}, seeds=1, samples=1_000
+    ),
     # Small batches, for more steps.
-    "small": Scale({"epochs": 8, "train_size": 10_000, "batch_size": 100}, seeds=3, samples=10_000),
-    "medium": Scale({"epochs": 15, "batch_size": 256}, seeds=1, samples=10_000),
+    "small": Scale(
+        {"preset": "published", "epochs": 8, "train_size": 10_000, "batch_size": 100}, seeds=3, samples=10_000
+    ),
+    "medium": Scale({**_PUBLISHED, "epochs": 15, "batch_size": 256}, seeds=1, samples=10_000),
     # Long runs multiply in bfloat16; the table precision compares it with float32.
-    "full": Scale({"epochs": 50, "batch_size": 256, "mixed_precision": True}, seeds=3, samples=10_000),
+    "full": Scale(
+        {"preset": "published", "epochs": 50, "batch_size": 256, "mixed_precision": True}, seeds=3, samples=10_000
+    ),
     "paper": Scale({"preset": "paper", "mixed_precision": True}, seeds=5, samples=10_000),
 }
 

@@ -99,7 +99,7 @@ def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Seq
     named = tuple(name for name in features if name in commanded.values())
     run_with = replace(options, features=named or options.features, samples=samples)
     made_by = f"Made by: {mark}{command(table, run_with)}{mark}" if known else f"A table of its own, {table.name}"
-    batches = ", ".join(map(str, sorted({cell.config.batch_size for cell in grid})))
+    batches = ", ".join(map(str, sorted({cell.config.batch_size or 0 for cell in grid})))
     return (
         f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training data {all_of('train_size')}; "
         f"batches of {batches}; seeds {all_of('seed')}.{measured} {made} {made_by}"

@@ -15,7 +15,7 @@ from typing import Any
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import write_text
 from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
-from pyro_nbvae.runs.folder import SCHEMA, metrics_file, with_sampler
+from pyro_nbvae.runs.folder import SCHEMA, metrics_file, upgraded, with_sampler
 from pyro_nbvae.tables.grid import Cell
 
 Row = dict[str, Any]
@@ -87,6 +87,8 @@ def read(path: Path) -> dict[Key, Row]:
     try:
         table = pd.read_csv(path, dtype={"seed": int, "commit": str, "version": str})
         rows: list[Row] = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict("records")]
+        for row in rows:
+            row["config"] = json.dumps(upgraded(json.loads(row["config"])), sort_keys=True)
         return {(str(row["data"]), str(row["run"]), int(row["seed"])): row for row in rows}
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a table of results ({error}): restore it from version control") from None

@@ -16,7 +16,7 @@ from pyro_nbvae.runs.generation import generate, reconstruct
 from pyro_nbvae.runs.training import train
 from pyro_nbvae.tables.formats import plain
 
-CONFIG = TrainConfig(data="digits", latents=64, batch_size=100, lr=3e-3, epochs=45)
+CONFIG = TrainConfig(data="digits")
 
 
 def demo(out: Path = Path("runs/demo")) -> None:

@@ -46,8 +46,8 @@ class NegativeBinomialPrior(CountPrior):
 class NegativeBinomialModel(CountModel):
     """z ~ NB(r, l), x ~ likelihood(decoder(standardize(z))).
 
-    The prior has few parameters, far from their optimum: give them a separate learning rate, about 30 times that of the
-    networks (``model.prior.parameters()``).
+    The prior has few parameters, far from their optimum: give them a higher learning rate
+    (:func:`~pyro_nbvae.infer.learning_rates`).
 
     Args:
         prior_mean: initial mean count of each unit, positive; the initial Fano factor is 2.

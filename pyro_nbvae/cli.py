@@ -252,6 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the arguments. Default: those of the process.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    if list(words) == ["--version"]:
+        from pyro_nbvae import __version__
+
+        print(f"nbvae {__version__}")
+        return
     command = next((word for word in words if word in COMMANDS), None)
 
     def parse() -> Callable[[], None]:
@@ -260,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {name: commandline.deferred(command) for name, command in COMMANDS.items()},
             prog="nbvae",
             description="Variational autoencoders with spike-count latents. With every command, --import MODULE "
-            "imports your own module, which may register variants, data sets and metrics.",
+            "imports your own module, which may register variants, data sets and metrics. nbvae --version prints the "
+            "version.",
             args=rest,
             config=commandline.CONFIG,
         )

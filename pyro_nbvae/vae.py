@@ -120,7 +120,8 @@ def check_param_store(module: PyroModule) -> None:
                 )
             raise InputError(
                 f"Pyro's parameter store holds another {name}, of another model: call pyro.clear_param_store() before "
-                "a second model is trained; a guide and a model that are copied must be copied together"
+                "a second model is trained; to keep a trained pair, save its state_dict (docs/programs.md, Saving and "
+                "loading); a guide and a model that are copied must be copied together"
             )
 
 

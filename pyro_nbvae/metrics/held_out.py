@@ -221,7 +221,7 @@ def held_out(
     guide: AmortizedGuide,
     data: Observations,
     *,
-    information: bool = True,
+    units: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> HeldOut:
@@ -231,7 +231,7 @@ def held_out(
         model, guide: the pair.
         data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged; or a DataLoader, of
             which a batch is such a tensor or a tuple whose first is one. The result does not depend on the batches.
-        information: whether to compute ``unit_information``, which may take seconds.
+        units: whether to compute the information and the posterior moments of the units, which may take seconds.
         seed: random seed.
         progress: show a progress bar.
 
@@ -277,12 +277,12 @@ def held_out(
             values.add_sum("z", z)
             values.add_sum("z_squared", double(z).square())
             counts = isinstance(q, RelaxedCount)
-            if counts:
+            if counts and units:
                 mean, variance = q.mean, q.variance  # once: they are sums over counts
                 values.add("fano", _fano(mean, variance))
                 values.add_sum("posterior_mean", mean)
                 values.add_sum("posterior_variance", variance)
-        units = unit_information(guide, compared.kept) if information else None
+        informed = unit_information(guide, compared.kept) if units else None
     unit_mean = values.sum("z") / number
     of_sums: dict[str, Any] = {}
     for name in ("log_likelihood", "squared_error", "kl", "elbo"):
@@ -297,7 +297,7 @@ def held_out(
         unit_mean=unit_mean,
         unit_variance=(values.sum("z_squared") - number * unit_mean.square()).clamp_min(0) / max(1, number - 1),
         unit_kl=values.sum("unit_kl") / number,
-        unit_information=units,
-        posterior_mean=values.sum("posterior_mean") / number if counts else None,
-        posterior_variance=values.sum("posterior_variance") / number if counts else None,
+        unit_information=informed,
+        posterior_mean=values.sum("posterior_mean") / number if counts and units else None,
+        posterior_variance=values.sum("posterior_variance") / number if counts and units else None,
     )

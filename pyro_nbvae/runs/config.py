@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-# Learning rate of a learned prior in multiples of that of the networks: its few parameters are far from their optimum
-# (docs/mathematics.md, section 8).
-PRIOR_RATE = 10.0
+from pyro_nbvae.rates import PRIOR_RATE
 
 # Defaults of each preset for flags that are not given. Schedules are linear: the KL weight rises from 0 to 1 over
 # `kl_warmup` epochs, and the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`. The

@@ -90,7 +90,10 @@ def evaluate(
     print(plain(found, runs))
     for run, figures in zip(folders, found, strict=True):
         collapsed, units = figures.get("collapsed_units"), figures.get("units")
-        if isinstance(collapsed, (int, float)) and isinstance(units, int) and units - collapsed <= units // 100:
+        several = int(str(figures.get("test_size", 2))) > 1  # of one observation, no unit has information
+        if not (isinstance(collapsed, (int, float)) and isinstance(units, int) and several):
+            continue
+        if units - collapsed <= units // 100:
             lost = f"all {units}" if collapsed == units else f"{collapsed:.0f} of {units}"
             beta = ", a smaller --beta" if figures.get("beta") is not None else ""
             print(

@@ -23,7 +23,7 @@ class Likelihood(nn.Module):
     """Base class of likelihoods: from a decoder's output h to p(x | h), element by element.
 
     Attributes:
-        loss_scale: factor of the ELBO in training, so that losses are in convenient units; 1 for nats.
+        loss_scale: factor of the ELBO in the loss of published runs; beta for the Gaussian likelihood, 1 for nats.
         discrete: whether observations are whole numbers from 0; built-in encoders read them as log(1 + x).
 
     Example::
@@ -63,7 +63,7 @@ class Gaussian(Likelihood):
 
     .. math:: -\beta \log p(x \mid h) = (x - h)^2 + \tfrac{\beta}{2} \log(\pi \beta)
 
-    so that -beta * ELBO, which training minimises, is the squared error + beta * KL + a constant: one nat of KL is
+    so that -beta * ELBO is the squared error + beta * KL + a constant: one nat of KL is
     worth a squared error of beta. On images the built-in decoders end in a sigmoid, from 0 to 1 or
     over the range of the training data, otherwise in a linear layer.
 

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_nbvae.data import to_floats
-from pyro_nbvae.data.sources import thinned
+from pyro_nbvae.data.sources import is_pixels, thinned
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.errors import InputError, check_positive, check_seed
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
-from pyro_nbvae.networks.initialization import initialize
+from pyro_nbvae.networks.initialization import evaluation_mode, initialize
+from pyro_nbvae.networks.outputs import UnitSigmoid
 
 BOUND = 5.0
 
@@ -163,9 +164,25 @@ def network_precision(module: GenerativeModel | AmortizedGuide, x: Tensor) -> Ab
     return torch.autocast(x.device.type, torch.bfloat16) if mixed else nullcontext()
 
 
-def as_floats(data: Tensor) -> Tensor:
-    """Return observations for a start, evenly spaced and not more than fit into memory, as a model takes them."""
-    return to_floats(thinned(data, max(1000, 2**25 // max(1, math.prod(data.shape[1:])))))
+def training_data(data: Tensor, event_shape: torch.Size) -> Tensor:
+    """Return training data for a start, as a model takes them: at most a number that fits into memory, evenly spaced.
+
+    The observations of the smallest and of the largest value are among them.
+
+    Raises:
+        InputError: for data of another shape, without an observation, or with values that are not finite.
+    """
+    if not isinstance(data, Tensor):
+        raise InputError(f"data must be a tensor, got {type(data).__name__}: torch.as_tensor(x)")
+    if tuple(data.shape[1:]) != tuple(event_shape) or not len(data):
+        raise InputError(f"data have shape {tuple(data.shape)}: expected (N, {', '.join(map(str, event_shape))})")
+    x = thinned(data, max(1000, 2**25 // max(1, math.prod(event_shape))))
+    if len(x) < len(data):
+        flat = data.flatten(1)
+        x = torch.cat([x, data[[int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]]])
+    if not bool(x.isfinite().all()):
+        raise InputError("data hold values that are NaN or infinite: remove or replace them")
+    return to_floats(x) if is_pixels(x) else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class StandardPrior(nn.Module):
@@ -271,6 +288,8 @@ class GenerativeModel(PyroModule):
         if isinstance(self.likelihood, Likelihood):
             self.likelihood.setup(tuple(event_shape))
             output = self.likelihood.output(tuple(event_shape))
+            if type(output) is nn.Sigmoid:  # of a user's likelihood
+                output = UnitSigmoid()
         self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
 
@@ -287,6 +306,9 @@ class GenerativeModel(PyroModule):
         Args:
             data: (N, *event_shape), as a data set holds them.
 
+        Raises:
+            InputError: for data of another shape, without an observation, or with values that are not finite.
+
         Example::
 
             >>> from pyro_nbvae.likelihoods import Poisson
@@ -298,7 +320,7 @@ class GenerativeModel(PyroModule):
             >>> bool((means / torch.tensor([2, 2000]) - 1 < 3).all())
             True
         """
-        initialize(self.decoder, as_floats(data))
+        initialize(self.decoder, training_data(data, self.event_shape))
 
     @property
     def device(self) -> torch.device:
@@ -307,7 +329,7 @@ class GenerativeModel(PyroModule):
 
     @property
     def loss_scale(self) -> float:
-        """Factor of the ELBO in training: beta for a Gaussian likelihood, else 1."""
+        """Factor of the ELBO in the loss of published runs: beta for a Gaussian likelihood, else 1."""
         return float(getattr(self.likelihood, "loss_scale", 1.0))
 
     def prior_distribution(self) -> TorchDistribution:
@@ -506,7 +528,7 @@ class AmortizedGuide(PyroModule):
         Args:
             data: (N, *event_shape), as a data set holds them.
         """
-        initialize(self.encoder, as_floats(data))
+        initialize(self.encoder, training_data(data, self.event_shape))
 
     def exact(self) -> AbstractContextManager[None]:
         """Context in which the guide draws exact latents, integers for count families."""
@@ -543,19 +565,6 @@ class AmortizedGuide(PyroModule):
             posterior = self.posterior(x)
         with batch_plate(self.data_size, len(x), x.device):
             return pyro.sample("z", over_event(posterior, self.latent_shape))
-
-
-@contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Context in which modules are in evaluation mode, without dropout; the mode of each submodule is restored."""
-    modes = [(each, each.training) for module in modules for each in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
 
 
 @contextmanager
@@ -610,7 +619,11 @@ def in_support(model: GenerativeModel, batches: Iterable[Tensor], what: str) -> 
         allowed = "[0, 1]"
     else:
         # any latents will do; batch normalisation in training mode needs more than one
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), evaluation_mode(model):
+        with (
+            torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
+            evaluation_mode(model),
+            pyro.validation_enabled(False),
+        ):
             observed = model.observation(model.prior_distribution().sample(torch.Size([1])))
         support = getattr(observed, "support", None)
         allowed = f"the support of {type(model.likelihood).__name__}"

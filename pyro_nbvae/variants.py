@@ -51,8 +51,8 @@ class Variant:
         any_relaxation: whether the configuration may choose another relaxation.
         options: more arguments of the guide.
         settings: fields of the configuration that are passed to the model.
-        defaults: configuration fields, of those whose default is None, that the variant decides if no flag does, under
-            the preset ``default``.
+        defaults: configuration fields, of those whose default is None, that the variant decides if no flag does,
+            except under the preset ``paper``.
 
     Raises:
         TypeError: for a relaxation that is not a :class:`~pyro_nbvae.distributions.Relaxation`.

@@ -125,7 +125,7 @@ def test_a_relaxation_on_request():
 
     assert build(config, SHAPE)[1].relaxation == GumbelSoftmax(0.25)
     assert build(resolve(replace(TINY, variant="P-VAE"), SHAPE), SHAPE)[1].relaxation == ArrivalTimes(0.05)
-    with pytest.raises(InputError, match=r"--relaxation is for .*, CMP has its own"):
+    with pytest.raises(InputError, match=r"--relaxation is for .*; CMP has a relaxation of its own"):
         resolve(replace(TINY, variant="CMP", relaxation="gumbel"), SHAPE)
     with pytest.raises(InputError, match="unknown relaxation 'poisson'"):
         resolve(replace(TINY, variant="P-VAE", relaxation="poisson"), SHAPE)

@@ -279,3 +279,60 @@ def test_images_of_any_range():
         assert torch.equal(other.decode(z), model.decode(z))
         guide = GaussianGuide(model, encoder="linear")
         assert math.isfinite(AnalyticKL_ELBO().loss(model, guide, x))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.rand(40, 1, 15, 16), "expected \\(N, 1, 16, 16\\)"),
+        (torch.rand(40, 16, 16), "expected \\(N, 1, 16, 16\\)"),
+        (torch.rand(0, 1, 16, 16), "expected \\(N, 1, 16, 16\\)"),
+        (torch.full((4, 1, 16, 16), math.nan), "NaN or infinite"),
+        ([[0.0]], "must be a tensor"),
+    ],
+)
+def test_data_that_cannot_start_a_pair(data, message):
+    model = GaussianModel((1, 16, 16), 2, decoder="linear")
+    for part in (model, GaussianGuide(model, encoder="linear")):
+        with pytest.raises(ValueError, match=message):
+            part.initialize(data)
+
+
+def test_pixels_and_doubles_start_a_pair_alike():
+    pixels = torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8)
+    torch.manual_seed(0)
+    model = GaussianModel((1, 6, 6), 2, decoder="mlp")
+    guide = GaussianGuide(model, encoder="mlp")
+    other, other_guide = copy.deepcopy((model, guide))
+    other.double(), other_guide.double()
+    for part, data in (
+        (model, pixels),
+        (guide, pixels),
+        (other, pixels.double() / 255),
+        (other_guide, pixels.double() / 255),
+    ):
+        part.eval().initialize(data)
+    x = pixels.float() / 255
+    torch.testing.assert_close(other_guide.encode(x.double())[0].float(), guide.encode(x)[0], rtol=1e-4, atol=1e-5)
+    z = torch.randn(3, 2)
+    torch.testing.assert_close(other.decode(z.double()).float(), model.decode(z), rtol=1e-5, atol=1e-5)
+
+
+def test_sorted_data_start_as_shuffled_ones():
+    """The heads start by evenly spaced observations, and the range of images by all."""
+    x = torch.linspace(-3, 3, 1000)[:, None].expand(1000, 4).contiguous()
+    encoder = build_encoder("linear", (4,), 3, 1).eval()
+    initialize(encoder, x)
+    torch.testing.assert_close(encoder(x).mean(0), torch.zeros(1, 3), atol=0.01, rtol=0)
+    images = torch.rand(40_000, 1, 32, 32)
+    images[1], images[2] = 9.0, -4.0
+    model = GaussianModel((1, 32, 32), 2, decoder="linear")
+    model.initialize(images)
+    assert (model.decoder.output.low, model.decoder.output.high) == (-4.0, 9.0)
+
+
+def test_a_constant_head_keeps_its_spread():
+    encoder = build_encoder("linear", (4,), 3, 1, spread=0.5)
+    before = encoder.heads[0].weight.clone()
+    initialize(encoder, torch.ones(10, 4))
+    torch.testing.assert_close(encoder.heads[0].weight, before)

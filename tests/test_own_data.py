@@ -643,3 +643,60 @@ def test_a_warning_is_one_line_of_the_command(tmp_path, capsys):
     assert err.splitlines() == [
         f"nbvae: {tmp_path / 'x.csv'}: the column 'id' numbers the rows and is not used: rename it to use it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y\n1,2\n3,\n5,6\n", "row 3, column 2 \\(y\\) is empty"),
+        ("x,y\n1,red\n3,blue\n", "row 2, column 2 \\(y\\) is 'red'"),
+        ("x;y\n1,5;2,5\n3;4\n", "row 2, column 1 \\(x\\) is '1,5', expected a number: write decimals with a point"),
+    ],
+)
+def test_a_row_of_names_does_not_hide_the_cell_that_is_wrong(text, message, tmp_path):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load(str(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize("range_", ["white", "signed", "bytes"])
+def test_images_of_another_range_train_and_are_drawn_by_the_command(range_, tmp_path, capsys):
+    """The range of the data is that of the decoder: means reach neither below nor above it."""
+    digits = to_floats(load("digits").train[:60])
+    data = {
+        "white": (digits - digits.mean(0)) / (digits.std(0) + 0.1),
+        "signed": 2 * digits - 1,
+        "bytes": 254.7 * digits,
+    }
+    x = data[range_]
+    np.save(tmp_path / "x.npy", x.numpy())
+    out = str(tmp_path / "run")
+    main(["train", "--data", str(tmp_path / "x.npy"), "--latents", "3", "--epochs", "2", "--out", out])
+    main(["evaluate", out, "--samples", "60", "--importance-samples", "0"])
+    main(["generate", out, "--count", "4"])
+    main(["reconstruct", out, "--count", "4"])
+    config, model, _ = Run(out).load()
+    assert not model.unit_interval and "FID-c" in capsys.readouterr().out
+    train = load(str(tmp_path / "x.npy")).train
+    low, high = float(train.min()), float(train.max())
+    assert config.beta == pytest.approx(0.1 * (high - low) ** 2, rel=1e-5)
+    means = model.generate(50)[1]
+    assert low - 1e-3 * (high - low) <= float(means.min()) and float(means.max()) <= high + 1e-3 * (high - low)
+
+
+def test_images_that_are_nearly_black_are_pointed_out(tmp_path):
+    np.save(tmp_path / "x.npy", 0.01 * np.random.default_rng(0).random((20, 1, 8, 8)))
+    config = TrainConfig(data=str(tmp_path / "x.npy"), latents=2, epochs=1, device="cpu")
+    with pytest.warns(UserWarning, match="nearly black: their largest value is 0.0[01].* of 1"):
+        train(config, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(("folder", "missing"), [("test", "train"), ("train", "test or val")])
+def test_half_of_a_split_is_pointed_out(folder, missing, tmp_path):
+    for place in (folder, "other"):
+        (tmp_path / place).mkdir()
+        for k in range(10):
+            Image.new("L", (9, 9), k).save(tmp_path / place / f"{k}.png")
+    with pytest.warns(UserWarning, match=f"the folder {folder} is data like the others.*no folder {missing} beside"):
+        data = load(str(tmp_path))
+    assert len(data.train) + len(data.test) == 20

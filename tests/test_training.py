@@ -107,7 +107,7 @@ def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch):
 
 
 def test_mixed_precision_trains_as_well_and_is_evaluated_in_full_precision(tmp_path):
-    config = replace(TINY, encoder="conv", decoder="conv", lr=3e-3, batch_size=100)
+    config = replace(TINY, variant="G-VAE", encoder="conv", decoder="conv", lr=3e-3, batch_size=100)
     plain = train(config, tmp_path / "a", progress=False)
     half = train(replace(config, mixed_precision=True), tmp_path / "b", progress=False)
     assert not same_parameters(plain, half)
@@ -132,6 +132,19 @@ def test_two_runs_in_one_process_do_not_share_parameters(tmp_path):
     again = train(TINY, tmp_path / "c", progress=False)
     assert same_parameters(alone, again)
     assert list(pyro.get_param_store().keys()) == ["prior$$$logits"]
+
+
+def test_a_command_of_the_version_before_resumes_its_run(tmp_path):
+    """Version 4: conv named the released network, and there was no preset published."""
+    published = replace(TINY, encoder="released_conv", decoder="released_linear", preset="published")
+    whole = train(published, tmp_path / "whole", progress=False)
+    run = train(replace(published, epochs=2, anneal_epochs=2.0), tmp_path / "run", progress=False)
+    stored = json.loads(run.config_path.read_text())
+    del stored["lr_schedule"]
+    older = {**stored, "schema_version": 4, "encoder": "conv", "decoder": "linear", "preset": "default"}
+    run.config_path.write_text(json.dumps(older))
+    train(replace(TINY, encoder="conv", decoder="linear", preset=None), run.folder, resume=True, progress=False)
+    assert same_parameters(whole, run)
 
 
 def test_schedules():

@@ -128,8 +128,8 @@ def as_tensors(
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
             raise InputError(
-                f"{path} holds no observations ({name}: {array.dtype}, shape {array.shape}): expected numbers of shape "
-                "(N, *event_shape), such as (N, 1) for one number each"
+                f"{path} does not hold observations ({name}: {array.dtype}, shape {array.shape}): expected numbers of "
+                "shape (N, *event_shape), such as (N, 1) for one number each"
             )
         check_values(path, array, lambda at, name=name: place(name, at))  # type: ignore[misc]
     if len({array.dtype for array in arrays.values()}) > 1:

@@ -132,6 +132,13 @@ def find_pictures(folder: Path) -> Pictures:
         chosen = [(path, path.relative_to(base / name)) for name in (train, held_out) for path in parts[name]]
         number = len(parts[train])
     else:
+        if train or test:
+            missing = "train" if test else "test or val"
+            warnings.warn(
+                f"{base}: the folder {train or test} is data like the others, because there is no folder {missing} "
+                "beside it",
+                stacklevel=3,
+            )
         chosen, number = [(path, path.relative_to(base)) for path in images], len(images)
     paths = [path for path, _ in chosen]
     known = {path.resolve() for path in paths}

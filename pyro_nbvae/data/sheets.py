@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def _numbers(column: pd.Series) -> pd.Series:
 def _has_header(cells: pd.DataFrame, numbers: pd.DataFrame) -> bool:
     first, rest = cells.iloc[0], numbers.iloc[1:]
     named = set(first.str.lower()) & (LABELS | NUMBERING - {""})
-    text = bool((numbers.iloc[0].isna() & rest.notna().all()).any())
+    # a row without a number, or a text above nothing but numbers
+    text = bool(numbers.iloc[0].isna().all() or (numbers.iloc[0].isna() & rest.notna().all()).any())
     numbered = len(first) > 2 and list(first) == [str(k) for k in range(len(first))]  # as pandas numbers columns
     return bool(named) or text or numbered
 
@@ -98,6 +100,8 @@ def read_sheet(path: Path) -> Split:
         remedy = (
             "fill it, or delete the row"
             if not text
+            else "write decimals with a point"
+            if re.fullmatch(r"[+-]?\d*,\d+", text)
             else "correct it, or delete its column; a column of classes must be named label in a first row of names"
         )
         raise InputError(

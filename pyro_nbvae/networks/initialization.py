@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+from pyro_nbvae.data.sources import thinned
 
 # Outputs over which the layer norm of a head is taken at least: over one it returns a constant, over K it loses a rank.
 NORMALIZED = 32
@@ -35,6 +39,19 @@ class DataDependent(nn.Module):
         self.initialized = state.is_meta or bool(state)
 
 
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Context in which modules are in evaluation mode, without dropout; the mode of each submodule is restored."""
+    modes = [(each, each.training) for module in modules for each in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
 @torch.no_grad()
 def initialize(network: nn.Module, x: Tensor, *, again: bool = True) -> None:
     """Start the parts of a network that depend on data; a user's own modules have none.
@@ -46,7 +63,7 @@ def initialize(network: nn.Module, x: Tensor, *, again: bool = True) -> None:
     """
     for part in network.modules():
         if isinstance(part, DataDependent) and (again or not part.initialized):
-            part.initialize(x)
+            part.initialize(x.to(next(chain(part.parameters(), part.buffers()))))  # its device and precision
             part.initialized = True
 
 
@@ -114,7 +131,8 @@ class Head(nn.Linear):
     def initialize(self, features: Tensor) -> None:
         mean, deviation = moments(self(features))
         self.bias.sub_(mean.to(self.bias))
-        self._multiply(self.spread / divisors(mean, deviation))
+        varies = deviation > 1e-6 * mean.abs()
+        self._multiply(torch.where(varies, self.spread / deviation, 1.0))
 
 
 class NormalizedHead(nn.Module):
@@ -170,10 +188,8 @@ class Encoder(DataDependent):
 
     def initialize(self, x: Tensor) -> None:
         self.inputs.initialize(x)
-        training = self.training
-        self.eval()  # without dropout
-        features = self.features(self.inputs(x[:: max(1, len(x) // SHOWN)][:SHOWN]))
-        self.train(training)
+        with evaluation_mode(self):  # without dropout
+            features = self.features(self.inputs(thinned(x, SHOWN)))
         for head in self.heads:
             assert isinstance(head, Head | NormalizedHead)
             head.initialize(features)

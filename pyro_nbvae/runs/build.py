@@ -73,7 +73,7 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise InputError(f"--kl-warmup must be 0 to {_MOST['epochs']:,} epochs, got {config.kl_warmup}")
     if config.relaxation is not None and not parts.any_relaxation:
         takers = ", ".join(name for name, each in VARIANTS.items() if each.any_relaxation)
-        raise InputError(f"--relaxation is for {takers}, {config.variant} has its own: leave it out")
+        raise InputError(f"--relaxation is for {takers}; {config.variant} has a relaxation of its own: leave it out")
     if config.beta is not None and config.likelihood != "gaussian":
         raise InputError(f"--beta is for --likelihood gaussian: leave it out with {config.likelihood}")
     if config.kl_warmup and not is_estimator(config, SiteKL_ELBO):
@@ -162,7 +162,7 @@ def _relaxation(config: TrainConfig) -> Relaxation | None:
 
 
 def _with_defaults(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with the variant's own defaults in the place of None, under the preset ``default``.
+    """Return the configuration with the variant's own defaults in the place of None; the preset ``paper`` has none.
 
     Raises:
         InputError: for a default of a field that is never None, and for a setting that is not a field.
@@ -170,12 +170,18 @@ def _with_defaults(config: TrainConfig) -> TrainConfig:
     parts = variant(config.variant)
     for name in parts.settings:
         check_member(f"setting of variant {config.variant}", name, [f.name for f in dataclasses.fields(TrainConfig)])
-    given = parts.defaults if config.preset == "default" else {}
+    given = {} if config.preset == "paper" else parts.defaults
     open_fields = [f.name for f in dataclasses.fields(TrainConfig) if f.default is None]
     for name in given:
         check_member(f"default of variant {config.variant}", name, open_fields)
     decided = {name: value for name, value in given.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **decided)
+
+
+def steps_per_epoch(observations: int, batch_size: int) -> int:
+    """Return the number of steps. A single observation joins the batch before it: batch normalisation needs two."""
+    full, rest = divmod(observations, batch_size)
+    return max(1, full + (rest > 1))
 
 
 def resolve(config: TrainConfig, event_shape: tuple[int, ...], data: Data | None = None) -> TrainConfig:
@@ -191,7 +197,7 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...], data: Data | None
         InputError: as :func:`validate`.
     """
     config = validate(_with_defaults(config))
-    preset = dict(PRESETS[config.preset])
+    preset = {"preset": config.preset or "default", **PRESETS[config.preset or "default"]}
     pace, steps = preset.pop("prior_rate"), preset.pop("steps")
     relaxation = _chosen_relaxation(config)[0]
     name = next((name for name, kind in RELAXATIONS.items() if isinstance(relaxation, kind)), None)
@@ -206,7 +212,8 @@ def resolve(config: TrainConfig, event_shape: tuple[int, ...], data: Data | None
 
     if data is not None:
         observations = len(data.train[: config.train_size])
-        preset["epochs"] = max(preset["epochs"], math.ceil(steps / math.ceil(observations / chosen("batch_size"))))
+        each = steps_per_epoch(observations, chosen("batch_size"))
+        preset["epochs"] = max(preset["epochs"], math.ceil(steps / each))
     if preset["kl_warmup"] is None:
         preset["kl_warmup"] = chosen("epochs") / 10
     preset["temperature"] = preset["temperature"] or (relaxation.coldest if relaxation else None)

@@ -115,7 +115,7 @@ class TrainConfig:
         max_count: largest count of Gumbel-softmax, which cuts off the mass above it. Default: none.
         straight_through: use integer counts in the forward pass and relaxed gradients in the backward pass.
         epochs: number of passes over the training data. Default: 20, or as many as 600 steps need; with the published
-            preset 20, with the paper preset 200.
+            preset 20, with the paper preset 200. Resuming for more epochs changes the lr_schedule from there on.
         batch_size: observations per step. Default: 128, with the other presets 512.
         lr: learning rate of Adam. Default: 0.003, with the other presets 0.001.
         lr_schedule: cosine (learning rates fall to 0 over the epochs) or constant. Default: cosine, with the other
@@ -131,8 +131,8 @@ class TrainConfig:
         mixed_precision: use bfloat16 multiplications in the networks during training, which is faster on hardware that
             supports it; densities and evaluation stay in single precision.
         data_root: folder of the data sets. Default: the environment variable NBVAE_DATA, else the user data folder.
-        preset: default, published (the settings and networks of the tables in docs/results.md) or paper (the paper's
-            schedules and 200 epochs).
+        preset: sets the defaults: default, published (the settings and networks of the tables in docs/results.md, with
+            losses in squared errors) or paper (the paper's schedules and 200 epochs).
 
     Example::
 
@@ -170,7 +170,7 @@ class TrainConfig:
     device: str = "auto"
     mixed_precision: bool = False
     data_root: str | None = None
-    preset: Literal["default", "published", "paper"] = "default"
+    preset: Literal["default", "published", "paper"] | None = None
 
     @property
     def title(self) -> str:

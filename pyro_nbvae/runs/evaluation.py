@@ -34,7 +34,7 @@ from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
 from pyro_nbvae.metrics.features import Features, check_features, suffix_of
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_of
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
-from pyro_nbvae.runs.build import build
+from pyro_nbvae.runs.build import build, steps_per_epoch
 from pyro_nbvae.runs.config import SamplerName
 from pyro_nbvae.runs.folder import Run, metrics_file, with_sampler
 from pyro_nbvae.runs.generation import sampler_of
@@ -202,7 +202,7 @@ class Evaluation:
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
         assert self.config.batch_size is not None
-        steps = math.ceil(self.trained_on / self.config.batch_size)
+        steps = steps_per_epoch(self.trained_on, self.config.batch_size)
         return median(row["seconds"] for row in self.log) / steps
 
 

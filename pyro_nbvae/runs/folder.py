@@ -47,9 +47,14 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration of version 4 as one of this version: the same networks, settings and results."""
     if stored.get("schema_version") != 4:
         return dict(stored)
-    networks = {part: f"released_{stored[part]}" for part in ("encoder", "decoder") if part in stored}
     preset = "paper" if stored.get("preset") == "paper" else "published"
-    return {**stored, **networks, "schema_version": 5, "preset": preset, "lr_schedule": "constant"}
+    return {**_released(stored), "schema_version": 5, "preset": preset, "lr_schedule": "constant"}
+
+
+def _released(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a configuration with the names that networks of version 4 have now."""
+    older = {part: stored.get(part) for part in ("encoder", "decoder")}
+    return {**stored, **{part: f"released_{one}" for part, one in older.items() if one in ("conv", "mlp", "linear")}}
 
 
 class LaterVersionError(InputError):
@@ -228,6 +233,12 @@ class Run:
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise InputError(f"{self.config_path} is not a valid configuration ({reason}): train again") from None
+
+    def renamed(self, config: TrainConfig) -> TrainConfig:
+        """Return a configuration with the names of networks that the command of this run's version meant."""
+        if self.read_json("config.json").get("schema_version") != 4 or config.preset not in (None, "default"):
+            return config
+        return TrainConfig(**{**_released(dataclasses.asdict(config)), "preset": None})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

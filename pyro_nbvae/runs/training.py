@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
+from pyro_nbvae.data.sources import is_pixels
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
@@ -28,7 +29,7 @@ from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import fano_factor, held_out
-from pyro_nbvae.runs.build import build, choose_device, resolve, validate
+from pyro_nbvae.runs.build import build, choose_device, resolve, steps_per_epoch, validate
 from pyro_nbvae.runs.choice import choose, explain
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.folder import Checkpoint, Run
@@ -40,6 +41,8 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evalu
 _MAY_CHANGE = {"epochs", "device", "data_root"}
 # Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
 LOGGED = 2_000
+# Images in [0, 1] whose values do not reach this are probably on another range.
+DIM = 0.1
 # Held-out metrics in the log.
 _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim")
 # Number of held-out observations whose posterior Fano factor is logged: it costs more than the others together.
@@ -124,6 +127,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
     validate(config)
     run = Run(out)
     if resume and run.checkpoint_path.exists():  # open values are taken from the run, not from a preset
+        config = run.renamed(config)
         before = dataclasses.asdict(run.config()[0])
         config = dataclasses.replace(
             config, **{k: v for k, v in before.items() if getattr(config, k) in (None, "auto")}
@@ -189,12 +193,23 @@ class Trainer:
         self.model, self.guide, self.elbo = build(config, data.event_shape)
         self.model.to(device)
         self.guide.to(device)
+        self.train_set = data.train[: config.train_size].to(device)
+        self.test_set = data.test[:LOGGED].to(device)
+        self.guide.initialize(self.train_set)
+        self.model.initialize(self.train_set)
         for part, whole in (("training", data.train), ("held-out", data.test)):
             check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
         if isinstance(self.model.likelihood, Gaussian) and group.leads and data.values == "counts":
             warnings.warn(
                 f"{data.name} holds counts: --likelihood poisson or negative_binomial describes them better than "
                 "gaussian",
+                stacklevel=3,
+            )
+        largest = float(data.train.max()) / (255 if is_pixels(data.train) else 1)
+        if group.leads and data.images and data.limits == (0, 1) and largest < DIM:
+            warnings.warn(
+                f"the images of {data.name} are nearly black: their largest value is {largest:.3g} of 1; save them "
+                "divided by it",
                 stacklevel=3,
             )
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
@@ -209,13 +224,7 @@ class Trainer:
         # published runs have the gradients of squared errors, others of nats, whatever the units of the data
         self.loss_scale = 1.0 if config.preset == "default" else self.model.loss_scale
         self.log: list[dict[str, float]] = []
-        self.train_set = data.train[: config.train_size].to(device)
-        self.test_set = data.test[:LOGGED].to(device)
-        self.guide.initialize(self.train_set)
-        self.model.initialize(self.train_set)
-        full, rest = divmod(len(self.train_set), self.batch_size)
-        # a single observation joins the batch before it: batch normalisation needs two
-        self.steps = max(1, full + (rest > 1))
+        self.steps = steps_per_epoch(len(self.train_set), self.batch_size)
         torch.manual_seed(noise_seed(config.seed, group.rank))
 
     def try_out(self) -> None:

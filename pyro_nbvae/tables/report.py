@@ -295,8 +295,9 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             others += [f"{name} ({number})"] * bool(number)
         if table.paper and ours:
             figures += (
-                "\n## Comparison with the paper\n\nOurs have this package's defaults and lengths; only scale paper has "
-                f"the paper's schedules and its 200 epochs.\n\n{beside(table.paper, ours)}{across(table.paper, ours)}"
+                "\n## Comparison with the paper\n\nOurs have the settings of `--preset published` and lengths of our "
+                "own; only scale paper has the paper's schedules and its 200 epochs.\n\n"
+                f"{beside(table.paper, ours)}{across(table.paper, ours)}"
             )
     if not parts:
         raise InputError(
@@ -317,7 +318,7 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
             "where measured if some have no values. It fails if a pair of variants differs the wrong way at the level "
             "of 5 % / n, where n is the number of pairs that the claim tests. So not enough runs may stand beside "
             "comparisons that fail, each at 5 %. The values are below each table. Claims of the paper are tested with "
-            "this package's defaults, except at scale paper.\n\n"
+            "the settings of `--preset published`, except at scale paper.\n\n"
             f"| verdict | comparisons | claimed by | claim | table |\n|---|---|---|---|---|\n{verdicts}"
         )
     if others:

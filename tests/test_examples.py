@@ -49,7 +49,7 @@ def test_the_decoder_of_the_papers_baselines_reads_a_sigmoid(tmp_path, capsys, m
 def test_bernoulli_vae_learns(tmp_path, capsys):
     bernoulli_vae.main(epochs=3, out=tmp_path)
     before, after = (float(x) for x in re.findall(r"(-[\d.]+) nats", capsys.readouterr().out))
-    assert after > before + 30
+    assert after > before + 10  # before training the decoder is at the mean of the first batches
 
 
 def test_the_population_has_the_dispersion_it_says():

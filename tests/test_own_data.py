@@ -17,6 +17,7 @@ from pyro_nbvae.data import Data, describe, load, to_bytes, to_floats
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.runs.config import TrainConfig
 from pyro_nbvae.runs.evaluation import evaluate
+from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.generation import generate, reconstruct
 from pyro_nbvae.runs.training import train
 
@@ -663,12 +664,8 @@ def test_a_row_of_names_does_not_hide_the_cell_that_is_wrong(text, message, tmp_
 def test_images_of_another_range_train_and_are_drawn_by_the_command(range_, tmp_path, capsys):
     """The range of the data is that of the decoder: means reach neither below nor above it."""
     digits = to_floats(load("digits").train[:60])
-    data = {
-        "white": (digits - digits.mean(0)) / (digits.std(0) + 0.1),
-        "signed": 2 * digits - 1,
-        "bytes": 254.7 * digits,
-    }
-    x = data[range_]
+    white = (digits - digits.mean(0)) / (digits.std(0) + 0.1)
+    x = {"white": white, "signed": 2 * digits - 1, "bytes": 254.7 * digits}[range_]
     np.save(tmp_path / "x.npy", x.numpy())
     out = str(tmp_path / "run")
     main(["train", "--data", str(tmp_path / "x.npy"), "--latents", "3", "--epochs", "2", "--out", out])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.files import read_tensors, write_tensors
 from pyro_nbvae.runs import training
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.runs.config import PRESETS, TrainConfig
 from pyro_nbvae.runs.folder import Run
 from pyro_nbvae.runs.training import temperature, train
 
@@ -49,7 +49,7 @@ def test_a_command_that_failed_may_be_corrected_and_given_again(tmp_path, monkey
     assert not (run / "checkpoint.pt").exists()
     for resume in (False, True):
         config = TrainConfig(variant="EX-I", epochs=1, **TINY)
-        assert train(config, run, resume=resume, progress=False).config()[0].lr == 1e-3
+        assert train(config, run, resume=resume, progress=False).config()[0].lr == PRESETS["default"]["lr"]
         (run / "checkpoint.pt").unlink()
 
 

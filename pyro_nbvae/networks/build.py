@@ -48,8 +48,8 @@ def build_encoder(
         event_shape: shape of one observation.
         latents: number of latents.
         heads: number of outputs for each latent.
-        spread: initial spread of the outputs: their standard deviation over data, or for the conv networks, whose heads
-            end in a layer norm, over the latents. Those of the released dense networks are multiplied by it.
+        spread: initial spread of the outputs: 0.15 of it is their standard deviation over data; in the conv networks,
+            whose heads end in a layer norm, it is that over the latents, and in the released dense networks a factor.
         discrete: whether observations are whole numbers from 0, which are read as log(1 + x); not in released networks.
 
     Raises:

@@ -15,6 +15,9 @@ from pyro_nbvae.data.sources import thinned
 NORMALIZED = 32
 # Least standard deviation of log(1 + x): a spike of a neuron that is nearly always silent is not 30 deviations.
 LEAST_DEVIATION = 0.1
+# Standard deviation over the data of the outputs of a head without a norm, in units of its spread. Posteriors that
+# start far apart cost more nats than a decoder saves before it can read them, and the units collapse.
+APART = 0.15
 # Number of observations by which the heads start.
 SHOWN = 512
 
@@ -114,8 +117,8 @@ class Standardize(nn.Module):
 class Head(nn.Linear):
     """A linear layer from features (B, width) to (B, latents).
 
-    Over the data its outputs start with mean 0 and standard deviation ``spread``; without data they are multiplied by
-    it.
+    Over the data its outputs start with mean 0 and standard deviation 0.15 ``spread``; without data they are multiplied
+    by ``spread``.
     """
 
     def __init__(self, width: int, latents: int, spread: float) -> None:
@@ -132,7 +135,7 @@ class Head(nn.Linear):
         mean, deviation = moments(self(features))
         self.bias.sub_(mean.to(self.bias))
         varies = deviation > 1e-6 * mean.abs()
-        self._multiply(torch.where(varies, self.spread / deviation, 1.0))
+        self._multiply(torch.where(varies, APART * self.spread / deviation, 1.0))
 
 
 class NormalizedHead(nn.Module):

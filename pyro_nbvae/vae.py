@@ -182,7 +182,7 @@ def training_data(data: Tensor, event_shape: torch.Size) -> Tensor:
         x = torch.cat([x, data[[int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]]])
     if not bool(x.isfinite().all()):
         raise InputError("data hold values that are NaN or infinite: remove or replace them")
-    return to_floats(x) if is_pixels(x) else x.to(torch.promote_types(x.dtype, torch.float32))
+    return to_floats(x) if is_pixels(x) else x  # a network takes them in its own precision
 
 
 class StandardPrior(nn.Module):
@@ -558,8 +558,8 @@ class AmortizedGuide(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
         check_param_store(self)
-        check_batch(x, self.event_shape, module=self.encoder)
         if in_svi_step():
+            check_batch(x, self.event_shape, module=self.encoder)
             initialize(self.encoder, x, again=False)
         with self._relaxed(followed(self, x)) if torch.jit.is_tracing() else nullcontext():
             posterior = self.posterior(x)

@@ -74,8 +74,8 @@ class ConvDecoder(nn.Module):
         check_image_shape(event_shape)
         channels, self.height, self.width = event_shape
         self.start = (128, math.ceil(self.height / 4), math.ceil(self.width / 4))
-        self.expand = weight_norm(nn.Linear(latents, 128 * self.start[1] * self.start[2], bias=False), dim=1)
-        self.bias = nn.Parameter(torch.zeros(128 * self.start[1] * self.start[2]))
+        self.expand = weight_norm(nn.Linear(latents, math.prod(self.start), bias=False), dim=1)
+        self.bias = nn.Parameter(torch.zeros(math.prod(self.start)))
         self.images = nn.Sequential(
             nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
             nn.ReLU(),

@@ -77,9 +77,14 @@ def moments(x: Tensor, dims: tuple[int, ...] = (0,)) -> tuple[Tensor, Tensor]:
     return mean[0], (x - mean).square().mean(dims, keepdim=True)[0].sqrt()
 
 
+def varies(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return what is not constant, up to rounding."""
+    return deviation > 1e-6 * mean.abs()
+
+
 def divisors(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Return standard deviations to divide by: 1 for what is constant, up to rounding."""
-    return torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
+    """Return standard deviations to divide by: 1 for what is constant."""
+    return torch.where(varies(mean, deviation), deviation, 1.0)
 
 
 class Standardize(nn.Module):
@@ -134,8 +139,7 @@ class Head(nn.Linear):
     def initialize(self, features: Tensor) -> None:
         mean, deviation = moments(self(features))
         self.bias.sub_(mean.to(self.bias))
-        varies = deviation > 1e-6 * mean.abs()
-        self._multiply(torch.where(varies, APART * self.spread / deviation, 1.0))
+        self._multiply(torch.where(varies(mean, deviation), APART * self.spread / deviation, 1.0))
 
 
 class NormalizedHead(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_nbvae.data.sources import limits_of
 from pyro_nbvae.networks.initialization import DataDependent, divisors, moments
 
 # Below this, softplus is the exponential function in float32.
@@ -88,8 +89,7 @@ class ImageOutput(Output):
             _, self.low, self.high = state.tolist()
 
     def initialize(self, x: Tensor) -> None:
-        low, high = float(x.min()), float(x.max())
-        self.low, self.high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+        self.low, self.high = limits_of(x)
         mean = (moments(x)[0] - self.low) / (self.high - self.low)
         self.mean.copy_(mean.clamp(self._NEAREST, 1 - self._NEAREST))
 

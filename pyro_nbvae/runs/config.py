@@ -51,25 +51,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prior_rate": 30.0,
         "prior_mean": {None: 20.0, "gumbel": 2.0},
     },
-    # As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
-    "paper": {
-        "encoder": {True: "released_conv", False: "released_mlp"},
-        "decoder": {True: "released_conv", False: "released_mlp"},
-        "latents": 256,
-        "batch_size": 512,
-        "lr": 1e-3,
-        "lr_schedule": "constant",
-        "epochs": 200,
-        "steps": 0,
-        "kl_warmup": 50.0,
-        "temperature_start": {None: 1.0},
-        "temperature": {None: None, "arrival": 0.05, "gumbel": 1.0},
-        "anneal_epochs": 250.0,
-        "beta": None,
-        "clip": None,
-        "prior_rate": 1.0,
-        "prior_mean": {None: 1.0},
-    },
+}
+# As in the paper's code: schedules over 250 epochs, of which 200 are run; its clip of 1.0 is in units of its loss.
+PRESETS["paper"] = {
+    **PRESETS["published"],
+    "epochs": 200,
+    "kl_warmup": 50.0,
+    "temperature_start": {None: 1.0},
+    "temperature": {None: None, "arrival": 0.05, "gumbel": 1.0},
+    "anneal_epochs": 250.0,
+    "clip": None,
+    "prior_rate": 1.0,
+    "prior_mean": {None: 1.0},
 }
 
 # Defaults of --kl-samples and --categories, for estimators and variants that use them.

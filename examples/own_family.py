@@ -15,10 +15,10 @@ from torch import nn
 
 import pyro_nbvae
 from pyro_nbvae.distributions import ArrivalTimes, RelaxedNegativeBinomial
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.variants import Variant, register_variant
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
-from pyro_nbvae.variants import Variant, register_variant
 
 
 class GeometricPrior(nn.Module):

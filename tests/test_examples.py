@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from examples import bernoulli_vae, hierarchy, neurons, own_family, state_space
-from pyro_nbvae.cli import main
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.variants import VARIANTS
 
 
 @pytest.mark.parametrize(

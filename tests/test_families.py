@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_nbvae import variants
-from pyro_nbvae.data import SOURCES, Source
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, RelaxedOneHotCategorical, RelaxedPoisson
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.models import CategoricalModel, NegativeBinomialModel, PoissonModel
-from pyro_nbvae.runs.build import resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study import variants
+from pyro_nbvae.study.build import resolve
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import SOURCES, Source
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.training import train
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, StandardPrior
 
 SHAPE = (1, 8, 8)
@@ -121,7 +121,7 @@ def test_poisson_is_the_limit_of_the_negative_binomial():
 def test_a_relaxation_on_request():
     config = resolve(replace(TINY, variant="P-VAE", relaxation="gumbel"), SHAPE)
     assert config.temperature == 0.25
-    from pyro_nbvae.runs.build import build
+    from pyro_nbvae.study.build import build
 
     assert build(config, SHAPE)[1].relaxation == GumbelSoftmax(0.25)
     assert build(resolve(replace(TINY, variant="P-VAE"), SHAPE), SHAPE)[1].relaxation == ArrivalTimes(0.05)

@@ -10,14 +10,15 @@ from pyro.optim import Adam, ClippedAdam
 from torch import nn
 
 from pyro_nbvae import likelihoods
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.guides import GaussianGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, learning_rates
 from pyro_nbvae.metrics import held_out
 from pyro_nbvae.models import GaussianModel, PoissonModel
 from pyro_nbvae.networks import DECODERS, ENCODERS, build_decoder, build_encoder
 from pyro_nbvae.networks.initialization import initialize
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.variants import VARIANTS
 
 IMAGES = [(1, 28, 28), (1, 16, 16), (3, 16, 16), (3, 8, 8), (1, 11, 30), (3, 64, 64)]
 SMALL = [(1, 1, 1), (1, 1, 7), (3, 2, 5), (2, 3, 3)]

@@ -26,7 +26,7 @@ from pyro_nbvae.distributions import (
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
 
 
 class Geometric(CountDistribution):

@@ -50,7 +50,7 @@ from pyro_nbvae.distributions import ArrivalTimes, ConwayMaxwellPoisson, Isotrop
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, RelaxReparam
 from pyro_nbvae.likelihoods import Bernoulli, NegativeBinomial
 from pyro_nbvae.models import GaussianModel, LaplaceModel
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
 
 SIZE, LATENTS, BATCH, DATA_SIZE = 5, 3, 6, 40
 COUNTS = 1500  # in sums over counts

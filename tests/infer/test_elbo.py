@@ -14,7 +14,7 @@ from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNega
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
 
 SHAPE = (1, 8, 8)
 

@@ -44,7 +44,7 @@ from pyro_nbvae.guides import NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, RelaxReparam
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import NegativeBinomialModel, PoissonModel
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
 
 RELAXED = [name for name, v in VARIANTS.items() if getattr(v.relaxation, "temperature", None) is not None]
 

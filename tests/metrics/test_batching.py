@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_nbvae.batching import Thinned
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
-from pyro_nbvae.metrics.batching import Thinned
 from pyro_nbvae.sampling import PosteriorSampler, fit_mixture
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
 
 
 def pair(name="P-VAE", shape=(5,)):

@@ -11,8 +11,8 @@ from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, GaussianGuide
 from pyro_nbvae.metrics import held_out, unit_information
 from pyro_nbvae.metrics import information as module
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel
+from pyro_nbvae.study.variants import VARIANTS
 from pyro_nbvae.vae import evaluating
-from pyro_nbvae.variants import VARIANTS
 
 COUNTS = ["CMP", "P-NB", "EX-C", "P-VAE"]
 

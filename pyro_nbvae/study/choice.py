@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from pyro_nbvae.data import Data, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxations import RELAXATIONS
 from pyro_nbvae.metrics.gradient_bias import gradient_errors
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import Data
 
 CANDIDATES: tuple[Relaxation, ...] = (
     Integer(),

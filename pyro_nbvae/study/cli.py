@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
-from pyro_nbvae import commandline, plugins
 from pyro_nbvae.errors import InputError, check_member
-from pyro_nbvae.runs.config import SamplerName, TrainConfig
-from pyro_nbvae.tables.config import TABLES, FeaturesName, Reproduction
+from pyro_nbvae.study import commandline, plugins
+from pyro_nbvae.study.config import SamplerName, TrainConfig
+from pyro_nbvae.study.scales import TABLES, FeaturesName, Reproduction
 
 if TYPE_CHECKING:
-    from pyro_nbvae.tables.grid import Table
+    from pyro_nbvae.study.grid import Table
 
 
 def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
@@ -29,8 +29,8 @@ def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) 
         out: the run folder: new or empty or, with --resume, that of the run.
         resume: continue the run in --out from its last complete epoch.
     """
-    from pyro_nbvae.runs.processes import local_rank
-    from pyro_nbvae.runs.training import train
+    from pyro_nbvae.study.processes import local_rank
+    from pyro_nbvae.study.training import train
 
     folder = train(config, out, resume=resume).folder
     if local_rank() == 0:
@@ -68,9 +68,9 @@ def evaluate(
     """
     if not runs:
         raise InputError("no run named: give one or more folders written by nbvae train")
-    from pyro_nbvae.runs.evaluation import evaluate
-    from pyro_nbvae.runs.folder import Run, metrics_file
-    from pyro_nbvae.tables.formats import plain
+    from pyro_nbvae.study.evaluation import evaluate
+    from pyro_nbvae.study.folder import Run, metrics_file
+    from pyro_nbvae.study.formats import plain
 
     folders = [Run(folder) for folder in runs]
     for run in folders:  # before the first, which may take long
@@ -128,8 +128,8 @@ def generate(
         data_root: folder of the data sets, if it is not the one of the training.
         data: where the data of the training are now, if they have moved.
     """
-    from pyro_nbvae.runs.folder import Run
-    from pyro_nbvae.runs.generation import generate
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.generation import generate
 
     options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root, data_path=data)
     print(generate(Run(run), count=count, sampler=sampler, **options))
@@ -155,8 +155,8 @@ def reconstruct(
         data_root: folder of the data sets, if it is not the one of the training.
         data: where the data of the training are now, if they have moved.
     """
-    from pyro_nbvae.runs.folder import Run
-    from pyro_nbvae.runs.generation import reconstruct
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.generation import reconstruct
 
     options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root, data_path=data)
     print(reconstruct(Run(run), input=input, count=count, **options))
@@ -169,7 +169,7 @@ def export(run: Positional[str], out: str | None = None) -> None:
         run: a run folder written by nbvae train.
         out: path of the file. Default: weights.safetensors in the run folder.
     """
-    from pyro_nbvae.runs.folder import Run
+    from pyro_nbvae.study.folder import Run
 
     print(Run(run).export(Path(out) if out else None))
 
@@ -182,7 +182,7 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
         name: a data set, as for nbvae train --data.
         data_root: folder of the data sets. Default: the environment variable NBVAE_DATA, else the user data folder.
     """
-    from pyro_nbvae.data import describe, load
+    from pyro_nbvae.study.data import describe, load
 
     print(describe(load(name, data_root, download=False)))
 
@@ -209,7 +209,7 @@ def reproduce(
         report: train nothing; write docs/results.md from the finished runs of all tables.
     """
     if report:
-        from pyro_nbvae.tables.report import report as write_report
+        from pyro_nbvae.study.report import report as write_report
 
         if table or options.variants or options.data or options.seeds:  # the page would lose the other rows
             raise InputError("--report writes all tables: leave out the table, --variants, --data and --seeds")
@@ -217,7 +217,7 @@ def reproduce(
     elif table is None:
         raise InputError(f"no table named: choose from {', '.join(TABLES)}")
     else:
-        from pyro_nbvae.tables.report import reproduce
+        from pyro_nbvae.study.report import reproduce
 
         print(reproduce(table_of(table), options))
 

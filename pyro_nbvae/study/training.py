@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import BATCH, Data, batches, full_name, load, to_floats
-from pyro_nbvae.data.sources import is_pixels
+from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError, first_line
@@ -29,12 +28,13 @@ from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import fano_factor, held_out
-from pyro_nbvae.runs.build import build, choose_device, resolve, steps_per_epoch, validate
-from pyro_nbvae.runs.choice import choose, explain
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.folder import Checkpoint, Run
-from pyro_nbvae.runs.processes import Processes, processes
-from pyro_nbvae.runs.provenance import provenance
+from pyro_nbvae.study.build import build, choose_device, resolve, steps_per_epoch, validate
+from pyro_nbvae.study.choice import choose, explain
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import Data, full_name, load
+from pyro_nbvae.study.folder import Checkpoint, Run
+from pyro_nbvae.study.processes import Processes, processes
+from pyro_nbvae.study.provenance import provenance
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
 
 # Options that may change when a run is resumed.

@@ -12,27 +12,21 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nbvae.batching import BATCH, Values, is_image_shape, is_pixels, limits_of, to_floats, values_of
 from pyro_nbvae.errors import InputError, first_line
-from pyro_nbvae.files import cached, expanded
+from pyro_nbvae.study.files import cached, expanded
 
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
 RECIPE = 4
-# Batch size when nothing is trained.
-BATCH = 500
-
-
-# What the values of a data set are, as a model takes them.
-Values = Literal["unit", "binary", "counts", "real"]
 
 
 @dataclass(frozen=True)
@@ -137,134 +131,6 @@ class Source:
     layout: str = ""
     classifier: str = "cifar32"
     cached: bool = False
-
-
-def is_image_shape(event_shape: tuple[int, ...]) -> bool:
-    """Whether an observation of this shape is an image: (1 or 3 channels, height, width)."""
-    return len(event_shape) == 3 and event_shape[0] in (1, 3)
-
-
-def is_pixels(x: Tensor) -> bool:
-    """Whether a batch contains images as pixels: uint8, (N, 1 or 3, H, W)."""
-    return x.dtype == torch.uint8 and is_image_shape(x.shape[1:])
-
-
-def values_of(*parts: Tensor) -> Values:
-    """Return what the values of observations are, as :func:`to_floats` returns them.
-
-    Args:
-        *parts: observations (N, *event_shape), such as those for training and those held out.
-
-    Returns:
-        ``binary`` if all are 0 or 1; ``unit`` if the observations are images and all values are in [0, 1]; ``counts``
-        if all are whole numbers of 0 or more; ``real`` otherwise.
-
-    Example::
-
-        >>> values_of(torch.tensor([[0.0, 3.0]])), values_of(torch.tensor([[0.5, -1.0]]))
-        ('counts', 'real')
-    """
-    if all(map(is_pixels, parts)):
-        return "binary" if _all(parts, lambda x: (x == 0) | (x == 255)) else "unit"
-    if any(float(x.min()) < 0 for x in parts):
-        return "real"
-    whole = _all(parts, lambda x: x == x.round() if x.is_floating_point() else x >= 0)
-    if max(float(x.max()) for x in parts) <= 1:
-        return "binary" if whole else "unit" if is_image_shape(tuple(parts[0].shape[1:])) else "real"
-    return "counts" if whole else "real"
-
-
-def _all(parts: tuple[Tensor, ...], holds: Callable[[Tensor], Tensor]) -> bool:
-    """Whether something holds for all elements; few observations at a time, until it does not."""
-    return all(bool(holds(few).all()) for x in parts for few in x.split(BATCH))
-
-
-def limits_of(x: Tensor) -> tuple[float, float]:
-    """Return the values that are drawn black and white: 0 and 1, or the range of the values if it is not within.
-
-    Args:
-        x: observations of any shape.
-
-    Example::
-
-        >>> limits_of(torch.tensor([0.2, 0.7])), limits_of(torch.tensor([-1.0, 0.5]))
-        ((0.0, 1.0), (-1.0, 0.5))
-    """
-    if is_pixels(x) or not len(x):
-        return 0.0, 1.0
-    low, high = float(x.min()), float(x.max())
-    if low >= 0 and high <= 1:
-        return 0.0, 1.0
-    return low, high if high > low else low + 1
-
-
-def to_floats(x: Tensor) -> Tensor:
-    """Convert a batch to the floats that a model takes: pixels scaled to [0, 1], other values unchanged.
-
-    Args:
-        x: (N, *event_shape).
-
-    Returns:
-        Of the same shape, in single precision.
-
-    Example::
-
-        >>> float(to_floats(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)).max())
-        1.0
-    """
-    if not isinstance(x, Tensor):
-        raise InputError(f"data must be a tensor, got {type(x).__name__}: torch.as_tensor(x)")
-    return x.float().div_(255) if is_pixels(x) else x.float()
-
-
-def to_bytes(images: Tensor, limits: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-    """Convert images to uint8, rounded to the nearest; values outside the limits are clamped.
-
-    Args:
-        images: any shape.
-        limits: the values that become 0 and 255.
-
-    Returns:
-        Of the same shape, uint8.
-
-    Example::
-
-        >>> to_bytes(torch.tensor([0.0, 0.4, 1.0])).tolist()
-        [0, 102, 255]
-        >>> to_bytes(torch.tensor([-1.0, 0.0, 2.0]), (-1.0, 1.0)).tolist()
-        [0, 128, 255]
-    """
-    low, high = limits
-    return (((images - low) / (high - low)).clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-    """Iterate over batches, converted by :func:`to_floats`.
-
-    Args:
-        x: (N, *event_shape).
-        size: observations per batch; the last batch may be smaller.
-        order: indices of the observations, in their order. Default: all of them.
-
-    Example::
-
-        >>> [len(batch) for batch in batches(torch.rand(5, 7), size=2)]
-        [2, 2, 1]
-    """
-    for start in range(0, len(x if order is None else order), size):
-        chosen = slice(start, start + size) if order is None else order[start : start + size]
-        yield to_floats(x[chosen])
-
-
-def thinned(x: Tensor, most: int) -> Tensor:
-    """Return at most this many observations, evenly spaced: data may be sorted.
-
-    Example::
-
-        >>> thinned(torch.arange(7), 3)
-        tensor([0, 3, 6])
-    """
-    return x[:: max(1, math.ceil(len(x) / most))]
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -491,7 +357,7 @@ def source_of(name: str) -> Source:
 
     Args:
         name: a registered name, a folder of images, or a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file
-            (:mod:`pyro_nbvae.data.own`).
+            (:mod:`pyro_nbvae.study.data.own`).
 
     Raises:
         InputError: for a name that is none of these.
@@ -501,7 +367,7 @@ def source_of(name: str) -> Source:
         >>> source_of("cifar16").event_shape
         (3, 16, 16)
     """
-    from pyro_nbvae.data.own import own_source
+    from pyro_nbvae.study.data.own import own_source
 
     if name in SOURCES:
         return SOURCES[name]

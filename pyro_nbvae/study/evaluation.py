@@ -16,29 +16,27 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.data import Data, to_bytes
-from pyro_nbvae.data.sources import is_pixels
+from pyro_nbvae.batching import is_pixels, placed, to_bytes
 from pyro_nbvae.errors import InputError, check_member, check_number, check_seed
 from pyro_nbvae.metrics import (
     HeldOut,
-    build_features,
-    distances,
     fano_factor,
     gradient_moments,
     held_out,
     importance_weighted_bound,
     latent_classification,
 )
-from pyro_nbvae.metrics.batching import placed
 from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
-from pyro_nbvae.metrics.features import Features, check_features, suffix_of
+from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_of
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
-from pyro_nbvae.runs.build import build, steps_per_epoch
-from pyro_nbvae.runs.config import SamplerName
-from pyro_nbvae.runs.folder import Run, metrics_file, with_sampler
-from pyro_nbvae.runs.generation import sampler_of
 from pyro_nbvae.sampling import MOST_SAMPLES, decoded
+from pyro_nbvae.study.build import build, steps_per_epoch
+from pyro_nbvae.study.config import SamplerName
+from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
+from pyro_nbvae.study.folder import Run, metrics_file, with_sampler
+from pyro_nbvae.study.generation import sampler_of
 from pyro_nbvae.vae import evaluating
 
 # Batch size and number of draws for gradient_noise.
@@ -179,7 +177,11 @@ class Evaluation:
             name: name of the classifier (:func:`~pyro_nbvae.metrics.classification`).
         """
         if representation not in self.classification:
-            figures = latent_classification(self.model, self.guide, self.data, representation, seed=self.seed)
+            data = self.data
+            if data.train_labels is None or data.test_labels is None:
+                raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
+            train, test = (data.train, data.train_labels), (data.test, data.test_labels)
+            figures = latent_classification(self.model, self.guide, train, test, representation, seed=self.seed)
             self.classification[representation] = figures
         return self.classification[representation].get(name)
 
@@ -499,8 +501,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     Example::
 
         >>> import tempfile
-        >>> from pyro_nbvae.runs.config import TrainConfig
-        >>> from pyro_nbvae.runs.training import train
+        >>> from pyro_nbvae.study.config import TrainConfig
+        >>> from pyro_nbvae.study.training import train
         >>> config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run = train(config, folder, progress=False)
@@ -525,7 +527,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
 
 def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
     """Compute metrics, None where they are not defined for the run, and write the files of :func:`evaluate`."""
-    from pyro_nbvae.plotting import plot_dispersion
+    from pyro_nbvae.study.plots import plot_dispersion
 
     if this.sampler != "prior":
         if not this.data.images:

@@ -25,13 +25,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
-from pyro_nbvae import plugins
-from pyro_nbvae.data import load as load_data
-from pyro_nbvae.data.sources import SOURCES, Data
 from pyro_nbvae.errors import InputError, first_line
-from pyro_nbvae.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
-from pyro_nbvae.runs.build import build, choose_device, resolve, validate
-from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
+from pyro_nbvae.study import plugins
+from pyro_nbvae.study.build import build, choose_device, resolve, validate
+from pyro_nbvae.study.config import SAMPLERS, SamplerName, TrainConfig
+from pyro_nbvae.study.data import load as load_data
+from pyro_nbvae.study.data.sources import SOURCES, Data
+from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Version of config.json; it grows when older runs would be read wrongly: another field, or another network or formula.
@@ -284,7 +284,7 @@ class Run:
         """Load the data of the training, from ``data_path``, ``data_root`` or from where they were then.
 
         Raises:
-            InputError: as :func:`~pyro_nbvae.data.load` and :meth:`check_data`.
+            InputError: as :func:`~pyro_nbvae.study.data.load` and :meth:`check_data`.
         """
         config, _ = self.config()
         name = data_path or config.data

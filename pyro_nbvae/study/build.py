@@ -11,17 +11,17 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from pyro.infer import ELBO
 
-from pyro_nbvae.data import Data, full_name, source_of
-from pyro_nbvae.data.sources import is_image_shape
+from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
 from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
-from pyro_nbvae.files import expanded
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
-from pyro_nbvae.runs.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
-from pyro_nbvae.runs.processes import local_rank
+from pyro_nbvae.study.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
+from pyro_nbvae.study.data import Data, full_name, source_of
+from pyro_nbvae.study.files import expanded
+from pyro_nbvae.study.processes import local_rank
+from pyro_nbvae.study.variants import VARIANTS, Variant, check_estimator, estimator, variant
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, StandardPrior
-from pyro_nbvae.variants import VARIANTS, Variant, check_estimator, estimator, variant
 
 # Options that must be positive, with their largest accepted value. A run with a larger value would never finish.
 _MOST: dict[str, float] = {

@@ -18,8 +18,8 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff
 
-from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.study import plugins
 
 CONFIG = (FlagCreatePairsOff,)
 

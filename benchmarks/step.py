@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from benchmarks.measure import device, forward_backward, progress, report, seconds
 from benchmarks.samplers import com_poisson, com_poisson_kl, exact_kl, parameters
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import (
     ArrivalTimes,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
 from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl, shared_dispersion_kl
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.variants import VARIANTS
 from pyro_nbvae.vae import bounded, gain
-from pyro_nbvae.variants import VARIANTS
 
 RELAXATION = ArrivalTimes(0.1)
 BATCH, SMALL = 512, 200

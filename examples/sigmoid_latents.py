@@ -13,9 +13,9 @@ from pathlib import Path
 import tyro
 
 from pyro_nbvae.models import GaussianModel, LaplaceModel
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.training import train
-from pyro_nbvae.variants import VARIANTS, register_variant
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.variants import VARIANTS, register_variant
 
 
 class SigmoidGaussianModel(GaussianModel):

@@ -1,10 +1,10 @@
 """Rate-distortion trade-off: the effect of beta, the weight of the KL, on each variant."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Ahead, BelowCurve, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.claims import Ahead, BelowCurve, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 VARIANTS = ("CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE")
 FACTORS = (0.2, 0.4, 0.6, 1.0, 2.0)

@@ -17,11 +17,12 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import Data, batches, load
-from pyro_nbvae.files import write_atomically
+from pyro_nbvae.batching import batches
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
-from pyro_nbvae.runs.build import choose_device
-from pyro_nbvae.tables.formats import write_page
+from pyro_nbvae.study.build import choose_device
+from pyro_nbvae.study.data import Data, load
+from pyro_nbvae.study.files import write_atomically
+from pyro_nbvae.study.formats import write_page
 
 
 class Recipe(NamedTuple):

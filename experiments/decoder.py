@@ -5,11 +5,11 @@ others. On MNIST beta = 1 is therefore effectively 28 times smaller for the othe
 reconstruction (docs/mathematics.md, section 1.3).
 """
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Ahead, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.claims import Ahead, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 
 def _decoders(base: TrainConfig) -> dict[str, dict[str, object]]:

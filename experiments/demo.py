@@ -10,11 +10,11 @@ from pathlib import Path
 
 import tyro
 
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import train
-from pyro_nbvae.tables.formats import plain
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.formats import plain
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.training import train
 
 CONFIG = TrainConfig(data="digits")
 

@@ -15,12 +15,13 @@ import tyro
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import Data, load, to_bytes, to_floats
-from pyro_nbvae.metrics import build_features, distances
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.generation import prior_samples
-from pyro_nbvae.tables.formats import write_page
+from pyro_nbvae.batching import to_bytes, to_floats
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import Data, load
+from pyro_nbvae.study.features import build_features, distances
+from pyro_nbvae.study.formats import write_page
+from pyro_nbvae.study.generation import prior_samples
 
 
 def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:

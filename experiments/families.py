@@ -1,9 +1,9 @@
 """Latent families at the same number of latents and the same beta, for small and large numbers of latents."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 
 def _sizes(base: TrainConfig) -> dict[str, dict[str, object]]:

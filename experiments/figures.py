@@ -17,22 +17,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from pyro_nbvae.cli import table_of
-from pyro_nbvae.commandline import script
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.metrics import HeldOut, held_out, represent
 from pyro_nbvae.models import NegativeBinomialModel
-from pyro_nbvae.plotting import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
-from pyro_nbvae.runs import generation
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.tables import results
-from pyro_nbvae.tables.config import Reproduction, ScaleName
-from pyro_nbvae.tables.formats import summarise
-from pyro_nbvae.tables.grid import Cell, cells
-from pyro_nbvae.tables.report import group
-from pyro_nbvae.tables.runner import number_of_samples
+from pyro_nbvae.study import generation, results
+from pyro_nbvae.study.cli import table_of
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.formats import summarise
+from pyro_nbvae.study.grid import Cell, cells
+from pyro_nbvae.study.plots import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
+from pyro_nbvae.study.report import group
+from pyro_nbvae.study.runner import number_of_samples
+from pyro_nbvae.study.scales import Reproduction, ScaleName
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Number of held-out images for the statistics of units.

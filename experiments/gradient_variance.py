@@ -16,12 +16,13 @@ import tyro
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import gradient_moments
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.tables.formats import write_page
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.formats import write_page
 
 ESTIMATORS: dict[str, ELBO] = {
     "AnalyticKL_ELBO": AnalyticKL_ELBO(),

@@ -22,9 +22,8 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
-from pyro_nbvae.files import write_text
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics.gradient_bias import (
@@ -38,8 +37,10 @@ from pyro_nbvae.metrics.gradient_bias import (
     undisturbed,
 )
 from pyro_nbvae.models import NegativeBinomialModel
-from pyro_nbvae.plotting import plot_bias_and_noise
-from pyro_nbvae.runs.folder import Run
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.files import write_text
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.plots import plot_bias_and_noise
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 WARM, COLD = (1.0, 0.5, 0.24, 0.1, 0.05), (1.0, 0.5, 0.25, 0.1)

@@ -5,13 +5,13 @@
 
 from tyro.conf import OmitArgPrefixes
 
-from pyro_nbvae.commandline import script
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
-from pyro_nbvae.tables.claims import Ahead, Claim, Reaches
-from pyro_nbvae.tables.config import Reproduction
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import reproduce
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.claims import Ahead, Claim, Reaches
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import reproduce
+from pyro_nbvae.study.scales import Reproduction
+from pyro_nbvae.study.variants import VARIANTS
 
 # Accuracies on MNIST in the paper: with 200 labels, over all balanced splits of the digits, with 20 labels per class.
 PAPER = {"svm_200": 0.811, "shattering": 0.898, "few_shot_20": 0.865}

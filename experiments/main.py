@@ -1,11 +1,11 @@
 """The main table: reconstruction and generation of every variant on four image data sets."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.evaluation import METRICS
-from pyro_nbvae.tables.claims import Ahead, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.claims import Ahead, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.evaluation import METRICS
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
+from pyro_nbvae.study.variants import VARIANTS
 
 SETS = ("mnist", "fashion_mnist", "cifar16", "celeba64")
 COUNTS = ("P-NB", "EX-I", "EX-C", "MC-G", "P-VAE")

@@ -1,10 +1,10 @@
 """Number of samples for the Monte Carlo KL, compared with the exact KL."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Alike, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.claims import Alike, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 # Smallest differences that would be called visible.
 VISIBLE = (("mse", 0.0003), ("elbo", 3.0))

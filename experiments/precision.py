@@ -1,10 +1,10 @@
 """Networks that multiply in bfloat16 in training, as at scales full and paper, compared with single precision."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Alike, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.claims import Alike, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 PRECISIONS = ("float32", "bfloat16")
 VARIANTS = ("CMP", "EX-I", "G-VAE")

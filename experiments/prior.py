@@ -1,10 +1,10 @@
 """Learning rate of a learned prior relative to the networks, and its initial mean count."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Ahead, Alike, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.claims import Ahead, Alike, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 # Learning rates of the prior, in multiples of the networks', and its initial mean counts.
 STARTS = ((1, 20), (10, 20), (30, 20), (100, 20), (30, 2), (30, 50))

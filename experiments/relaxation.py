@@ -3,11 +3,11 @@
 The gradient noise is that of the run's estimator and relaxation at the final temperature, at the checkpoint of the run.
 """
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Ahead, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.claims import Ahead, Claim
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.grid import Table
+from pyro_nbvae.study.report import command_of
 
 TEMPERATURES = (1.0, 0.24, 0.05)
 ARRIVALS, GUMBEL = ("EX-C", "DS-C", "MC-C", "P-VAE"), ("EX-G", "DS-G", "MC-G")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nbvae import distributions
-from pyro_nbvae.data.sources import is_image_shape
+from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.networks.outputs import CountOutput, ImageOutput, LogitOutput, Output, RealOutput
 

@@ -14,10 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_nbvae.data import BATCH
+from pyro_nbvae.batching import BATCH, Observations, Thinned, placed, shown
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError, check_number, check_seed
-from pyro_nbvae.metrics.batching import Observations, Thinned, placed, shown
 from pyro_nbvae.metrics.held_out import mean_of
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 

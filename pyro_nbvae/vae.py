@@ -20,8 +20,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_nbvae.data import to_floats
-from pyro_nbvae.data.sources import is_pixels, thinned
+from pyro_nbvae.batching import is_pixels, thinned, to_floats
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.errors import InputError, check_positive, check_seed

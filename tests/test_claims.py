@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Finding, Reaches, listed
+from pyro_nbvae.study.claims import Ahead, Alike, BelowCurve, Claim, Finding, Reaches, listed
 
 
 def groups(**figures):

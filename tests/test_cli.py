@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.runs.folder import LOCK, Run
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.folder import LOCK, Run
 
 TINY = [
     "--data",

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.training import noise_seed
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.training import noise_seed
 from tests.two_processes import CONFIG, OTHERS
 
 SCRIPT = Path(__file__).with_name("two_processes.py")

@@ -11,31 +11,31 @@ from pyro.distributions import FoldedDistribution, Normal
 from torch.distributions import kl_divergence
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import SOURCES, Source, load, to_bytes, to_floats
+from pyro_nbvae.batching import to_bytes, to_floats
 from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import (
     HeldOut,
-    build_features,
-    distances,
     gradient_moments,
     held_out,
     importance_weighted_bound,
 )
 from pyro_nbvae.models import GaussianModel
-from pyro_nbvae.plotting import plot_pairs
-from pyro_nbvae.runs import evaluation
-from pyro_nbvae.runs.build import build
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import GRADIENT_DRAWS, METRICS, evaluate, register_metric
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import train
 from pyro_nbvae.sampling import PriorSampler, decoded, fit_mixture
+from pyro_nbvae.study import evaluation
+from pyro_nbvae.study.build import build
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import SOURCES, Source, load
+from pyro_nbvae.study.evaluation import GRADIENT_DRAWS, METRICS, evaluate, register_metric
+from pyro_nbvae.study.features import build_features, distances
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.plots import plot_pairs
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.variants import VARIANTS
 from pyro_nbvae.vae import evaluating
-from pyro_nbvae.variants import VARIANTS
 
 
 def pair(latents=8, name="EX-C", beta=0.5):

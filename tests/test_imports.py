@@ -11,16 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pyro_nbvae"
 # from the bottom; what stands in one line may know each other
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "batching", "rates"},
     {"distributions"},
-    {"infer", "likelihoods", "networks", "data", "plugins"},
+    {"infer", "likelihoods", "networks"},
     {"vae"},
     {"models"},
     {"guides"},
-    {"variants", "metrics", "plotting", "sampling"},
-    {"runs"},
-    {"tables", "commandline"},
-    {"cli", "experiments"},
+    {"metrics", "sampling"},
+    {"study"},
+    {"experiments"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

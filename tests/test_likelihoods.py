@@ -15,19 +15,19 @@ from torch import nn
 
 import pyro_nbvae
 from pyro_nbvae import likelihoods
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import SOURCES, Data, Source, load, register_data
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel, PoissonModel
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.folder import SCHEMA, Run
-from pyro_nbvae.runs.training import train
-from pyro_nbvae.variants import VARIANTS, Variant, register_variant
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import SOURCES, Data, Source, load, register_data
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.folder import SCHEMA, Run
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.variants import VARIANTS, Variant, register_variant
 
 SHIPPED = {
     "gaussian": likelihoods.Gaussian(0.5),
@@ -320,7 +320,7 @@ def test_arrays(tmp_path):
 
 
 def test_pixels_are_scaled_and_nothing_else_is():
-    from pyro_nbvae.data import to_floats
+    from pyro_nbvae.batching import to_floats
 
     counts = torch.tensor([[3, 255]], dtype=torch.uint8)
     assert to_floats(counts).tolist() == [[3.0, 255.0]]

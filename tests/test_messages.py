@@ -8,9 +8,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 
-from pyro_nbvae import variants
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import (
     ConwayMaxwellPoisson,
     CountDistribution,
@@ -25,9 +23,11 @@ from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Bernoulli, NegativeBinomial
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel
-from pyro_nbvae.runs.build import resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study import variants
+from pyro_nbvae.study.build import resolve
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.training import train
 
 
 def pair(likelihood=None):

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import Data, describe, load, to_bytes, to_floats
+from pyro_nbvae.batching import to_bytes, to_floats
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import Data, describe, load
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.training import train
 
 TINY = {"latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 20, "device": "cpu"}
 

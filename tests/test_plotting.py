@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pyro_nbvae import plotting
-from pyro_nbvae.plotting import (
+from pyro_nbvae.study import plots as plotting
+from pyro_nbvae.study.plots import (
     Panel,
     plot_bias_and_noise,
     plot_curves,

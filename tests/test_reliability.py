@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import read_tensors, write_tensors
-from pyro_nbvae.runs import training
-from pyro_nbvae.runs.config import PRESETS, TrainConfig
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.training import temperature, train
+from pyro_nbvae.study import training
+from pyro_nbvae.study.config import PRESETS, TrainConfig
+from pyro_nbvae.study.files import read_tensors, write_tensors
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.training import temperature, train
 
 TINY = {"data": "digits", "latents": 4, "encoder": "linear", "decoder": "linear", "train_size": 100, "batch_size": 50}
 FLAGS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import SOURCES, Source, register_data
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics import FEATURES
-from pyro_nbvae.runs import evaluation
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import METRICS, evaluate
-from pyro_nbvae.runs.training import train
-from pyro_nbvae.tables.formats import plain
+from pyro_nbvae.study import evaluation
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import SOURCES, Source, register_data
+from pyro_nbvae.study.evaluation import METRICS, evaluate
+from pyro_nbvae.study.features import FEATURES
+from pyro_nbvae.study.formats import plain
+from pyro_nbvae.study.training import train
 
 TINY = {"latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 50}
 

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from pyro_nbvae import sampling
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import NegativeBinomial
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.models import GaussianModel
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.generation import generate
-from pyro_nbvae.runs.training import train
 from pyro_nbvae.sampling import CountMixture, GaussianMixture, PosteriorSampler, PriorSampler, decoded, fit_mixture
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.generation import generate
+from pyro_nbvae.study.training import train
 
 SMALL = {"data": "digits", "latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 500}
 

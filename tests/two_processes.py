@@ -9,11 +9,11 @@ from pathlib import Path
 import pyro.distributions as dist
 import torch
 
-from pyro_nbvae import variants
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study import variants
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.training import train
 
 
 class NoteNoise(GaussianGuide):

@@ -8,9 +8,9 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
+from pyro_nbvae.batching import Observations, placed, shown
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import check_number
-from pyro_nbvae.metrics.batching import Observations, placed, shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 
 # Samples whose log masses are computed together.

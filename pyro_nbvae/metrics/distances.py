@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_nbvae.data.sources import thinned
+from pyro_nbvae.batching import shown, thinned
 from pyro_nbvae.errors import InputError, check_seed
-from pyro_nbvae.files import cached
-from pyro_nbvae.metrics.batching import shown
 from pyro_nbvae.metrics.features import Features
 
 if TYPE_CHECKING:
@@ -54,23 +51,32 @@ def _frechet(features: Features) -> FrechetInceptionDistance:
     return metric
 
 
-def _reference(features: Features, real: Tensor, progress: bool) -> dict[str, Any]:
-    """Return what FID and KID need from the real images, from the cache if it was computed before."""
+@torch.no_grad()
+def reference_statistics(features: Features, real: Tensor, *, progress: bool = False) -> dict[str, Any]:
+    """Return what FID and KID need to know of the real images, for :func:`distances`.
 
-    def compute() -> dict[str, object]:
-        extracted = _extract(features, real, "real images", progress)
-        metric = _frechet(features)
-        metric.update(extracted, real=True)
-        return {"fid": metric.state_dict(), "kid": thinned(extracted, KID_REAL).clone()}
+    Args:
+        features: the features to compare the images in.
+        real: uint8 images (N, C, H, W).
+        progress: show a progress bar.
 
-    pixels = hashlib.sha256(real.cpu().contiguous().numpy().tobytes())
-    key = hashlib.sha256(f"{pixels.hexdigest()} {tuple(real.shape)} {features.digest} {KID_REAL}".encode())
-    return cached(f"features-{features.network}-{key.hexdigest()[:16]}.pt", compute)
+    Returns:
+        ``{"fid": ..., "kid": ...}`` of tensors and plain values, which ``torch.save`` accepts.
+
+    Raises:
+        ValueError: for fewer than two images, and for images that are not uint8.
+    """
+    if len(real) < 2:
+        raise InputError(f"FID and KID need at least 2 real images, got {len(real)}")
+    extracted = _extract(features, real, "real images", progress)
+    metric = _frechet(features)
+    metric.update(extracted, real=True)
+    return {"fid": metric.state_dict(), "kid": thinned(extracted, KID_REAL).clone()}
 
 
 def distances(
     features: Features,
-    real: Tensor,
+    real: Tensor | Mapping[str, Any],
     generated: Tensor | Iterable[Tensor],
     *,
     seed: int = 0,
@@ -86,7 +92,7 @@ def distances(
 
     Args:
         features: the features to compare the images in; their ``suffix`` is appended to the names in the result.
-        real: the reference images; their statistics are cached, keyed by the pixels and the features' weights.
+        real: the reference images, or their :func:`reference_statistics`, to compute these only once.
         generated: the images to evaluate, as one tensor or in batches; only their features are kept in memory.
         seed: random seed of the subsets that KID draws.
         progress: show a progress bar.
@@ -102,19 +108,16 @@ def distances(
 
     Example::
 
-        >>> from pyro_nbvae.data import load
-        >>> from pyro_nbvae.metrics import build_features
-        >>> images = load("digits").test
-        >>> found = distances(build_features("classifier", "digits"), images[:20], images[20:40])
+        >>> from pyro_nbvae.metrics.features import ClassifierFeatures
+        >>> images = torch.randint(0, 256, (40, 1, 16, 16), dtype=torch.uint8)
+        >>> found = distances(ClassifierFeatures("digits"), images[:20], images[20:])
         >>> sorted(found), found["fid_c"] > 0
         (['fid_c', 'kid_c'], True)
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     check_seed(seed)
-    if len(real) < 2:
-        raise InputError(f"FID and KID need at least 2 real images, got {len(real)}")
-    reference = _reference(features, real, progress)
+    reference = reference_statistics(features, real, progress=progress) if isinstance(real, Tensor) else real
     extracted = _extract(features, generated, "generated images", progress)
     if len(extracted) < 2:
         raise InputError(f"FID and KID need at least 2 generated images, got {len(extracted)}")

@@ -16,11 +16,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.data.sources import is_image_shape, limits_of, values_of
+from pyro_nbvae.batching import Observations, Thinned, is_image_shape, limits_of, placed, shown, values_of
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
-from pyro_nbvae.metrics.batching import Observations, Thinned, placed, shown
 from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, Normal
 from torch.nn.functional import logsigmoid
 
-from pyro_nbvae.data import BATCH
-from pyro_nbvae.data.sources import thinned
+from pyro_nbvae.batching import BATCH, thinned
 from pyro_nbvae.distributions.counts import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.masses import NegativeBinomialMass

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.data import Data
+from pyro_nbvae.batching import Observations, placed, shown
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics.batching import Observations, placed, shown
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 if TYPE_CHECKING:
@@ -174,24 +173,22 @@ def classification(
 def latent_classification(
     model: GenerativeModel,
     guide: AmortizedGuide,
-    data: Data,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
     representation: Representation = "encoder",
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Run :func:`classification` on a pair's representations of a data set.
+    """Run :func:`classification` on the representations of labelled observations.
 
     Args:
         model, guide: the pair.
-        data: a data set with labels.
+        train, test: observations (N, *event_shape) and their labels (N,), for training and held out.
         representation: as in :func:`represent`.
         seed: random seed of the counts and of the training sets.
 
     Returns:
         Mean accuracies, as :func:`classification`.
-
-    Raises:
-        InputError: for data without labels.
 
     Example::
 
@@ -200,11 +197,9 @@ def latent_classification(
         >>> model = PoissonModel((5,), latents=3, decoder="linear")
         >>> guide = PoissonGuide(model, encoder="linear")
         >>> x, labels = torch.rand(60, 5), torch.arange(2).repeat(30)
-        >>> accuracies = latent_classification(model, guide, Data("noise", x, x, labels, labels))
+        >>> accuracies = latent_classification(model, guide, (x, labels), (x, labels))
         >>> sorted(accuracies)
         ['few_shot_1', 'few_shot_10', 'few_shot_20', 'few_shot_5']
     """
-    if data.train_labels is None or data.test_labels is None:
-        raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
-    train, test = (represent(model, guide, images, representation, seed=seed) for images in (data.train, data.test))
-    return classification(train, data.train_labels.numpy(), test, data.test_labels.numpy(), seed=seed)
+    known, asked = (represent(model, guide, x, representation, seed=seed) for x, _ in (train, test))
+    return classification(known, train[1].numpy(), asked, test[1].numpy(), seed=seed)

@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from pyro_nbvae.data.sources import thinned
+from pyro_nbvae.batching import thinned
 
 # Outputs over which the layer norm of a head is taken at least: over one it returns a constant, over K it loses a rank.
 NORMALIZED = 32

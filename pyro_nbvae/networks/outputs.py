@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_nbvae.data.sources import limits_of
+from pyro_nbvae.batching import limits_of
 from pyro_nbvae.networks.initialization import DataDependent, divisors, moments
 
 # Below this, softplus is the exponential function in float32.

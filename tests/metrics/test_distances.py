@@ -8,14 +8,15 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from pyro_nbvae.data import load
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import cache_root
-from pyro_nbvae.metrics import Features, build_features, distances
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.generation import prior_samples
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.metrics import Features
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.features import build_features, distances
+from pyro_nbvae.study.files import cache_root
+from pyro_nbvae.study.generation import prior_samples
+from pyro_nbvae.study.training import train
 from pyro_nbvae.vae import evaluating
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.runs.evaluation import METRICS
+from pyro_nbvae.study.evaluation import METRICS
 
 Verdict = Literal["holds", "holds where measured", "fails", "not enough runs", "not measured"]
 LEVEL = 0.05
@@ -188,7 +188,7 @@ class Ahead:
     """Condition: every label in ``first`` has a better mean than every label in ``others``, on each data set.
 
     Args:
-        metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`; its ``best`` defines which value is better.
+        metric: a key of :data:`~pyro_nbvae.study.evaluation.METRICS`; its ``best`` defines which value is better.
         first: labels that should be better.
         others: labels to compare with.
         data: names of the data sets.
@@ -228,7 +228,7 @@ class Alike:
     It holds if the confidence interval of every difference lies within the limit, and fails if one lies outside.
 
     Args:
-        metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
+        metric: a key of :data:`~pyro_nbvae.study.evaluation.METRICS`.
         labels: the labels; all others are compared with the first.
         data: names of the data sets.
         within: largest difference, in the units of the metric.
@@ -266,7 +266,7 @@ class Reaches:
     """Condition: the mean of a metric is better than a given value, such as a published result.
 
     Args:
-        metric: a key of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
+        metric: a key of :data:`~pyro_nbvae.study.evaluation.METRICS`.
         label: label of the runs.
         data: name of the data set.
         figure: the value to reach.

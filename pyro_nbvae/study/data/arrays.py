@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.data.sources import Labels, Split, class_labels, is_image_shape
+from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.study.data.base import Labels, Split, class_labels
 
 # One in so many observations is held out.
 HOLD_OUT = 10

@@ -12,19 +12,18 @@ from typing import get_args
 
 from tyro.conf import OmitArgPrefixes
 
-from pyro_nbvae import plugins
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import write_text
-from pyro_nbvae.metrics.features import suffix_of
-from pyro_nbvae.runs.build import check_choices
-from pyro_nbvae.runs.config import SAMPLERS, SamplerName
-from pyro_nbvae.runs.evaluation import METRICS
-from pyro_nbvae.tables import claims, results
-from pyro_nbvae.tables.config import SCALES, TABLES, FeaturesName, Reproduction, ScaleName
-from pyro_nbvae.tables.formats import Summary, best_of, columns_of, emphasised, latex, markdown, summarise, write_csv
-from pyro_nbvae.tables.grid import Cell, Table, cells
-from pyro_nbvae.tables.results import Row
-from pyro_nbvae.tables.runner import check_options, number_of_samples, run_grid
+from pyro_nbvae.study import claims, plugins, results
+from pyro_nbvae.study.build import check_choices
+from pyro_nbvae.study.config import SAMPLERS, SamplerName
+from pyro_nbvae.study.evaluation import METRICS
+from pyro_nbvae.study.features import suffix_of
+from pyro_nbvae.study.files import write_text
+from pyro_nbvae.study.formats import Summary, best_of, columns_of, emphasised, latex, markdown, summarise, write_csv
+from pyro_nbvae.study.grid import Cell, Table, cells
+from pyro_nbvae.study.results import Row
+from pyro_nbvae.study.runner import check_options, number_of_samples, run_grid
+from pyro_nbvae.study.scales import SCALES, TABLES, FeaturesName, Reproduction, ScaleName
 
 # data set -> label -> one row per seed
 Groups = dict[str, dict[str, list[Row]]]

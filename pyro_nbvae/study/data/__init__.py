@@ -1,19 +1,15 @@
 """Data sets, by name or from the user's own files, and batches of them."""
 
-from pyro_nbvae.data.sources import (
-    BATCH,
+from pyro_nbvae.batching import BATCH, batches, to_bytes, to_floats
+from pyro_nbvae.study.data.base import Data, Source
+from pyro_nbvae.study.data.sources import (
     SOURCES,
-    Data,
-    Source,
-    batches,
     data_root,
     describe,
     full_name,
     load,
     register_data,
     source_of,
-    to_bytes,
-    to_floats,
 )
 
 __all__ = [

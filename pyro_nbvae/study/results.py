@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import write_text
-from pyro_nbvae.runs.config import SAMPLERS, SamplerName, TrainConfig
-from pyro_nbvae.runs.folder import SCHEMA, metrics_file, upgraded, with_sampler
-from pyro_nbvae.tables.grid import Cell
+from pyro_nbvae.study.config import SAMPLERS, SamplerName, TrainConfig
+from pyro_nbvae.study.files import write_text
+from pyro_nbvae.study.folder import SCHEMA, metrics_file, upgraded, with_sampler
+from pyro_nbvae.study.grid import Cell
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyro_nbvae.files import write_text
-from pyro_nbvae.runs.evaluation import METRICS, Metric
-from pyro_nbvae.runs.provenance import provenance
+from pyro_nbvae.study.evaluation import METRICS, Metric
+from pyro_nbvae.study.files import write_text
+from pyro_nbvae.study.provenance import provenance
 
 if TYPE_CHECKING:
     import pandas as pd

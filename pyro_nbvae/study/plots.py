@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from pyro_nbvae.data.sources import limits_of
-from pyro_nbvae.files import write_atomically
+from pyro_nbvae.batching import limits_of
+from pyro_nbvae.study.files import write_atomically
 
 _MARKERS = "osD^vPX*"
 

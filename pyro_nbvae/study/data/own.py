@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyro_nbvae.data.arrays import as_tensors, hold_out, read_npy, read_npz
-from pyro_nbvae.data.pictures import folder_source, picture_suffixes
-from pyro_nbvae.data.sheets import read_sheet
-from pyro_nbvae.data.sources import Source, Split
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.data.arrays import as_tensors, hold_out, read_npy, read_npz
+from pyro_nbvae.study.data.base import Source, Split
+from pyro_nbvae.study.data.pictures import folder_source, picture_suffixes
+from pyro_nbvae.study.data.sheets import read_sheet
 
 # How to convert files of other formats; {0} is the file and {1} the new one, without its suffix.
 _TO_NPY = 'numpy.save("{1}.npy", {2})'
@@ -70,8 +70,8 @@ def _advice(path: Path) -> str:
 def own_source(path: Path) -> Source:
     """Return the source of a folder of images, or of a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file.
 
-    A folder is read as :func:`~pyro_nbvae.data.pictures.folder_source` says, and a table as
-    :func:`~pyro_nbvae.data.sheets.read_sheet`. An array is (N, *event_shape): uint8 arrays (N, 1 or 3, H, W) are
+    A folder is read as :func:`~pyro_nbvae.study.data.pictures.folder_source` says, and a table as
+    :func:`~pyro_nbvae.study.data.sheets.read_sheet`. An array is (N, *event_shape): uint8 arrays (N, 1 or 3, H, W) are
     pixels, scaled to [0, 1]; all other values, and 0 and 1 alone, are used unchanged. A ``.npz`` file holds ``train``
     and ``test`` (and ``train_labels``, ``test_labels``), or one array (and ``labels``).
 

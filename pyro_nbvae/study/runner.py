@@ -11,24 +11,23 @@ from typing import NoReturn
 
 from tqdm.auto import tqdm
 
-from pyro_nbvae import plugins
-from pyro_nbvae.data import load
 from pyro_nbvae.errors import InputError, check_number
-from pyro_nbvae.metrics import build_features
-from pyro_nbvae.metrics.features import check_features
-from pyro_nbvae.runs.build import choose_device
-from pyro_nbvae.runs.evaluation import METRICS, Evaluation, measure
-from pyro_nbvae.runs.folder import metrics_file
-from pyro_nbvae.runs.training import differences, train
 from pyro_nbvae.sampling import MOST_SAMPLES
-from pyro_nbvae.tables.config import SCALES, Reproduction
-from pyro_nbvae.tables.grid import Cell, Table
-from pyro_nbvae.tables.jobs import Cluster, Job, LocalProcesses, Pool, one_line
+from pyro_nbvae.study import plugins
+from pyro_nbvae.study.build import choose_device
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.evaluation import METRICS, Evaluation, measure
+from pyro_nbvae.study.features import build_features, check_features
+from pyro_nbvae.study.folder import metrics_file
+from pyro_nbvae.study.grid import Cell, Table
+from pyro_nbvae.study.jobs import Cluster, Job, LocalProcesses, Pool, one_line
+from pyro_nbvae.study.scales import SCALES, Reproduction
+from pyro_nbvae.study.training import differences, train
 
 # Seconds between two updates of the progress bar.
 POLL = 0.5
 # Modules that every run imports, some of them late. Preloading saves seconds per run.
-PRELOADED = ["pyro_nbvae.tables.runner", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torchmetrics.image"]
+PRELOADED = ["pyro_nbvae.study.runner", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torchmetrics.image"]
 
 
 def number_of_samples(options: Reproduction) -> int:

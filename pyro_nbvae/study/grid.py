@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_nbvae.data import SOURCES, full_name
 from pyro_nbvae.errors import InputError, check_member, check_seed
-from pyro_nbvae.runs.build import check_choices, event_shape_of, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import METRICS, settings
-from pyro_nbvae.runs.folder import Run, metrics_file
-from pyro_nbvae.tables.claims import Claim
-from pyro_nbvae.tables.config import SCALES, Reproduction
+from pyro_nbvae.study.build import check_choices, event_shape_of, resolve
+from pyro_nbvae.study.claims import Claim
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import SOURCES, full_name
+from pyro_nbvae.study.evaluation import METRICS, settings
+from pyro_nbvae.study.folder import Run, metrics_file
+from pyro_nbvae.study.scales import SCALES, Reproduction
 
 
 def _nothing(base: TrainConfig) -> Mapping[str, Mapping[str, Any]]:
@@ -36,9 +36,9 @@ class Table:
         name: name of the script and of the files.
         title: title in one line.
         variants, data: names of the variants and of the data sets in the grid.
-        metrics: the columns, keys of :data:`~pyro_nbvae.runs.evaluation.METRICS`.
+        metrics: the columns, keys of :data:`~pyro_nbvae.study.evaluation.METRICS`.
         varied: maps the resolved configuration of a variant on a data set to {label: fields of
-            :class:`~pyro_nbvae.runs.config.TrainConfig` to change}.
+            :class:`~pyro_nbvae.study.config.TrainConfig` to change}.
         paper: maps (data, metric, label) to the paper's figure, which the report shows beside ours.
         claims: claims about the results; the report states which of them hold.
         command: the command that makes the table. Default: ``nbvae reproduce NAME``.

@@ -12,9 +12,8 @@ from torch import Tensor
 from pyro_nbvae.batching import is_image_shape, limits_of, to_bytes, to_floats
 from pyro_nbvae.errors import check_member, check_number
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
-from pyro_nbvae.study.config import SamplerName
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
-from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
 

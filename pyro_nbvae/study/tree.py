@@ -256,6 +256,8 @@ class OtherLikelihood:
 
 # --- the run ---------------------------------------------------------------------------------------------------------
 
+# Distribution of the latents of generated observations.
+SamplerName = Literal["prior", "mixture", "posterior"]
 Network = Literal["conv", "mlp", "linear", "released", "released_conv", "released_mlp", "released_linear"]
 
 
@@ -316,7 +318,7 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Generic[Chosen]):
-    """Configuration of a run; :func:`~pyro_nbvae.study.config.configure` makes one."""
+    """A run: what is trained, on which data, and how."""
 
     variant: Fixed[str]
     vae: Chosen

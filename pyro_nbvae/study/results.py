@@ -30,7 +30,7 @@ _POSITION = ["data", "run", "seed"]
 _KEY = [*_POSITION, "config"]
 
 
-def identity(config: TrainConfig[Any]) -> str:
+def stored_config(config: TrainConfig[Any]) -> str:
     """Return a configuration as text, without the options that do not affect the results.
 
     The version of run folders is part of it, so that rows of models of an older version do not count.
@@ -44,7 +44,7 @@ def is_final(cell: Cell, metrics: dict[str, Any], samples: int) -> bool:
     if not metrics.items() >= settings(cell.config.training.epochs or 0, 0, samples).items():
         return False
     try:
-        return identity(cell.run.config()[0]) == identity(cell.config)
+        return stored_config(cell.run.config()[0]) == stored_config(cell.config)
     except InputError:  # it cannot be read
         return False
 
@@ -52,8 +52,8 @@ def is_final(cell: Cell, metrics: dict[str, Any], samples: int) -> bool:
 def _places(grid: Sequence[Cell]) -> pd.DataFrame:
     """Return the keys of the rows of a grid, with the cell, its label and the sampler."""
     lines = [
-        (cell.folder.parents[1].name, with_sampler(cell.folder.parent.name, sampler), cell.config.seed)
-        + (identity(cell.config), cell.label, sampler, cell)
+        (cell.data, with_sampler(cell.folder.parent.name, sampler), cell.config.seed)
+        + (stored_config(cell.config), cell.label, sampler, cell)
         for cell in grid
         for sampler in SAMPLERS
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ScaleName = Literal["smoke", "small", "medium", "full", "paper"]
+ClusterName = Literal["slurm", "local"]
 FeaturesName = Literal["classifier", "inception", "inception_bfloat16"]
 
 
@@ -66,7 +67,7 @@ class Reproduction:
     inception_weights: str | None = None
     samples: int | None = None
     jobs: int = 1
-    cluster: Literal["slurm", "local"] | None = None
+    cluster: ClusterName | None = None
     cluster_options: tuple[str, ...] = ()
     device: str = "auto"
     data_root: str | None = None

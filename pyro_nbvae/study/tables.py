@@ -87,6 +87,11 @@ class Cell:
         """The run folder."""
         return Run(self.folder)
 
+    @property
+    def data(self) -> str:
+        """Name of the data set in rows: that of its folder."""
+        return self.folder.parents[1].name
+
 
 def cells(table: Table, chosen: Reproduction) -> list[Cell]:
     """Return the runs of a table for the scale, variants, data and seeds of the options.

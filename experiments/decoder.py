@@ -10,26 +10,25 @@ from pyro_nbvae.study.tables import Table, register_table
 
 VARIANTS, OTHERS = ("EX-C", "DS-C"), ("mlp", "linear")
 
-TABLE = register_table(
-    Table(
-        name="decoder",
-        title="Decoders at the same beta, and at the paper's",
-        variants=VARIANTS,
-        data=("mnist",),
-        metrics=(*IMAGES, *UNITS, "squared_error", "beta"),
-        varied=lambda base: {
-            "conv": {},
-            **{name: {"decoder": f"released_{name}", "beta": base.likelihood.beta} for name in OTHERS},
-            **{f"{name}, the paper's β": {"decoder": f"released_{name}"} for name in OTHERS},
-        },
-        compare={
-            (f"{one} conv", f"{one} {other}{beta}"): ("mse", "ssim", "fid_c")
-            for one in VARIANTS
-            for other in OTHERS
-            for beta in ("", ", the paper's β")
-        },
-    )
+TABLE = Table(
+    name="decoder",
+    title="Decoders at the same beta, and at the paper's",
+    variants=VARIANTS,
+    data=("mnist",),
+    metrics=(*IMAGES, *UNITS, "squared_error", "beta"),
+    varied=lambda base: {
+        "conv": {},
+        **{name: {"decoder": f"released_{name}", "beta": base.likelihood.beta} for name in OTHERS},
+        **{f"{name}, the paper's β": {"decoder": f"released_{name}"} for name in OTHERS},
+    },
+    compare={
+        (f"{one} conv", f"{one} {other}{beta}"): ("mse", "ssim", "fid_c")
+        for one in VARIANTS
+        for other in OTHERS
+        for beta in ("", ", the paper's β")
+    },
 )
+register_table(TABLE)
 
 if __name__ == "__main__":
     run_script(TABLE)

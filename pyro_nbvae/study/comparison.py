@@ -51,7 +51,7 @@ def _pairs(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
             if min(len(a), len(b)) < 2:
                 continue
             means = a.mean(), b.mean()
-            relation = "lower" if means[0] < means[1] else "higher"
+            relation = f"{'lower' if means[0] < means[1] else 'higher'} than"
             yield data, metric, first, second, relation, *means, _p(stats.ttest_ind(a, b, equal_var=False))
             if metric in table.within:
                 most = table.within[metric]
@@ -76,9 +76,9 @@ def _curves(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
         for label, each in pd.concat(found).groupby("label", sort=False) if found else ():
             if len(each) > 1:
                 means = each["at"].mean(), each["mse"].mean()
-                relation = "lower" if means[0] < means[1] else "higher"
+                relation = f"{'lower' if means[0] < means[1] else 'higher'} than"
                 p = _p(stats.ttest_rel(each["at"], each["mse"]))
-                yield data, "mse at equal KL", first, label, relation, *means, p
+                yield data, "MSE at equal KL", first, label, relation, *means, p
 
 
 def tests(table: Table, rows: pd.DataFrame) -> pd.DataFrame:

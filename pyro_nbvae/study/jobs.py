@@ -21,7 +21,6 @@ from typing import Any, get_args
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.scales import ClusterName
 
-
 # Executors of submitit that --cluster takes; None runs on this machine.
 CLUSTERS = (None, *get_args(ClusterName))
 

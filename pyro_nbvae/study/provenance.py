@@ -72,7 +72,9 @@ def provenance(device: torch.device) -> dict[str, str | int | None]:
     }
 
 
-def write_page(path: Path, rows: Sequence[Mapping[str, object]], caption: str, command: str, device: str = "cpu") -> str:
+def write_page(
+    path: Path, rows: Sequence[Mapping[str, object]], caption: str, command: str, device: str = "cpu"
+) -> str:
     """Write a table for the documentation, in Markdown, with a caption that includes its provenance.
 
     Args:

@@ -131,9 +131,9 @@ def caption(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.D
     return (
         f"{table.title}. Scale {chosen.scale}: epochs {_values(rows, 'epochs')}; training data "
         f"{_values(rows, 'train_size')}; batches of {batches}; seeds {_values(rows, 'seed')}."
-        f"{''.join(text for kind, text in measured.items() if kind in of)} Trained at commit {_values(rows, 'commit')}, "
-        f"on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads per run "
-        f"{_values(rows, 'threads')}, {dates}. {made_by}"
+        f"{''.join(text for kind, text in measured.items() if kind in of)} Trained at commit "
+        f"{_values(rows, 'commit')}, on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads per "
+        f"run {_values(rows, 'threads')}, {dates}. {made_by}"
     )
 
 
@@ -141,14 +141,17 @@ def _paper(table: Table, data: str) -> dict[tuple[str, str], float]:
     return {(metric, label): value for (where, metric, label), value in table.paper.items() if where == data}
 
 
-def findings(table: Table, rows: pd.DataFrame) -> list[str]:
-    """Return what the rows of a table decide, as text: a line for each data set and metric."""
-    lines = []
-    for (data, metric), found in decided(tests(table, rows)).groupby(["data", "metric"], sort=False):
-        heading = METRICS[metric].heading if metric in METRICS else metric
-        pairs = found.groupby(["first", "relation"], sort=False)["second"].agg(", ".join)
-        lines.append(f"{data}, {heading}: {'; '.join(' '.join([*key, others]) for key, others in pairs.items())}")
-    return lines
+def findings(table: Table, rows: pd.DataFrame) -> dict[str, str]:
+    """Return what the rows of a table decide, as text, by data set."""
+    found: dict[str, list[str]] = {}
+    key = ["data", "metric", "first", "relation"]
+    texts = decided(tests(table, rows)).groupby(key, sort=False)["second"].agg(", ".join).reset_index()
+    for (data, metric), each in texts.groupby(["data", "metric"], sort=False):
+        pairs = "; ".join(each["first"] + " " + each["relation"] + " " + each["second"])
+        found.setdefault(str(data), []).append(
+            f"**{METRICS[metric].heading if metric in METRICS else metric}**: {pairs}"
+        )
+    return {data: ". ".join(texts) for data, texts in found.items()}
 
 
 def render(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame) -> str:
@@ -163,7 +166,7 @@ def render(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.Da
             text += "\nBy sampler, over the seeds for which every sampler in the row was evaluated:\n\n"
             text += f"{_markdown(samplers)}\n"
     if lines := findings(table, prior):
-        text += _DECIDED + "".join(f"- {line}\n" for line in lines)
+        text += _DECIDED + "".join(f"- {data}: {line}.\n" for data, line in lines.items())
     return text
 
 
@@ -209,10 +212,20 @@ def run_script(table: Table) -> None:
     script(main)
 
 
+def _block(
+    table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame, paper: Mapping[tuple[str, str], float]
+) -> str:
+    """Return the rows of one data set as a part of the page, with their seeds and a caption."""
+    lines = summary(rows, table.metrics, paper)
+    lines.insert(0, "seeds", rows.groupby("label")["seed"].agg(lambda seeds: ", ".join(map(str, sorted(seeds)))))
+    title = f"**{chosen.data[0]}**, table `{table.name}`, scale `{chosen.scale}`"
+    return f"\n{title}\n\n{_markdown(lines.fillna('-'))}\n\n{caption(table, chosen, grid, rows)}\n"
+
+
 def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path = results.RESULTS) -> Path:
     """Save the finished runs as rows, and write a page: tables with values of the paper, and what all rows decide.
 
-    Of a table with values of the paper, each data set is shown at the scale that has most of its rows.
+    Each data set of which a table has values of the paper is shown at the scale with the most values of these metrics.
 
     Args:
         tables: the tables.
@@ -235,20 +248,18 @@ def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path
             rows = results.select(results.keep(kept / f"{scale}.csv", grid, here.number_of_samples), grid)
             rows = rows[rows["sampler"] == "prior"]
             rows = rows.dropna(how="all", subset=[name for name in table.metrics if name in rows])
-            if lines := findings(table, rows):
-                found += f"- `{table.name}`, scale `{scale}`: {'. '.join(lines)}.\n"
-            for data, each in rows.groupby("data", sort=False) if table.paper else ():
-                seeds = each.groupby("label", sort=False)["seed"].agg(lambda one: ", ".join(map(str, sorted(one))))
-                lines = summary(each, table.metrics, _paper(table, data))
-                lines.insert(0, "seeds", seeds)
-                about = caption(table, replace(here, data=(data,)), grid, each)
-                text = f"\n**{data}**, scale `{scale}`\n\n{_markdown(lines.fillna('-'))}\n\n{about}\n"
-                best[data] = max(best.get(data, (0, "")), (len(each), text), key=lambda one: one[0])
-        shown += "".join(text for _, text in best.values())
+            for data, line in findings(table, rows).items():
+                found += f"- `{table.name}`, scale `{scale}`, {data}. {line}.\n"
+            for data, each in rows.groupby("data", sort=False):
+                paper = _paper(table, data)
+                values = int(each.reindex(columns=list({metric for metric, _ in paper})).count().sum())
+                if values >= best.get(data, (1, ""))[0]:
+                    best[data] = values, _block(table, replace(here, data=(data,)), grid, each, paper)
+        shown += "".join(best[data][1] for data in table.data if data in best)
     if not shown + found:
         raise InputError(
-            f"no finished run in {chosen.out} and no row in {kept}: make some with nbvae reproduce TABLE; {path} is not "
-            "changed"
+            f"no finished run in {chosen.out} and no row in {kept}: make some with nbvae reproduce TABLE; {path} is "
+            "not changed"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, _PAGE + shown + (_DECIDED + found) * bool(found))

@@ -52,9 +52,8 @@ def is_final(cell: Cell, metrics: dict[str, Any], samples: int) -> bool:
 def _places(grid: Sequence[Cell]) -> pd.DataFrame:
     """Return the keys of the rows of a grid, with the cell, its label and the sampler."""
     lines = [
-        (cell.data, with_sampler(cell.folder.parent.name, sampler), cell.config.seed)
-        + (stored_config(cell.config), cell.label, sampler, cell)
-        for cell in grid
+        (cell.data, with_sampler(cell.folder.parent.name, sampler), cell.config.seed, text, cell.label, sampler, cell)
+        for cell, text in ((cell, stored_config(cell.config)) for cell in grid)
         for sampler in SAMPLERS
     ]
     return pd.DataFrame(lines, columns=[*_KEY, "label", "sampler", "cell"])

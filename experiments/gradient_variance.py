@@ -73,9 +73,9 @@ def table(arguments: Arguments) -> list[dict[str, str]]:
             label: gradient_moments(elbo, model, guide, x, arguments.repeats, seed=arguments.seed)
             for label, elbo in ESTIMATORS.items()
         }
-        signal = moments["AnalyticKL_ELBO"].signal
+        signal = moments["AnalyticKL_ELBO"].squared_norm
         for label, one in moments.items():
-            rows[label][f"{name}, {temperature}"] = f"{one.noise / signal:.2f}"
+            rows[label][f"{name}, {temperature}"] = f"{one.variance / signal:.2f}"
     return list(rows.values())
 
 

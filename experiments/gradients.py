@@ -26,22 +26,21 @@ from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.metrics.gradient_bias import (
+from pyro_nbvae.metrics.gradients import (
     GROUPS,
-    compare,
-    draw_many,
-    exact_draw,
-    outputs,
-    pathwise_draw,
-    score_draw,
-    undisturbed,
+    encoder_outputs,
+    gradient_error,
+    mean_gradient,
+    pathwise_gradient,
+    score_gradient,
+    unbiased_gradient,
 )
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.files import write_text
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.plots import plot_bias_and_noise
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 WARM, COLD = (1.0, 0.5, 0.24, 0.1, 0.05), (1.0, 0.5, 0.25, 0.1)
 RELAXED: dict[str, list[Relaxation]] = {
@@ -91,18 +90,17 @@ def ways(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Iterator[W
         if isinstance(guide, ConwayMaxwellPoissonGuide) and name != "integer":
             continue
         for one in relaxations:
-            yield name, getattr(one, "temperature", None), partial(pathwise_draw, model, guide, x, one)
+            yield name, getattr(one, "temperature", None), partial(pathwise_gradient, model, guide, x, one)
     for name, samples in SCORES.items():
-        yield name, None, partial(score_draw, model, guide, x, samples)
+        yield name, None, partial(score_gradient, model, guide, x, samples)
 
 
 def closed_form(model: Any, guide: AmortizedGuide, x: Tensor) -> Tensor:
     """Return the exact gradient for a linear decoder and a Gaussian likelihood."""
-    with outputs(guide, x) as leaves:
-        q, weight = guide.posterior(x), model.decoder.weight / model.initial_stddev
-        error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
-        loss = error.sum() / model.likelihood.beta
-        return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
+    outputs = encoder_outputs(guide, x)
+    q, weight = guide.posterior_from(outputs), model.decoder.weight / model.initial_stddev
+    error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+    return mean_gradient(error.sum() / model.likelihood.beta, outputs)
 
 
 def rows_of(
@@ -111,8 +109,8 @@ def rows_of(
     """Return one row of the table per estimator."""
     rows = []
     for name, temperature, draw in tqdm(list(ways(model, guide, x)), desc=f"{case}, {family}", leave=False):
-        error = compare(draw_many(draw, draws), exact)
-        shown = {"bias": error.bias, "± bias": error.bias_error, "noise": error.noise}
+        error = gradient_error(torch.stack([draw() for _ in range(draws)]), exact)
+        shown = {"bias": error.squared_bias, "± bias": error.squared_bias_error, "noise": error.variance}
         rows.append({"case": case, "posterior": family, "way": name, "temperature": temperature, **shown})
     return rows
 
@@ -122,10 +120,10 @@ def linear_case(family: str, draws: int, seed: int) -> list[dict]:
     torch.manual_seed(seed)
     decoder = nn.Linear(LATENTS, OBSERVED)
     model = NegativeBinomialModel((OBSERVED,), LATENTS, decoder=decoder, likelihood=Gaussian(1.0), prior_mean=2.0)
-    guide = GUIDES[family](model, encoder="released_linear", spread=1.0)
+    guide = GUIDES[family](model, encoder="released_linear", initial_output_scale=1.0)
     x = torch.randn(OBSERVATIONS, OBSERVED)
     truth = closed_form(model, guide, x)
-    with undisturbed(model, guide, seed):
+    with evaluating(model, guide, seed):
         return rows_of("linear decoder", family, model, guide, x, truth.expand(GROUPS, -1), draws)
 
 
@@ -134,8 +132,8 @@ def trained_case(folder: str, arguments: Arguments) -> list[dict]:
     config, model, guide = Run(folder).load(arguments.device)
     x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(model.device))
     family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
-    with undisturbed(model, guide, arguments.seed):
-        exact = draw_many(lambda: exact_draw(model, guide, x), arguments.exact_draws)
+    with evaluating(model, guide, arguments.seed):
+        exact = torch.stack([unbiased_gradient(model, guide, x) for _ in range(arguments.exact_draws)])
         return rows_of(f"trained, {config.title}", family, model, guide, x, exact, arguments.draws)
 
 

@@ -13,11 +13,12 @@ from pyro.infer import ELBO
 
 from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.distributions.relaxations import RELAXATIONS, Relaxation
-from pyro_nbvae.errors import InputError, check_member, check_positive, check_seed
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import LIKELIHOODS
 from pyro_nbvae.study.config import CATEGORIES, KL_SAMPLES, PRESETS, TrainConfig
 from pyro_nbvae.study.data import Data, full_name, source_of
+from pyro_nbvae.study.errors import check_member, check_positive, check_seed
 from pyro_nbvae.study.files import expanded
 from pyro_nbvae.study.processes import local_rank
 from pyro_nbvae.study.variants import VARIANTS, Variant, check_estimator, estimator, variant

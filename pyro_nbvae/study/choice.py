@@ -10,7 +10,7 @@ import torch
 from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxations import RELAXATIONS
-from pyro_nbvae.metrics.gradient_bias import gradient_errors
+from pyro_nbvae.metrics.gradients import gradient_errors
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import TrainConfig
 from pyro_nbvae.study.data import Data
@@ -47,7 +47,7 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
     guide.initialize(train_set.to(device))
     model.initialize(train_set.to(device))
     assert plain.batch_size is not None
-    options = {"draws": DRAWS, "exact_draws": EXACT_DRAWS, "batch_size": plain.batch_size, "seed": config.seed}
+    options = {"samples": DRAWS, "unbiased_samples": EXACT_DRAWS, "batch_size": plain.batch_size, "seed": config.seed}
     errors = gradient_errors(model, guide, x, CANDIDATES, **options)
     rows = [
         {
@@ -78,6 +78,6 @@ def explain(rows: list[dict[str, Any]]) -> str:
     best, second = rows[:2]
     return (
         f"relaxation: {name(best)} has the smallest mean squared error of the gradient, {best['total']:.3g} of its "
-        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); second is {name(second)} with "
-        f"{second['total']:.3g}"
+        f"squared norm (squared bias {max(best['squared_bias'], 0):.2g}, variance {best['variance']:.2g}); second is "
+        f"{name(second)} with {second['total']:.3g}"
     )

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import commandline, plugins
 from pyro_nbvae.study.config import SamplerName, TrainConfig
+from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.study.scales import TABLES, FeaturesName, Reproduction
 
 if TYPE_CHECKING:

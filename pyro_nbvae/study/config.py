@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pyro_nbvae.rates import PRIOR_RATE
+from pyro_nbvae.rates import PRIOR_LR_MULTIPLIER
 
 # Defaults of each preset for flags that are not given. Schedules are linear: the KL weight rises from 0 to 1 over
 # `kl_warmup` epochs, and the temperature falls from `temperature_start` to `temperature` over `anneal_epochs`. The
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anneal_epochs": None,  # half of the epochs
         "beta": 0.1,  # of the squared range of images, or of the mean variance of other data
         "clip": 250.0,
-        "prior_rate": PRIOR_RATE,
+        "prior_rate": PRIOR_LR_MULTIPLIER,
         "prior_mean": {None: 20.0, "gumbel": 2.0},  # Gumbel-softmax draws noise for every count of a window
     },
     # The settings of our tables.

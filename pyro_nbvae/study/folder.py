@@ -25,12 +25,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import build, choose_device, resolve, validate
 from pyro_nbvae.study.config import SAMPLERS, SamplerName, TrainConfig
 from pyro_nbvae.study.data import load as load_data
 from pyro_nbvae.study.data.sources import SOURCES, Data
+from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_nbvae.errors import InputError, check_member, check_seed
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.build import check_choices, event_shape_of, resolve
 from pyro_nbvae.study.claims import Claim
 from pyro_nbvae.study.config import TrainConfig
 from pyro_nbvae.study.data import SOURCES, full_name
+from pyro_nbvae.study.errors import check_member, check_seed
 from pyro_nbvae.study.evaluation import METRICS, settings
 from pyro_nbvae.study.folder import Run, metrics_file
 from pyro_nbvae.study.scales import SCALES, Reproduction

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from pyro_nbvae.batching import limits_of
+from pyro_nbvae.batching import value_range
 from pyro_nbvae.study.files import write_atomically
 
 _MARKERS = "osD^vPX*"
@@ -56,7 +56,7 @@ def _on_one_scale(
         title: the title.
         limits: the values that are black and white. Default: those of all sets together.
     """
-    low, high = limits or limits_of(torch.cat([images.flatten() for images in sets]))
+    low, high = limits or value_range(torch.cat([images.flatten() for images in sets]))
     if (low, high) == (0, 1):
         return list(sets), title
     return [(images - low) / (high - low) for images in sets], f"{title}\nblack is {low:.3g}, white {high:.3g}"

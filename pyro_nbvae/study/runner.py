@@ -11,14 +11,15 @@ from typing import NoReturn
 
 from tqdm.auto import tqdm
 
-from pyro_nbvae.errors import InputError, check_number
-from pyro_nbvae.sampling import MOST_SAMPLES
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import choose_device
 from pyro_nbvae.study.data import load
+from pyro_nbvae.study.errors import check_number
 from pyro_nbvae.study.evaluation import METRICS, Evaluation, measure
 from pyro_nbvae.study.features import build_features, check_features
 from pyro_nbvae.study.folder import metrics_file
+from pyro_nbvae.study.generation import MOST_SAMPLES
 from pyro_nbvae.study.grid import Cell, Table
 from pyro_nbvae.study.jobs import Cluster, Job, LocalProcesses, Pool, one_line
 from pyro_nbvae.study.scales import SCALES, Reproduction

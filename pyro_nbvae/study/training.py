@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.likelihoods import Gaussian
@@ -32,10 +32,11 @@ from pyro_nbvae.study.build import build, choose_device, resolve, steps_per_epoc
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import TrainConfig
 from pyro_nbvae.study.data import Data, full_name, load
+from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Options that may change when a run is resumed.
 _MAY_CHANGE = {"epochs", "device", "data_root"}
@@ -198,7 +199,8 @@ class Trainer:
         self.guide.initialize(self.train_set)
         self.model.initialize(self.train_set)
         for part, whole in (("training", data.train), ("held-out", data.test)):
-            check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
+            for x in batches(whole, BATCH):
+                self.model.check_support(x, f"{part} data of {data.name}")
         if isinstance(self.model.likelihood, Gaussian) and group.leads and data.values == "counts":
             warnings.warn(
                 f"{data.name} holds counts: --likelihood poisson or negative_binomial describes them better than "

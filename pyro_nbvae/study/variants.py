@@ -12,7 +12,7 @@ from pyro.infer import ELBO
 from pyro_nbvae import infer
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation
-from pyro_nbvae.errors import InputError, check_member
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import (
     CategoricalGuide,
     ConwayMaxwellPoissonGuide,
@@ -31,6 +31,7 @@ from pyro_nbvae.models import (
     PoissonModel,
     ScaledGaussianModel,
 )
+from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
@@ -100,7 +101,7 @@ VARIANTS: dict[str, Variant] = {
         PoissonGuide,
         relaxation=Integer(),
         any_relaxation=True,
-        options={"spread": 0.5},
+        options={"initial_output_scale": 0.5},
         settings=LEARNED_PRIOR,
     ),
     "P-VAE": Variant(

@@ -8,6 +8,7 @@ et al., 2020).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -162,8 +163,6 @@ class GaussianMixture:
             components: maximum number of components; not more than N are used.
             steps: number of EM steps.
         """
-        import warnings
-
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Fitted
 

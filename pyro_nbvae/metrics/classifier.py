@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -66,8 +68,6 @@ class ImageClassifier(nn.Module):
 
     def save(self, file: BinaryIO, facts: dict[str, str]) -> None:
         """Write the weights in float16 and ``facts`` about them, as safetensors."""
-        from safetensors.torch import save
-
         state = {k: v.half().contiguous() for k, v in self.state_dict().items() if v.is_floating_point()}
         channels, height, width = self.image_shape
         shape = f"{channels} {height} {width}"
@@ -76,8 +76,6 @@ class ImageClassifier(nn.Module):
     @classmethod
     def load(cls, path: Path) -> tuple[ImageClassifier, dict[str, str]]:
         """Load a classifier that :meth:`save` wrote, in evaluation mode, and the facts about it."""
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             facts = file.metadata()
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118

@@ -9,30 +9,19 @@ from pyro_nbvae.networks.conv import ConvDecoder, ConvEncoder
 from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.linear import LinearDecoder, LinearEncoder
 from pyro_nbvae.networks.mlp import MLPDecoder, MLPEncoder
-from pyro_nbvae.networks.released import (
-    ReleasedConvDecoder,
-    ReleasedConvEncoder,
-    ReleasedLinearDecoder,
-    ReleasedLinearEncoder,
-    ReleasedMLPDecoder,
-    ReleasedMLPEncoder,
-)
+from pyro_nbvae.networks.released import RELEASED_DECODERS, RELEASED_ENCODERS
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "conv": ConvEncoder,
     "mlp": MLPEncoder,
     "linear": LinearEncoder,
-    "released_conv": ReleasedConvEncoder,
-    "released_mlp": ReleasedMLPEncoder,
-    "released_linear": ReleasedLinearEncoder,
+    **RELEASED_ENCODERS,
 }
 DECODERS: dict[str, type[nn.Module]] = {
     "conv": ConvDecoder,
     "mlp": MLPDecoder,
     "linear": LinearDecoder,
-    "released_conv": ReleasedConvDecoder,
-    "released_mlp": ReleasedMLPDecoder,
-    "released_linear": ReleasedLinearDecoder,
+    **RELEASED_DECODERS,
 }
 
 

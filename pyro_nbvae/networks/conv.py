@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.parametrizations import weight_norm
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.networks.initialization import Encoder, NormalizedHead
+from pyro_nbvae.networks.initialization import NormalizedEncoder
 from pyro_nbvae.networks.outputs import Decoder
 
 
@@ -48,24 +48,12 @@ class _ConvFeatures(nn.Module):
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
 
-class ConvEncoder(Encoder):
+class ConvEncoder(NormalizedEncoder):
     """Two convolutions, and for each head a linear layer and a layer norm: (B, C, H, W) to (B, heads, latents)."""
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        latents: int,
-        heads: int,
-        initial_output_scale: float = 1.0,
-        discrete: bool = False,
-    ) -> None:
+    def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
         check_image_shape(event_shape)
-        super().__init__(
-            event_shape,
-            _ConvFeatures(event_shape[0]),
-            lambda width: (NormalizedHead(width, latents, initial_output_scale) for _ in range(heads)),
-            discrete,
-        )
+        return _ConvFeatures(event_shape[0])
 
 
 class ConvDecoder(Decoder):

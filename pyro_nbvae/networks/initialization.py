@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
@@ -121,7 +121,7 @@ class _Standardize(nn.Module):
         self.deviation.copy_(deviation.clamp_min(_MIN_COUNT_DEVIATION) if self.discrete else divisors(mean, deviation))
 
 
-class Head(nn.Linear):
+class _Head(nn.Linear):
     """A linear layer from features (B, width) to (B, latents).
 
     Args:
@@ -148,7 +148,7 @@ class Head(nn.Linear):
         self._multiply(torch.where(_varies(mean, deviation), wanted / deviation, 1.0))
 
 
-class NormalizedHead(nn.Module):
+class _NormalizedHead(nn.Module):
     """A linear layer and a layer norm, from features (B, width) to (B, latents).
 
     The norm is over at least 32 outputs; those beyond the latents are dropped.
@@ -181,24 +181,32 @@ class Encoder(DataDependent):
 
     Args:
         event_shape: shape of one observation.
-        features: a module from observations to features (B, width).
-        heads: a function of the width that makes the heads, modules from features (B, width) to (B, latents).
+        latents: number of latents K.
+        heads: number of outputs per latent.
+        initial_output_scale: scale of the outputs at initialisation.
         discrete: whether observations are counts, which are read as log(1 + x).
     """
+
+    head: type[_Head | _NormalizedHead] = _Head
 
     def __init__(
         self,
         event_shape: tuple[int, ...],
-        features: nn.Module,
-        heads: Callable[[int], Iterable[Head | NormalizedHead]],
-        discrete: bool,
+        latents: int,
+        heads: int,
+        initial_output_scale: float = 1.0,
+        discrete: bool = False,
     ) -> None:
         super().__init__()
         self.inputs = _Standardize(event_shape, discrete)
-        self.features = features
+        self.features = self.build_features(event_shape)
         with torch.no_grad():
-            width = features(torch.zeros(1, *event_shape)).shape[1]
-        self.heads = nn.ModuleList(heads(width))
+            width = self.features(torch.zeros(1, *event_shape)).shape[1]
+        self.heads = nn.ModuleList(self.head(width, latents, initial_output_scale) for _ in range(heads))
+
+    @abstractmethod
+    def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
+        """Return the module from standardised observations (B, *event_shape) to features (B, width)."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.features(self.inputs(x))
@@ -209,5 +217,11 @@ class Encoder(DataDependent):
         with evaluation_mode(self):  # without dropout
             features = self.features(self.inputs(evenly_spaced(x, _HEAD_OBSERVATIONS)))
         for head in self.heads:
-            assert isinstance(head, Head | NormalizedHead)
+            assert isinstance(head, _Head | _NormalizedHead)
             head.initialize(features)
+
+
+class NormalizedEncoder(Encoder):
+    """Base class of encoders whose heads end in a layer norm."""
+
+    head = _NormalizedHead

@@ -6,27 +6,15 @@ import math
 
 from torch import nn
 
-from pyro_nbvae.networks.initialization import Encoder, Head
+from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.outputs import Decoder
 
 
 class LinearEncoder(Encoder):
     """A linear layer from observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        latents: int,
-        heads: int,
-        initial_output_scale: float = 1.0,
-        discrete: bool = False,
-    ) -> None:
-        super().__init__(
-            event_shape,
-            nn.Flatten(),
-            lambda width: (Head(width, latents, initial_output_scale) for _ in range(heads)),
-            discrete,
-        )
+    def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Flatten()
 
 
 class LinearDecoder(Decoder):

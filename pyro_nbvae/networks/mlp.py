@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pyro_nbvae.networks.initialization import Encoder, Head
+from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.outputs import Decoder
 
 # Minimum and maximum width of the residual block; 64-pixel colour images would need 1.2e9 weights per layer.
-_MIN_WIDTH, MAX_WIDTH = 64, 1024
-
-
-def _width(size: int) -> int:
-    return min(max(size, _MIN_WIDTH), MAX_WIDTH)
+MIN_WIDTH, MAX_WIDTH = 64, 1024
 
 
 class _ResidualDense(nn.Module):
@@ -37,41 +32,27 @@ class _ResidualDense(nn.Module):
 class MLPEncoder(Encoder):
     """A residual dense block and a linear layer, from observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        latents: int,
-        heads: int,
-        initial_output_scale: float = 1.0,
-        discrete: bool = False,
-    ) -> None:
+    def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
         size = math.prod(event_shape)
-        width = _width(size)
-        super().__init__(
-            event_shape,
-            nn.Sequential(nn.Flatten(), nn.Linear(size, width), _ResidualDense(width)),
-            lambda width: (Head(width, latents, initial_output_scale) for _ in range(heads)),
-            discrete,
-        )
-
-
-def dense_decoder(
-    event_shape: tuple[int, ...], latents: int, width: int, block: Callable[[int], nn.Module]
-) -> nn.Sequential:
-    """Return linear, SiLU, a block of this width, SiLU, linear, from latents (B, latents) to (B, *event_shape)."""
-    return nn.Sequential(
-        nn.Linear(latents, width),
-        nn.SiLU(),
-        block(width),
-        nn.SiLU(),
-        nn.Linear(width, math.prod(event_shape)),
-        nn.Unflatten(1, event_shape),
-    )
+        width = min(max(size, MIN_WIDTH), MAX_WIDTH)
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, width), _ResidualDense(width))
 
 
 class MLPDecoder(Decoder):
     """Linear, SiLU, residual dense block, SiLU, linear, from latents (B, latents) to (B, *event_shape)."""
 
+    block: type[nn.Module] = _ResidualDense
+    min_width = MIN_WIDTH
+
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
         super().__init__(output)
-        self.layers = dense_decoder(event_shape, latents, _width(math.prod(event_shape)), _ResidualDense)
+        size = math.prod(event_shape)
+        width = min(max(size, self.min_width), MAX_WIDTH)
+        self.layers = nn.Sequential(
+            nn.Linear(latents, width),
+            nn.SiLU(),
+            self.block(width),
+            nn.SiLU(),
+            nn.Linear(width, size),
+            nn.Unflatten(1, event_shape),
+        )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pyro_nbvae.networks.conv import ConvDecoder, check_image_shape
 from pyro_nbvae.networks.linear import LinearDecoder
-from pyro_nbvae.networks.mlp import MAX_WIDTH, dense_decoder
-from pyro_nbvae.networks.outputs import Decoder, Output
+from pyro_nbvae.networks.mlp import MAX_WIDTH, MLPDecoder
+from pyro_nbvae.networks.outputs import Output
 
 # Minimum number of pixels a side.
 _MIN_SIDE = 8
@@ -25,7 +25,7 @@ def _fixed(output: nn.Module) -> nn.Module:
     return output.fixed() if isinstance(output, Output) else output
 
 
-class ReleasedConvEncoder(nn.Module):
+class _ReleasedConvEncoder(nn.Module):
     """Two 4x4 convolutions of stride 2, then one linear layer and a LayerNorm per head.
 
     It maps images (B, C, H, W) to (B, heads, latents).
@@ -58,7 +58,7 @@ class ReleasedConvEncoder(nn.Module):
         return torch.stack([head(h) for head in self.heads], dim=1)
 
 
-class ReleasedConvDecoder(ConvDecoder):
+class _ReleasedConvDecoder(ConvDecoder):
     """The layers of :class:`ConvDecoder`, without a bias behind the linear layer."""
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
@@ -77,7 +77,7 @@ def _scaled(layer: nn.Linear, factor: float) -> nn.Linear:
     return layer
 
 
-class ReleasedLinearEncoder(nn.Module):
+class _ReleasedLinearEncoder(nn.Module):
     """A linear layer from observations (B, *event_shape) to (B, heads, latents)."""
 
     def __init__(
@@ -91,7 +91,7 @@ class ReleasedLinearEncoder(nn.Module):
         return self.layers(x)
 
 
-class ReleasedLinearDecoder(LinearDecoder):
+class _ReleasedLinearDecoder(LinearDecoder):
     """The layer of :class:`LinearDecoder`."""
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
@@ -110,7 +110,7 @@ class _ReleasedDense(nn.Module):
         return self.norm(h + self.inner(h))
 
 
-class ReleasedMLPEncoder(nn.Module):
+class _ReleasedMLPEncoder(nn.Module):
     """A residual dense block and a linear layer, from observations (B, *event_shape) to (B, heads, latents).
 
     The block is as wide as an observation; above 1,024 elements, a linear projection to this width precedes it.
@@ -135,10 +135,23 @@ class ReleasedMLPEncoder(nn.Module):
         return self.layers(x)
 
 
-class ReleasedMLPDecoder(Decoder):
-    """Linear, SiLU, residual dense block, SiLU, linear, from latents (B, latents) to (B, *event_shape)."""
+class _ReleasedMLPDecoder(MLPDecoder):
+    """The layers of :class:`MLPDecoder`, with another residual block that is as wide as an observation."""
+
+    block = _ReleasedDense
+    min_width = 1
 
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
-        super().__init__(_fixed(output))
-        width = min(math.prod(event_shape), MAX_WIDTH)
-        self.layers = dense_decoder(event_shape, latents, width, _ReleasedDense)
+        super().__init__(event_shape, latents, _fixed(output))
+
+
+RELEASED_ENCODERS: dict[str, type[nn.Module]] = {
+    "released_conv": _ReleasedConvEncoder,
+    "released_mlp": _ReleasedMLPEncoder,
+    "released_linear": _ReleasedLinearEncoder,
+}
+RELEASED_DECODERS: dict[str, type[nn.Module]] = {
+    "released_conv": _ReleasedConvDecoder,
+    "released_mlp": _ReleasedMLPDecoder,
+    "released_linear": _ReleasedLinearDecoder,
+}

@@ -8,26 +8,32 @@ from typing import Any
 import torch
 
 from pyro_nbvae.batching import to_floats
-from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
-from pyro_nbvae.distributions.relaxations import RELAXATIONS
 from pyro_nbvae.metrics.gradients import gradient_errors
 from pyro_nbvae.study.build import build, resolve
-from pyro_nbvae.study.config import TrainConfig
 from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.tree import (
+    AnnealedArrivalTimes,
+    AnnealedGumbelSoftmax,
+    IntegerCounts,
+    TrainConfig,
+    options,
+    replace,
+)
+from pyro_nbvae.study.variants import variant_of
 
-CANDIDATES: tuple[Relaxation, ...] = (
-    Integer(),
-    *(ArrivalTimes(t) for t in (1.0, 0.5, 0.24, 0.1, 0.05)),
-    *(GumbelSoftmax(t) for t in (1.0, 0.5, 0.25)),
+CANDIDATES: tuple[AnnealedArrivalTimes | AnnealedGumbelSoftmax | IntegerCounts, ...] = (
+    IntegerCounts(),
+    *(AnnealedArrivalTimes(temperature_start=t, temperature=t) for t in (1.0, 0.5, 0.24, 0.1, 0.05)),
+    *(AnnealedGumbelSoftmax(temperature_start=t, temperature=t) for t in (1.0, 0.5, 0.25)),
 )
 # Number of observations for the comparison, of draws per candidate, and of draws of the exact gradient.
 OBSERVATIONS, DRAWS, EXACT_DRAWS = 16, 20, 10
 
 
-def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[TrainConfig, list[dict[str, Any]]]:
+def choose(config: TrainConfig[Any], data: Data, device: torch.device) -> tuple[TrainConfig[Any], list[dict[str, Any]]]:
     """Select the relaxation whose gradient has the smallest mean squared error before training.
 
-    The error is the squared bias plus the noise of a batch, with respect to the gradient of the objective with integer
+    The error is the squared bias plus the variance of a batch, relative to the gradient of the objective with integer
     counts (:func:`~pyro_nbvae.metrics.gradient_errors`). The temperature is then constant during training.
 
     Returns:
@@ -36,7 +42,8 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
     See also: docs/mathematics.md, section 5.6 (`--relaxation auto`).
     """
     torch.manual_seed(config.seed)
-    plain = resolve(dataclasses.replace(config, relaxation=None), data.event_shape, data)
+    own = getattr(variant_of(config.variant), "relaxation", IntegerCounts())
+    plain = resolve(replace(config, relaxation=own), data.event_shape, data)
     model, guide, _ = build(plain, data.event_shape)
     model.to(device)
     guide.to(device)
@@ -46,27 +53,24 @@ def choose(config: TrainConfig, data: Data, device: torch.device) -> tuple[Train
     x = to_floats(train_set[first]).to(device)
     guide.initialize(train_set.to(device))
     model.initialize(train_set.to(device))
-    assert plain.batch_size is not None
-    options = {"samples": DRAWS, "unbiased_samples": EXACT_DRAWS, "batch_size": plain.batch_size, "seed": config.seed}
-    errors = gradient_errors(model, guide, x, CANDIDATES, **options)
+    size = plain.training.batch_size
+    errors = gradient_errors(
+        *(model, guide, x, [part.build() for part in CANDIDATES]),
+        **dict(samples=DRAWS, unbiased_samples=EXACT_DRAWS, batch_size=size, seed=config.seed),
+    )
     rows = [
         {
-            "relaxation": next(name for name, kind in RELAXATIONS.items() if isinstance(one, kind)),
-            "temperature": getattr(one, "temperature", None),
+            "relaxation": part.kind,
+            "temperature": getattr(part, "temperature", None),
             **dataclasses.asdict(error),
             "total": error.total,
         }
-        for one, error in zip(CANDIDATES, errors, strict=True)
+        for part, error in zip(CANDIDATES, errors, strict=True)
     ]
-    rows.sort(key=lambda row: row["total"])
-    best = rows[0]
-    chosen = {
-        "relaxation": best["relaxation"],
-        "temperature": best["temperature"],
-        "temperature_start": best["temperature"],
-        "prior_mean": plain.prior_mean,  # the start at which it was measured
-    }
-    return dataclasses.replace(config, **chosen), rows
+    best = CANDIDATES[min(range(len(rows)), key=lambda k: rows[k]["total"])]
+    # the initial mean count is that at which the errors were measured
+    chosen = replace(config, relaxation=best, prior_mean=options(plain)["prior_mean"])
+    return chosen, sorted(rows, key=lambda row: row["total"])
 
 
 def explain(rows: list[dict[str, Any]]) -> str:

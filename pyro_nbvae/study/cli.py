@@ -1,41 +1,115 @@
 """The command line ``nbvae``.
 
-Slow imports are delayed until a command runs, so that help and usage errors appear at once.
+``nbvae train`` offers the options of the parts that are chosen: the flags that choose parts are read first. Slow
+imports are delayed until a command runs, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro import MISSING
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import commandline, plugins
-from pyro_nbvae.study.config import SamplerName, TrainConfig
-from pyro_nbvae.study.errors import check_member
-from pyro_nbvae.study.scales import TABLES, FeaturesName, Reproduction
+from pyro_nbvae.study.config import PRESETS, checked, configure
+from pyro_nbvae.study.scales import FeaturesName, Reproduction
+from pyro_nbvae.study.tree import SamplerName, TrainConfig, choices, options
+from pyro_nbvae.study.variants import VARIANTS
 
-if TYPE_CHECKING:
-    from pyro_nbvae.study.grid import Table
+_HELP = {
+    "variant": "name of the VAE. CMP: COM-Poisson posterior, negative binomial prior. P-NB: Poisson posterior, the "
+    "same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: shared dispersion, EX: exact) "
+    "and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, "
+    "GS-VAE, L-VAE, C-VAE. Or a registered variant. Its options are listed below",
+    "preset": "default; published: the settings and networks of the tables in docs/results.md, with losses in squared "
+    "errors; paper: with the paper's schedules and 200 epochs",
+    "likelihood": "gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts)",
+    "estimator": "ELBO estimator",
+    "relaxation": "how counts are differentiated; auto selects the relaxation and the temperature with the smallest "
+    "gradient error at initialisation",
+    "prior": "family of the prior",
+}
 
 
-def train(config: OmitArgPrefixes[TrainConfig], out: str, resume: bool = False) -> None:
-    """Train a variant and write a run folder.
+class _Train:
+    """Train a variant and write a run folder."""
+
+    config: TrainConfig[Any]
+    out: str
+    resume: bool
+
+    def __call__(self) -> None:
+        from pyro_nbvae.study.processes import local_rank
+        from pyro_nbvae.study.training import train
+
+        folder = train(checked(self.config), self.out, resume=self.resume).folder
+        if local_rank() == 0:
+            print(folder)
+
+
+def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
+    """Return the command train, with the options of the parts that a command line chooses."""
+
+    def given(flag: str, known: Sequence[str], default: str) -> str:
+        values = [after for word, after in zip(words, [*words[1:], ""], strict=True) if word == f"--{flag}"]
+        values += [word.partition("=")[2] for word in words if word.startswith(f"--{flag}=")]
+        return values[-1] if values and values[-1] in known else default  # the parser reports an unknown one
+
+    variant = given("variant", list(VARIANTS), "CMP")
+    preset = given("preset", list(PRESETS), "default")
+    plain = configure(variant, preset=preset)
+    there, known = options(plain), choices(plain)
+    chosen = {name: given(name, list(parts), there[name]) for name, parts in known.items()}
+    config = configure(variant, preset=preset, **{k: v for k, v in chosen.items() if v != there[k]})
+    flags: dict[str, tuple[Sequence[str], str]] = {
+        "variant": (list(VARIANTS), variant),
+        "preset": (list(PRESETS), preset),
+    }
+    flags |= {name: (list(parts), chosen[name]) for name, parts in known.items()}
+    tree = AvoidSubcommands[OmitArgPrefixes[TrainConfig[type(config.vae)]]]  # type: ignore[misc]
+    command = make_dataclass(
+        "Train",
+        [
+            (
+                "out",
+                Annotated[str, arg(help="the run folder: new or empty or, with --resume, that of the run")],
+                MISSING,
+            ),
+            ("resume", Annotated[bool, arg(help="continue the run in --out from its last complete epoch")], False),
+            *(
+                (name, Annotated[Literal[tuple(names)], arg(help=_HELP[name])], default)
+                for name, (names, default) in flags.items()
+            ),
+            ("config", Annotated[tree, arg(name="")], field(default=config)),
+        ],
+        bases=(_Train,),
+    )
+    command.__doc__ = _Train.__doc__
+    return command
+
+
+@dataclass(frozen=True)
+class Where:
+    """How and where a command runs.
 
     Args:
-        out: the run folder: new or empty or, with --resume, that of the run.
-        resume: continue the run in --out from its last complete epoch.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
     """
-    from pyro_nbvae.study.processes import local_rank
-    from pyro_nbvae.study.training import train
 
-    folder = train(config, out, resume=resume).folder
-    if local_rank() == 0:
-        print(folder)
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+    data_path: Annotated[str | None, arg(name="data")] = None
 
 
 def evaluate(
@@ -45,10 +119,7 @@ def evaluate(
     samples: int = 10_000,
     sampler: SamplerName = "prior",
     importance_samples: int = 5,
-    seed: int = 0,
-    device: str = "auto",
-    data_root: str | None = None,
-    data: str | None = None,
+    where: OmitArgPrefixes[Where] = Where(),
 ) -> None:
     """Evaluate runs on held-out data with integer counts; print a table, write metrics.json and dispersion.png.
 
@@ -62,47 +133,31 @@ def evaluate(
             posterior, the aggregate posterior of the training data (reconstructions). With a mixture or the posterior
             only FID and KID are computed, and written to metrics-SAMPLER.json.
         importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
-        seed: random seed.
-        device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if it is not the one of the training.
-        data: where the data of the training are now, if they have moved.
     """
     if not runs:
         raise InputError("no run named: give one or more folders written by nbvae train")
-    from pyro_nbvae.study.evaluation import evaluate
+    from pyro_nbvae.study.evaluation import collapsed, evaluate, plain
     from pyro_nbvae.study.folder import Run, metrics_file
-    from pyro_nbvae.study.formats import plain
 
     folders = [Run(folder) for folder in runs]
     for run in folders:  # before the first, which may take long
         run.config()
-    options: dict[str, Any] = dict(
-        features=features,
-        inception_weights=inception_weights,
-        samples=samples,
-        sampler=sampler,
-        importance_samples=importance_samples,
-        seed=seed,
-        device=device,
-        data_root=data_root,
-        data_path=data,
-    )
-    found = [evaluate(run, **options) for run in folders]
+    found = [
+        evaluate(
+            run,
+            features=features,
+            inception_weights=inception_weights,
+            samples=samples,
+            sampler=sampler,
+            importance_samples=importance_samples,
+            **asdict(where),
+        )
+        for run in folders
+    ]
     print(plain(found, runs))
-    for run, figures in zip(folders, found, strict=True):
-        collapsed, units = figures.get("collapsed_units"), figures.get("units")
-        several = int(str(figures.get("test_size", 2))) > 1  # of one observation, no unit has information
-        if not (isinstance(collapsed, (int, float)) and isinstance(units, int) and several):
-            continue
-        if units - collapsed <= units // 100:
-            lost = f"all {units}" if collapsed == units else f"{collapsed:.0f} of {units}"
-            beta = ", a smaller --beta" if figures.get("beta") is not None else ""
-            print(
-                f"nbvae: {run.folder}: {lost} units are collapsed (information below 0.01 nats), so the latents carry "
-                f"almost no information about the data: train longer, or with a lower --prior-lr{beta} or a smaller "
-                "--batch-size",
-                file=sys.stderr,
-            )
+    for run, values in zip(folders, found, strict=True):
+        if problem := collapsed(values):
+            print(f"nbvae: {run.folder}: {problem}", file=sys.stderr)
     for run in folders:
         written = [run.folder / name for name in (metrics_file(sampler), *(["dispersion.png"] * (sampler == "prior")))]
         print(*(path for path in written if path.exists()))
@@ -112,10 +167,7 @@ def generate(
     run: Positional[str],
     count: int = 100,
     sampler: SamplerName = "prior",
-    seed: int = 0,
-    device: str = "auto",
-    data_root: str | None = None,
-    data: str | None = None,
+    where: OmitArgPrefixes[Where] = Where(),
 ) -> None:
     """Generate samples from integer counts; write samples.png.
 
@@ -124,26 +176,15 @@ def generate(
         count: number of samples.
         sampler: distribution of the latents: the prior; a mixture fitted to the posteriors of the training data; or
             posterior, the aggregate posterior of the training data (reconstructions).
-        seed: random seed.
-        device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if it is not the one of the training.
-        data: where the data of the training are now, if they have moved.
     """
     from pyro_nbvae.study.folder import Run
     from pyro_nbvae.study.generation import generate
 
-    options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root, data_path=data)
-    print(generate(Run(run), count=count, sampler=sampler, **options))
+    print(generate(Run(run), count=count, sampler=sampler, **asdict(where)))
 
 
 def reconstruct(
-    run: Positional[str],
-    input: str | None = None,
-    count: int = 16,
-    seed: int = 0,
-    device: str = "auto",
-    data_root: str | None = None,
-    data: str | None = None,
+    run: Positional[str], input: str | None = None, count: int = 16, where: OmitArgPrefixes[Where] = Where()
 ) -> None:
     """Reconstruct observations from integer counts; write reconstructions.png.
 
@@ -151,16 +192,11 @@ def reconstruct(
         run: a run folder written by nbvae train.
         input: a .npy file, (N, *event_shape); images as floats in [0, 1] or uint8. Default: the held-out data.
         count: number of observations.
-        seed: random seed.
-        device: auto (CUDA if available) or a PyTorch device string.
-        data_root: folder of the data sets, if it is not the one of the training.
-        data: where the data of the training are now, if they have moved.
     """
     from pyro_nbvae.study.folder import Run
     from pyro_nbvae.study.generation import reconstruct
 
-    options: dict[str, Any] = dict(seed=seed, device=device, data_root=data_root, data_path=data)
-    print(reconstruct(Run(run), input=input, count=count, **options))
+    print(reconstruct(Run(run), input=input, count=count, **asdict(where)))
 
 
 def export(run: Positional[str], out: str | None = None) -> None:
@@ -188,43 +224,33 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
     print(describe(load(name, data_root, download=False)))
 
 
-def table_of(name: str) -> Table:
-    """Return the table that the experiment script with this name defines.
-
-    Raises:
-        InputError: for an unknown name.
-    """
-    import importlib
-
-    check_member("table", name, TABLES)
-    return importlib.import_module(f"pyro_nbvae.experiments.{name.replace('-', '_')}").TABLE
-
-
 def reproduce(
     options: OmitArgPrefixes[Reproduction], table: Positional[str | None] = None, report: bool = False
 ) -> None:
     """Train and evaluate the missing runs of a table, then print and write the table.
 
     Args:
-        table: main, prior, latents, decoder, beta, mc-samples, relaxation, families or precision.
+        table: main, prior, latents, latents-means, latents-counts, decoder, beta, mc-samples, relaxation, families or
+            precision; or a registered table.
         report: train nothing; write docs/results.md from the finished runs of all tables.
     """
-    if report:
-        from pyro_nbvae.study.report import report as write_report
+    import pyro_nbvae.experiments.tables  # noqa: F401
+    from pyro_nbvae.study.report import report as write_report
+    from pyro_nbvae.study.report import reproduce
+    from pyro_nbvae.study.tables import TABLES
 
+    if report:
         if table or options.variants or options.data or options.seeds:  # the page would lose the other rows
             raise InputError("--report writes all tables: leave out the table, --variants, --data and --seeds")
-        print(write_report(map(table_of, TABLES), options, Path("docs/results.md")))
-    elif table is None:
-        raise InputError(f"no table named: choose from {', '.join(TABLES)}")
+        print(write_report(TABLES.values(), options, Path("docs/results.md")))
+    elif table not in TABLES:
+        problem = f"unknown table {table!r}" if table else "no table named"
+        raise InputError(f"{problem}: choose from {', '.join(TABLES)}")
     else:
-        from pyro_nbvae.study.report import reproduce
-
-        print(reproduce(table_of(table), options))
+        print(reproduce(TABLES[table], options))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
     "evaluate": evaluate,
     "generate": generate,
     "reconstruct": reconstruct,
@@ -250,7 +276,7 @@ def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. On invalid input, print one line and exit with status 2; if interrupted, with 130.
+    """Run the command line. On invalid input, print what is wrong and exit with status 2; if interrupted, with 130.
 
     Args:
         arguments: the arguments. Default: those of the process.
@@ -261,12 +287,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"nbvae {__version__}")
         return
-    command = next((word for word in words if word in COMMANDS), None)
 
     def parse() -> Callable[[], None]:
         names, rest = _imports(words)
-        call = subcommand_cli_from_dict(
-            {name: commandline.deferred(command) for name, command in COMMANDS.items()},
+        plugins.import_modules(names)
+        commands = {name: commandline.deferred(command) for name, command in COMMANDS.items()}
+        return subcommand_cli_from_dict(
+            {"train": _train_for(rest), **commands},
             prog="nbvae",
             description="Variational autoencoders with spike-count latents. With every command, --import MODULE "
             "imports your own module, which may register variants, data sets and metrics. nbvae --version prints the "
@@ -275,10 +302,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config=commandline.CONFIG,
         )
 
-        def with_imports() -> None:
-            plugins.import_modules(names)
-            call()
-
-        return with_imports
-
-    commandline.run(parse, "nbvae", f"nbvae {command} --help" if command else "nbvae --help")
+    commandline.run(parse, "nbvae")

@@ -1,12 +1,10 @@
-"""Parsing and error handling of all command lines: invalid input gives one line and exit status 2."""
+"""Error handling of all command lines: invalid input gives a line, or the parser's box, and exit status 2."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
-import re
 import signal
 import sys
 import warnings
@@ -26,53 +24,8 @@ CONFIG = (FlagCreatePairsOff,)
 
 
 def _fail(program: str, message: str) -> NoReturn:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _unboxed(text: str) -> str:
-    """Return the text of an error that the parser printed in a box or between horizontal rules."""
-    parts = re.split(r"[─-]{5,}", re.sub("[╭╮╰╯│]", " ", text))
-    return " ".join(parts[1 if len(parts) > 2 else 0].split())
-
-
-# Messages of the parser, and the plain text that replaces them.
-_WHOLE, _NUMBER = "a whole number", "a number"
-_PLAIN: list[tuple[str, str]] = [
-    (
-        r"Error parsing (\S+?): no type matching \{?None\}?\|INT could be instantiated from \['(.*?)'\].*",
-        rf"\1 must be {_WHOLE}, got '\2'",
-    ),
-    (
-        r"Error parsing (\S+?): no type matching \{?None\}?\|FLOAT could be instantiated from \['(.*?)'\].*",
-        rf"\1 must be {_NUMBER}, got '\2'",
-    ),
-    (
-        r"Error parsing (\S+?): invalid literal for int\(\) with base 10: '([^']{0,60}).*",
-        rf"\1 must be {_WHOLE}, got '\2'",
-    ),
-    (r"Error parsing (\S+?): could not convert string to float: '([^']{0,60}).*", rf"\1 must be {_NUMBER}, got '\2'"),
-    (r"Error parsing (\S+?): Could not find valid parse for arguments: \[(.*?)\].*", r"\1: \2 is not a valid value"),
-    (r"invalid choice (.*?) for argument '(\S+?)'\. Expected one of \((.*?),?\).*", r"unknown \2 \1: choose from \3"),
-    (r"Missing value for argument '(\S+?)'\..*", r"\1 needs a value"),
-    (r"Missing from (nbvae \w+): (--\S+) (?:\S+) (.*?)\.? \(required\).*", r"\1 needs \2: \3"),
-    (r"Missing from (nbvae \w+): (?:\S+) (.*?)\.? \(required\).*", r"\1 needs \2"),
-    (r"Unrecognized options: (.*)", r"unknown option or argument: \1"),
-]
-
-
-def _in_plain_words(text: str) -> str:
-    """Return a message of the parser without types and Python literals."""
-    for pattern, plain in _PLAIN:
-        found = re.fullmatch(pattern, text)
-        if found:
-            text = found.expand(plain)
-            if ": choose from " in text:
-                head, _, choices = text.partition(": choose from ")
-                kept = [choice.strip(" '") for choice in choices.split(",")]
-                text = f"{head}: choose from {', '.join(sorted(c for c in kept if c and c != 'None'))}"
-            break
-    return text
 
 
 def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -116,17 +69,15 @@ def _warnings_in_one_line(program: str) -> Iterator[None]:
         yield
 
 
-def run(parse: Callable[[], Callable[[], None]], program: str, help_command: str) -> None:
+def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
     """Parse and run a command line.
 
-    On invalid input, print one line and exit with status 2. Exit with 130 if interrupted, 143 if terminated.
+    On invalid input, print what is wrong and exit with status 2. Exit with 130 if interrupted, 143 if terminated.
 
     Args:
         parse: parses the command line and returns the command to call.
         program: name of the program, with which messages begin.
-        help_command: what prints the flags, for messages about them.
     """
-    complaint = io.StringIO()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
@@ -136,15 +87,7 @@ def run(parse: Callable[[], Callable[[], None]], program: str, help_command: str
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        with contextlib.redirect_stderr(complaint):
-            call = parse()
-    except SystemExit as stop:
-        if stop.code:
-            _fail(program, f"{_in_plain_words(_unboxed(complaint.getvalue()).rstrip('.'))}; see {help_command}")
-        raise
-    except InputError as error:
-        _fail(program, str(error))
-    try:
+        call = parse()
         with _warnings_in_one_line(program):
             call()
     except InputError as error:
@@ -173,4 +116,4 @@ def script(command: Callable[..., None]) -> None:
         return tyro.cli(deferred(command), config=CONFIG)
 
     program = Path(sys.argv[0]).name
-    run(parse, program, f"{program} --help")
+    run(parse, program)

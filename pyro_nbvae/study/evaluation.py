@@ -31,12 +31,11 @@ from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.sampling import decoded
-from pyro_nbvae.study.build import build, steps_per_epoch
-from pyro_nbvae.study.config import SamplerName
+from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
-from pyro_nbvae.study.folder import Run, metrics_file, with_sampler
+from pyro_nbvae.study.folder import Run, SamplerName, metrics_file, with_sampler
 from pyro_nbvae.study.generation import MOST_SAMPLES, sampler_of
 from pyro_nbvae.vae import evaluating
 
@@ -204,8 +203,8 @@ class Evaluation:
 
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
-        assert self.config.batch_size is not None
-        steps = steps_per_epoch(self.trained_on, self.config.batch_size)
+        training = self.config.training
+        steps = steps_per_epoch(trained_on(training, self.trained_on), training.batch_size)
         return median(row["seconds"] for row in self.log) / steps
 
 
@@ -502,9 +501,9 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     Example::
 
         >>> import tempfile
-        >>> from pyro_nbvae.study.config import TrainConfig
+        >>> from pyro_nbvae.study.config import configure
         >>> from pyro_nbvae.study.training import train
-        >>> config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+        >>> config = configure(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run = train(config, folder, progress=False)
         ...     metrics = evaluate(run, ["elbo", "kl"], features=(), importance_samples=0, device="cpu", progress=False)
@@ -549,3 +548,54 @@ def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
             units["given one: the posterior"] = found.posterior_mean, found.posterior_variance
         plot_dispersion(units, this.run.folder / "dispersion.png", title=this.config.title)
     return figures
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None) -> list[Metric]:
+    """Return the metrics (of those named, or of all) that have a value in at least one row."""
+    return [
+        one
+        for one in METRICS.values()
+        if (metrics is None or one.name in metrics) and any(row.get(one.name) is not None for row in rows)
+    ]
+
+
+def _with_error(row: Mapping[str, Any], metric: Metric) -> str:
+    """Return a value with its standard error, both to two significant digits of the error; "-" without a value."""
+    value, error = row.get(metric.name), row.get(f"{metric.name}_error")
+    if value is None:
+        return "-"
+    if error is None or not (0 < error < math.inf and math.isfinite(value)):
+        return f"{value:.{metric.digits}f}"
+    digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    return f"{round(value, digits):.{max(0, digits)}f} ± {round(error, digits):.{max(0, digits)}f}"
+
+
+def plain(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Format the metrics of several runs for a terminal: one column per run, one line per metric.
+
+    Args:
+        rows: the content of the runs' ``metrics.json``.
+        names: headings of the columns, such as the run folders.
+    """
+    lines = [["run", *names]]
+    lines += [[about, *(str(row[about]) for row in rows)] for about in ("variant", "data", "epochs")]
+    columns = columns_of(rows)
+    errors = {f"{one.name}_error" for one in columns}
+    lines += [[one.heading, *(_with_error(row, one) for row in rows)] for one in columns if one.name not in errors]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def collapsed(values: Mapping[str, Any]) -> str | None:
+    """Return what to do if nearly all units of an evaluated run are collapsed, else None."""
+    units, lost = values.get("units"), values.get("collapsed_units")
+    if units is None or lost is None or values["test_size"] < 2:  # of one observation, no unit has information
+        return None
+    if units - lost > units // 100:
+        return None
+    which = f"all {units}" if lost == units else f"{lost:.0f} of {units}"
+    beta = ", a smaller --beta" if values.get("beta") is not None else ""
+    return (
+        f"{which} units are collapsed (information below 0.01 nats), so the latents carry almost no information about "
+        f"the data: train longer, or with a lower --prior-lr-multiplier{beta} or a smaller --batch-size"
+    )

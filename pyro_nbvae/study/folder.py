@@ -12,57 +12,55 @@ Files are written under a temporary name and then renamed, so a run that is kill
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Any, cast, get_args
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
-from pyro_nbvae.study.build import build, choose_device, resolve, validate
-from pyro_nbvae.study.config import SAMPLERS, SamplerName, TrainConfig
+from pyro_nbvae.study.build import build, choose_device
+from pyro_nbvae.study.config import from_json, to_json
+from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.data import load as load_data
-from pyro_nbvae.study.data.sources import SOURCES, Data
+from pyro_nbvae.study.data.sources import SOURCES
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
+from pyro_nbvae.study.tree import SamplerName, TrainConfig, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Version of config.json; it grows when older runs would be read wrongly: another field, or another network or formula.
-SCHEMA = 5
-# Keys of config.json and their types: the fields of the configuration, and the shape of an observation.
-_HINTS: dict[str, Any] = {**get_type_hints(TrainConfig), "event_shape": list[Annotated[int, Field(ge=1, le=1 << 20)]]}
-_STORED: TypeAdapter[dict[str, Any]] = TypeAdapter(
-    with_config(ConfigDict(extra="forbid"))(TypedDict("Stored", _HINTS))  # type: ignore[operator]
-)
+SCHEMA = 6
+# The package that reads older runs.
+OLDER = "0.1.0"
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+# Options that may change when a run is resumed.
+_MAY_CHANGE = {"epochs", "patience", "tensorboard", "device", "data_root"}
 
 
-def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of version 4 as one of this version: the same networks, settings and results."""
-    if stored.get("schema_version") != 4:
-        return dict(stored)
-    preset = "paper" if stored.get("preset") == "paper" else "published"
-    return {**_released(stored), "schema_version": 5, "preset": preset, "lr_schedule": "constant"}
+def identity(config: TrainConfig[Any]) -> dict[str, Any]:
+    """Return the options that may not change when a run is resumed."""
+    known = options(config) | {"validate": config.training.validated}
+    return {name: value for name, value in known.items() if name not in _MAY_CHANGE}
 
 
-def _released(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of a configuration with the names that networks of version 4 have now."""
-    older = {part: stored.get(part) for part in ("encoder", "decoder")}
-    return {**stored, **{part: f"released_{one}" for part, one in older.items() if one in ("conv", "mlp", "linear")}}
+def differences(before: TrainConfig[Any], now: TrainConfig[Any]) -> dict[str, tuple[object, object]]:
+    """Return the options that differ between two configurations of one run but may not, as {name: (before, now)}."""
+    there, here = identity(before), identity(now)
+    return {k: (there.get(k), here.get(k)) for k in {**there, **here} if there.get(k) != here.get(k)}
 
 
 class LaterVersionError(InputError):
     """A file that was written by a later version of this package."""
 
 
-def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
+def parse_config(stored: object) -> tuple[TrainConfig[Any], tuple[int, ...]]:
     """Parse the content of config.json.
 
     Args:
@@ -77,42 +75,39 @@ def parse_config(stored: object) -> tuple[TrainConfig, tuple[int, ...]]:
     """
     if not isinstance(stored, dict):
         raise InputError(f"expected a JSON object, got a {type(stored).__name__}")
-    stored = upgraded(stored)
-    version = stored.pop("schema_version", None)
-    if not isinstance(version, int) or version < SCHEMA:
-        raise InputError(
-            f"schema_version is {version}: this run is of an older pyro-nbvae, whose networks were others: train it "
-            "again"
-        )
+    version, shape = stored.get("schema_version"), stored.get("event_shape")
+    if type(version) is not int or version < SCHEMA:
+        raise InputError(f"schema_version is {version}: pyro-nbvae {OLDER} reads this run; or train it again")
     if version > SCHEMA:
         raise LaterVersionError(
             f"schema_version is {version}, but this pyro-nbvae reads version {SCHEMA}: update pyro-nbvae"
         )
-    try:
-        checked = _STORED.validate_python(stored, strict=True)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, wrong['loc'])) or 'the file'}: {wrong['msg']}") from None
-    given = dict(checked)
-    event_shape = tuple(given.pop("event_shape"))
-    config = validate(TrainConfig(**given))
-    for name, value in dataclasses.asdict(resolve(config, event_shape)).items():
-        if value != getattr(config, name):
-            raise InputError(f"{name} is {getattr(config, name)}, but this configuration requires a value")
-    return config, event_shape
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n <= 1 << 20 for n in shape):
+        raise InputError(f"event_shape must be a list of positive whole numbers, got {shape}")
+    config = from_json(stored.get("config"))
+    still_open = [name for name, value in options(config).items() if value is None and name in _RESOLVED]
+    if still_open:
+        raise InputError(f"{', '.join(still_open)}: a trained run has a value")
+    return config, tuple(shape)
 
 
-def config_json(config: TrainConfig, event_shape: tuple[int, ...]) -> dict[str, object]:
+# Options that have a value after training.
+_RESOLVED = {"epochs", "clip", "beta", "kl_warmup", "anneal_epochs", "prior_mean", "encoder", "decoder"}
+
+
+def config_json(config: TrainConfig[Any], event_shape: tuple[int, ...]) -> dict[str, object]:
     """Return the content of config.json for a configuration."""
-    return {"schema_version": SCHEMA, **dataclasses.asdict(config), "event_shape": list(event_shape)}
+    return {"schema_version": SCHEMA, "event_shape": list(event_shape), "config": to_json(config)}
 
 
 def _check_state(state: Mapping[str, object]) -> None:
     """Raise ValueError if a part of the checkpoint is missing."""
-    parts = {"model": dict, "guide": dict, "optimizer": dict, "log": list, "rng": list}
+    parts = {"model": dict, "guide": dict, "optimizer": dict, "scheduler": dict, "log": list, "rng": list}
     for name, kind in parts.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"it has no entry {name}")
+    if state.get("best") is not None and not isinstance(state["best"], dict):
+        raise ValueError("its entry best is not a dictionary")
 
 
 def _restore(model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, Any], of: str) -> None:
@@ -172,7 +167,7 @@ LOCK = ".lock"
 DAMAGED = ".damaged"
 # Files that the commands write.
 WRITTEN = {
-    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
+    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "tensorboard", LOCK),
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
     *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
     *("reconstructions.png", "weights.safetensors"),
@@ -187,9 +182,11 @@ class Checkpoint(TypedDict):
     optimizer: dict[str, Any]
     log: list[dict[str, float]]
     rng: list[tuple[Tensor, Tensor | None]]
-    made_by: NotRequired[Mapping[str, object]]
-    data: NotRequired[str]
-    limits: NotRequired[tuple[float, float]]
+    best: dict[str, Any] | None  # parameters of the best epoch, if training is validated
+    scheduler: dict[str, Any]
+    made_by: Mapping[str, object]
+    data: str
+    limits: tuple[float, float]
 
 
 class Run:
@@ -217,7 +214,7 @@ class Run:
         """Paths of the metrics of every sampler, whether they exist or not."""
         return [self.folder / name for name in map(metrics_file, SAMPLERS)]
 
-    def config(self) -> tuple[TrainConfig, tuple[int, ...]]:
+    def config(self) -> tuple[TrainConfig[Any], tuple[int, ...]]:
         """Read the resolved configuration and the shape of an observation.
 
         Raises:
@@ -235,11 +232,29 @@ class Run:
             reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise InputError(f"{self.config_path} is not a valid configuration ({reason}): train again") from None
 
-    def renamed(self, config: TrainConfig) -> TrainConfig:
-        """Return a configuration with the names of networks that the command of this run's version meant."""
-        if self.read_json("config.json").get("schema_version") != 4 or config.preset not in (None, "default"):
-            return config
-        return TrainConfig(**{**_released(dataclasses.asdict(config)), "preset": None})
+    def completed(self, config: TrainConfig[Any]) -> TrainConfig[Any]:
+        """Return a configuration with what it leaves open taken from this run, and check that it is the same run.
+
+        The data may have moved: their fingerprint is compared when they are loaded.
+
+        Raises:
+            InputError: as :meth:`config` and :meth:`check_same`.
+        """
+        before, _ = self.config()
+        if getattr(config.relaxation, "kind", None) == "auto":
+            config = replace(config, relaxation=before.relaxation)
+        there = options(before)
+        left_open = {k: there[k] for k, v in options(config).items() if v in (None, "auto", "released") and k in there}
+        config = replace(config, **left_open)
+        self.check_same(replace(config, data=before.data))
+        return config
+
+    def check_same(self, config: TrainConfig[Any]) -> None:
+        """Raise InputError if the folder contains a run with another configuration."""
+        changed = {k: both for k, both in differences(self.config()[0], config).items() if k != "data"}
+        if changed:
+            what = ", ".join(f"{k} {there} there, {here} here" for k, (there, here) in changed.items())
+            raise InputError(f"{self.folder} holds another run ({what}): give the same flags, or choose another --out")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -323,7 +338,7 @@ class Run:
         for path in self.metrics_paths:
             path.unlink(missing_ok=True)
 
-    def write_config(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
+    def write_config(self, config: TrainConfig[Any], event_shape: tuple[int, ...]) -> None:
         """Write ``config.json``."""
         self.write_json("config.json", config_json(config, event_shape))
 
@@ -367,7 +382,7 @@ class Run:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{self.checkpoint_path} cannot be read ({reason}): train the run again") from error
 
-    def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: Checkpoint) -> None:
+    def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, Any]) -> None:
         """Load parameters from a checkpoint into a pair.
 
         Raises:
@@ -375,15 +390,20 @@ class Run:
         """
         _restore(model, guide, state, f"{self.checkpoint_path} does not match {self.config_path}")
 
-    def load(self, device: str = "auto") -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
+    def load(self, device: str = "auto") -> tuple[TrainConfig[Any], GenerativeModel, AmortizedGuide]:
         """Load configuration, model and guide of a trained run, in evaluation mode, on the device."""
         return self.load_from(self.read_checkpoint(), device)
 
-    def load_from(self, state: Checkpoint, device: str = "auto") -> tuple[TrainConfig, GenerativeModel, AmortizedGuide]:
-        """Load configuration, model and guide as :meth:`load`, from a checkpoint that is already in memory."""
+    def load_from(
+        self, state: Checkpoint, device: str = "auto"
+    ) -> tuple[TrainConfig[Any], GenerativeModel, AmortizedGuide]:
+        """Load configuration, model and guide as :meth:`load`, from a checkpoint that is already in memory.
+
+        If training was validated they are those of the best epoch, else of the last.
+        """
         config, event_shape = self.config()
         model, guide, _ = build(config, event_shape)
-        self.restore(model, guide, state)
+        self.restore(model, guide, state["best"] or state)
         chosen = choose_device(device)
         return config, model.to(chosen).eval(), guide.to(chosen).eval()
 
@@ -403,7 +423,8 @@ class Run:
 
         config, event_shape = self.config()
         state = self.read_checkpoint()
-        tensors = {f"{part}.{k}": v.clone().contiguous() for part in ("model", "guide") for k, v in state[part].items()}
+        best: Any = state["best"] or state
+        tensors = {f"{part}.{k}": v.clone().contiguous() for part in ("model", "guide") for k, v in best[part].items()}
         content = save(tensors, metadata={"config": json.dumps(config_json(config, event_shape))})
         path = path or self.folder / "weights.safetensors"
         if not path.parent.is_dir():

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
-from pyro_nbvae.study.config import SamplerName
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.errors import check_member, check_number
-from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_grid, plot_lines, plot_pairs
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
-# Maximum number of observations in one figure, and of generated observations.
-MOST_SHOWN, MOST_SAMPLES = 10_000, 10_000_000
+# Maximum number of observations in one figure.
+MOST_SHOWN = 10_000
+# Maximum number of generated observations.
+MOST_SAMPLES = 10_000_000
 
 
 def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0) -> Tensor:

@@ -1,194 +1,225 @@
-"""The registry of variants: from a name to its model, guide and ELBO estimator."""
+"""The variants: a name to a frozen dataclass that builds model and guide and holds the variant's own options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pyro.infer
-from pyro.infer import ELBO
+from pydantic import Field
 
-from pyro_nbvae import infer
-from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.guides import (
-    CategoricalGuide,
-    ConwayMaxwellPoissonGuide,
-    GaussianGuide,
-    LaplaceGuide,
-    NegativeBinomialGuide,
-    PoissonGuide,
-    ScaledGaussianGuide,
+from pyro_nbvae.study.tree import (
+    VAE,
+    AnnealedArrivalTimes,
+    AnnealedCategories,
+    AnnealedGumbelSoftmax,
+    CountRelaxation,
+    Fixed,
+    IntegerCounts,
+    Kind,
+    LearnedCounts,
+    LearnedScale,
+    MonteCarloKL,
 )
-from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
-from pyro_nbvae.models import (
-    CategoricalModel,
-    GaussianModel,
-    LaplaceModel,
-    NegativeBinomialModel,
-    PoissonModel,
-    ScaledGaussianModel,
-)
-from pyro_nbvae.study.errors import check_member
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+
+if TYPE_CHECKING:
+    from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+
+Pair = tuple["GenerativeModel", "AmortizedGuide"]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """The parts of a variant.
+@dataclass(frozen=True, kw_only=True)
+class NegativeBinomialVAE(VAE):
+    """Negative binomial posterior and prior."""
 
-    An argument that ``functools.partial`` fixes in ``model``, ``guide`` or ``estimator`` is the variant's own choice:
-    the configuration does not change it.
+    kind: Kind[Literal["negative_binomial"]] = "negative_binomial"
+    shared_dispersion: Fixed[bool] = False
+    relaxation: CountRelaxation = field(default_factory=AnnealedArrivalTimes)
+    prior: LearnedCounts = field(default_factory=LearnedCounts)
 
-    Args:
-        model: makes a :class:`~pyro_nbvae.vae.GenerativeModel`; called with the event shape, the number of latents, and
-            ``decoder`` and ``likelihood`` by keyword.
-        guide: makes an :class:`~pyro_nbvae.vae.AmortizedGuide`; called with the model, and with ``encoder`` and
-            ``relaxation`` by keyword.
-        estimator: a class of ELBO, Pyro's or this package's; ``--estimator`` selects another.
-        relaxation: the default relaxation, whose options a run's configuration sets; None leaves it to the guide.
-        any_relaxation: whether the configuration may choose another relaxation.
-        options: more arguments of the guide.
-        settings: fields of the configuration that are passed to the model.
-        defaults: configuration fields, of those whose default is None, that the variant decides if no flag does,
-            except under the preset ``paper``.
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import NegativeBinomialGuide
+        from pyro_nbvae.models import NegativeBinomialModel
 
-    Raises:
-        TypeError: for a relaxation that is not a :class:`~pyro_nbvae.distributions.Relaxation`.
-
-    Example::
-
-        >>> VARIANTS["CMP"].guide.__name__
-        'ConwayMaxwellPoissonGuide'
-    """
-
-    model: Callable[..., GenerativeModel]
-    guide: Callable[..., AmortizedGuide]
-    estimator: Callable[..., ELBO] = AnalyticKL_ELBO
-    relaxation: Relaxation | None = None
-    any_relaxation: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)
-    settings: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_relaxation(self.relaxation)
+        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        shared, relaxation = self.shared_dispersion, self.relaxation.build()
+        return model, NegativeBinomialGuide(model, encoder=encoder, relaxation=relaxation, shared_dispersion=shared)
 
 
-LEARNED_PRIOR = ("prior_mean",)
+@dataclass(frozen=True, kw_only=True)
+class ConwayMaxwellPoissonVAE(VAE):
+    """COM-Poisson posterior, negative binomial prior."""
+
+    kind: Kind[Literal["com_poisson"]] = "com_poisson"
+    prior: LearnedCounts = field(default_factory=LearnedCounts)
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import ConwayMaxwellPoissonGuide
+        from pyro_nbvae.models import NegativeBinomialModel
+
+        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        return model, ConwayMaxwellPoissonGuide(model, encoder=encoder)
 
 
-def _nb(estimator: Callable[..., ELBO], relaxation: Relaxation, **options: object) -> Variant:
-    return Variant(
-        NegativeBinomialModel, NegativeBinomialGuide, estimator, relaxation, True, options, settings=LEARNED_PRIOR
-    )
+@dataclass(frozen=True, kw_only=True)
+class PoissonVAE(VAE):
+    """Poisson posterior and prior."""
+
+    kind: Kind[Literal["poisson"]] = "poisson"
+    relaxation: CountRelaxation = field(default_factory=AnnealedArrivalTimes)
+    prior: LearnedCounts = field(default_factory=LearnedCounts)
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import PoissonGuide
+        from pyro_nbvae.models import PoissonModel
+
+        model = PoissonModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build())
 
 
-VARIANTS: dict[str, Variant] = {
-    "MC-G": _nb(MonteCarloKL_ELBO, GumbelSoftmax()),
-    "MC-C": _nb(MonteCarloKL_ELBO, ArrivalTimes()),
-    "DS-G": _nb(AnalyticKL_ELBO, GumbelSoftmax(), shared_dispersion=True),
-    "DS-C": _nb(AnalyticKL_ELBO, ArrivalTimes(), shared_dispersion=True),
-    "EX-G": _nb(AnalyticKL_ELBO, GumbelSoftmax()),
-    "EX-C": _nb(AnalyticKL_ELBO, ArrivalTimes()),
-    "EX-I": _nb(AnalyticKL_ELBO, Integer()),
-    "DS-I": _nb(AnalyticKL_ELBO, Integer(), shared_dispersion=True),
-    "CMP": Variant(NegativeBinomialModel, ConwayMaxwellPoissonGuide, relaxation=Integer(), settings=LEARNED_PRIOR),
-    "P-NB": Variant(
-        NegativeBinomialModel,
-        PoissonGuide,
-        relaxation=Integer(),
-        any_relaxation=True,
-        options={"initial_output_scale": 0.5},
-        settings=LEARNED_PRIOR,
-    ),
-    "P-VAE": Variant(
-        PoissonModel, PoissonGuide, relaxation=ArrivalTimes(), any_relaxation=True, settings=LEARNED_PRIOR
-    ),
-    "G-VAE": Variant(GaussianModel, GaussianGuide),
-    "GS-VAE": Variant(ScaledGaussianModel, ScaledGaussianGuide),
-    "L-VAE": Variant(LaplaceModel, LaplaceGuide),
-    "C-VAE": Variant(CategoricalModel, CategoricalGuide, relaxation=GumbelSoftmax(), settings=("categories",)),
-}
+@dataclass(frozen=True, kw_only=True)
+class OverdispersedPriorVAE(VAE):
+    """Poisson posterior, negative binomial prior."""
+
+    kind: Kind[Literal["poisson_negative_binomial"]] = "poisson_negative_binomial"
+    relaxation: CountRelaxation = field(default_factory=IntegerCounts)
+    prior: LearnedCounts = field(default_factory=LearnedCounts)
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import PoissonGuide
+        from pyro_nbvae.models import NegativeBinomialModel
+
+        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build(), initial_output_scale=0.5)
 
 
-def register_variant(name: str, variant: Variant) -> None:
-    """Register a variant under a name, for ``--variant`` and everywhere else.
+@dataclass(frozen=True, kw_only=True)
+class GaussianVAE(VAE):
+    """Gaussian posterior, standard normal prior."""
+
+    kind: Kind[Literal["gaussian"]] = "gaussian"
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import GaussianGuide
+        from pyro_nbvae.models import GaussianModel
+
+        model = GaussianModel(event_shape, latents, **options)
+        return model, GaussianGuide(model, encoder=encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledGaussianVAE(VAE):
+    """Gaussian posterior, normal prior with a learned scale for each latent."""
+
+    kind: Kind[Literal["scaled_gaussian"]] = "scaled_gaussian"
+    prior: LearnedScale = field(default_factory=LearnedScale)
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import ScaledGaussianGuide
+        from pyro_nbvae.models import ScaledGaussianModel
+
+        model = ScaledGaussianModel(event_shape, latents, **options)
+        return model, ScaledGaussianGuide(model, encoder=encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaplaceVAE(VAE):
+    """Laplace posterior, standard Laplace prior."""
+
+    kind: Kind[Literal["laplace"]] = "laplace"
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import LaplaceGuide
+        from pyro_nbvae.models import LaplaceModel
+
+        model = LaplaceModel(event_shape, latents, **options)
+        return model, LaplaceGuide(model, encoder=encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalVAE(VAE):
+    """Categorical posterior, uniform prior, Gumbel-softmax."""
+
+    kind: Kind[Literal["categorical"]] = "categorical"
+    categories: Annotated[int, Field(ge=2, le=10_000)] = 8
+    """categories per variable; there are latents / categories variables"""
+    relaxation: AnnealedCategories = field(default_factory=AnnealedCategories)
+
+    def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
+        from pyro_nbvae.guides import CategoricalGuide
+        from pyro_nbvae.models import CategoricalModel
+
+        model = CategoricalModel(event_shape, latents, categories=self.categories, **options)
+        return model, CategoricalGuide(model, encoder=encoder, relaxation=self.relaxation.build())
+
+
+_ARRIVALS, _GUMBEL, _INTEGER = AnnealedArrivalTimes(), AnnealedGumbelSoftmax(), IntegerCounts()
+VARIANTS: dict[str, VAE] = {}
+# The types of all registered variants, by the kind that config.json names.
+KINDS: dict[str, type[VAE]] = {}
+
+
+def register_variant(name: str, vae: VAE) -> None:
+    """Register a variant, for ``--variant`` and everywhere else.
 
     Args:
         name: its name; an existing variant of this name is replaced.
-        variant: its parts.
+        vae: an instance of a frozen dataclass with keyword-only fields, derived from
+            :class:`~pyro_nbvae.study.tree.VAE`. Its fields are the options of the variant, on the command line too.
+
+    Raises:
+        InputError: if another type has the same ``kind``.
 
     Example::
 
         >>> import dataclasses
-        >>> sampled = dataclasses.replace(VARIANTS["P-VAE"], estimator=pyro.infer.Trace_ELBO)
-        >>> register_variant("P-VAE, sampled KL", sampled)
-        >>> variant("P-VAE, sampled KL").estimator.__name__
-        'Trace_ELBO'
+        >>> register_variant("MC-25", dataclasses.replace(VARIANTS["MC-C"], estimator=MonteCarloKL(kl_samples=25)))
+        >>> variant_of("MC-25").estimator.kl_samples
+        25
+        >>> del VARIANTS["MC-25"]
     """
-    VARIANTS[name] = variant
+    kind: str = vae.kind  # type: ignore[attr-defined]
+    known = KINDS.setdefault(kind, type(vae))
+    if (known.__module__, known.__qualname__) != (type(vae).__module__, type(vae).__qualname__):
+        raise InputError(f"kind {kind!r} of {type(vae).__name__} is that of {known.__name__}: give it another")
+    KINDS[kind] = type(vae)
+    VARIANTS[name] = vae
 
 
-def variant(name: str) -> Variant:
+for _name, _vae in {
+    "MC-G": NegativeBinomialVAE(relaxation=_GUMBEL, estimator=MonteCarloKL()),
+    "MC-C": NegativeBinomialVAE(relaxation=_ARRIVALS, estimator=MonteCarloKL()),
+    "DS-G": NegativeBinomialVAE(relaxation=_GUMBEL, shared_dispersion=True),
+    "DS-C": NegativeBinomialVAE(relaxation=_ARRIVALS, shared_dispersion=True),
+    "EX-G": NegativeBinomialVAE(relaxation=_GUMBEL),
+    "EX-C": NegativeBinomialVAE(relaxation=_ARRIVALS),
+    "EX-I": NegativeBinomialVAE(relaxation=_INTEGER),
+    "DS-I": NegativeBinomialVAE(relaxation=_INTEGER, shared_dispersion=True),
+    "CMP": ConwayMaxwellPoissonVAE(),
+    "P-NB": OverdispersedPriorVAE(),
+    "P-VAE": PoissonVAE(),
+    "G-VAE": GaussianVAE(),
+    "GS-VAE": ScaledGaussianVAE(),
+    "L-VAE": LaplaceVAE(),
+    "C-VAE": CategoricalVAE(),
+}.items():
+    register_variant(_name, _vae)
+
+
+def variant_of(name: str) -> VAE:
     """Return the variant with this name.
 
-    Args:
-        name: a key of ``VARIANTS``.
-
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        InputError: for an unknown name; the message lists the known ones.
 
     Example::
 
-        >>> variant("CMP").estimator.__name__
-        'AnalyticKL_ELBO'
+        >>> variant_of("CMP").kind
+        'com_poisson'
     """
-    check_member("variant", name, VARIANTS, "; for a variant of your own, import its module: nbvae --import MODULE ...")
+    if name not in VARIANTS:
+        raise InputError(
+            f"unknown variant {name!r}: choose from {', '.join(VARIANTS)}; for a variant of your own, import its "
+            "module: nbvae --import MODULE ..."
+        )
     return VARIANTS[name]
-
-
-_ESTIMATORS = (
-    "choose AnalyticKL_ELBO, MonteCarloKL_ELBO or one of Pyro's, such as Trace_ELBO, TraceMeanField_ELBO, "
-    "TraceGraph_ELBO or RenyiELBO"
-)
-# Pyro's losses that a run cannot have, and why.
-_REFUSED = {
-    pyro.infer.ReweightedWakeSleep: "it has two losses, one for the model and one for the guide",
-    pyro.infer.JitTrace_ELBO: "a traced loss is for batches of one size",
-    pyro.infer.JitTraceGraph_ELBO: "a traced loss is for batches of one size",
-    pyro.infer.JitTraceMeanField_ELBO: "a traced loss is for batches of one size",
-    pyro.infer.JitTraceEnum_ELBO: "a traced loss is for batches of one size",
-}
-
-
-def estimator(name: str) -> Callable[..., ELBO]:
-    """Return the ELBO class with this name, this package's or Pyro's.
-
-    Args:
-        name: name of the class, such as ``"AnalyticKL_ELBO"`` or ``"Trace_ELBO"``.
-
-    Raises:
-        ValueError: for an unknown name.
-
-    Example::
-
-        >>> estimator("Trace_ELBO").__name__
-        'Trace_ELBO'
-    """
-    found: Any = getattr(infer, name, None) or getattr(pyro.infer, name, None)
-    if not (isinstance(found, type) and issubclass(found, ELBO)) or found in (ELBO, infer.SiteKL_ELBO):
-        raise InputError(f"unknown estimator {name!r}: {_ESTIMATORS}")
-    check_estimator(found)
-    if found is pyro.infer.TraceEnum_ELBO:  # a variant of a user's own may have it, for latents that can be
-        raise InputError(f"{name} cannot train a run, no latent of the built-in variants is enumerated: {_ESTIMATORS}")
-    return found
-
-
-def check_estimator(kind: type) -> None:
-    """Raise InputError for one of Pyro's losses that ``nbvae train`` cannot minimise."""
-    for refused, reason in _REFUSED.items():
-        if issubclass(kind, refused):
-            raise InputError(f"{kind.__name__} cannot train a run, {reason}: {_ESTIMATORS}")

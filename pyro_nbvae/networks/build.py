@@ -43,7 +43,7 @@ def build_encoder(
 
     Args:
         name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``, which are initialised from
-            data and preserve their rank, or a network of the paper as released: ``"released_conv"``,
+            data, or a network of the paper as released: ``"released_conv"``,
             ``"released_mlp"``, ``"released_linear"``.
         event_shape: shape of one observation.
         latents: number of latents K.

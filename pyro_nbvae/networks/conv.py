@@ -63,9 +63,11 @@ class ConvDecoder(Decoder):
     the next multiple.
     """
 
+    min_side = 1
+
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module, bias: bool = True) -> None:
         super().__init__(output)
-        check_image_shape(event_shape)
+        check_image_shape(event_shape, self.min_side)
         channels, self.height, self.width = event_shape
         self.start = (128, math.ceil(self.height / 4), math.ceil(self.width / 4))
         self.expand = weight_norm(nn.Linear(latents, math.prod(self.start), bias=False), dim=1)

@@ -61,8 +61,9 @@ class _ReleasedConvEncoder(nn.Module):
 class _ReleasedConvDecoder(ConvDecoder):
     """The layers of :class:`ConvDecoder`, without a bias behind the linear layer."""
 
+    min_side = _MIN_SIDE
+
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
-        check_image_shape(event_shape, _MIN_SIDE)
         super().__init__(event_shape, latents, _fixed(output), bias=False)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -326,8 +326,8 @@ def test_arrays(tmp_path):
         progress=False,
     )
     config, shape = run.config()
-    assert shape == (6,) and config.likelihood.kind == "negative_binomial"
-    assert config.data == str(tmp_path / "counts.npy")
+    assert shape == (6,)
+    assert config.likelihood.kind == "negative_binomial" and config.data == str(tmp_path / "counts.npy")
 
 
 def test_pixels_are_scaled_and_nothing_else_is():

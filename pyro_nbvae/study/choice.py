@@ -54,10 +54,8 @@ def choose(config: TrainConfig[Any], data: Data, device: torch.device) -> tuple[
     guide.initialize(train_set.to(device))
     model.initialize(train_set.to(device))
     size = plain.training.batch_size
-    errors = gradient_errors(
-        *(model, guide, x, [part.build() for part in CANDIDATES]),
-        **dict(draws=DRAWS, exact_draws=EXACT_DRAWS, batch_size=size, seed=config.seed),
-    )
+    candidates, draws = [part.build() for part in CANDIDATES], {"draws": DRAWS, "exact_draws": EXACT_DRAWS}
+    errors = gradient_errors(model, guide, x, candidates, **draws, batch_size=size, seed=config.seed)
     rows = [
         {
             "relaxation": part.kind,

@@ -14,7 +14,7 @@ from pyro_nbvae.errors import check_member, check_number
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.folder import Run, SamplerName
-from pyro_nbvae.study.plots import plot_grid, plot_lines, plot_pairs
+from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
 
 # Maximum number of observations in one figure.
@@ -134,7 +134,7 @@ def generate(
     path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
     title = f"{config.title}: {sampler} samples"
     if is_image_shape(model.event_shape):
-        plot_grid(drawn, path, title=title, limits=state.get("limits"))
+        plot_images(drawn, path, title=title, limits=state.get("limits"))
     else:
         plot_lines({"samples": drawn}, path, title=title)
     return path

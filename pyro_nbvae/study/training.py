@@ -27,13 +27,14 @@ from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.metrics import fano_factor, held_out
+from pyro_nbvae.rates import PRIOR_RATE
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.data import Data, load
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
-from pyro_nbvae.study.tree import TrainConfig
+from pyro_nbvae.study.tree import TrainConfig, options
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
 
 # Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
@@ -172,8 +173,8 @@ class Trainer:
 
         # optimiser and learning rates
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
-        multiplier = getattr(getattr(config.vae, "prior", None), "prior_lr_multiplier", None)
-        prior = set(self.model.prior.parameters()) if multiplier is not None else set()
+        multiplier = options(config).get("prior_lr_multiplier", PRIOR_RATE)
+        prior = set(self.model.prior.parameters())
         groups = [{"params": [p for p in self.parameters if p not in prior], "lr": self.options.lr}]
         if prior:
             own = [p for p in self.parameters if p in prior]

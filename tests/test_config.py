@@ -285,7 +285,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pyro_nbvae.study.tree import VAE, Kind, LearnedCounts, one_of
+from pyro_nbvae.study.tree import BY_KIND, Kind
 from pyro_nbvae.study.variants import PoissonVAE, register_variant
 
 
@@ -308,7 +308,7 @@ class MyVAE(PoissonVAE):
     kind: Kind[Literal["my_vae"]] = "my_vae"
     width: Annotated[int, Field(ge=1)] = 5
     """width of what is mine"""
-    weather: one_of(Warm, Cold) = field(default_factory=Warm)
+    weather: Annotated[Warm | Cold, BY_KIND] = field(default_factory=Warm)
 
 
 register_variant("MINE", MyVAE())

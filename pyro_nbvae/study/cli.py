@@ -85,7 +85,7 @@ def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
             ),
             ("resume", Annotated[bool, arg(help="continue the run in --out from its last complete epoch")], False),
             *(
-                (name, Annotated[Literal[tuple(names)], arg(help=_HELP[name])], default)
+                (name, Annotated[Literal[tuple(names)], arg(help=_HELP.get(name, "part of the variant"))], default)
                 for name, (names, default) in flags.items()
             ),
             ("config", Annotated[tree, arg(name="")], field(default=config)),

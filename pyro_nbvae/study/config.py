@@ -97,12 +97,24 @@ def from_json(stored: object) -> TrainConfig[Any]:
     """
     try:
         adapter = _adapter(*KINDS.values())  # type: ignore[arg-type]
-        return adapter.validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
+        found = adapter.validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
         if any(each["type"] == "union_tag_invalid" and each["loc"] == ("vae",) for each in error.errors()):
             lines.append("a variant of your own is known after --import MODULE, or with an entry point of its package")
         raise InputError("\n".join(lines)) from None
+    if missing := _missing(stored, to_json(found)):
+        raise InputError("\n".join(f"{place}: Field required" for place in missing))
+    return found
+
+
+def _missing(stored: Any, whole: dict[str, Any]) -> list[str]:
+    """Return the places of a tree where a stored one has no key; a default there would be that of another version."""
+    inner = {
+        name: _missing(stored[name], part) for name, part in whole.items() if name in stored and isinstance(part, dict)
+    }
+    places = [f"{name}.{place}" for name, missing in inner.items() for place in missing]
+    return [name for name in whole if name not in stored] + places
 
 
 def checked(config: TrainConfig[Any]) -> TrainConfig[Any]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Kind = Suppress
 Fixed = Suppress
 Positive = Annotated[float, Field(gt=0, le=1e12)]
+Temperature = Annotated[float, Field(gt=0, le=100)]  # arrival times draw as many arrivals as it is high
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 Number = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
@@ -46,9 +47,9 @@ def one_of(*kinds: type) -> Any:
 class _Annealed:
     """A relaxation whose temperature falls linearly during training."""
 
-    temperature_start: Positive = 1.0
+    temperature_start: Temperature = 1.0
     """temperature at the start of training"""
-    temperature: Positive = 0.25
+    temperature: Temperature = 0.25
     """temperature at the end of the annealing, at most that at the start"""
     anneal_epochs: Epochs | None = None
     """number of epochs of annealing. Default: half of the epochs"""
@@ -71,9 +72,9 @@ class AnnealedArrivalTimes(_Annealed):
     """Arrival times of a Poisson process, with a soft indicator of those before time 1."""
 
     kind: Kind[Literal["arrival"]] = "arrival"
-    temperature_start: Positive = 0.24  # at 1 arrival times count 31 % too many
+    temperature_start: Temperature = 0.24  # at 1 arrival times count 31 % too many
     """temperature at the start of training"""
-    temperature: Positive = 0.05
+    temperature: Temperature = 0.05
     """temperature at the end of the annealing, at most that at the start"""
     indicator: Literal["sigmoid", "smoothstep"] = "sigmoid"
     """soft indicator"""

@@ -23,7 +23,7 @@ from pyro_nbvae.distributions import (
 )
 from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.study.build import build, resolve
-from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.variants import VARIANTS
 from pyro_nbvae.vae import bounded, gain
@@ -85,7 +85,7 @@ def steps_of(name: str, x: Tensor, data: str, network: Any = "conv") -> dict[str
     """Return the steps of a variant: through Pyro, by hand (if it is in BY_HAND), and of its networks alone."""
     torch.manual_seed(0)
     shape = tuple(x.shape[1:])
-    config = resolve(TrainConfig(variant=name, data=data, encoder=network, decoder=network), shape)
+    config = resolve(configure(name, data=data, encoder=network, decoder=network), shape)
     model, guide, elbo = build(config, shape)
     if isinstance(guide.relaxation, ArrivalTimes):
         guide.relaxation = RELAXATION

@@ -7,7 +7,9 @@ with its mean. Model and guide are two classes with one method each, registered 
     nbvae --import examples.own_family train --variant GEOMETRIC --data digits --latents 32 --out runs/geometric
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -15,9 +17,10 @@ from torch import nn
 
 import pyro_nbvae
 from pyro_nbvae.distributions import ArrivalTimes, RelaxedNegativeBinomial
-from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.training import train
-from pyro_nbvae.study.variants import Variant, register_variant
+from pyro_nbvae.study.tree import VAE, Kind
+from pyro_nbvae.study.variants import register_variant
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 
@@ -44,7 +47,18 @@ class GeometricGuide(AmortizedGuide):
         return RelaxedNegativeBinomial(1.0, logits=self.prior.logits + shift, relaxation=self.relaxation)
 
 
-register_variant("GEOMETRIC", Variant(GeometricModel, GeometricGuide, relaxation=ArrivalTimes(0.24)))
+@dataclass(frozen=True, kw_only=True)
+class GeometricVAE(VAE):
+    """Geometric posterior and prior."""
+
+    kind: Kind[Literal["geometric"]] = "geometric"
+
+    def build(self, event_shape, latents, *, encoder, **options):
+        model = GeometricModel(event_shape, latents, **options)
+        return model, GeometricGuide(model, encoder=encoder, relaxation=ArrivalTimes(0.24))
+
+
+register_variant("GEOMETRIC", GeometricVAE())
 
 
 def main(epochs: int = 20, out: Path = Path("runs/examples/geometric")) -> None:
@@ -54,9 +68,7 @@ def main(epochs: int = 20, out: Path = Path("runs/examples/geometric")) -> None:
         epochs: passes over the digits.
         out: the run folder.
     """
-    config = TrainConfig(
-        variant="GEOMETRIC", data="digits", latents=32, encoder="mlp", decoder="mlp", batch_size=100, epochs=epochs
-    )
+    config = configure("GEOMETRIC", data="digits", latents=32, encoder="mlp", decoder="mlp", epochs=epochs)
     run = train(config, out, resume=True)
     log = run.read_checkpoint()["log"]
     print(f"held-out ELBO: {log[0]['test_elbo']:.1f} nats after an epoch, {log[-1]['test_elbo']:.1f} at the end")

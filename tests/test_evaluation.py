@@ -26,7 +26,7 @@ from pyro_nbvae.sampling import PriorSampler, decoded, fit_mixture
 from pyro_nbvae.study import evaluation
 from pyro_nbvae.study.build import build
 from pyro_nbvae.study.cli import main
-from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import SOURCES, Source, load
 from pyro_nbvae.study.evaluation import GRADIENT_DRAWS, METRICS, evaluate, register_metric
 from pyro_nbvae.study.features import build_features, distances
@@ -36,19 +36,16 @@ from pyro_nbvae.study.plots import plot_pairs
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.variants import VARIANTS
 from pyro_nbvae.vae import evaluating
+from tests import pairs
 
 
 def pair(latents=8, name="EX-C", beta=0.5):
-    variant = VARIANTS[name]
-    model = variant.model((1, 8, 8), latents, decoder="linear", likelihood=Gaussian(beta))
-    return model, variant.guide(model, encoder="linear", **variant.options)
+    return pairs.pair(name, (1, 8, 8), latents, likelihood=Gaussian(beta))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = TrainConfig(
-        variant="DS-C", latents=8, encoder="linear", decoder="linear", epochs=3, lr=0.01, batch_size=300
-    )
+    config = configure("DS-C", latents=8, encoder="linear", decoder="linear", epochs=3, lr=0.01, batch_size=300)
     return train(config, tmp_path_factory.mktemp("runs") / "run", progress=False)
 
 
@@ -150,7 +147,7 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
         return dark, bright, None, None
 
     monkeypatch.setitem(SOURCES, "shaded", Source((1, 16, 16), read))
-    config = TrainConfig(data="shaded", latents=4, encoder="linear", decoder="linear", epochs=3, batch_size=25)
+    config = configure(data="shaded", latents=4, encoder="linear", decoder="linear", epochs=3, batch_size=25)
     run = train(config, tmp_path / "run", progress=False)
     _, model, guide = run.load()
     features, data = build_features("classifier", "shaded"), load("shaded")
@@ -238,7 +235,7 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
         return images[:6], images[6:], None, None
 
     monkeypatch.setitem(SOURCES, "random", Source((3, 8, 8), read))
-    config = TrainConfig(data="random", latents=2, encoder="linear", decoder="linear", epochs=1)
+    config = configure(data="random", latents=2, encoder="linear", decoder="linear", epochs=1)
     folder = str(train(config, tmp_path / "run", progress=False).folder)
     both = ["--features", "classifier", "inception", "--inception-weights", str(inception_weights)]
     main(["evaluate", folder, *both, "--samples", "5"])
@@ -287,8 +284,7 @@ def test_ones_own_images(run, tmp_path):
 
 @pytest.mark.parametrize("side", [1, 4, 5, 6])
 def test_images_smaller_than_the_window_of_ssim_have_none(side):
-    model = VARIANTS["P-VAE"].model((1, side, side), 3, decoder="linear")
-    guide = VARIANTS["P-VAE"].guide(model, encoder="linear")
+    model, guide = pairs.pair("P-VAE", (1, side, side), 3)
     found = held_out(model, guide, torch.randint(0, 256, (9, 1, side, side), dtype=torch.uint8))
     assert math.isfinite(found.mse) and (found.ssim is not None) == (side > 5)
 
@@ -330,7 +326,7 @@ def test_a_metric_that_is_no_number_is_named(run, monkeypatch):
 @pytest.mark.parametrize("signal", [1e6, 3.0, 1.5, 1e-9])
 def test_a_gradient_that_noise_hides_has_no_noise_to_signal_ratio(signal, tmp_path, monkeypatch):
     """Draws have a ratio if the squared norm of their mean is above twice that of its own noise."""
-    config = TrainConfig(data="digits", latents=4, encoder="linear", decoder="linear", epochs=1, train_size=100)
+    config = configure(data="digits", latents=4, encoder="linear", decoder="linear", epochs=1, train_size=100)
     run = train(config, tmp_path / "run", progress=False)
     noise = 1e-6 * 50 / 49
     rate = math.sqrt(signal * noise / 50 + noise / 50)  # the mean's own noise is taken off its square

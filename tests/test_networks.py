@@ -18,7 +18,7 @@ from pyro_nbvae.models import GaussianModel, PoissonModel
 from pyro_nbvae.networks import DECODERS, ENCODERS, build_decoder, build_encoder
 from pyro_nbvae.networks.initialization import initialize
 from pyro_nbvae.study.data import load
-from pyro_nbvae.study.variants import VARIANTS
+from tests.pairs import pair
 
 IMAGES = [(1, 28, 28), (1, 16, 16), (3, 16, 16), (3, 8, 8), (1, 11, 30), (3, 64, 64)]
 SMALL = [(1, 1, 1), (1, 1, 7), (3, 2, 5), (2, 3, 3)]
@@ -347,9 +347,8 @@ def test_few_latents_of_dense_networks_do_not_collapse():
     """After 120 steps on digits every unit has information, and the squared error is well below that of the mean."""
     torch.manual_seed(0)
     data = load("digits")
-    parts = VARIANTS["CMP"]
-    model = parts.model(data.event_shape, 6, decoder="mlp", likelihood=likelihoods.Gaussian(0.1))
-    guide = parts.guide(model, encoder="mlp", relaxation=parts.relaxation)
+    networks = {"encoder": "mlp", "decoder": "mlp", "likelihood": likelihoods.Gaussian(0.1)}
+    model, guide = pair("CMP", data.event_shape, 6, **networks)
     x = to_floats(data.train)
     pyro.clear_param_store()
     svi = SVI(model, guide, ClippedAdam(learning_rates(3e-3)), AnalyticKL_ELBO())

@@ -14,7 +14,7 @@ from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.models import GaussianModel
 from pyro_nbvae.sampling import CountMixture, GaussianMixture, PosteriorSampler, PriorSampler, decoded, fit_mixture
 from pyro_nbvae.study.build import build, resolve
-from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.generation import generate
@@ -60,7 +60,7 @@ def test_means_that_are_no_counts():
 @pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE", "L-VAE"])
 def test_a_mixture_of_a_trained_pair(name):
     data = load("digits")
-    config = resolve(TrainConfig(variant=name, **SMALL), data.event_shape)
+    config = resolve(configure(name, **SMALL), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
     sampler = fit_mixture(model, guide, data.train[:200], components=5)
     z = sampler.sample(50)
@@ -79,7 +79,7 @@ def test_a_mixture_is_fitted_to_all_parts_of_sorted_data(monkeypatch):
     """More data than are used, one picture first and another after it: the mean is that of both, within 5 errors."""
     monkeypatch.setattr(sampling, "FITTED", 20)
     data = load("digits")
-    config = resolve(TrainConfig(variant="CMP", **SMALL), data.event_shape)
+    config = resolve(configure("CMP", **SMALL), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
     first, second = data.train[:1], data.train[1:2]
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_a_mixture_is_fitted_to_all_parts_of_sorted_data(monkeypatch):
 def test_the_aggregate_posterior_is_the_mean_of_the_posteriors(name):
     """Of three observations, one of them twice: the mean of many draws is that of the posteriors, within 5 errors."""
     data = load("digits")
-    config = resolve(TrainConfig(variant=name, **{**SMALL, "latents": 8}), data.event_shape)
+    config = resolve(configure(name, **{**SMALL, "latents": 8}), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
     x = data.train[[0, 1, 1, 2]]
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def test_the_aggregate_posterior_is_the_mean_of_the_posteriors(name):
 
 def test_categories_have_no_mixture():
     data = load("digits")
-    config = resolve(TrainConfig(variant="C-VAE", **{**SMALL, "latents": 8}), data.event_shape)
+    config = resolve(configure("C-VAE", **{**SMALL, "latents": 8}), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
     with pytest.raises(InputError, match="a mixture sampler needs counts or real latents"):
         fit_mixture(model, guide, data.train[:50])
@@ -127,7 +127,7 @@ def test_a_posterior_without_a_mean_has_no_mixture():
 
 
 def test_a_mixture_has_figures_of_its_own(tmp_path):
-    run = train(TrainConfig(variant="CMP", **SMALL), tmp_path / "run", progress=False)
+    run = train(configure("CMP", **SMALL), tmp_path / "run", progress=False)
     prior = evaluate(run, samples=40, importance_samples=0, progress=False)
     file = (run.folder / "metrics.json").read_bytes()
     mixture = evaluate(run, samples=40, sampler="mixture", progress=False)

@@ -13,17 +13,24 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data import Data, full_name
 from pyro_nbvae.study.files import expanded
 from pyro_nbvae.study.processes import local_rank
-from pyro_nbvae.study.tree import Network, TrainConfig, options, replace
+from pyro_nbvae.study.tree import Network, TrainConfig, Training, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Least number of passes over the training data and of steps, if the number of epochs is open.
 EPOCHS, STEPS = 20, 600
+# One of so many training observations is held out if training is validated.
+VALIDATED = 10
 
 
 def steps_per_epoch(observations: int, batch_size: int) -> int:
     """Return the number of steps. A single observation joins the batch before it: batch normalisation needs two."""
     full, rest = divmod(observations, batch_size)
     return max(1, full + (rest > 1))
+
+
+def trained_on(training: Training, observations: int) -> int:
+    """Return the number of observations that remain for training, if some are held out from so many."""
+    return observations - training.validated * (observations // VALIDATED)
 
 
 def _network(name: Network | None, image: bool) -> str:
@@ -45,7 +52,8 @@ def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data |
     training, image = config.training, is_image_shape(event_shape)
     epochs = training.epochs or EPOCHS
     if training.epochs is None and data is not None:
-        steps = steps_per_epoch(len(data.train[: config.train_size]), training.batch_size)
+        observations = trained_on(training, len(data.train[: config.train_size]))
+        steps = steps_per_epoch(observations, training.batch_size)
         epochs = max(EPOCHS, math.ceil(STEPS / steps))
     decoder = _network(config.decoder, image)
     # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other

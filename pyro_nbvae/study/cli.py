@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro import MISSING
 from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
@@ -23,14 +23,11 @@ from pyro_nbvae.study.scales import FeaturesName, Reproduction
 from pyro_nbvae.study.tree import SamplerName, TrainConfig, choices, options
 from pyro_nbvae.study.variants import VARIANTS
 
-if TYPE_CHECKING:
-    from pyro_nbvae.study.grid import Table
-
 _HELP = {
     "variant": "name of the VAE. CMP: COM-Poisson posterior, negative binomial prior. P-NB: Poisson posterior, the "
-    "same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: shared dispersion, EX: exact) and a "
-    "relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, GS-VAE, "
-    "L-VAE, C-VAE. Or a registered variant. Its options are listed below",
+    "same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: shared dispersion, EX: exact) "
+    "and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, "
+    "GS-VAE, L-VAE, C-VAE. Or a registered variant. Its options are listed below",
     "preset": "default; published: the settings and networks of the tables in docs/results.md, with losses in squared "
     "errors; paper: with the paper's schedules and 200 epochs",
     "likelihood": "gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts)",
@@ -227,44 +224,30 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
     print(describe(load(name, data_root, download=False)))
 
 
-def table_of(name: str) -> Table:
-    """Return the table that the experiment script with this name defines.
-
-    Raises:
-        InputError: for an unknown name.
-    """
-    import importlib
-
-    from pyro_nbvae.study.scales import TABLES
-
-    if name not in TABLES:
-        raise InputError(f"unknown table {name!r}: choose from {', '.join(TABLES)}")
-    return importlib.import_module(f"pyro_nbvae.experiments.{name.replace('-', '_')}").TABLE
-
-
 def reproduce(
     options: OmitArgPrefixes[Reproduction], table: Positional[str | None] = None, report: bool = False
 ) -> None:
     """Train and evaluate the missing runs of a table, then print and write the table.
 
     Args:
-        table: main, prior, latents, decoder, beta, mc-samples, relaxation, families or precision.
+        table: main, prior, latents, latents-means, latents-counts, decoder, beta, mc-samples, relaxation, families or
+            precision; or a registered table.
         report: train nothing; write docs/results.md from the finished runs of all tables.
     """
-    from pyro_nbvae.study.scales import TABLES
+    import pyro_nbvae.experiments.tables  # noqa: F401
+    from pyro_nbvae.study.report import report as write_report
+    from pyro_nbvae.study.report import reproduce
+    from pyro_nbvae.study.tables import TABLES
 
     if report:
-        from pyro_nbvae.study.report import report as write_report
-
         if table or options.variants or options.data or options.seeds:  # the page would lose the other rows
             raise InputError("--report writes all tables: leave out the table, --variants, --data and --seeds")
-        print(write_report(map(table_of, TABLES), options, Path("docs/results.md")))
-    elif table is None:
-        raise InputError(f"no table named: choose from {', '.join(TABLES)}")
+        print(write_report(TABLES.values(), options, Path("docs/results.md")))
+    elif table not in TABLES:
+        problem = f"unknown table {table!r}" if table else "no table named"
+        raise InputError(f"{problem}: choose from {', '.join(TABLES)}")
     else:
-        from pyro_nbvae.study.report import reproduce
-
-        print(reproduce(table_of(table), options))
+        print(reproduce(TABLES[table], options))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

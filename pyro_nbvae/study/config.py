@@ -95,7 +95,7 @@ def from_json(stored: object) -> TrainConfig[Any]:
             ``location: message``.
     """
     try:
-        return _adapter(*KINDS.values()).validate_json(json.dumps(stored), strict=True, extra="forbid")
+        return _adapter(*KINDS.values()).validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
         if any(each["type"] == "union_tag_invalid" and each["loc"] == ("vae",) for each in error.errors()):

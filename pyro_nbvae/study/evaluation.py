@@ -31,7 +31,7 @@ from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_of
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.sampling import MOST_SAMPLES, decoded
-from pyro_nbvae.study.build import build, steps_per_epoch
+from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
 from pyro_nbvae.study.folder import Run, SamplerName, metrics_file, with_sampler
@@ -202,7 +202,8 @@ class Evaluation:
 
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
-        steps = steps_per_epoch(self.trained_on, self.config.training.batch_size)
+        training = self.config.training
+        steps = steps_per_epoch(trained_on(training, self.trained_on), training.batch_size)
         return median(row["seconds"] for row in self.log) / steps
 
 

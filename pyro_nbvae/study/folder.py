@@ -46,7 +46,8 @@ _MAY_CHANGE = {"epochs", "patience", "tensorboard", "device", "data_root"}
 
 def identity(config: TrainConfig[Any]) -> dict[str, Any]:
     """Return the options that may not change when a run is resumed."""
-    return {name: value for name, value in options(config).items() if name not in _MAY_CHANGE}
+    known = options(config) | {"validate": config.training.validated}
+    return {name: value for name, value in known.items() if name not in _MAY_CHANGE}
 
 
 def differences(before: TrainConfig[Any], now: TrainConfig[Any]) -> dict[str, tuple[object, object]]:
@@ -177,7 +178,7 @@ LOCK = ".lock"
 DAMAGED = ".damaged"
 # Files that the commands write.
 WRITTEN = {
-    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", LOCK),
+    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "tensorboard", LOCK),
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
     *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
     *("reconstructions.png", "weights.safetensors"),

@@ -16,31 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, get_args
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.scales import ClusterName
+
+# Executors of submitit that --cluster takes; None runs on this machine.
+CLUSTERS = (None, *get_args(ClusterName))
 
 
-class Job(Protocol):
-    """A submitted job."""
-
-    def done(self) -> bool:
-        """Whether the job has ended, with or without an error."""
-
-    def exception(self) -> BaseException | None:
-        """Return the error of the job, or None."""
-
-
-class Pool(Protocol):
-    """A pool of workers."""
-
-    def __enter__(self) -> Pool: ...
-
-    def __exit__(self, *reason: object) -> None:
-        """Stop the jobs that are still running."""
-
-    def submit(self, function: Callable[..., None], *arguments: object) -> Job:
-        """Submit ``function(*arguments, device)``."""
+_KILLED = "its process was killed"
 
 
 class JobError(RuntimeError):
@@ -60,14 +45,7 @@ def _work(sender: Connection, threads: int, function: Callable[..., None], argum
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     tqdm.set_lock(threading.RLock())  # the default lock is shared between processes and stays locked if one is killed
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         with threadpool_limits(threads):  # for NumPy and SciPy, whose threads would compete for the cores
@@ -75,6 +53,13 @@ def _work(sender: Connection, threads: int, function: Callable[..., None], argum
         sender.send(None)
     except Exception as error:
         sender.send(one_line(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class LocalProcesses:
@@ -100,8 +85,7 @@ class LocalProcesses:
             self._free.put(f"cuda:{slot % gpus}" if gpus else "cpu" if device == "auto" else device)
         self._threads = max(1, torch.get_num_threads() // jobs)
         # A fork server with all imports makes it cheap to start a process.
-        context = multiprocessing.get_context
-        self._context = context("spawn") if os.name == "nt" else context("forkserver")
+        self._context: Any = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
         if os.name != "nt":
             self._context.set_forkserver_preload(list(preload))
         self._waiting = ThreadPoolExecutor(jobs)
@@ -128,30 +112,27 @@ class LocalProcesses:
 
     def _run(self, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
         device = self._free.get()
+        receiver, sender = self._context.Pipe(duplex=False)
+        work = (sender, self._threads, function, (*arguments, device))
+        process = self._context.Process(target=_work, args=work, daemon=True)
         try:
-            receiver, sender = self._context.Pipe(duplex=False)
-            work = (sender, self._threads, function, (*arguments, device))
-            process = self._context.Process(target=_work, args=work, daemon=True)
             with self._one_at_a_time:
                 if self._ending:
                     raise JobError("the grid was stopped before this job began")
                 process.start()
                 self._running.add(process)
             sender.close()
-            killed = False
             try:
                 failure = receiver.recv()
             except EOFError:
-                killed = True
+                failure = _KILLED
             with self._one_at_a_time:
                 process.join()
-            self._running.discard(process)
-            if killed:
-                failure = f"its process was killed (exit code {process.exitcode})"
+            if failure is not None:
+                raise JobError(f"{failure} (exit code {process.exitcode})" if failure == _KILLED else failure)
         finally:
+            self._running.discard(process)
             self._free.put(device)
-        if failure is not None:
-            raise JobError(failure)
 
 
 class Cluster:
@@ -189,7 +170,7 @@ class Cluster:
             if not job.done():
                 job.cancel()
 
-    def submit(self, function: Callable[..., None], *arguments: object) -> Job:
+    def submit(self, function: Callable[..., None], *arguments: object) -> Any:
         """Submit ``function(*arguments, device)`` to the cluster."""
         self._jobs.append(self._executor.submit(function, *arguments, self._device))
         return self._jobs[-1]

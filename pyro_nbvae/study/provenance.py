@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from pyro_nbvae.study.files import write_text
 
 
 def _commit() -> str | None:
@@ -67,3 +70,29 @@ def provenance(device: torch.device) -> dict[str, str | int | None]:
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def write_page(
+    path: Path, rows: Sequence[Mapping[str, object]], caption: str, command: str, device: str = "cpu"
+) -> str:
+    """Write a table for the documentation, in Markdown, with a caption that includes its provenance.
+
+    Args:
+        path: path of the file, which pages of the documentation include.
+        rows: one dictionary per row; missing values are left empty.
+        caption: what the table shows.
+        command: the command that writes the table.
+        device: the device of the measurements.
+
+    Returns:
+        The text of the file.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(rows, dtype=object).fillna("").astype(str).to_markdown(index=False, disable_numparse=True)
+    by = provenance(torch.device(device))
+    made = f"{by['date']}, commit {by['commit']}, {by['machine']}, {by['threads']} threads, torch {by['torch_version']}"
+    text = f"{table}\n\n{caption} (`{command}`; {made})\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return text

@@ -1,221 +1,181 @@
-"""Tables made from the run folders of a grid, and the report with all tables."""
+"""Tables made from the rows of a grid, and the page with the results of all tables."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study import claims, plugins, results
-from pyro_nbvae.study.build import check_choices
-from pyro_nbvae.study.config import SAMPLERS, SamplerName
+from pyro_nbvae.study import plugins, results
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.comparison import LEVEL, decided, tests
 from pyro_nbvae.study.evaluation import METRICS
 from pyro_nbvae.study.features import suffix_of
 from pyro_nbvae.study.files import write_text
-from pyro_nbvae.study.formats import Summary, best_of, columns_of, emphasised, latex, markdown, summarise, write_csv
-from pyro_nbvae.study.grid import Cell, Table, cells
-from pyro_nbvae.study.results import Row
-from pyro_nbvae.study.runner import check_options, number_of_samples, run_grid
-from pyro_nbvae.study.scales import SCALES, TABLES, FeaturesName, Reproduction, ScaleName
+from pyro_nbvae.study.runner import check_options, run_grid
+from pyro_nbvae.study.scales import SCALES, FeaturesName, Reproduction
+from pyro_nbvae.study.tables import TABLES, Cell, Table, cells
 
-# data set -> label -> one row per seed
-Groups = dict[str, dict[str, list[Row]]]
+_PAGE = """# Results
 
+Written by `nbvae reproduce --report` from the rows in `results/`, with the settings of `--preset published` and the
+training budgets of the scales; only scale `paper` has the schedules and the 200 epochs of the paper. Mean ± standard
+deviation over the seeds; in bold the best mean of a column. Columns *paper*: the values that the paper reports.
+"""
+_DECIDED = f"""
+## What the rows decide
 
-def group(grid: Iterable[Cell], rows: dict[results.Key, Row], sampler: SamplerName = "prior") -> Groups:
-    """Group the rows of a grid as {data set: {label: one row per seed}}."""
-    by_data: Groups = {}
-    for cell in grid:
-        groups = by_data.setdefault(cell.config.data, {})
-        groups.setdefault(cell.label, [])
-        row = results.of_cell(rows, cell, sampler)
-        if row is not None:
-            groups[cell.label].append(row)
-    return by_data
+Pairs of rows with at least two seeds each, compared by Welch's t-test with Holm's correction over the tests of a table
+at a scale. Listed are those significant at {LEVEL:.0%}; *within*: the difference is smaller than that (two one-sided
+tests); *at equal KL*: the squared error of a variant, interpolated between its runs, and of another at the same KL.
+
+"""
 
 
-def grouped(grid: Sequence[Cell], rows: dict[results.Key, Row]) -> dict[SamplerName, Groups]:
-    """Group the rows of a grid by sampler."""
-    return {sampler: group(grid, rows, sampler) for sampler in SAMPLERS}
+def _text(values: pd.Series, digits: int) -> str:
+    """Return mean ± standard deviation over seeds; without a value "-"."""
+    if not values.count():
+        return "-"
+    deviation = f" ± {values.std():.{digits}f}" if values.count() > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
 
 
-def command(table: Table, options: Reproduction) -> str:
+def summary(
+    rows: pd.DataFrame, metrics: Sequence[str], paper: Mapping[tuple[str, str], float], labels: Iterable[str] = ()
+) -> pd.DataFrame:
+    """Return a table of text: one line per label, one column per metric, the best value of each column in bold.
+
+    Args:
+        rows: the rows of one data set.
+        metrics: names of the columns; metrics without a value are left out.
+        paper: the values in the paper, by metric and label.
+        labels: labels that have a line also without a row.
+    """
+    labels = dict.fromkeys([*labels, *rows["label"], *(label for _, label in paper)])
+    table = pd.DataFrame(index=pd.Index(labels, dtype=object))
+    machine = rows.groupby("label")[[name for name in ("machine", "threads") if name in rows]].nunique()
+    for one in (one for one in METRICS.values() if one.name in metrics):
+        values = rows.get(one.name, pd.Series(dtype=float)).astype(float)
+        if one.of == "speed":  # has a mean only over runs on one machine
+            values = values[~rows["label"].isin(machine.index[machine.gt(1).any(axis=1)])]
+        if values.count():
+            by_label = values.groupby(rows["label"])
+            means = by_label.mean()
+            best = {"low": means.min(), "high": means.max(), None: None}[one.best if means.count() > 1 else None]
+            texts = {label: _text(each, one.digits) for label, each in by_label}
+            bold = {label: f"**{text}**" if means[label] == best else text for label, text in texts.items()}
+            table[one.heading] = pd.Series(bold, dtype=object)
+        if theirs := {label: f"{value:g}" for (metric, label), value in paper.items() if metric == one.name}:
+            table[f"{one.heading}, paper"] = pd.Series(theirs, dtype=object)
+    return table.fillna("-")
+
+
+def by_sampler(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return distances by sampler, over the seeds for which every sampler in the line was evaluated."""
+    table = pd.DataFrame(index=pd.Index(rows["label"].unique(), dtype=object))
+    for one in (METRICS[name] for name in ("fid_c", "fid") if name in rows):
+        wide = rows.dropna(subset=[one.name]).pivot(index=["label", "seed"], columns="sampler", values=one.name)
+        for label, each in wide.groupby("label"):
+            each = each.dropna(axis=1, how="all").dropna()
+            for sampler in each if each.shape[1] > 1 and len(each) else ():
+                table.loc[label, f"{one.heading}, {sampler}"] = _text(each[sampler], one.digits)
+    return table.dropna(how="all").fillna("-")
+
+
+def command(table: Table, chosen: Reproduction) -> str:
     """Return the command that makes a table, with all flags that differ from their defaults except paths."""
-    imports = [word for name in plugins.imported for word in ("--import", name)]
-    words = (table.command or " ".join(["nbvae", *imports, "reproduce", table.name])).split()
+    words = ["nbvae", *(word for name in plugins.imported for word in ("--import", name)), "reproduce", table.name]
     for one in fields(Reproduction):
-        if one.name in ("out", "data_root"):
-            continue
-        value = getattr(options, one.name)
-        if one.name == "scale" or value != one.default:
+        value = getattr(chosen, one.name)
+        if one.name not in ("out", "data_root") and (one.name == "scale" or value != one.default):
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{one.name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
 
 
-def _values(rows: Iterable[Row], name: str) -> str:
-    """Return the different values that rows have under a name, sorted, as text."""
-    found = sorted({row[name] for row in rows if row.get(name) is not None})
-    return ", ".join(f"{int(v):,}" if isinstance(v, int | float) else str(v) for v in found)
+def _values(rows: pd.DataFrame, name: str, between: str = ", ") -> str:
+    """Return the different values of a column, sorted, as text."""
+    found = sorted(rows[name].dropna().unique()) if name in rows else ["unknown"]
+    return between.join(each if isinstance(each, str) else f"{int(each):,}" for each in found) or "unknown"
 
 
-def caption(table: Table, options: Reproduction, grid: Sequence[Cell], rows: Sequence[Row], *, mark: str = "") -> str:
-    """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it.
-
-    ``mark`` stands on either side of the command: a backtick in Markdown, where a dash of code stays a dash.
-    """
-
-    def all_of(name: str) -> str:
-        return _values(rows, name)
-
+def caption(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame) -> str:
+    """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it."""
     # the features and samples of the rows, which are not always those of the options
-    used = Counter(name for row in rows for name in str(row.get("feature_sets", "")).split(", "))
-    features = tuple(name for name in get_args(FeaturesName) if name in used)
-    shown = {one.of for one in columns_of(rows, table.metrics)}
-    of = {
-        "held-out data": f"Measured on {all_of('test_size')} held-out observations with integer counts.",
-        "samples": f"FID and KID of {all_of('generated_samples')} samples of the prior "
-        f"against all training images of the data set, features: {', '.join(features)}.",
-        "latents": "Accuracies of classifiers on latents, on held-out data.",
+    used = Counter(", ".join(rows.get("feature_sets", pd.Series(dtype=str)).dropna()).split(", "))
+    features: tuple[FeaturesName, ...] = tuple(name for name in get_args(FeaturesName) if name in used)
+    drawn = rows.get("generated_samples", pd.Series(dtype=float)).max()
+    of = {METRICS[name].of for name in table.metrics if name in rows}
+    measured = {
+        "held-out data": f" Measured on {_values(rows, 'test_size')} held-out observations with integer counts.",
+        "samples": f" FID and KID of {_values(rows, 'generated_samples')} samples of the prior against all training "
+        f"images of the data set, features: {', '.join(features)}.",
+        "latents": " Accuracies of classifiers on latents, on held-out data.",
     }
-    measured = "".join(f" {text}" for kind, text in of.items() if kind in shown)
-    made = (
-        f"Trained at commit {all_of('commit') or 'unknown'}, on {all_of('machine') or 'unknown'}, torch "
-        f"{all_of('torch_version') or 'unknown'}, threads per run {all_of('threads') or 'unknown'}."
-    )
-    known = table.command or table.name in TABLES
-    drawn = max((int(row["generated_samples"]) for row in rows if row.get("generated_samples")), default=None)
-    samples = None if drawn == SCALES[options.scale].samples else drawn
-    # of several networks with the same metrics, a command names the one of most rows
-    commanded = {suffix_of(name): name for name in sorted(features, key=used.__getitem__)}
-    named = tuple(name for name in features if name in commanded.values())
-    run_with = replace(options, features=named or options.features, samples=samples)
-    made_by = f"Made by: {mark}{command(table, run_with)}{mark}" if known else f"A table of its own, {table.name}"
-    batches = ", ".join(map(str, sorted({cell.config.batch_size or 0 for cell in grid})))
+    made_by = f"A table of its own, {table.name}"
+    if table.name in TABLES:
+        # of several networks with the same metrics, a command names the one of most rows
+        commanded = {suffix_of(name): name for name in sorted(features, key=used.__getitem__)}.values()
+        named = tuple(name for name in features if name in commanded) or chosen.features
+        samples = None if pd.isna(drawn) or drawn == SCALES[chosen.scale].samples else int(drawn)
+        made_by = f"Made by: `{command(table, replace(chosen, features=named, samples=samples))}`"
+    batches = ", ".join(map(str, sorted({cell.config.training.batch_size for cell in grid})))
+    dates = " to ".join(dict.fromkeys([_values(rows, "date").split(", ")[0], _values(rows, "date").split(", ")[-1]]))
     return (
-        f"{table.title}. Scale {options.scale}: epochs {all_of('epochs')}; training data {all_of('train_size')}; "
-        f"batches of {batches}; seeds {all_of('seed')}.{measured} {made} {made_by}"
+        f"{table.title}. Scale {chosen.scale}: epochs {_values(rows, 'epochs')}; training data "
+        f"{_values(rows, 'train_size')}; batches of {batches}; seeds {_values(rows, 'seed')}."
+        f"{''.join(text for kind, text in measured.items() if kind in of)} Trained at commit "
+        f"{_values(rows, 'commit')}, on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads per "
+        f"run {_values(rows, 'threads')}, {dates}. {made_by}"
     )
 
 
-def _summaries(groups: Groups, metric: str) -> dict[str, dict[str, Summary]]:
-    """Return {data set: {label: summary}} of the runs that have this metric."""
-    return {
-        data: {label: s for label, rows in by_label.items() if (s := summarise(rows, metric))}
-        for data, by_label in groups.items()
-    }
+def _paper(table: Table, data: str) -> dict[tuple[str, str], float]:
+    return {(metric, label): value for (where, metric, label), value in table.paper.items() if where == data}
 
 
-def beside(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
-    """Return a Markdown table of the paper's figures beside ours at each scale.
-
-    A line for each figure, and after those of one data set and metric a line with the best of the variants measured.
-    """
-    lines = ["| data | metric | variant | paper |" + "".join(f" ours, {scale} |" for scale in ours)]
-    lines.append("|---|---|---|" + "---|" * (1 + len(ours)))
-    for data, metric in dict.fromkeys((data, metric) for data, metric, _ in paper):
-        one = METRICS[metric]
-        found = [_summaries(groups, metric).get(data, {}) for groups in ours.values()]
-        start = f"| {data} | {one.heading} |"
-        for label in (label for at, of, label in paper if (at, of) == (data, metric)):
-            shown = [each[label].shown(one.digits) if label in each else "-" for each in found]
-            lines.append(f"{start} {label} | {paper[data, metric, label]:g} | {' | '.join(shown)} |")
-        names = [best_of(each, one) for each in found]
-        best = [f"{f[n].shown(one.digits)} ({n})" if n else "-" for f, n in zip(found, names, strict=True)]
-        lines.append(f"{start} best of ours | - | {' | '.join(best)} |")
-    return "\n".join(lines) + "\n"
-
-
-def across(paper: Mapping[tuple[str, str, str], float], ours: Mapping[ScaleName, Groups]) -> str:
-    """Return a Markdown table for each metric of the paper that we have: lines are variants, columns data sets.
-
-    Our values are those of the scale with the most values; the paper's values are above them. The best of ours is bold.
-    """
-    import pandas as pd
-
-    text = ""
-    for metric in dict.fromkeys(metric for _, metric, _ in paper):
-        one = METRICS[metric]
-        found = {scale: _summaries(groups, metric) for scale, groups in ours.items()}
-        scale = max(reversed(found), key=lambda scale: sum(map(len, found[scale].values())))
-        if not any(found[scale].values()):
-            continue
-        columns: dict[str, dict[str, str]] = {}
-        for data, by_label in found[scale].items():
-            figures = {label: v for (at, of, label), v in paper.items() if (at, of) == (data, metric)}
-            columns[data] = {f"the paper, {label}": f"{v:g}" for label, v in figures.items()}
-            columns[data] |= emphasised(by_label, one)
-        labels = [f"the paper, {label}" for label in dict.fromkeys(label for _, _, label in paper)]
-        labels += dict.fromkeys(label for by_label in ours[scale].values() for label in by_label)
-        table = pd.DataFrame(columns, index=pd.Index(labels)).dropna(how="all").dropna(axis=1, how="all").fillna("-")
-        trained = "; ".join(
-            f"{data} {_values(chain.from_iterable(ours[scale][data].values()), 'train_size')}" for data in table.columns
+def findings(table: Table, rows: pd.DataFrame) -> dict[str, str]:
+    """Return what the rows of a table decide, as text, by data set."""
+    found: dict[str, list[str]] = {}
+    key = ["data", "metric", "first", "relation"]
+    texts = decided(tests(table, rows)).groupby(key, sort=False)["second"].agg(", ".join).reset_index()
+    for (data, metric), each in texts.groupby(["data", "metric"], sort=False):
+        pairs = "; ".join(each["first"] + " " + each["relation"] + " " + each["second"])
+        found.setdefault(str(data), []).append(
+            f"**{METRICS[metric].heading if metric in METRICS else metric}**: {pairs}"
         )
-        text += f"\n**{one.heading}**, scale {scale}, the best of ours in bold. Training data of ours: {trained}.\n\n"
-        text += f"{table.to_markdown(disable_numparse=True)}\n"
+    return {data: ". ".join(texts) for data, texts in found.items()}
+
+
+def render(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame) -> str:
+    """Return a table as Markdown: the caption, a table for each data set, and what the rows decide."""
+    prior = rows[rows["sampler"] == "prior"]
+    text = caption(table, chosen, grid, prior) + "\n"
+    for data in dict.fromkeys(cell.data for cell in grid):
+        labels = [cell.label for cell in grid if cell.data == data]
+        shown = summary(prior[prior["data"] == data], table.metrics, _paper(table, data), labels)
+        text += f"\n**{data}**\n\n{_markdown(shown)}\n"
+        if len(samplers := by_sampler(rows[rows["data"] == data])):
+            text += "\nBy sampler, over the seeds for which every sampler in the row was evaluated:\n\n"
+            text += f"{_markdown(samplers)}\n"
+    if lines := findings(table, prior):
+        text += _DECIDED + "".join(f"- {data}: {line}.\n" for data, line in lines.items())
     return text
 
 
-def by_sampler(of: Mapping[SamplerName, Groups], data: str) -> str:
-    """Return a Markdown table of distances on a data set by sampler; empty if no run has a sampler but the prior.
-
-    A line compares the same seeds, those that have all of its samplers; without such a seed it is left out.
-    """
-    import pandas as pd
-
-    groups = {sampler: by_data.get(data, {}) for sampler, by_data in of.items()}
-    others = {label for sampler in groups if sampler != "prior" for label, found in groups[sampler].items() if found}
-    lines = []
-    for label in (label for label in groups["prior"] if label in others):
-        line = {"": label}
-        for metric in ("fid_c", "fid"):
-            measured = {
-                sampler: {row["seed"]: row for row in by_label[label] if row.get(metric) is not None}
-                for sampler, by_label in groups.items()
-            }
-            seeds = {row["seed"] for row in groups["prior"][label]}
-            seeds = {seed for seed in seeds if all(seed in by_seed for by_seed in measured.values() if by_seed)}
-            for sampler, by_seed in measured.items():
-                found = summarise([row for seed, row in by_seed.items() if seed in seeds], metric)
-                line[f"{METRICS[metric].heading}, {sampler}"] = found.shown(METRICS[metric].digits) if found else ""
-        if any(text for name, text in line.items() if name):
-            lines.append(line)
-    table = pd.DataFrame(lines).replace("", None).dropna(axis=1, how="all").fillna("-")
-    return table.to_markdown(index=False, disable_numparse=True) if lines else ""
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(disable_numparse=True)
 
 
-def render(
-    table: Table, options: Reproduction, grid: Sequence[Cell], of: Mapping[SamplerName, Groups]
-) -> tuple[str, str, Sequence[Row]]:
-    """Render a table and its claims from the groups of its rows, by sampler.
-
-    Returns:
-        ``(markdown, latex, rows)``, with the rows that the table is made from.
-    """
-    by_data = of["prior"]
-    runs = [{"label": label, **row} for groups in by_data.values() for label, found in groups.items() for row in found]
-    under = caption(table, options, grid, runs)
-    text, tex = caption(table, options, grid, runs, mark="`") + "\n", ""
-    for data, groups in by_data.items():
-        text += f"\n**{data}**\n\n{markdown(groups, table.metrics)}\n"
-        samplers = by_sampler(of, data)
-        if samplers:
-            text += f"\nBy the distribution of the latents, over the seeds that have all of a line:\n\n{samplers}\n"
-        tex += latex(groups, table.metrics, caption=f"{data}. {under}") + "\n"
-    if table.claims:
-        text += f"\nClaims:\n\n{claims.listed(table.claims, by_data)}"
-    return text, tex, runs
-
-
-def reproduce(table: Table, options: Reproduction) -> str:
-    """Run the missing cells of a table and write it as ``NAME.md``, ``.csv`` and ``.tex``.
+def reproduce(table: Table, chosen: Reproduction) -> str:
+    """Run the missing cells of a table and write it as ``NAME.md``, and its rows as ``NAME.csv``.
 
     If a cell fails, the others continue.
 
@@ -225,45 +185,51 @@ def reproduce(table: Table, options: Reproduction) -> str:
     Raises:
         InputError: for invalid options and, after the table is written, if a cell failed.
     """
-    grid = cells(table, options)
-    check_options(table, grid, options)
-    folder = Path(options.out) / options.scale
+    grid = cells(table, chosen)
+    check_options(table, grid, chosen)
+    folder = Path(chosen.out, chosen.scale)
     folder.mkdir(parents=True, exist_ok=True)
-    failed = run_grid(table, grid, options)
-    text, tex, runs = render(table, options, grid, grouped(grid, results.rows_of(grid, number_of_samples(options))))
+    failed = run_grid(table, grid, chosen)
+    rows = results.select(results.finished(grid, chosen.number_of_samples), grid)
+    text = render(table, chosen, grid, rows)
     write_text(folder / f"{table.name}.md", text)
-    write_text(folder / f"{table.name}.tex", tex)
-    write_csv(folder / f"{table.name}.csv", runs)
+    write_text(folder / f"{table.name}.csv", rows[rows["sampler"] == "prior"].to_csv(index=False))
     if failed:
         print(text)
-        names: dict[str, list[str]] = {}
-        for name, reason in failed.items():
-            names.setdefault(reason, []).append(name)
-        why = "; ".join(f"{', '.join(each)}: {reason}" for reason, each in names.items())
+        reasons = pd.Series(failed).reset_index().groupby(0, sort=False)["index"].agg(", ".join)
+        why = "; ".join(f"{names}: {reason}" for reason, names in reasons.items())
         raise InputError(f"{len(failed)} of {len(grid)} runs failed; the same command tries them again: {why}")
     return text
 
 
-def command_of(table: Table) -> Callable[[Reproduction], None]:
-    """Return the command line of a table's script: run the missing cells, then print and write the table."""
+def run_script(table: Table) -> None:
+    """Run the command line of a table's script: run the missing cells, then print and write the table."""
 
     def main(options: OmitArgPrefixes[Reproduction]) -> None:
         print(reproduce(table, options))
 
     main.__doc__ = f"{table.title}: run the missing cells, then print and write the table."
-    return main
+    script(main)
 
 
-def _measured(table: Table, row: Row | None) -> bool:
-    return row is not None and any(row.get(name) is not None for name in table.metrics)
+def _block(
+    table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame, paper: Mapping[tuple[str, str], float]
+) -> str:
+    """Return the rows of one data set as a part of the page, with their seeds and a caption."""
+    lines = summary(rows, table.metrics, paper)
+    lines.insert(0, "seeds", rows.groupby("label")["seed"].agg(lambda seeds: ", ".join(map(str, sorted(seeds)))))
+    title = f"**{chosen.data[0]}**, table `{table.name}`, scale `{chosen.scale}`"
+    return f"\n{title}\n\n{_markdown(lines.fillna('-'))}\n\n{caption(table, chosen, grid, rows)}\n"
 
 
-def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Path = results.RESULTS) -> Path:
-    """Save the finished runs as rows, and write all tables and claims with results to one Markdown file.
+def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path = results.RESULTS) -> Path:
+    """Save the finished runs as rows, and write a page: tables with values of the paper, and what all rows decide.
+
+    Each data set of which a table has values of the paper is shown at the scale with the most values of these metrics.
 
     Args:
         tables: the tables.
-        options: ``out`` is the folder of the run folders; if it has none, the saved rows are used.
+        chosen: ``out`` is the folder of the run folders; if it has none, the saved rows are used.
         path: path of the Markdown file.
         kept: folder of the saved rows, one file per scale.
 
@@ -273,55 +239,28 @@ def report(tables: Iterable[Table], options: Reproduction, path: Path, kept: Pat
     Raises:
         InputError: if there is neither a finished run nor a saved row; nothing is written then.
     """
-    check_choices(options)
-    parts, verdicts, others, figures = "", "", [], ""
+    shown, found = "", ""
     for table in tables:
-        ours: dict[ScaleName, Groups] = {}
+        best: dict[str, tuple[int, str]] = {}
         for scale in SCALES:
-            here = replace(options, scale=scale)
+            here = replace(chosen, scale=scale)
             grid = cells(table, here)
-            rows = results.keep(kept / f"{scale}.csv", grid, number_of_samples(here))
-            there = [cell for cell in grid if _measured(table, results.of_cell(rows, cell))]
-            if not there:
-                continue
-            parts += f"\n## {table.name}, {scale}\n\n{len(there)} of {len(grid)} runs are finished. "
-            of = grouped(there, rows)
-            ours[scale] = of["prior"]
-            parts += render(table, here, there, of)[0]
-            name = f"{table.name}, {scale}"
-            decided, number = claims.summary(table.claims, ours[scale], name)
-            verdicts += decided
-            others += [f"{name} ({number})"] * bool(number)
-        if table.paper and ours:
-            figures += (
-                "\n## Comparison with the paper\n\nOurs have the settings of `--preset published` and lengths of our "
-                "own; only scale paper has the paper's schedules and its 200 epochs.\n\n"
-                f"{beside(table.paper, ours)}{across(table.paper, ours)}"
-            )
-    if not parts:
+            rows = results.select(results.keep(kept / f"{scale}.csv", grid, here.number_of_samples), grid)
+            rows = rows[rows["sampler"] == "prior"]
+            rows = rows.dropna(how="all", subset=[name for name in table.metrics if name in rows])
+            for data, line in findings(table, rows).items():
+                found += f"- `{table.name}`, scale `{scale}`, {data}. {line}.\n"
+            for data, each in rows.groupby("data", sort=False):
+                paper = _paper(table, data)
+                values = int(each.reindex(columns=list({metric for metric, _ in paper})).count().sum())
+                if values >= best.get(data, (1, ""))[0]:
+                    best[data] = values, _block(table, replace(here, data=(data,)), grid, each, paper)
+        shown += "".join(best[data][1] for data in table.data if data in best)
+    if not shown + found:
         raise InputError(
-            f"no finished run in {options.out} and no row in {kept}: make some with nbvae reproduce "
-            f"TABLE; {path} is not changed"
+            f"no finished run in {chosen.out} and no row in {kept}: make some with nbvae reproduce TABLE; {path} is "
+            "not changed"
         )
-    text = (
-        "# Results\n\nMade by `nbvae reproduce --report` from the rows in `results/`. Mean ± standard deviation over "
-        "seeds.\n"
-    )
-    text += figures
-    if verdicts or others:
-        text += "\n## Claims\n"
-    if verdicts:
-        text += (
-            "\nA comparison holds or fails if its difference is significant at the 5 % level; if it is not, or there "
-            "are fewer than two seeds, there are not enough runs. A claim holds if all its comparisons hold, and holds "
-            "where measured if some have no values. It fails if a pair of variants differs the wrong way at the level "
-            "of 5 % / n, where n is the number of pairs that the claim tests. So not enough runs may stand beside "
-            "comparisons that fail, each at 5 %. The values are below each table. Claims of the paper are tested with "
-            "the settings of `--preset published`, except at scale paper.\n\n"
-            f"| verdict | comparisons | claimed by | claim | table |\n|---|---|---|---|---|\n{verdicts}"
-        )
-    if others:
-        text += f"\nClaims without a decided comparison, by table, and how many: {'; '.join(others)}.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text + parts)
+    write_text(path, _PAGE + shown + (_DECIDED + found) * bool(found))
     return path

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ScaleName = Literal["smoke", "small", "medium", "full", "paper"]
+ClusterName = Literal["slurm", "local"]
 FeaturesName = Literal["classifier", "inception", "inception_bfloat16"]
 
 
@@ -18,25 +19,19 @@ class Scale:
     samples: int
 
 
-_PUBLISHED = {"preset": "published"}
+def _published(seeds: int, samples: int = 10_000, **config: Any) -> Scale:
+    return Scale({"preset": "published", **config}, seeds, samples)
+
+
 SCALES: dict[ScaleName, Scale] = {
-    "smoke": Scale(
-        {"preset": "published", "epochs": 1, "train_size": 2_000, "batch_size": 100}, seeds=1, samples=1_000
-    ),
+    "smoke": _published(1, 1_000, epochs=1, train_size=2_000, batch_size=100),
     # Small batches, for more steps.
-    "small": Scale(
-        {"preset": "published", "epochs": 8, "train_size": 10_000, "batch_size": 100}, seeds=3, samples=10_000
-    ),
-    "medium": Scale({**_PUBLISHED, "epochs": 15, "batch_size": 256}, seeds=1, samples=10_000),
+    "small": _published(3, epochs=8, train_size=10_000, batch_size=100),
+    "medium": _published(1, epochs=15, batch_size=256),
     # Long runs multiply in bfloat16; the table precision compares it with float32.
-    "full": Scale(
-        {"preset": "published", "epochs": 50, "batch_size": 256, "mixed_precision": True}, seeds=3, samples=10_000
-    ),
+    "full": _published(3, epochs=50, batch_size=256, mixed_precision=True),
     "paper": Scale({"preset": "paper", "mixed_precision": True}, seeds=5, samples=10_000),
 }
-
-# Scripts in experiments/ that define a table.
-TABLES = ("main", "prior", "latents", "decoder", "beta", "mc-samples", "relaxation", "families", "precision")
 
 
 @dataclass
@@ -72,7 +67,12 @@ class Reproduction:
     inception_weights: str | None = None
     samples: int | None = None
     jobs: int = 1
-    cluster: Literal["slurm", "local"] | None = None
+    cluster: ClusterName | None = None
     cluster_options: tuple[str, ...] = ()
     device: str = "auto"
     data_root: str | None = None
+
+    @property
+    def number_of_samples(self) -> int:
+        """Number of generated images for FID and KID."""
+        return SCALES[self.scale].samples if self.samples is None else self.samples

@@ -27,7 +27,7 @@ from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.metrics import fano_factor, held_out
-from pyro_nbvae.study.build import build, choose_device, resolve, steps_per_epoch
+from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.data import Data, load
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
@@ -38,8 +38,6 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evalu
 
 # Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
 LOGGED = 2_000
-# One of so many training observations is held out if training is validated.
-VALIDATED = 10
 # Images in [0, 1] whose values do not reach this are probably on another range.
 DIM = 0.1
 # Held-out metrics in the log.
@@ -127,6 +125,15 @@ def train(
     return run
 
 
+def tensorboard_writer() -> Any:
+    """Return the class of TensorBoard's writers."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs TensorBoard: pip install 'pyro-nbvae[tensorboard]'") from None
+    return SummaryWriter
+
+
 class Trainer:
     """A training run, in the order in which things happen.
 
@@ -141,7 +148,7 @@ class Trainer:
     def __init__(self, run: Run, config: TrainConfig[Any], data: Data, device: torch.device, group: Processes) -> None:
         self.run, self.config, self.data, self.device, self.group = run, config, data, device, group
         self.options = config.training
-        self.validated = self.options.validate or self.options.patience is not None
+        self.validated = self.options.validated
 
         # data
         x = data.train[: config.train_size]
@@ -176,6 +183,7 @@ class Trainer:
         self.loss_scale = 1.0 if self.options.loss == "nats" else self.model.loss_scale
 
         # state
+        self.board = tensorboard_writer() if self.options.tensorboard and group.leads else None
         self.log: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
         # the noise of a process: another one for each, and not that of the initialisation; torch's generator for the
@@ -263,6 +271,9 @@ class Trainer:
         self.run.restore(self.model, self.guide, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            # of this number of epochs, which may be another
+            group["lr"] = lr * self.lr_factor(self.scheduler.last_epoch)
         self.log, self.best = state["log"], state["best"]
         if self.group.leads:
             self.run.write_log(self.log)  # the process may have been killed between checkpoint and log
@@ -284,9 +295,16 @@ class Trainer:
             leave=None,
             smoothing=0.05,
         )
-        board = self.board() if self.options.tensorboard and self.group.leads else contextlib.nullcontext()
+        board: Any = contextlib.nullcontext()
+        if self.board is not None:
+            board = self.board(str(self.run.folder / "tensorboard"), purge_step=len(self.log) + 1)
         # A separate parameter store, because another model may have parameters of the same names.
-        with bar, board as writer, pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        with (
+            bar,
+            board as writer,
+            pyro.get_param_store().scope(),
+            pyro.validation_enabled(False),
+        ):
             for epoch in range(len(self.log), epochs):
                 if self.stopped():
                     break
@@ -301,14 +319,6 @@ class Trainer:
                             writer.add_scalar(name, value, epoch + 1)
                 if on_epoch is not None:
                     on_epoch(row)
-
-    def board(self) -> Any:
-        """Return the writer of TensorBoard."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError("--tensorboard needs TensorBoard: pip install 'pyro-nbvae[tensorboard]'") from None
-        return SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=len(self.log) + 1)  # type: ignore[no-untyped-call]
 
     def train_epoch(self, epoch: int, bar: tqdm[NoReturn]) -> dict[str, float]:
         """Train for one epoch and return its row of the log.

@@ -56,7 +56,7 @@ class _Annealed:
 
     def __post_init__(self) -> None:
         if self.temperature > self.temperature_start:
-            raise ValueError(
+            raise InputError(
                 f"temperature must be at most temperature_start ({self.temperature_start:g}), got {self.temperature:g}"
             )
 
@@ -312,6 +312,11 @@ class Training:
     tensorboard: bool = False
     """also write the log for TensorBoard (pip install tensorboard)"""
 
+    @property
+    def validated(self) -> bool:
+        """Whether a part of the training data is held out."""
+        return self.validate or self.patience is not None
+
 
 Chosen = TypeVar("Chosen", bound=VAE)
 Tree = TypeVar("Tree")
@@ -398,6 +403,10 @@ def options(tree: Any) -> dict[str, Any]:
     return found
 
 
+# Fields that name a type, which is not changed without its options.
+_NAMES = ("kind", "variant")
+
+
 def with_options(tree: Tree, changes: Mapping[str, Any]) -> tuple[Tree, set[str]]:
     """Return a tree with other options and parts, wherever they are in it, and the names that were found.
 
@@ -413,6 +422,7 @@ def with_options(tree: Tree, changes: Mapping[str, Any]) -> tuple[Tree, set[str]
     for each in dataclasses.fields(tree):  # type: ignore[arg-type]
         value = getattr(tree, each.name)
         names = [name for name in (each.name, f"{getattr(tree, 'kind', '')}.{each.name}") if name in changes]
+        names = names if each.name not in _NAMES else []
         parts = _choices(type(tree), each.name)
         for name in names if parts or not dataclasses.is_dataclass(value) else ():
             found.add(name)

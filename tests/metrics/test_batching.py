@@ -12,13 +12,12 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
 from pyro_nbvae.sampling import PosteriorSampler, fit_mixture
 from pyro_nbvae.study.variants import VARIANTS
+from tests import pairs
 
 
-def pair(name="P-VAE", shape=(5,)):
+def pair(name="P-VAE", shape=(5,), latents=3):
     torch.manual_seed(0)
-    variant = VARIANTS[name]
-    model = variant.model(shape, 3, decoder="linear")
-    return model, variant.guide(model, encoder="linear", **variant.options)
+    return pairs.pair(name, shape, latents)
 
 
 def same(a, b):
@@ -52,11 +51,7 @@ def test_a_data_loader_gives_what_a_tensor_gives(size, pixels):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_models_in_double_precision(name):
-    model, guide = pair(name) if name != "C-VAE" else (None, None)
-    if model is None:
-        variant = VARIANTS[name]
-        model = variant.model((5,), 24, decoder="linear")
-        guide = variant.guide(model, encoder="linear", **variant.options)
+    model, guide = pair(name, latents=24 if name == "C-VAE" else 3)
     x = torch.rand(20, 5, dtype=torch.float64)
     single = held_out(model, guide, x)
     model.double(), guide.double()

@@ -11,7 +11,7 @@ from torch import nn
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import Features
 from pyro_nbvae.study.build import build, resolve
-from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.features import build_features, distances
 from pyro_nbvae.study.files import cache_root
@@ -138,7 +138,7 @@ def test_held_out_images_are_near_and_move_away_as_they_are_spoilt(digits):
 
 def test_a_model_that_has_learnt_nothing_is_worst(digits, tmp_path):
     data, features = digits
-    config = TrainConfig(variant="EX-C", latents=32, batch_size=100, lr=3e-3, epochs=15)
+    config = configure("EX-C", latents=32, batch_size=100, lr=3e-3, epochs=15)
     torch.manual_seed(0)
     model, guide, _ = build(resolve(config, data.event_shape), data.event_shape)
     untrained = distances(features, data.train, prior_samples(model, guide, 500))
@@ -148,7 +148,7 @@ def test_a_model_that_has_learnt_nothing_is_worst(digits, tmp_path):
 
 
 def test_prior_samples_are_the_decoders_means_of_integer_counts():
-    config = TrainConfig(variant="EX-C", latents=8, encoder="linear", decoder="linear")
+    config = configure("EX-C", latents=8, encoder="linear", decoder="linear")
     model, guide, _ = build(resolve(config, (1, 16, 16)), (1, 16, 16))
     drawn = prior_samples(model, guide, 1003, seed=2)
     assert drawn.shape == (1003, 1, 16, 16) and drawn.dtype == torch.uint8

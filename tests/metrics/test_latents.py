@@ -11,6 +11,7 @@ from pyro_nbvae.metrics import classification, latent_classification, represent
 from pyro_nbvae.metrics.latents import balanced_splits
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.variants import VARIANTS
+from tests.pairs import pair
 
 NAMES = {
     *(f"{name}_{n}" for name in ("knn", "logistic", "svm") for n in (200, 1000)),
@@ -80,8 +81,7 @@ def test_an_accuracy_of_more_examples_than_there_are_is_left_out():
 
 
 def test_seeds_draw_other_training_sets():
-    model = VARIANTS["P-VAE"].model((1, 16, 16), 4, decoder="linear")
-    guide = VARIANTS["P-VAE"].guide(model, encoder="linear")
+    model, guide = pair("P-VAE")
     digits = load("digits")
     train, test = (digits.train[:150], digits.train_labels[:150]), (digits.test, digits.test_labels)
     first, again, other = (latent_classification(model, guide, train, test, "counts", seed=s) for s in (0, 0, 7))
@@ -90,8 +90,7 @@ def test_seeds_draw_other_training_sets():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_representations_are_of_the_posterior(name):
-    model = VARIANTS[name].model((1, 16, 16), 16, decoder="linear")
-    guide = VARIANTS[name].guide(model, encoder="linear", **VARIANTS[name].options)
+    model, guide = pair(name, latents=16)
     images = load("digits").test[:20]
     x = images.float() / 255
     with torch.no_grad():

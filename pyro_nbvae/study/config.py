@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -95,12 +96,26 @@ def from_json(stored: object) -> TrainConfig[Any]:
             ``location: message``.
     """
     try:
-        return _adapter(*KINDS.values()).validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
+        config = _adapter(*KINDS.values()).validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
         if any(each["type"] == "union_tag_invalid" and each["loc"] == ("vae",) for each in error.errors()):
-            lines.append("a variant of your own is known after --import MODULE, or with an entry point of its package")
+            lines.append(
+                "vae: a variant of your own is known after --import MODULE, or with an entry point of its package"
+            )
         raise InputError("\n".join(lines)) from None
+    if left_out := list(_left_out(to_json(config), stored)):
+        raise InputError("\n".join(f"{place}: Field required" for place in left_out))
+    return config
+
+
+def _left_out(tree: dict[str, Any], stored: Any, above: str = "") -> Iterator[str]:
+    """Iterate over the places of a tree that are not in what it was read from."""
+    for name, value in tree.items():
+        if name not in stored:
+            yield above + name
+        elif isinstance(value, dict):
+            yield from _left_out(value, stored[name], f"{above}{name}.")
 
 
 def checked(config: TrainConfig[Any]) -> TrainConfig[Any]:

@@ -84,6 +84,8 @@ def parse_config(stored: object) -> tuple[TrainConfig[Any], tuple[int, ...]]:
         )
     if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n <= 1 << 20 for n in shape):
         raise InputError(f"event_shape must be a list of positive whole numbers, got {shape}")
+    if unknown := stored.keys() - {"schema_version", "event_shape", "config"}:
+        raise InputError(f"unknown key {', '.join(map(repr, sorted(unknown)))}")
     config = from_json(stored.get("config"))
     still_open = [name for name, value in options(config).items() if value is None and name in _RESOLVED]
     if still_open:

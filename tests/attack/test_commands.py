@@ -1,7 +1,7 @@
 """Command lines: a flag with any value is taken as that value, or refused in a message that names it."""
 
 import pytest
-from hypothesis import given, note
+from hypothesis import example, given, note
 from hypothesis import strategies as st
 
 from pyro_nbvae.study import training
@@ -17,7 +17,9 @@ ODD = ["", " ", "-", "--", "None", "[1]", "1,5", "0x1", "1 2", "%s", "\x00", "~n
 NUMBERS = st.integers().map(str) | st.floats().map(str) | st.integers(-1, 2).map(str)
 TEXT = st.text(st.characters(exclude_characters="/"))  # which may be the folder of everything
 VALUES = st.sampled_from(ODD) | NUMBERS | TEXT
-DEFAULTS = {"preset": "default", "nonsense": 1} | {k: v for name in VARIANTS for k, v in options(configure(name)).items()}
+DEFAULTS = {"preset": "default", "nonsense": 1} | {
+    k: v for name in VARIANTS for k, v in options(configure(name)).items()
+}
 FLAGS = st.sampled_from(sorted(DEFAULTS.keys() - {"loss", "shared_dispersion"}))
 
 
@@ -52,7 +54,11 @@ def test_flags_of_train(empty, variant, name, value, joined):
     trained, switch = [], isinstance(DEFAULTS[name], bool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", lambda config, out, resume: trained.append(config) or Run(out))
-        if check(empty, [name, *([value] * switch)], ["train", "--out", "run", "--variant", variant, *flag(name, value, joined)]):
+        if check(
+            empty,
+            [name, *([value] * switch)],
+            ["train", "--out", "run", "--variant", variant, *flag(name, value, joined)],
+        ):
             found = options(trained[0]).get(name)
             assert found is True if switch else name == "preset" or str(found) == value or found == float(value)
 
@@ -79,6 +85,7 @@ WORDS = st.sampled_from([*COMMANDS, "train", "check", "--import", "--version", "
 
 
 @share(70)
+@example([])
 @given(st.lists(WORDS | VALUES, max_size=4))
 def test_words(empty, words):
     with pytest.MonkeyPatch.context() as patch:

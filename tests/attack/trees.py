@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Annotated, TypeVar, Union, get_args, get_origin, get_type_hints
 from types import UnionType
+from typing import Annotated, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import reject
 from hypothesis import strategies as st
@@ -22,7 +22,9 @@ def _made(part, **options):
 def parts(part, small):
     """Instances of a dataclass; ``small`` has strategies for fields by name that come before those of their types."""
     hints = get_type_hints(part, include_extras=True)
-    fields = {f.name: small[f.name] if f.name in small else values(hints[f.name], small) for f in dataclasses.fields(part)}
+    fields = {
+        f.name: small[f.name] if f.name in small else values(hints[f.name], small) for f in dataclasses.fields(part)
+    }
     return st.builds(functools.partial(_made, part), **fields)
 
 

@@ -6,6 +6,7 @@ imports are delayed until a command runs, so that help and usage errors appear a
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
@@ -58,7 +59,7 @@ def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
     """Return the command train, with the options of the parts that a command line chooses."""
 
     def given(flag: str, known: Sequence[str], default: str) -> str:
-        values = [after for word, after in zip(words, [*words[1:], ""], strict=True) if word == f"--{flag}"]
+        values = [after for word, after in itertools.pairwise([*words, ""]) if word == f"--{flag}"]
         values += [word.partition("=")[2] for word in words if word.startswith(f"--{flag}=")]
         return values[-1] if values and values[-1] in known else default  # the parser reports an unknown one
 

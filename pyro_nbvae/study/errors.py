@@ -45,7 +45,7 @@ def check_member(what: str, value: object, known: Iterable[object], otherwise: s
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none.
 
-    (Pyro appends tables of shapes to its messages.)
+    (Pyro appends tables of shapes to its messages, and the operating system's begin with a number.)
     """
-    text = str(error).strip()
+    text = (isinstance(error, OSError) and error.strerror) or str(error).strip()
     return text.splitlines()[0].strip().rstrip(":.") if text else type(error).__name__

@@ -81,7 +81,7 @@ def _curves(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
                 yield data, "MSE at equal KL", first, label, relation, *means, p
 
 
-def tests(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+def comparisons(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the tests of a table, with p-values corrected for their number (``p``).
 
     Args:

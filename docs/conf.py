@@ -66,6 +66,7 @@ def _add_summary(app, what, name, obj, options, lines):
     lines += ["", ".. autosummary::", "   :nosignatures:", "", *(f"   {key}" for key in described), ""]
 
 
+_MATH = "mathematics"
 _PAGE = re.compile(r"docs/(\w+)\.md(?:, sections? ([\d.]*\d))?")
 
 
@@ -96,12 +97,15 @@ def _link_names(app, doctree, docname):
         if name in names and not any(isinstance(node, inside) for node in _ancestors(literal)):
             entry = app.env.domains["py"].objects[names[name]]
             literal.replace_self(_link(app, docname, literal.deepcopy(), entry.docname, entry.node_id))
+    pattern = (
+        re.compile(_PAGE.pattern + r"|(?<=sections )[\d.]*\d|(?<=section )[\d.]*\d") if docname == _MATH else _PAGE
+    )
     for text in list(doctree.findall(nodes.Text)):
-        if isinstance(text.parent, nodes.reference):
+        if isinstance(text.parent, (nodes.reference, nodes.title)):
             continue
         pieces, end = [], 0
-        for match in _PAGE.finditer(text):
-            page, number = match.groups()
+        for match in pattern.finditer(text):
+            page, number = match.groups() if match[1] else (_MATH, match[0])
             if page in app.env.all_docs:
                 anchor = _section(app.env, page, number) if number else ""
                 shown = nodes.inline("", match[0].replace("docs/", "").replace(".md", ""))

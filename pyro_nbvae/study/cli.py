@@ -25,9 +25,9 @@ from pyro_nbvae.study.variants import VARIANTS
 
 _HELP = {
     "variant": "name of the VAE. CMP: COM-Poisson posterior, negative binomial prior. P-NB: Poisson posterior, the "
-    "same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: shared dispersion, EX: exact) and a "
-    "relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, GS-VAE, "
-    "L-VAE, C-VAE. Or a registered variant. Its options are listed below",
+    "same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: shared dispersion, EX: exact) "
+    "and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, "
+    "GS-VAE, L-VAE, C-VAE. Or a registered variant. Its options are listed below",
     "preset": "default; published: the settings and networks of the tables in docs/results.md, with losses in squared "
     "errors; paper: with the paper's schedules and 200 epochs",
     "likelihood": "gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts)",

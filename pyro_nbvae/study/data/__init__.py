@@ -1,10 +1,9 @@
 """Data sets, by name or from the user's own files, and batches of them."""
 
 from pyro_nbvae.batching import BATCH, batches, to_bytes, to_floats
+from pyro_nbvae.study.data.base import Data, Source
 from pyro_nbvae.study.data.sources import (
     SOURCES,
-    Data,
-    Source,
     data_root,
     describe,
     full_name,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out, read_npy, read_npz
+from pyro_nbvae.study.data.base import Source, Split
 from pyro_nbvae.study.data.pictures import folder_source, picture_suffixes
 from pyro_nbvae.study.data.sheets import read_sheet
-from pyro_nbvae.study.data.sources import Source, Split
 
 # How to convert files of other formats; {0} is the file and {1} the new one, without its suffix.
 _TO_NPY = 'numpy.save("{1}.npy", {2})'

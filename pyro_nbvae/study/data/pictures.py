@@ -13,7 +13,7 @@ import torch
 
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.study.data.arrays import check_values, hold_out
-from pyro_nbvae.study.data.sources import Source, Split
+from pyro_nbvae.study.data.base import Source, Split
 
 # Type to which images of each type are converted: grey, or red, green and blue.
 MODES = {

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out
-from pyro_nbvae.study.data.sources import Split
+from pyro_nbvae.study.data.base import Split
 
 # Names of columns, in lower case, that hold labels, and that number the rows.
 LABELS = {"label", "labels", "class", "classes", "target"}

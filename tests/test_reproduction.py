@@ -61,7 +61,13 @@ def test_a_table_is_of_its_runs_values_and_finished_runs_stay(options, monkeypat
     mse = table[table["label"] == "EX-C beta 2"]["mse"]
     line = next(line for line in text.splitlines() if line.startswith("| EX-C beta 2 "))
     assert f"{np.mean(mse):.4f} ± {np.std(mse, ddof=1):.4f}" in line
-    for condition in ("epochs 1;", "training data 1,500;", "batches of 500;", "seeds 0, 1.", "30 samples"):
+    for condition in (
+        "epochs 1;",
+        "training data 1,500;",
+        "batches of 500;",
+        "seeds 0, 1;",
+        "samples for FID and KID 30;",
+    ):
         assert condition in text
     assert "`nbvae reproduce tiny --scale smoke --seeds 0 1 --samples 30`\n" in text
     made = metrics_of(cells(GRID, options)[0])
@@ -75,7 +81,7 @@ def test_a_table_is_of_its_runs_values_and_finished_runs_stay(options, monkeypat
     assert reproduce(GRID, options) == text
     assert all(p.stat().st_mtime_ns == t for p, t in files.items())
     options.samples = 31
-    assert "FID and KID of 31 samples" in reproduce(GRID, options)
+    assert "samples for FID and KID 31;" in reproduce(GRID, options)
     checkpoints = [p for p in files if p.suffix == ".pt"]
     assert all((p.stat().st_mtime_ns == files[p]) == (p in checkpoints) for p in files)
 
@@ -237,7 +243,7 @@ def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(opti
     tables = [grid, replace(grid, name="other", data=("mnist",))]
     path = report(tables, options, tmp_path / "docs" / "results.md", kept)
     text = path.read_text()
-    assert "**digits**, table `tiny`, scale `smoke`" in text and "seeds 0." in text
+    assert "**digits**, table `tiny`, scale `smoke`" in text and "seeds 0;" in text
     (line,) = (line for line in text.splitlines() if line.startswith("| EX-C"))
     table = pd.read_csv(kept / "smoke.csv")
     metrics = metrics_of(cells(grid, options)[0])

@@ -27,6 +27,8 @@ _PAGE = """# Results
 Written by `nbvae reproduce --report` from the rows in `results/`, with the settings of `--preset published` and the
 training budgets of the scales; only scale `paper` has the schedules and the 200 epochs of the paper. Mean ± standard
 deviation over the seeds; in bold the best mean of a column. Columns *paper*: the values that the paper reports.
+Metrics are of held-out observations with integer counts; FID and KID compare images generated from the prior with all
+training images.
 """
 _DECIDED = f"""
 ## What the rows decide
@@ -104,36 +106,30 @@ def command(table: Table, chosen: Reproduction) -> str:
 
 def _values(rows: pd.DataFrame, name: str) -> str:
     """Return the different values of a column, sorted, as text."""
-    found = sorted(rows[name].dropna().unique()) if name in rows else ["unknown"]
-    return ", ".join(each if isinstance(each, str) else f"{int(each):,}" for each in found) or "unknown"
+    found = set(rows[name].dropna()) if name in rows else set()
+    texts = [each if isinstance(each, str) else f"{int(each):,}" for each in sorted(found)]
+    return ", ".join(dict.fromkeys(", ".join(texts).split(", "))) or "unknown"
+
+
+# What a caption has of the rows.
+_ABOUT = {"epochs": "epochs", "train_size": "training data", "seed": "seeds", "test_size": "held-out data"}
+_ABOUT |= {"generated_samples": "samples for FID and KID", "feature_sets": "features", "commit": "trained at commit"}
+_ABOUT |= {"machine": "on", "torch_version": "torch", "threads": "threads per run", "date": "dates"}
 
 
 def caption(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame) -> str:
     """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it."""
-    # the features and samples of the rows, which are not always those of the options
-    used = ", ".join(rows.get("feature_sets", pd.Series(dtype=str)).dropna()).split(", ")
-    features: tuple[FeaturesName, ...] = tuple(name for name in get_args(FeaturesName) if name in used)
-    drawn = rows.get("generated_samples", pd.Series(dtype=float)).max()
-    of = {METRICS[name].of for name in table.metrics if name in rows}
-    measured = {
-        "held-out data": f" Measured on {_values(rows, 'test_size')} held-out observations with integer counts.",
-        "samples": f" FID and KID of {_values(rows, 'generated_samples')} samples of the prior against all training "
-        f"images of the data set, features: {', '.join(features)}.",
-        "latents": " Accuracies of classifiers on latents, on held-out data.",
-    }
+    about = [f"{heading} {_values(rows, name)}" for name, heading in _ABOUT.items()]
+    batches = ", ".join(map(str, sorted({cell.config.training.batch_size for cell in grid})))
     made_by = f"A table of its own, {table.name}"
     if table.name in TABLES:
-        samples = chosen.samples if pd.isna(drawn) else int(drawn) if drawn != SCALES[chosen.scale].samples else None
-        made_by = f"Made by: `{command(table, replace(chosen, features=features or chosen.features, samples=samples))}`"
-    batches = ", ".join(map(str, sorted({cell.config.training.batch_size for cell in grid})))
-    dates = _values(rows, "date").split(", ")
-    return (
-        f"{table.title}. Scale {chosen.scale}: epochs {_values(rows, 'epochs')}; training data "
-        f"{_values(rows, 'train_size')}; batches of {batches}; seeds {_values(rows, 'seed')}."
-        f"{''.join(text for kind, text in measured.items() if kind in of)} Trained at commit "
-        f"{_values(rows, 'commit')}, on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads per "
-        f"run {_values(rows, 'threads')}, {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}. {made_by}"
-    )
+        # the features and samples of the rows, which are not always those of the options
+        used = _values(rows, "feature_sets").split(", ")
+        features = tuple(name for name in get_args(FeaturesName) if name in used) or chosen.features
+        drawn = int(rows["generated_samples"].max()) if "generated_samples" in rows else chosen.samples
+        samples = None if drawn == SCALES[chosen.scale].samples else drawn
+        made_by = f"Made by: `{command(table, replace(chosen, features=features, samples=samples))}`"
+    return f"{table.title}. Scale {chosen.scale}: batches of {batches}; {'; '.join(about)}. {made_by}"
 
 
 def _paper(table: Table, data: str) -> dict[tuple[str, str], float]:
@@ -147,9 +143,7 @@ def findings(table: Table, rows: pd.DataFrame) -> dict[str, str]:
     texts = decided(comparisons(table, rows)).groupby(key, sort=False)["second"].agg(", ".join).reset_index()
     for (data, metric), each in texts.groupby(["data", "metric"], sort=False):
         pairs = "; ".join(each["first"] + " " + each["relation"] + " " + each["second"])
-        found.setdefault(str(data), []).append(
-            f"**{METRICS[metric].heading if metric in METRICS else metric}**: {pairs}"
-        )
+        found.setdefault(str(data), []).append(f"**{metric}**: {pairs}")
     return {data: ". ".join(texts) for data, texts in found.items()}
 
 

@@ -65,17 +65,11 @@ def run_cell(
     measure(this, metrics)
 
 
-def _finished(cell: Cell) -> int:
-    """Return the progress of a cell: finished epochs, plus 1 if it is evaluated."""
-    try:
-        rows = (cell.folder / "log.csv").read_bytes().count(b"\n") - 1
-    except OSError:
-        rows = 0
-    return min(max(rows, 0), _epochs(cell)) + (cell.folder / metrics_file()).exists()
-
-
-def _epochs(cell: Cell) -> int:
-    return cell.config.training.epochs or 0
+def _progress(cell: Cell) -> tuple[int, int]:
+    """Return the finished steps of a cell, and how many there are: epochs, and the evaluation."""
+    log, epochs = cell.folder / "log.csv", cell.config.training.epochs or 0
+    rows = log.read_bytes().count(b"\n") - 1 if log.exists() else 0
+    return min(max(rows, 0), epochs) + (cell.folder / metrics_file()).exists(), epochs + 1
 
 
 def check_options(table: Table, grid: Sequence[Cell], chosen: Reproduction) -> None:
@@ -110,19 +104,19 @@ def run_grid(table: Table, grid: Sequence[Cell], chosen: Reproduction) -> dict[s
     else:
         pool = Cluster(chosen.cluster, Path(chosen.out) / "submitit", chosen.cluster_options, chosen.device)
     failed: dict[str, str] = {}
-    total = sum(_epochs(cell) + 1 for cell in grid)
-    with pool, tqdm(total=total, initial=sum(map(_finished, grid)), desc=table.name, unit="epoch", smoothing=0) as bar:
-        missing = [(cell, metrics) for cell in grid if (metrics := missing_metrics(cell, table, chosen))]
+    done, total = (sum(_progress(cell)[part] for cell in grid) for part in (0, 1))
+    with pool, tqdm(total=total, initial=done, desc=table.name, unit="epoch", smoothing=0) as bar:
         waiting = {
             cell.folder: pool.submit(
                 run_cell, cell.folder, to_json(cell.config), metrics, chosen, list(plugins.imported)
             )
-            for cell, metrics in missing
+            for cell in grid
+            if (metrics := missing_metrics(cell, table, chosen))
         }
         while waiting:
             time.sleep(POLL)
             for folder in [folder for folder, job in waiting.items() if job.done()]:
                 if (error := waiting.pop(folder).exception()) is not None:
                     failed[str(folder)] = one_line(error)
-            bar.update(max(0, sum(map(_finished, grid)) - bar.n))
+            bar.update(max(0, sum(_progress(cell)[0] for cell in grid) - bar.n))
     return failed

@@ -45,11 +45,12 @@ class NegativeBinomialGuide(AmortizedGuide):
 
     def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
         """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
-        shift, *log_ratio = self.encode(x)
-        r = self.prior.total_count
-        if log_ratio:
-            r = r * log_ratio[0].exp()
-        return RelaxedNegativeBinomial(r, logits=self.prior.logits + shift, relaxation=self.relaxation)
+        shift, *log_dispersion_ratio = self.encode(x)
+        r, logits = self.prior.total_count, self.prior.logits + shift
+        if log_dispersion_ratio:
+            return RelaxedNegativeBinomial(r * log_dispersion_ratio[0].exp(), logits=logits, relaxation=self.relaxation)
+        source = self.prior.log_total_count
+        return RelaxedNegativeBinomial(r, logits=logits, relaxation=self.relaxation, dispersion_source=source)
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from pyro_nbvae.distributions.windows import NATS
 from pyro_nbvae.errors import InputError
 
 if TYPE_CHECKING:
-    from pyro_nbvae.distributions.counts import CountDistribution
+    from pyro_nbvae.distributions.count_distribution import CountDistribution
 
 # At most this many elements of a distribution are checked, and only those with windows of at most this many counts.
 ELEMENTS, COUNTS = 32, 4096

@@ -132,7 +132,7 @@ class RelaxedCount:
         They are expanded to ``shape``. The sampler returns the counts and their derivative in each parameter.
         """
         r, logits = self.gamma_poisson(shape)
-        return ("poisson", (logits,)) if r is None else ("negative_binomial", (r, logits))
+        return ("poisson_integers", (logits,)) if r is None else ("negative_binomial_integers", (r, logits))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Raise an error: there are infinitely many counts.

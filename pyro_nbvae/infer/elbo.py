@@ -39,7 +39,7 @@ from torch.distributions import Distribution, HalfNormal, Independent, Transform
 from torch.distributions.constraints import Constraint
 from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
 
-from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
+from pyro_nbvae.distributions.divergences import negative_binomial_log_q_over_p
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
 
@@ -159,7 +159,7 @@ def _negative_binomial_log_ratio(name: str, q: Distribution, p: Distribution, sa
     for z in samples if a._validate_args or b._validate_args else ():
         if not bool((z >= 0).all()):
             raise ValueError(f"site {name!r}: counts outside the support of {family(q)}, 0 to inf: {z}")
-    ratio = negative_binomial_log_ratio(samples, a.total_count, a.logits, b.total_count, b.logits)
+    ratio = negative_binomial_log_q_over_p(samples, a.total_count, a.logits, b.total_count, b.logits)
     return ratio.flatten(ratio.dim() - len(q.event_shape)).sum(-1) if q.event_shape else ratio
 
 

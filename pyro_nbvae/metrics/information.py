@@ -13,9 +13,9 @@ from torch.nn.functional import logsigmoid
 
 from pyro_nbvae.data import BATCH
 from pyro_nbvae.data.sources import thinned
-from pyro_nbvae.distributions.counts import Counted, as_q
+from pyro_nbvae.distributions.divergences import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
-from pyro_nbvae.distributions.masses import NegativeBinomialMass
+from pyro_nbvae.distributions.families import negative_binomial
 from pyro_nbvae.infer.elbo import has_own_law
 from pyro_nbvae.vae import AmortizedGuide
 
@@ -102,10 +102,10 @@ def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
         return []
     if isinstance(q, Counted):
         family = as_q(q)[0]
-        log_weight = _negative_binomial if family is NegativeBinomialMass else family.log_weight  # type: ignore[attr-defined]
+        log_weight = _negative_binomial if family is negative_binomial else family.log_weight
         found = []
         for own in _by_unit([as_q(each)[1] for each in posteriors]):  # type: ignore[arg-type]
-            low, high = family.window(NATS, *own)  # type: ignore[attr-defined]
+            low, high = family.window(NATS, *own)
             first, last = float(low.min().clamp(min=0).floor()), float(high.max().ceil())
             found.append(_on_points(first, last, 1.0, log_weight, own))
         return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -74,6 +72,9 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     support: Constraint = constraints.nonnegative_integer
     normalized = smooth = False
     as_com_poisson: Callable[..., tuple[Tensor, Tensor]] | None = None
+    log_weight: Callable[..., Tensor]
+    scores: Callable[..., tuple[Tensor | None, ...]]
+    window: Callable[..., tuple[Tensor, Tensor]]
     key: str
     log_q_over_p: LogQOverP
 
@@ -96,6 +97,10 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         self.relaxation = check_relaxation(relaxation)
         if PARTS.get(type(self).key) is not type(self):  # of another process, or inherited past __init_subclass__
             self._register()
+        defined = ("arg_constraints", "log_weight", "scores", "window")
+        missing = [n for n in defined if getattr(type(self), n, None) is getattr(CountDistribution, n, None)]
+        if missing:
+            raise TypeError(f"{type(self).__name__} must define {', '.join(missing)}")
         names = tuple(self.arg_constraints)
         given = dict(zip(names, parameters, strict=False)) | named
         if len(parameters) + len(named) != len(names) or set(given) != set(names):
@@ -106,21 +111,6 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         super().__init__(torch.Size(values[0].shape), validate_args=validate_args)  # a subclass may give a tuple
         if self._validate_args:
             check_often(self)
-
-    @staticmethod
-    @abstractmethod
-    def log_weight(k: Any, *parameters: Any, **named: Any) -> Tensor:
-        """Return the log weights of the counts ``k``."""
-
-    @staticmethod
-    @abstractmethod
-    def scores(k: Any, *parameters: Any, **named: Any) -> tuple[Tensor | None, ...]:
-        """Return the derivatives of :meth:`log_weight` in each parameter."""
-
-    @staticmethod
-    @abstractmethod
-    def window(nats: Any, *parameters: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        """Return the first and the last count of a window."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

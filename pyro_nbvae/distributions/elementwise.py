@@ -188,7 +188,7 @@ def _one_draw(size: int, dims: _Dimensions, seed: Tensor, temperature: Tensor, l
     if dims[0] is None:
         raise RuntimeError('rsample under vmap draws noise for each element: use vmap(..., randomness="different")')
     if temperature.dim() or dims[1] is not None:
-        (temperature,) = _batched(size, dims[1:], [temperature])
+        (temperature,) = _batched(size, dims[1:2], [temperature])
         missing = like.dim() - temperature.dim()
         temperature = temperature.reshape(*temperature.shape, *(1 for _ in range(missing))).expand(like.shape)
     # one of the seeds draws different noise for all elements

@@ -49,6 +49,7 @@ class ArrivalTimes(Relaxation):
 
     Example::
 
+        >>> import torch
         >>> from pyro_nbvae.distributions import RelaxedPoisson
         >>> RelaxedPoisson(torch.ones(3), relaxation=ArrivalTimes(0.24)).rsample().shape
         torch.Size([3])

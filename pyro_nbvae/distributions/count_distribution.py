@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -77,6 +78,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     window: Callable[..., tuple[Tensor, Tensor]]
     key: str
     log_q_over_p: LogQOverP
+    uses: Counter[tuple[object, ...]]  # by :func:`check_often`
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
@@ -85,6 +87,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     @classmethod
     def _register(cls) -> None:
         cls.key = register_part(cls, cls.__qualname__)
+        cls.uses = Counter()
         cls.log_q_over_p = LogQOverP(cls)
 
     def __init__(

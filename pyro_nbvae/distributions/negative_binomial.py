@@ -17,7 +17,7 @@ from pyro_nbvae.distributions.families import negative_binomial
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.distributions.relaxations.gamma import exact_counts, log_standard_gamma
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats, relaxed_counts
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats, relaxed_counts, required_relaxation
 from pyro_nbvae.distributions.sums import expectation
 from pyro_nbvae.distributions.windows import AtMost, Surprise
 
@@ -211,9 +211,7 @@ class NegativeBinomial(TorchDistribution):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(
-            "NegativeBinomial draws integers and has no rsample: use RelaxedNegativeBinomial with a relaxation"
-        )
+        return required_relaxation(self, "integers: use RelaxedNegativeBinomial with a relaxation")
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw integer counts of shape sample_shape + batch_shape."""

@@ -10,7 +10,7 @@ from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 
 from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegativeBinomial, RelaxedPoisson
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
-from pyro_nbvae.infer.elbo import family
+from pyro_nbvae.infer.elbo import name_of
 
 # Subclasses are not accepted: they may be other distributions.
 NEGATIVE_BINOMIALS = (
@@ -73,6 +73,6 @@ class RelaxReparam(Reparam):
             relaxed = RelaxedPoisson(fn.rate, relaxation=followed(self, fn.rate), validate_args=fn._validate_args)
         else:
             raise TypeError(
-                f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {family(fn)}"
+                f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {name_of(fn)}"
             )
         return {"fn": self._wrap(relaxed, event_dim), "value": msg["value"], "is_observed": False}

@@ -16,7 +16,7 @@ from pyro_nbvae.data.sources import thinned
 from pyro_nbvae.distributions.divergences import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.families import negative_binomial
-from pyro_nbvae.infer.elbo import has_own_law
+from pyro_nbvae.infer.elbo import has_own_log_prob
 from pyro_nbvae.vae import AmortizedGuide
 
 # Largest number of observations whose posteriors are compared.
@@ -98,7 +98,7 @@ def _units(q: TorchDistribution) -> Distribution:
 def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
     """Return the information of each unit by sums, nan where there are too many points; empty for other families."""
     q = posteriors[0]
-    if has_own_law(q):
+    if has_own_log_prob(q):
         return []
     if isinstance(q, Counted):
         family = as_q(q)[0]

@@ -41,7 +41,6 @@ class ArrivalTimes(Relaxation):
 
     Raises:
         ValueError: for a temperature or an indicator out of range.
-        TypeError: for a temperature that is neither a number nor a tensor.
 
     Reference: for the Poisson, Vafaii et al., 2024 (sigmoid) and Ibrahim et al., 2026 (smoothstep).
 

@@ -57,10 +57,10 @@ class Relaxation(ABC):
         return self
 
 
-def check_relaxation(relaxation: Relaxation | None) -> Relaxation | None:
-    """Return the relaxation; raise TypeError if it is neither a Relaxation nor None."""
-    if relaxation is not None and not isinstance(relaxation, Relaxation):
-        raise TypeError(f"relaxation must be a Relaxation, such as ArrivalTimes(0.24), or None, got {relaxation!r}")
+def check_relaxation(relaxation: Any, kind: type = Relaxation) -> Any:
+    """Return the relaxation; raise TypeError if it is neither of this class nor None."""
+    if relaxation is not None and not isinstance(relaxation, kind):
+        raise TypeError(f"relaxation must be a {kind.__name__} or None, got {relaxation!r}")
     return relaxation
 
 
@@ -68,17 +68,11 @@ def check_temperature(temperature: float | Tensor) -> None:
     """Check that a temperature is a positive and finite number, or a tensor of such numbers.
 
     Raises:
-        TypeError: if it is neither a number nor a tensor, or is an empty tensor.
-        ValueError: if it is not positive and finite.
+        ValueError: if it is not.
     """
-    if not isinstance(temperature, (int, float, Tensor)) or (
-        isinstance(temperature, Tensor) and not len(temperature.reshape(-1))
-    ):
-        raise TypeError(f"temperature must be a number or a tensor of numbers, got {temperature!r}")
     if isinstance(temperature, Tensor) and torch._C._functorch.is_batchedtensor(temperature):
         return  # vmap has no single value
-    ends = temperature.detach().aminmax() if isinstance(temperature, Tensor) else (temperature, temperature)
-    lowest, highest = map(float, ends)
+    lowest, highest = map(float, torch.as_tensor(temperature).detach().aminmax())
     if not (lowest > 0 and math.isfinite(highest)):
         raise ValueError(
             f"temperature must be positive and finite, got {temperature}; relaxation=None draws exact integers"

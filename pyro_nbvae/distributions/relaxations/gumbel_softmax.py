@@ -49,7 +49,6 @@ class GumbelSoftmax(Relaxation):
 
     Raises:
         ValueError: for a temperature or a max_count out of range.
-        TypeError: for a temperature that is neither a number nor a tensor.
 
     Reference: Jang et al., 2017; Maddison et al., 2017.
 

@@ -271,15 +271,15 @@ def expectation(
     """
     # a prior's parameters are the same for every observation, so one small table serves a batch
     few = bool(rest) and 4 * len(rest[0]) <= len(own[0])
-    kept: tuple[Tensor, list[Tensor]] | None = None
+    cached: tuple[Tensor, list[Tensor]] | None = None
 
     def work(k: Tensor, index: Tensor, *own: Tensor) -> list[Tensor | None]:
-        nonlocal kept
+        nonlocal cached
         row = table_row[index]
         if few and k.shape[1] == 1:
-            if kept is None or kept[0] is not k:
-                kept = k, [t.expand(len(k), len(rest[0])) for t in integrand.tables(k, *rest)]
-            tables = [t.index_select(1, row) for t in kept[1]]
+            if cached is None or cached[0] is not k:
+                cached = k, [t.expand(len(k), len(rest[0])) for t in integrand.tables(k, *rest)]
+            tables = [t.index_select(1, row) for t in cached[1]]
         else:
             tables = list(integrand.tables(k, *(a[row] for a in rest)))
         log_weight, q, log_sum = _masses(family, k, *own)

@@ -47,10 +47,10 @@ from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
 
 # A model or a guide, and what both are called with.
-Program = Callable[..., object]
-Arguments = tuple[object, ...]
-Options = dict[str, object]
-Rerun = Callable[[], tuple[Trace, Trace]]
+_Program = Callable[..., object]
+_Arguments = tuple[object, ...]
+_Options = dict[str, object]
+_Rerun = Callable[[], tuple[Trace, Trace]]
 
 
 class Site(TypedDict):
@@ -269,12 +269,12 @@ class SiteKL_ELBO(Trace_ELBO):
         """
         raise NotImplementedError
 
-    def _guess_max_plate_nesting(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> None:
+    def _guess_max_plate_nesting(self, model: _Program, guide: _Program, args: _Arguments, kwargs: _Options) -> None:
         # Relaxed counts may lie outside the support of an exact prior, which Pyro's validation would reject here.
         with validation_enabled(False):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: _Program, guide: _Program, args: _Arguments, kwargs: _Options) -> tuple[Trace, Trace]:
         # As in Pyro, but without the log densities of the latent sites: the KL replaces them.
         unwrapped = poutine.unwrap(guide)
         if isinstance(unwrapped, GuideMessenger):  # runs the model itself
@@ -321,7 +321,7 @@ class SiteKL_ELBO(Trace_ELBO):
             log_q, log_p = (log_mass(site["fn"], value) for site in (guide_site, model_site))
         return _total(log_q, guide_site) - _total(log_p, model_site)
 
-    def _divergence(self, model_trace: Trace, guide_trace: Trace, rerun: Rerun) -> Tensor:
+    def _divergence(self, model_trace: Trace, guide_trace: Trace, rerun: _Rerun) -> Tensor:
         """Return the KL of all latent sites plus the log density of the sites that only the guide has.
 
         Args:
@@ -344,7 +344,7 @@ class SiteKL_ELBO(Trace_ELBO):
         sites = [site for name, site in _sampled(guide_trace).items() if name not in model_sites]
         return sum((_total(site["fn"].log_prob(site["value"]), site) for site in sites), torch.zeros(()))
 
-    def _negative_elbo(self, model_trace: Trace, guide_trace: Trace, rerun: Rerun) -> Tensor:
+    def _negative_elbo(self, model_trace: Trace, guide_trace: Trace, rerun: _Rerun) -> Tensor:
         observed = [site for site in _sampled(model_trace).values() if site["is_observed"]]
         likelihood = sum((site["log_prob_sum"] for site in observed), torch.zeros(()))
         divergence = self._divergence(model_trace, guide_trace, rerun)
@@ -353,7 +353,7 @@ class SiteKL_ELBO(Trace_ELBO):
         return self.kl_weight * divergence - likelihood
 
     def _particles(
-        self, model: Program, guide: Program, args: Arguments, kwargs: Options, differentiable: bool
+        self, model: _Program, guide: _Program, args: _Arguments, kwargs: _Options, differentiable: bool
     ) -> Iterator[Tensor]:
         """Iterate over the particles' parts of the negative ELBO."""
         run = self._get_vectorized_trace if self.vectorize_particles else self._get_trace
@@ -366,7 +366,7 @@ class SiteKL_ELBO(Trace_ELBO):
                 warn_if_nan(loss, "loss")
             yield loss
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def differentiable_loss(self, model: _Program, guide: _Program, *args: object, **kwargs: object) -> Tensor:
         """Return the negative ELBO in nats, summed over the batch, as a tensor to differentiate.
 
         Args:
@@ -380,18 +380,18 @@ class SiteKL_ELBO(Trace_ELBO):
         total: Any = sum(self._particles(model, guide, args, kwargs, differentiable=True))
         return total
 
-    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+    def loss(self, model: _Program, guide: _Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, for any latents, including integer counts.
 
-        Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
+        _Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
         """
         with torch.no_grad():
             return sum(map(torch_item, self._particles(model, guide, args, kwargs, differentiable=False)))
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+    def loss_and_grads(self, model: _Program, guide: _Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, and add its gradient to every parameter's ``grad``.
 
-        Arguments and errors as :meth:`differentiable_loss`.
+        _Arguments and errors as :meth:`differentiable_loss`.
         """
         total = 0.0
         for loss in self._particles(model, guide, args, kwargs, differentiable=True):
@@ -539,7 +539,7 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
                 log_q_over_p = log_q_over_p + (log_mass(q, z) - log_mass(p, z)).sum(0)
             return log_q_over_p / self.num_samples
 
-    def _divergence(self, model_trace: Trace, guide_trace: Trace, rerun: Rerun) -> Tensor:
+    def _divergence(self, model_trace: Trace, guide_trace: Trace, rerun: _Rerun) -> Tensor:
         if not _out_of_order(_latents(model_trace), _latents(guide_trace)):
             return super()._divergence(model_trace, guide_trace, rerun)
         total = torch.zeros(())

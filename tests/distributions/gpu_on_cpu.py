@@ -27,7 +27,7 @@ SEED = 271_828_182
 def noise(rows, n):
     """The unit exponentials that the kernels draw with this seed, (rows, n)."""
     out = torch.empty(rows, n)
-    _draw[(triton.cdiv(n, gpu.BLOCK),)](out, n, SEED, ROWS=rows, SIZE=gpu.BLOCK)
+    _draw[(triton.cdiv(n, gpu._BLOCK),)](out, n, SEED, ROWS=rows, SIZE=gpu._BLOCK)
     return out.double()
 
 

@@ -577,23 +577,23 @@ def _dispersion_integrand(table, scale, a, odds, b, mean, of_value, of_a, of_b, 
     """
     nodes, weights = table[0], table[1]
     for i in range(len(nodes)):
-        gone = -_expm1(-min(scale * nodes[i], 700.0))
-        grown = odds * gone
-        of_value[i] = gone
-        of_a[i] = _log_of(1 + grown) - (((1 + grown) - 1) - grown) / (1 + grown)  # log(1 + grown)
+        one_minus_s = -_expm1(-min(scale * nodes[i], 700.0))
+        increase = odds * one_minus_s
+        of_value[i] = one_minus_s
+        of_a[i] = _log_of(1 + increase) - (((1 + increase) - 1) - increase) / (1 + increase)  # log(1 + increase)
     for i in range(len(nodes)):
         of_l[i] = -_expm1(-min(a * of_a[i], 700.0))
     for i in range(len(nodes)):
-        t, gone, exponent, lost = scale * nodes[i], of_value[i], of_a[i], of_l[i]
-        inverse, inverse_gone = 1 / (1 + odds * gone), 1 / gone
-        bracket = mean - lost * inverse_gone
+        t, one_minus_s, exponent, one_minus_g = scale * nodes[i], of_value[i], of_a[i], of_l[i]
+        inverse, inverse_s = 1 / (1 + odds * one_minus_s), 1 / one_minus_s
+        bracket = mean - one_minus_g * inverse_s
         from_q, from_p = weights[i] * _exp(-min(a * t, 700.0)), weights[i] * _exp(-min(b * t, 700.0))
         difference, flux = from_q - from_p, t * bracket
-        kept = (1 - lost) * difference
+        g_difference = (1 - one_minus_g) * difference
         of_value[i] = bracket * difference
-        of_a[i] = odds * difference - exponent * kept * inverse_gone - flux * from_q
+        of_a[i] = odds * difference - exponent * g_difference * inverse_s - flux * from_q
         of_b[i] = flux * from_p
-        of_l[i] = difference - kept * inverse
+        of_l[i] = difference - g_difference * inverse
 
 
 @_compile_sum

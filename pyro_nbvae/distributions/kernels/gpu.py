@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pyro_nbvae.distributions.kernels import reference
 
-BLOCK = 128
+_BLOCK = 128
 # Stop an element after this many arrivals: its count is then nan, and training reports it.
-MOST_ARRIVALS = 1 << 22
+_MAX_ARRIVALS = 1 << 22
 
 
 @triton.jit
@@ -192,19 +192,19 @@ def _drawn_where(rate: Tensor, draw: Callable[..., list[Tensor]], *arguments: Te
 def _launch(kernel: Any, like: Tensor, seed: int, *arguments: object, **options: object) -> None:
     """Launch a kernel for the elements of a tensor, on its device and with a seed of 31 bits."""
     with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
-        kernel[(triton.cdiv(len(like), BLOCK),)](*arguments, len(like), seed % (2**31 - 2**24), **options, SIZE=BLOCK)
+        kernel[(triton.cdiv(len(like), _BLOCK),)](*arguments, len(like), seed % (2**31 - 2**24), **options, SIZE=_BLOCK)
 
 
 def arrivals(
     seed: int, r: Tensor | None, logits: Tensor, temperature: Tensor, indicator: str, straight_through: bool
 ) -> list[Tensor]:
-    """As :func:`reference.arrivals`; an element with more than ``MOST_ARRIVALS`` arrivals is nan."""
+    """As :func:`reference.arrivals`; an element with more than ``_MAX_ARRIVALS`` arrivals is nan."""
 
     def draw(tau: Tensor, *own: Tensor) -> list[Tensor]:
         z, d_l, d_r = (torch.empty_like(logits) for _ in range(3))
         options = {"POISSON": r is None, "SMOOTHSTEP": indicator == "smoothstep", "HARD": straight_through}
         arrays = own[0], own[-1], tau, z, d_l, d_r
-        _launch(_arrivals, logits, seed, *arrays, TAIL=reference.TAIL[indicator], MOST=MOST_ARRIVALS, **options)
+        _launch(_arrivals, logits, seed, *arrays, TAIL=reference.TAIL[indicator], MOST=_MAX_ARRIVALS, **options)
         return [z, d_l] if r is None else [z, d_r, d_l]
 
     if r is None:

@@ -312,18 +312,18 @@ def by_rule(rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> t
     last = ((torch.log1p(mean) - math.log(rule.tail)) / torch.minimum(r_q, r_p)).detach()
     t = nodes * (last / math.e).clamp(min=1e-100)
     # (nodes, *shape) from here on
-    gone = -torch.expm1(-t)  # 1 - s
-    grown = odds * gone
-    exponent = torch.log1p(grown)
-    lost = -torch.expm1(-r_q * exponent)  # 1 - G
-    bracket = mean - lost / gone
+    one_minus_s = -torch.expm1(-t)  # 1 - s
+    increase = odds * one_minus_s
+    exponent = torch.log1p(increase)
+    one_minus_g = -torch.expm1(-r_q * exponent)  # 1 - G
+    bracket = mean - one_minus_g / one_minus_s
     from_q, from_p = weight * torch.exp(-r_q * t), weight * torch.exp(-r_p * t)
     difference = from_q - from_p
-    kept, total = (1 - lost) * difference, difference.sum(0)
+    g_difference, total = (1 - one_minus_g) * difference, difference.sum(0)
     return (
         (value + (bracket * difference).sum(0)).clamp(min=0),  # rounding may leave less than 0
-        d_rq + odds * total - (exponent * kept / gone).sum(0) - (t * bracket * from_q).sum(0),
-        d_lq + mean * (total - (kept / (1 + grown)).sum(0)),
+        d_rq + odds * total - (exponent * g_difference / one_minus_s).sum(0) - (t * bracket * from_q).sum(0),
+        d_lq + mean * (total - (g_difference / (1 + increase)).sum(0)),
         d_rp + (t * bracket * from_p).sum(0),
         d_lp,
     )

@@ -42,9 +42,9 @@ class GumbelSoftmax(Relaxation):
 
     Args:
         temperature: :math:`\tau`, positive; a number, or a tensor that broadcasts to the distribution's batch shape.
-        max_count: the largest count; None for no limit. The mass above it is cut off, with a warning if that matters: a
-            KL that is then estimated from samples is too small, without a bound. Time grows with the square root of
-            the rate either way, because counts far from it are left out.
+        max_count: the largest count; None for no limit. The mass above it is truncated, with a warning if that matters:
+            a KL that is then estimated from samples is too small, without a bound. Time grows with the square root
+            of the rate either way, because counts far from it are omitted.
         straight_through: return integer samples (the arg max), with the gradient of the relaxed ones.
 
     Raises:

@@ -23,13 +23,16 @@ attack: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-# The package as others get it: built by way of its source archive, installed apart, imported.
+# The package as others get it: built by way of its source archive, with every file that a link stands for in archive and
+# wheel, installed apart, and used from an empty folder.
 dist: $(READY)
 	rm -rf dist build/installed
 	$(BIN)/python -m build --outdir dist . > /dev/null
+	$(BIN)/python tests/check_dist.py dist
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed dist/*.whl
-	cd build && PYTHONPATH=installed ../$(BIN)/python -c "import pyro_nbvae, pyro_nbvae.models, pyro_nbvae.guides, \
-		pyro_nbvae.experiments.main; assert 'installed' in pyro_nbvae.models.__file__, pyro_nbvae.models.__file__"
+	rm -rf build/empty && mkdir build/empty
+	cd build/empty && PYTHONPATH=../installed ../../$(BIN)/python -m pyro_nbvae reproduce main --data digits \
+		--variants G-VAE > table.md && grep -q G-VAE table.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,9 +13,9 @@ import tyro
 from torch import Tensor
 
 from benchmarks.measure import device, report, seconds
-from pyro_nbvae.data import data_root, load
-from pyro_nbvae.metrics import distances
-from pyro_nbvae.metrics.features import INCEPTION, Features, InceptionFeatures
+from pyro_nbvae.metrics.features import Features, InceptionFeatures
+from pyro_nbvae.study.data import data_root, load
+from pyro_nbvae.study.features import INCEPTION, distances
 
 
 class Theirs(Features):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nbvae.tables.formats import write_page
+from pyro_nbvae.study.provenance import write_page
 
 FOLDER = Path(__file__).parent.parent / "results" / "benchmarks"
 

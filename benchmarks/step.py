@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import device, forward_backward, progress, report, seconds
 from benchmarks.samplers import com_poisson, com_poisson_kl, exact_kl, parameters
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import (
     ArrivalTimes,
     RelaxedNegativeBinomial,
@@ -24,10 +24,11 @@ from pyro_nbvae.distributions import (
     poisson_kl,
     shared_dispersion_kl,
 )
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.vae import bounded, gain
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.variants import VARIANTS
+from pyro_nbvae.vae import rate_multiplier
 
 RELAXATION = ArrivalTimes(0.1)
 BATCH, SMALL = 512, 200
@@ -39,7 +40,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     log_r, logits = model.prior.log_total_count, model.prior.logits
-    heads = bounded(guide.encoder(x)).unbind(1)
+    heads = guide.encode(x)
     r_q = (log_r.expand_as(heads[0]) if shared else log_r + heads[0]).exp()
     l_q = logits + heads[-1]
     z = RelaxedNegativeBinomial(r_q, logits=l_q, relaxation=RELAXATION).rsample()
@@ -48,12 +49,12 @@ def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple
 
 
 def _poisson(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    rate = model.prior.mean * gain(bounded(guide.encoder(x))[:, 0])
+    rate = model.prior.mean * rate_multiplier(guide.encode(x)[0])
     return RelaxedPoisson(rate, relaxation=RELAXATION).rsample(), poisson_kl(rate, model.prior.mean)
 
 
 def _gaussian(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_scale = bounded(guide.encoder(x)).unbind(1)
+    mean, log_scale = guide.encode(x)
     variance = torch.exp(2 * log_scale)
     z = mean + log_scale.exp() * torch.randn_like(mean)
     return z, 0.5 * (mean.square() + variance - 1) - log_scale
@@ -86,7 +87,7 @@ def steps_of(name: str, x: Tensor, data: str, network: Any = "conv") -> dict[str
     """Return the steps of a variant: through Pyro, by hand (if it is in BY_HAND), and of its networks alone."""
     torch.manual_seed(0)
     shape = tuple(x.shape[1:])
-    config = resolve(TrainConfig(variant=name, data=data, encoder=network, decoder=network), shape)
+    config = resolve(configure(name, data=data, encoder=network, decoder=network), shape)
     model, guide, elbo = build(config, shape)
     if isinstance(guide.relaxation, ArrivalTimes):
         guide.relaxation = RELAXATION

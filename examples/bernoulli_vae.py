@@ -14,12 +14,13 @@ from pyro.infer import SVI
 from pyro.optim import ClippedAdam
 from tqdm.auto import trange
 
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Bernoulli
 from pyro_nbvae.models import NegativeBinomialModel
-from pyro_nbvae.plotting import plot_pairs
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.plots import plot_pairs
 
 
 def binary(images: torch.Tensor) -> torch.Tensor:

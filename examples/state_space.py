@@ -23,7 +23,7 @@ from tqdm.auto import trange
 
 from pyro_nbvae.distributions import ArrivalTimes
 from pyro_nbvae.infer import RelaxReparam
-from pyro_nbvae.plotting import Panel, plot_curves
+from pyro_nbvae.study.plots import Panel, plot_curves
 
 LENGTH = 20
 

@@ -6,9 +6,6 @@ Each weights file records the accuracy of its half-precision weights on the offi
 ``results/classifiers.md`` lists all accuracies (``--names`` without a name writes only this list).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +14,12 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import Data, batches, load
-from pyro_nbvae.files import write_atomically
+from pyro_nbvae.batching import batches
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
-from pyro_nbvae.runs.build import choose_device
-from pyro_nbvae.tables.formats import write_page
+from pyro_nbvae.study.build import choose_device
+from pyro_nbvae.study.data import Data, load
+from pyro_nbvae.study.files import write_atomically
+from pyro_nbvae.study.provenance import write_page
 
 
 class Recipe(NamedTuple):
@@ -31,34 +29,8 @@ class Recipe(NamedTuple):
     mirror: bool
 
 
-RECIPES = {
-    "digits": Recipe(40, False),
-    "mnist": Recipe(6, False),
-    "fashion_mnist": Recipe(8, True),
-    "cifar16": Recipe(20, True),
-    "cifar32": Recipe(16, True),
-}
-
-
-@dataclass
-class Arguments:
-    """Train the classifiers of FID-c and KID-c.
-
-    Args:
-        names: names of the classifiers.
-        out: folder for the weights.
-        table: path of the table.
-        data_root: folder of the data sets.
-        device: auto or a PyTorch device string.
-        seed: random seed.
-    """
-
-    names: tuple[str, ...] = tuple(RECIPES)
-    out: Path = WEIGHTS
-    table: Path = Path("results/classifiers.md")
-    data_root: str | None = None
-    device: str = "auto"
-    seed: int = 0
+RECIPES = {"digits": Recipe(40, False), "mnist": Recipe(6, False), "fashion_mnist": Recipe(8, True)}
+RECIPES |= {"cifar16": Recipe(20, True), "cifar32": Recipe(16, True)}
 
 
 def augmented(x: Tensor, mirror: bool, shift: int = 2) -> Tensor:
@@ -107,40 +79,54 @@ def accuracy(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> flo
     return float((found == labels).double().mean())
 
 
-def make(name: str, arguments: Arguments) -> str:
-    """Train one classifier, write its weights, and return a line with its accuracy."""
-    torch.manual_seed(arguments.seed)
-    data = load(name, arguments.data_root)
+def make(name: str, path: Path, data_root: str | None, device: str, seed: int) -> None:
+    """Train one classifier and write its weights."""
+    torch.manual_seed(seed)
+    data = load(name, data_root)
     assert data.test_labels is not None
     # in half precision, as in the file
-    trained = fit(data, RECIPES[name], choose_device(arguments.device)).cpu().eval().half().float()
-    share = accuracy(trained, data.test, data.test_labels)
-    facts = {"data": name, "epochs": RECIPES[name].epochs, "seed": arguments.seed, "test_accuracy": f"{share:.4f}"}
-    path = arguments.out / f"{name}.safetensors"
-    write_atomically(path, lambda file: trained.save(file, {k: str(v) for k, v in facts.items()}))
-    return f"{path}: {share:.4f} of the {len(data.test)} test images, {path.stat().st_size} bytes"
+    trained = fit(data, RECIPES[name], choose_device(device)).cpu().eval().half().float()
+    share = f"{accuracy(trained, data.test, data.test_labels):.4f}"
+    facts = {"data": name, "epochs": str(RECIPES[name].epochs), "seed": str(seed), "test_accuracy": share}
+    write_atomically(path, lambda file: trained.save(file, facts))
+    print(f"{path}: {share} of the {len(data.test)} test images, {path.stat().st_size} bytes")
 
 
 def listed(folder: Path) -> list[dict[str, str]]:
     """Read the headers of the weights files in a folder, one row per file."""
-    rows = []
-    for name in RECIPES:
-        path = folder / f"{name}.safetensors"
-        if path.exists():
-            facts = ImageClassifier.load(path)[1]
-            right = f"{100 * float(facts['test_accuracy']):.1f} %"
-            rows.append({"weights": name, "epochs": facts["epochs"], "accuracy on the test images": right})
-    return rows
+    paths = {name: folder / f"{name}.safetensors" for name in RECIPES}
+    found = {name: ImageClassifier.load(path)[1] for name, path in paths.items() if path.exists()}
+    accuracies = {name: f"{100 * float(facts['test_accuracy']):.1f} %" for name, facts in found.items()}
+    return [
+        {"weights": name, "epochs": facts["epochs"], "accuracy on the test images": accuracies[name]}
+        for name, facts in found.items()
+    ]
 
 
-def main(arguments: Arguments) -> None:
-    """Train the classifiers and write their weights and the table."""
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.names:
-        print(make(name, arguments))
+def main(
+    names: tuple[str, ...] = tuple(RECIPES),
+    out: Path = WEIGHTS,
+    table: Path = Path("results/classifiers.md"),
+    data_root: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Train the classifiers of FID-c and KID-c, and write their weights and the table.
+
+    Args:
+        names: names of the classifiers.
+        out: folder for the weights.
+        table: path of the table.
+        data_root: folder of the data sets.
+        device: auto or a PyTorch device string.
+        seed: random seed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        make(name, out / f"{name}.safetensors", data_root, device, seed)
     caption = "The classifiers whose features FID-c and KID-c use; values from the headers of the weights files."
-    print(write_page(arguments.table, listed(arguments.out), caption, "python -m experiments.classifiers"))
+    print(write_page(table, listed(out), caption, "python -m experiments.classifiers"))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    tyro.cli(main)

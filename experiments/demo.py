@@ -1,22 +1,16 @@
-"""Demo: train CMP and P-VAE on scikit-learn's digits, and print their metrics and the paths of their figures.
+"""Demo: train CMP and P-VAE on scikit-learn's digits, and print their metrics and the paths of their plots.
 
 python -m experiments.demo [--out FOLDER]    about a minute on two cores
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
 from pathlib import Path
 
 import tyro
 
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import train
-from pyro_nbvae.tables.formats import plain
-
-CONFIG = TrainConfig(data="digits")
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.evaluation import evaluate, plain
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.training import train
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -25,7 +19,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
     Args:
         out: folder of the runs; finished runs in it are not trained again.
     """
-    runs = [train(replace(CONFIG, variant=name), out / name, resume=True) for name in ("CMP", "P-VAE")]
+    runs = [train(configure(name, data="digits"), out / name, resume=True) for name in ("CMP", "P-VAE")]
     print(plain([evaluate(run, samples=2000) for run in runs], [str(run.folder) for run in runs]))
     for run in runs:
         print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")

@@ -5,8 +5,6 @@ python -m experiments.distance_checks --data mnist fashion_mnist cifar16 celeba6
 The table is written to ``results/distance_checks.md``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +13,14 @@ import tyro
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import Data, load, to_bytes, to_floats
-from pyro_nbvae.metrics import build_features, distances
-from pyro_nbvae.runs.build import build, resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.generation import prior_samples
-from pyro_nbvae.tables.formats import write_page
+from pyro_nbvae.batching import to_bytes, to_floats
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import Data, load
+from pyro_nbvae.study.evaluation import METRICS
+from pyro_nbvae.study.features import build_features, distances
+from pyro_nbvae.study.generation import prior_samples
+from pyro_nbvae.study.provenance import write_page
 
 
 def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -38,10 +38,8 @@ def spoilt(images: Tensor) -> Iterator[tuple[str, Tensor]]:
 def untrained(data: Data) -> Tensor:
     """Return samples from the prior of an untrained model of default configuration, as many as held-out images."""
     torch.manual_seed(0)
-    model, guide, _ = build(
-        resolve(TrainConfig(data=data.name, preset="published"), data.event_shape), data.event_shape
-    )
-    return prior_samples(model, guide, len(data.test))
+    config = resolve(configure(data=data.name, preset="published"), data.event_shape)
+    return prior_samples(*build(config, data.event_shape)[:2], len(data.test))
 
 
 def main(
@@ -59,12 +57,11 @@ def main(
         images = load(name)
         network = build_features(features, name)
         others = [*spoilt(images.test), ("an untrained model's samples", untrained(images))]
-        found = {what: distances(network, images.train, x) for what, x in tqdm(others, desc=name)}
-        for what, figures in found.items():
+        for what, x in tqdm(others, desc=name):
+            found = distances(network, images.train, x)
             row = rows.setdefault(what, {"images": what})
-            for metric in ("fid", "kid"):
-                heading = f"{name} {metric.upper()}{network.suffix.replace('_', '-')}"
-                row[heading] = f"{figures[metric + network.suffix]:.3f}"
+            for metric in (f"fid{network.suffix}", f"kid{network.suffix}"):
+                row[f"{name} {METRICS[metric].heading}"] = f"{found[metric]:.3f}"
     command = f"python -m experiments.distance_checks --data {' '.join(data)} --features {features}"
     caption = "Distance to the training images of held-out images (unchanged, degraded) and of an untrained model."
     print(write_page(out, list(rows.values()), caption, command))

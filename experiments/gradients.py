@@ -1,4 +1,4 @@
-"""Bias and noise of every gradient estimator for counts, as a table and a figure.
+"""Bias and variance of every gradient estimator for counts, as a table and a plot.
 
 python -m experiments.gradients [RUN ...]    RUN: run folders of variants with integer counts, such as EX-I or P-NB
 
@@ -8,13 +8,9 @@ squared errors, E|x - W z|^2 = |x - W m|^2 + sum v_k |W_k|^2, where m and v are 
 The output files are ``gradients.csv`` and ``gradients.png``.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -22,25 +18,17 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
-from pyro_nbvae.files import write_text
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.metrics.gradient_bias import (
-    GROUPS,
-    compare,
-    draw_many,
-    exact_draw,
-    outputs,
-    pathwise_draw,
-    score_draw,
-    undisturbed,
-)
+from pyro_nbvae.metrics import gradients
 from pyro_nbvae.models import NegativeBinomialModel
-from pyro_nbvae.plotting import plot_bias_and_noise
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.files import write_text
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.plots import plot_bias_and_noise
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 WARM, COLD = (1.0, 0.5, 0.24, 0.1, 0.05), (1.0, 0.5, 0.25, 0.1)
 RELAXED: dict[str, list[Relaxation]] = {
@@ -51,110 +39,83 @@ RELAXED: dict[str, list[Relaxation]] = {
     "integer": [Integer()],
 }
 SCORES = {"score function": 1, "VarGrad, 4 samples": 4}
-GUIDES: dict[str, type[AmortizedGuide]] = {
-    "negative binomial": NegativeBinomialGuide,
-    "Poisson": PoissonGuide,
-    "COM-Poisson": ConwayMaxwellPoissonGuide,
-}
+GUIDES: dict[str, type[AmortizedGuide]]
+GUIDES = {"negative binomial": NegativeBinomialGuide, "Poisson": PoissonGuide, "COM-Poisson": ConwayMaxwellPoissonGuide}
 OBSERVED, LATENTS, OBSERVATIONS = 64, 16, 8
-# Its name, its temperature, and a draw of the gradient.
-Way = tuple[str, float | None, Callable[[], Tensor]]
 
 
-@dataclass
-class Arguments:
-    """Bias and noise of every gradient estimator for counts.
+def rows_of(case: str, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, exact: Tensor, draws: int) -> list:
+    """Return one row of the table for each gradient estimator that the guide supports."""
+    family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
+    samples: list[tuple[str, float | None, Callable[[], Tensor]]] = [
+        (name, getattr(one, "temperature", None), partial(gradients.pathwise_gradient, model, guide, x, one))
+        for name, relaxations in RELAXED.items()
+        if family != "COM-Poisson" or name == "integer"
+        for one in relaxations
+    ]
+    samples += [(name, None, partial(gradients.score_gradient, model, guide, x, n)) for name, n in SCORES.items()]
+    rows = []
+    for name, temperature, draw in tqdm(samples, desc=f"{case}, {family}", leave=False):
+        error = gradients.gradient_error(torch.stack([draw() for _ in range(draws)]), exact)
+        shown = {"bias": error.squared_bias, "± bias": error.squared_bias_error, "noise": error.variance}
+        rows.append({"case": case, "posterior": family, "way": name, "temperature": temperature, **shown})
+    return rows
+
+
+def linear_case(family: str, draws: int, seed: int) -> list:
+    """Return the rows for a random linear decoder and encoder, whose gradient is known in closed form."""
+    torch.manual_seed(seed)
+    decoder, likelihood = nn.Linear(LATENTS, OBSERVED), Gaussian(1.0)
+    model = NegativeBinomialModel((OBSERVED,), LATENTS, decoder=decoder, likelihood=likelihood, prior_mean=2.0)
+    guide = GUIDES[family](model, encoder="released_linear", initial_output_scale=1.0)
+    x = torch.randn(OBSERVATIONS, OBSERVED)
+    outputs = gradients.encoder_outputs(guide, x)
+    q, weight = guide.posterior_from(outputs), decoder.weight / model.initial_stddev
+    error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+    exact = gradients.mean_gradient(error.sum() / likelihood.beta, outputs).expand(gradients.GROUPS, -1)
+    with evaluating(model, guide, seed):
+        return rows_of("linear decoder", model, guide, x, exact, draws)
+
+
+def trained_case(folder: str, images: int, draws: int, exact_draws: int, seed: int, device: str) -> list:
+    """Return the rows for the checkpoint of a run."""
+    config, model, guide = Run(folder).load(device)
+    x = to_floats(load(config.data, config.data_root).test[:images].to(model.device))
+    with evaluating(model, guide, seed):
+        exact = torch.stack([gradients.unbiased_gradient(model, guide, x) for _ in range(exact_draws)])
+        return rows_of(f"trained, {config.title}", model, guide, x, exact, draws)
+
+
+def main(
+    runs: tyro.conf.Positional[tuple[str, ...]] = (),
+    images: int = 16,
+    draws: int = 400,
+    exact_draws: int = 100,
+    seed: int = 0,
+    out: Path = Path("runs/gradients"),
+    device: str = "auto",
+) -> None:
+    """Write a table and a plot of the bias and variance of every gradient estimator for counts.
 
     Args:
         runs: run folders of variants with counts.
         images: number of held-out observations of a run in the batch.
         draws: number of gradients per estimator.
-        exact_draws: number of draws of the true gradient of a run; each decodes every observation once per latent.
+        exact_draws: number of samples of the true gradient of a run; each decodes every observation once per latent.
         seed: random seed.
-        out: folder of the table and the figure.
+        out: folder of the table and the plot.
         device: auto or a PyTorch device string.
     """
-
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    images: int = 16
-    draws: int = 400
-    exact_draws: int = 100
-    seed: int = 0
-    out: str = "runs/gradients"
-    device: str = "auto"
-
-
-def ways(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Iterator[Way]:
-    """Yield name, temperature and a function that draws the gradient, for each estimator that the guide supports."""
-    for name, relaxations in RELAXED.items():
-        if isinstance(guide, ConwayMaxwellPoissonGuide) and name != "integer":
-            continue
-        for one in relaxations:
-            yield name, getattr(one, "temperature", None), partial(pathwise_draw, model, guide, x, one)
-    for name, samples in SCORES.items():
-        yield name, None, partial(score_draw, model, guide, x, samples)
-
-
-def closed_form(model: Any, guide: AmortizedGuide, x: Tensor) -> Tensor:
-    """Return the exact gradient for a linear decoder and a Gaussian likelihood."""
-    with outputs(guide, x) as leaves:
-        q, weight = guide.posterior(x), model.decoder.weight / model.initial_stddev
-        error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
-        loss = error.sum() / model.likelihood.beta
-        return torch.cat([g.double().mean(0) for g in torch.autograd.grad(loss, leaves)])
-
-
-def rows_of(
-    case: str, family: str, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, exact: Tensor, draws: int
-) -> list[dict]:
-    """Return one row of the table per estimator."""
-    rows = []
-    for name, temperature, draw in tqdm(list(ways(model, guide, x)), desc=f"{case}, {family}", leave=False):
-        error = compare(draw_many(draw, draws), exact)
-        shown = {"bias": error.bias, "± bias": error.bias_error, "noise": error.noise}
-        rows.append({"case": case, "posterior": family, "way": name, "temperature": temperature, **shown})
-    return rows
-
-
-def linear_case(family: str, draws: int, seed: int) -> list[dict]:
-    """Return the rows for a random linear decoder and encoder."""
-    torch.manual_seed(seed)
-    decoder = nn.Linear(LATENTS, OBSERVED)
-    model = NegativeBinomialModel((OBSERVED,), LATENTS, decoder=decoder, likelihood=Gaussian(1.0), prior_mean=2.0)
-    guide = GUIDES[family](model, encoder="released_linear", spread=1.0)
-    x = torch.randn(OBSERVATIONS, OBSERVED)
-    truth = closed_form(model, guide, x)
-    with undisturbed(model, guide, seed):
-        return rows_of("linear decoder", family, model, guide, x, truth.expand(GROUPS, -1), draws)
-
-
-def trained_case(folder: str, arguments: Arguments) -> list[dict]:
-    """Return the rows for the checkpoint of a run."""
-    config, model, guide = Run(folder).load(arguments.device)
-    x = to_floats(load(config.data, config.data_root).test[: arguments.images].to(model.device))
-    family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
-    with undisturbed(model, guide, arguments.seed):
-        exact = draw_many(lambda: exact_draw(model, guide, x), arguments.exact_draws)
-        return rows_of(f"trained, {config.title}", family, model, guide, x, exact, arguments.draws)
-
-
-def main(arguments: Arguments) -> None:
-    """Write the table and the figure."""
-    rows: list[dict] = []
-    for folder in arguments.runs:  # first, so that missing files are reported at once
-        rows += trained_case(folder, arguments)
-    for family in GUIDES:
-        rows += linear_case(family, arguments.draws, arguments.seed)
+    rows = [row for run in runs for row in trained_case(run, images, draws, exact_draws, seed, device)]
+    rows += [row for family in GUIDES for row in linear_case(family, draws, seed)]
     table = pd.DataFrame(rows)
-    out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "gradients.csv", table.to_csv(index=False, float_format="%.4g"))
     # the score function is too noisy for the scale of the others; a COM-Poisson has one relaxation, nothing to compare
     drawn = [row for row in rows if row["way"] != "score function" and row["posterior"] != "COM-Poisson"]
     plot_bias_and_noise(drawn, out / "gradients.png")
-    print(table.round(4).to_markdown(index=False))
-    print(out / "gradients.png")
+    print(table.round(4).to_markdown(index=False), out / "gradients.png", sep="\n")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    tyro.cli(main)

@@ -1,52 +1,34 @@
 """Learning rate of a learned prior relative to the networks, and its initial mean count."""
 
-from pyro_nbvae.commandline import script
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.tables.claims import Ahead, Alike, Claim
-from pyro_nbvae.tables.grid import Table
-from pyro_nbvae.tables.report import command_of
+from pyro_nbvae.study.report import run_script
+from pyro_nbvae.study.tables import Table, register_table
 
-# Learning rates of the prior, in multiples of the networks', and its initial mean counts.
+VARIANTS = ("CMP", "EX-C")
+# Learning-rate multipliers of the prior, and its initial mean counts.
 STARTS = ((1, 20), (10, 20), (30, 20), (100, 20), (30, 2), (30, 50))
 
 
-def _starts(base: TrainConfig) -> dict[str, dict[str, object]]:
-    assert base.lr is not None
-    return {
-        f"pace {pace}, mean {mean}": {"prior_lr": pace * base.lr, "prior_mean": float(mean)} for pace, mean in STARTS
-    }
+def _label(multiplier: int, mean: int) -> str:
+    return f"multiplier {multiplier}, mean {mean}"
 
 
 TABLE = Table(
     name="prior",
-    title="Learning rate of the prior, in multiples of that of the networks, and initial mean count",
-    variants=("CMP", "EX-C"),
+    title="Learning-rate multiplier of the prior, and its initial mean count",
+    variants=VARIANTS,
     data=("mnist",),
     metrics=("elbo", "mse", "fid_c", "kl", "collapsed_units", "dead_units"),
-    varied=_starts,
-    claims=(
-        Claim(
-            "A prior with 30 times the learning rate of the networks is better than one with the same learning rate.",
-            [
-                Ahead(metric, (f"{name} pace 30, mean 20",), (f"{name} pace 1, mean 20",), ("mnist",))
-                for name in ("CMP", "EX-C")
-                for metric in ("elbo", "fid_c")
-            ],
-        ),
-        Claim(
-            "Fine-grained counts, of an initial mean of 20, are better than those of a mean of 2.",
-            [
-                Ahead(metric, (f"{name} pace 30, mean 20",), (f"{name} pace 30, mean 2",), ("mnist",))
-                for name in ("CMP", "EX-C")
-                for metric in ("elbo", "mse")
-            ],
-        ),
-        Claim(
-            "An initial mean of 50 instead of 20 changes CMP's ELBO by less than 3 nats.",
-            [Alike("elbo", ("CMP pace 30, mean 20", "CMP pace 30, mean 50"), ("mnist",), within=3.0)],
-        ),
-    ),
+    varied=lambda base: {
+        _label(each, mean): {"prior_lr_multiplier": float(each), "prior_mean": float(mean)} for each, mean in STARTS
+    },
+    compare={
+        (f"{one} {_label(30, 20)}", f"{one} {_label(*other)}"): ("elbo", "mse", "fid_c")
+        for one in VARIANTS
+        for other in ((1, 20), (30, 2), (30, 50))
+    },
+    within={"elbo": 3.0},
 )
+register_table(TABLE)
 
 if __name__ == "__main__":
-    script(command_of(TABLE))
+    run_script(TABLE)

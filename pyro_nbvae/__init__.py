@@ -36,9 +36,9 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
     Example::
 
         >>> import tempfile
-        >>> from pyro_nbvae.runs.config import TrainConfig
-        >>> from pyro_nbvae.runs.training import train
-        >>> config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+        >>> from pyro_nbvae.study.config import configure
+        >>> from pyro_nbvae.study.training import train
+        >>> config = configure(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run = train(config, folder, progress=False)
         ...     model, guide = load(folder, "cpu")
@@ -46,6 +46,6 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
         >>> z.shape, mean.shape
         (torch.Size([2, 3]), torch.Size([2, 1, 16, 16]))
     """
-    from pyro_nbvae.runs.folder import load
+    from pyro_nbvae.study.folder import load
 
     return load(path, device)

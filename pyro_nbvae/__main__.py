@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from pyro_nbvae.cli import main as run
+        from pyro_nbvae.study.cli import main as run
     except KeyboardInterrupt:
         print("nbvae: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -26,6 +26,18 @@ def fresh_state():
 
 
 @pytest.fixture
+def own_variants():
+    """Variants that a test registers are gone after it."""
+    from pyro_nbvae.study.variants import KINDS, VARIANTS
+
+    before = [(table, dict(table)) for table in (VARIANTS, KINDS)]
+    yield
+    for table, content in before:
+        table.clear()
+        table.update(content)
+
+
+@pytest.fixture
 def offline(monkeypatch):
     """No network: every proxy is one that does not answer."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyro_nbvae.study.claims import Ahead, Alike, BelowCurve, Claim, Finding, Reaches, listed
 from scipy import stats
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Finding, Reaches, listed
 
 
 def groups(**figures):

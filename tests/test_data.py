@@ -9,10 +9,11 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from pyro_nbvae.data import SOURCES, Source, batches, load, to_floats
-from pyro_nbvae.data.sources import data_root
+from pyro_nbvae.batching import batches, to_floats
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import cache_root
+from pyro_nbvae.study.data import SOURCES, Source, load
+from pyro_nbvae.study.data.sources import data_root
+from pyro_nbvae.study.files import cache_root
 
 
 def write_idx(path, array):

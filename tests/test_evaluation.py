@@ -11,44 +11,41 @@ from pyro.distributions import FoldedDistribution, Normal
 from torch.distributions import kl_divergence
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import SOURCES, Source, load, to_bytes, to_floats
+from pyro_nbvae.batching import to_bytes, to_floats
 from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import (
     HeldOut,
-    build_features,
-    distances,
     gradient_moments,
     held_out,
     importance_weighted_bound,
 )
 from pyro_nbvae.models import GaussianModel
-from pyro_nbvae.plotting import plot_pairs
-from pyro_nbvae.runs import evaluation
-from pyro_nbvae.runs.build import build
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import GRADIENT_DRAWS, METRICS, evaluate, register_metric
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import train
 from pyro_nbvae.sampling import PriorSampler, decoded, fit_mixture
+from pyro_nbvae.study import evaluation
+from pyro_nbvae.study.build import build
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import SOURCES, Source, load
+from pyro_nbvae.study.evaluation import GRADIENT_DRAWS, METRICS, evaluate, register_metric
+from pyro_nbvae.study.features import build_features, distances
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.plots import plot_pairs
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.variants import VARIANTS
 from pyro_nbvae.vae import evaluating
-from pyro_nbvae.variants import VARIANTS
+from tests import pairs
 
 
 def pair(latents=8, name="EX-C", beta=0.5):
-    variant = VARIANTS[name]
-    model = variant.model((1, 8, 8), latents, decoder="linear", likelihood=Gaussian(beta))
-    return model, variant.guide(model, encoder="linear", **variant.options)
+    return pairs.pair(name, (1, 8, 8), latents, likelihood=Gaussian(beta))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = TrainConfig(
-        variant="DS-C", latents=8, encoder="linear", decoder="linear", epochs=3, lr=0.01, batch_size=300
-    )
+    config = configure("DS-C", latents=8, encoder="linear", decoder="linear", epochs=3, lr=0.01, batch_size=300)
     return train(config, tmp_path_factory.mktemp("runs") / "run", progress=False)
 
 
@@ -150,7 +147,7 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
         return dark, bright, None, None
 
     monkeypatch.setitem(SOURCES, "shaded", Source((1, 16, 16), read))
-    config = TrainConfig(data="shaded", latents=4, encoder="linear", decoder="linear", epochs=3, batch_size=25)
+    config = configure(data="shaded", latents=4, encoder="linear", decoder="linear", epochs=3, batch_size=25)
     run = train(config, tmp_path / "run", progress=False)
     _, model, guide = run.load()
     features, data = build_features("classifier", "shaded"), load("shaded")
@@ -161,7 +158,7 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
     assert metrics["seconds_per_step"] == pytest.approx(seconds.median() / 3)  # batches of 25, 25 and 10
     _, _, elbo = build(run.config()[0], (1, 16, 16))
     moments = gradient_moments(elbo, model, guide, to_floats(data.test), GRADIENT_DRAWS, seed=0)
-    assert metrics["gradient_noise"] == pytest.approx(moments.noise / moments.signal)
+    assert metrics["gradient_noise"] == pytest.approx(moments.variance / moments.squared_norm)
     bound = importance_weighted_bound(model, guide, data.test, 5, seed=0)
     assert metrics["importance_weighted_bound"] == pytest.approx(float(bound.double().mean()), rel=1e-5)
 
@@ -238,7 +235,7 @@ def test_figures_in_inceptions_features_are_named_so(tmp_path, monkeypatch, ince
         return images[:6], images[6:], None, None
 
     monkeypatch.setitem(SOURCES, "random", Source((3, 8, 8), read))
-    config = TrainConfig(data="random", latents=2, encoder="linear", decoder="linear", epochs=1)
+    config = configure(data="random", latents=2, encoder="linear", decoder="linear", epochs=1)
     folder = str(train(config, tmp_path / "run", progress=False).folder)
     both = ["--features", "classifier", "inception", "--inception-weights", str(inception_weights)]
     main(["evaluate", folder, *both, "--samples", "5"])
@@ -287,8 +284,7 @@ def test_ones_own_images(run, tmp_path):
 
 @pytest.mark.parametrize("side", [1, 4, 5, 6])
 def test_images_smaller_than_the_window_of_ssim_have_none(side):
-    model = VARIANTS["P-VAE"].model((1, side, side), 3, decoder="linear")
-    guide = VARIANTS["P-VAE"].guide(model, encoder="linear")
+    model, guide = pairs.pair("P-VAE", (1, side, side), 3)
     found = held_out(model, guide, torch.randint(0, 256, (9, 1, side, side), dtype=torch.uint8))
     assert math.isfinite(found.mse) and (found.ssim is not None) == (side > 5)
 
@@ -330,7 +326,7 @@ def test_a_metric_that_is_no_number_is_named(run, monkeypatch):
 @pytest.mark.parametrize("signal", [1e6, 3.0, 1.5, 1e-9])
 def test_a_gradient_that_noise_hides_has_no_noise_to_signal_ratio(signal, tmp_path, monkeypatch):
     """Draws have a ratio if the squared norm of their mean is above twice that of its own noise."""
-    config = TrainConfig(data="digits", latents=4, encoder="linear", decoder="linear", epochs=1, train_size=100)
+    config = configure(data="digits", latents=4, encoder="linear", decoder="linear", epochs=1, train_size=100)
     run = train(config, tmp_path / "run", progress=False)
     noise = 1e-6 * 50 / 49
     rate = math.sqrt(signal * noise / 50 + noise / 50)  # the mean's own noise is taken off its square

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from examples import bernoulli_vae, hierarchy, neurons, own_family, state_space
-from pyro_nbvae.cli import main
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.variants import VARIANTS
+from tests.pairs import pair
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_the_decoder_of_the_papers_baselines_reads_a_sigmoid(tmp_path, capsys, m
     assert re.search(r"G-VAE-sigmoid: held-out ELBO -?\d", capsys.readouterr().out)
     z = torch.randn(4, 3)
     for name in ("G-VAE", "L-VAE"):
-        model, plain = (VARIANTS[one].model((5,), 3, decoder="linear") for one in (f"{name}-sigmoid", name))
+        model, plain = (pair(one, (5,), 3)[0] for one in (f"{name}-sigmoid", name))
         torch.testing.assert_close(model.decode(z), model.decoder(1 / (1 + (-z).exp())))
         assert type(model.prior_distribution()) is type(plain.prior_distribution())
 
@@ -70,7 +71,7 @@ def test_a_family_of_ones_own_by_the_command(tmp_path, capsys, monkeypatch):
     arguments = ["train", "--variant", "GEOMETRIC", *sizes, "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
         main(arguments)
-    assert "unknown variant 'GEOMETRIC'" in capsys.readouterr().err
+    assert "invalid choice 'GEOMETRIC' for argument '--variant'" in capsys.readouterr().err
     import sys
 
     monkeypatch.delitem(sys.modules, "examples.own_family")

@@ -1,7 +1,8 @@
 """The baselines: their KLs, the Poisson as the limit of the negative binomial, and a sixth family."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Literal
 
 import pyro.distributions as dist
 import pytest
@@ -9,30 +10,28 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_nbvae import variants
-from pyro_nbvae.data import SOURCES, Source
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, RelaxedOneHotCategorical, RelaxedPoisson
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.models import CategoricalModel, NegativeBinomialModel, PoissonModel
-from pyro_nbvae.runs.build import resolve
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study import variants
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import SOURCES, Source
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.tree import VAE
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, StandardPrior
+from tests import pairs
 
 SHAPE = (1, 8, 8)
-TINY = TrainConfig(data="digits", latents=8, encoder="linear", decoder="linear", batch_size=500, epochs=2, lr=0.01)
+TINY = dict(data="digits", latents=8, encoder="linear", decoder="linear", batch_size=500, epochs=2, lr=0.01)
 
 
 def pair(name, latents=16, **options):
-    variant = variants.VARIANTS[name]
-    model = variant.model(SHAPE, latents, decoder="linear", likelihood=Gaussian(0.5))
-    if variant.relaxation is not None:
-        options = {"relaxation": variant.relaxation, **options}
-    return model, variant.guide(model, encoder="linear", **variant.options, **options)
+    return pairs.pair(name, SHAPE, latents, likelihood=Gaussian(0.5), **options)
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
@@ -68,8 +67,8 @@ def test_at_encoder_outputs_of_zero_the_posterior_is_the_prior(name):
 class ExponentialGuide(PoissonGuide):
     """A Poisson whose rate is a factor e^h from the prior's, as the odds of a negative binomial."""
 
-    def posterior(self, x):
-        return RelaxedPoisson(self.prior.mean * self.encode(x)[0].exp(), relaxation=self.relaxation)
+    def posterior_from(self, outputs):
+        return RelaxedPoisson(self.prior.mean * outputs[0].exp(), relaxation=self.relaxation)
 
 
 def limit_pair(r):
@@ -119,16 +118,14 @@ def test_poisson_is_the_limit_of_the_negative_binomial():
 
 
 def test_a_relaxation_on_request():
-    config = resolve(replace(TINY, variant="P-VAE", relaxation="gumbel"), SHAPE)
-    assert config.temperature == 0.25
-    from pyro_nbvae.runs.build import build
-
+    config = resolve(configure("P-VAE", relaxation="gumbel", **TINY), SHAPE)
+    assert config.vae.relaxation.temperature == 0.25
     assert build(config, SHAPE)[1].relaxation == GumbelSoftmax(0.25)
-    assert build(resolve(replace(TINY, variant="P-VAE"), SHAPE), SHAPE)[1].relaxation == ArrivalTimes(0.05)
-    with pytest.raises(InputError, match=r"--relaxation is for .*; CMP has a relaxation of its own"):
-        resolve(replace(TINY, variant="CMP", relaxation="gumbel"), SHAPE)
+    assert build(resolve(configure("P-VAE", **TINY), SHAPE), SHAPE)[1].relaxation == ArrivalTimes(0.05)
+    with pytest.raises(InputError, match="unknown option relaxation: CMP has"):
+        configure("CMP", relaxation="gumbel", **TINY)
     with pytest.raises(InputError, match="unknown relaxation 'poisson'"):
-        resolve(replace(TINY, variant="P-VAE", relaxation="poisson"), SHAPE)
+        configure("P-VAE", relaxation="poisson", **TINY)
 
 
 def test_categories(tmp_path):
@@ -140,7 +137,7 @@ def test_categories(tmp_path):
     for categories in (1, 0, 7):
         with pytest.raises(InputError, match=f"divide latents .256., got {categories}"):
             CategoricalModel(SHAPE, 256, categories=categories, decoder="linear")
-    run = train(replace(TINY, variant="C-VAE", categories=4), tmp_path / "run", progress=False)
+    run = train(configure("C-VAE", categories=4, **TINY), tmp_path / "run", progress=False)
     assert evaluate(run, importance_samples=1, samples=40, progress=False)["units"] == 2
 
 
@@ -186,7 +183,7 @@ def test_every_variant_on_every_shape(name, shape, tmp_path, monkeypatch):
     """Two steps with the convolutional networks on random images, and an evaluation."""
     images = torch.randint(0, 256, (12, *shape), dtype=torch.uint8)
     monkeypatch.setitem(SOURCES, "random", Source(shape, lambda root: (images[:8], images[8:], None, None)))
-    config = TrainConfig(variant=name, data="random", latents=16, batch_size=4, epochs=1)
+    config = configure(name, data="random", latents=16, batch_size=4, epochs=1)
     run = train(config, tmp_path / "run", progress=False)
     metrics = evaluate(run, importance_samples=1, samples=40, progress=False)
     numbers = [metrics[key] for key in ("mse", "ssim", "elbo", "importance_weighted_bound", "kl", "bits_per_dim")]
@@ -208,12 +205,22 @@ def test_a_sixth_family_is_a_model_a_guide_and_a_line(tmp_path, monkeypatch):
     class LogNormalGuide(AmortizedGuide):
         heads = 2
 
-        def posterior(self, x):
-            location, log_scale = self.encode(x)
+        def posterior_from(self, outputs):
+            location, log_scale = outputs
             return dist.LogNormal(location, log_scale.exp())
 
-    monkeypatch.setitem(variants.VARIANTS, "N-VAE", variants.Variant(LogNormalModel, LogNormalGuide, AnalyticKL_ELBO))
-    run = train(replace(TINY, variant="N-VAE"), tmp_path / "run", progress=False)
+    @dataclass(frozen=True, kw_only=True)
+    class LogNormalVAE(VAE):
+        kind: Literal["log_normal"] = "log_normal"
+
+        def build(self, event_shape, latents, *, encoder, **options):
+            model = LogNormalModel(event_shape, latents, **options)
+            return model, LogNormalGuide(model, encoder=encoder)
+
+    monkeypatch.setitem(variants.VARIANTS, "N-VAE", None)  # restored afterwards
+    monkeypatch.setitem(variants.KINDS, "log_normal", LogNormalVAE)
+    variants.register_variant("N-VAE", LogNormalVAE())
+    run = train(configure("N-VAE", **TINY), tmp_path / "run", progress=False)
     metrics = evaluate(run, importance_samples=2, samples=40, progress=False)
     assert metrics["variant"] == "N-VAE" and math.isfinite(metrics["elbo"]) and metrics["fano"] is None
 
@@ -222,16 +229,10 @@ def test_a_sixth_family_is_a_model_a_guide_and_a_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", list(variants.VARIANTS))
 def test_models_and_guides_are_built_on_the_meta_device_and_loaded(name, network):
     """As those that were built where they are: the same prior, posterior and observation."""
-    parts, shape = variants.VARIANTS[name], (1, 16, 16)
-    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
-
-    def build():
-        model = parts.model(shape, 8, decoder=network)
-        return model, parts.guide(model, encoder=network, **parts.options, **given)
-
-    model, guide = build()
+    shape = (1, 16, 16)
+    model, guide = pairs.pair(name, shape, 8, encoder=network, decoder=network)
     with torch.device("meta"):
-        others = build()
+        others = pairs.pair(name, shape, 8, encoder=network, decoder=network)
     assert all(p.is_meta for other in others for p in other.parameters())
     for other, original in zip(others, (model, guide), strict=True):
         other.to_empty(device="cpu")
@@ -250,10 +251,7 @@ def test_models_and_guides_are_built_on_the_meta_device_and_loaded(name, network
 @pytest.mark.parametrize("name", ["CMP", "EX-C", "G-VAE", "C-VAE"])
 def test_autocast_stays_on_in_the_networks(name):
     """Multiplications are in bfloat16 there; densities and losses are finite and in float32."""
-    parts = variants.VARIANTS[name]
-    model = parts.model((5,), 8, decoder="linear")
-    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
-    guide = parts.guide(model, encoder="linear", **parts.options, **given)
+    model, guide = pairs.pair(name, (5,), 8)
     seen = []
     for network in (model.decoder, guide.encoder):
         for part in network.modules():

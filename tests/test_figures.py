@@ -8,13 +8,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from pyro_nbvae.study.formats import write_page
+from pyro_nbvae.study.grid import cells
 
-from pyro_nbvae import plotting
-from pyro_nbvae.cli import main, table_of
 from pyro_nbvae.experiments import figures
-from pyro_nbvae.tables.config import Reproduction
-from pyro_nbvae.tables.formats import write_page
-from pyro_nbvae.tables.grid import cells
+from pyro_nbvae.study import plots as plotting
+from pyro_nbvae.study.cli import main, table_of
+from pyro_nbvae.study.scales import Reproduction
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import Data, describe, load, to_bytes, to_floats
+from pyro_nbvae.batching import to_bytes, to_floats
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import Data, describe, load
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.training import train
 
 TINY = {"latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 20, "device": "cpu"}
 
@@ -219,13 +220,13 @@ def test_a_run_inside_its_data_is_not_data(tmp_path):
     for k in range(20):
         picture(tmp_path / "data" / f"{k}.png", 10 * k)
     before = load(str(tmp_path / "data")).fingerprint
-    run = train(TrainConfig(data=str(tmp_path / "data"), **TINY), tmp_path / "data" / "run.png", progress=False)
+    run = train(configure(data=str(tmp_path / "data"), **TINY), tmp_path / "data" / "run.png", progress=False)
     generate(run, count=4)
     reconstruct(run, count=4)
     evaluate(run, ["elbo"], features=(), importance_samples=0, progress=False)
     generate(run, count=4, sampler="posterior")
     assert load(str(tmp_path / "data")).fingerprint == before
-    train(TrainConfig(data=str(tmp_path / "data"), **{**TINY, "epochs": 2}), run.folder, resume=True, progress=False)
+    train(configure(data=str(tmp_path / "data"), **{**TINY, "epochs": 2}), run.folder, resume=True, progress=False)
     with pytest.raises(InputError, match="is a run folder, not data"):
         load(str(run.folder))
 
@@ -236,7 +237,7 @@ def test_float_images_are_trained_on_generated_and_scored_as_bytes_are(tmp_path)
     np.save(tmp_path / "floats.npy", to_floats(images).numpy())
     found = []
     for name in ("bytes", "floats"):
-        run = train(TrainConfig(data=str(tmp_path / f"{name}.npy"), **TINY), tmp_path / name, progress=False)
+        run = train(configure(data=str(tmp_path / f"{name}.npy"), **TINY), tmp_path / name, progress=False)
         found.append(evaluate(run, ["mse", "ssim", "fid_c"], samples=20, importance_samples=0, progress=False))
         assert generate(run, count=4).is_file() and reconstruct(run, count=4).is_file()
     for metric in ("mse", "ssim", "fid_c"):
@@ -599,7 +600,7 @@ def moved(tmp_path):
     for k in range(20):
         picture(tmp_path / "old" / ("a" if k % 2 else "b") / f"{k}.png", 10 * k)
         picture(tmp_path / "others" / f"{k}.png", 5 * k)
-    run = train(TrainConfig(data=str(tmp_path / "old"), **TINY), tmp_path / "run", progress=False)
+    run = train(configure(data=str(tmp_path / "old"), **TINY), tmp_path / "run", progress=False)
     (tmp_path / "old").rename(tmp_path / "new")
     return run, tmp_path / "new", tmp_path / "others"
 
@@ -627,9 +628,9 @@ def test_a_run_is_resumed_with_data_that_have_moved(moved):
     run, new, others = moved
     longer = {**TINY, "epochs": 2}
     with pytest.raises(InputError, match=r"others does not hold the data that .* was trained on"):
-        train(TrainConfig(data=str(others), **longer), run.folder, resume=True, progress=False)
+        train(configure(data=str(others), **longer), run.folder, resume=True, progress=False)
     assert run.config()[0].data.endswith("old")
-    train(TrainConfig(data=str(new), **longer), run.folder, resume=True, progress=False)
+    train(configure(data=str(new), **longer), run.folder, resume=True, progress=False)
     assert len(run.read_checkpoint()["log"]) == 2 and run.config()[0].data == str(new)
     assert reconstruct(run, count=2).is_file()
 
@@ -676,14 +677,14 @@ def test_images_of_another_range_train_and_are_drawn_by_the_command(range_, tmp_
     assert not model.unit_interval and "FID-c" in capsys.readouterr().out
     train = load(str(tmp_path / "x.npy")).train
     low, high = float(train.min()), float(train.max())
-    assert config.beta == pytest.approx(0.1 * (high - low) ** 2, rel=1e-5)
+    assert config.likelihood.beta == pytest.approx(0.1 * (high - low) ** 2, rel=1e-5)
     means = model.generate(50)[1]
     assert low - 1e-3 * (high - low) <= float(means.min()) and float(means.max()) <= high + 1e-3 * (high - low)
 
 
 def test_images_that_are_nearly_black_are_pointed_out(tmp_path):
     np.save(tmp_path / "x.npy", 0.01 * np.random.default_rng(0).random((20, 1, 8, 8)))
-    config = TrainConfig(data=str(tmp_path / "x.npy"), latents=2, epochs=1, device="cpu")
+    config = configure(data=str(tmp_path / "x.npy"), latents=2, epochs=1, device="cpu")
     with pytest.warns(UserWarning, match="nearly black: their largest value is 0.0[01].* of 1"):
         train(config, tmp_path / "run", progress=False)
 

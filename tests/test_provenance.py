@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_nbvae.runs import provenance
+from pyro_nbvae.study import provenance
 
 
 def test_the_commit_is_the_checkouts():
@@ -23,7 +23,7 @@ def test_the_commit_is_the_checkouts():
 
 COMMITTED_MEANWHILE = """
 import subprocess, torch
-from pyro_nbvae.runs.provenance import COMMIT, provenance
+from pyro_nbvae.study.provenance import COMMIT, provenance
 subprocess.run([*GIT, "commit", "-q", "--allow-empty", "-m", "later"], check=True)
 later = subprocess.run([*GIT, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
 print(provenance(torch.device("cpu"))["commit"], later.strip())

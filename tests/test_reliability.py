@@ -12,18 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import read_tensors, write_tensors
-from pyro_nbvae.runs import training
-from pyro_nbvae.runs.config import PRESETS, TrainConfig
-from pyro_nbvae.runs.folder import Run
-from pyro_nbvae.runs.training import temperature, train
+from pyro_nbvae.study import training
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.files import read_tensors, write_tensors
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.tree import AnnealedGumbelSoftmax, Training
 
 TINY = {"data": "digits", "latents": 4, "encoder": "linear", "decoder": "linear", "train_size": 100, "batch_size": 50}
 FLAGS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
 
 
 def test_one_training_a_folder(tmp_path):
-    config = TrainConfig(variant="EX-I", epochs=1, **TINY)
+    config = configure("EX-I", epochs=1, **TINY)
     with Run(tmp_path / "run").locked(), pytest.raises(InputError, match="another process is training in"):
         train(config, tmp_path / "run", progress=False)
     assert train(config, tmp_path / "run", progress=False).checkpoint_path.exists()
@@ -45,29 +46,30 @@ def test_a_command_that_failed_may_be_corrected_and_given_again(tmp_path, monkey
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(InputError, match="diverged in epoch 1"):
         patch.setattr(training.Trainer, "step", poisoned_step(training.Trainer.step))
-        train(TrainConfig(variant="EX-I", epochs=1, lr=0.1, **TINY), run, progress=False)
+        train(configure("EX-I", epochs=1, lr=0.1, **TINY), run, progress=False)
     assert not (run / "checkpoint.pt").exists()
     for resume in (False, True):
-        config = TrainConfig(variant="EX-I", epochs=1, **TINY)
-        assert train(config, run, resume=resume, progress=False).config()[0].lr == PRESETS["default"]["lr"]
+        config = configure("EX-I", epochs=1, **TINY)
+        assert train(config, run, resume=resume, progress=False).config()[0].training.lr == Training().lr
         (run / "checkpoint.pt").unlink()
 
 
 def test_a_last_step_that_diverges_keeps_the_epoch_before(tmp_path, monkeypatch):
-    config = TrainConfig(variant="EX-I", epochs=1, **TINY)
+    config = configure("EX-I", epochs=1, **TINY)
     run = train(config, tmp_path / "run", progress=False)
     good = run.checkpoint_path.read_bytes()
     monkeypatch.setattr(training.Trainer, "step", poisoned_step(training.Trainer.step))
     with pytest.raises(InputError, match="diverged in epoch 2"):
-        train(TrainConfig(variant="EX-I", epochs=2, **TINY), run.folder, resume=True, progress=False)
+        train(configure("EX-I", epochs=2, **TINY), run.folder, resume=True, progress=False)
     assert run.checkpoint_path.read_bytes() == good and len(run.read_checkpoint()["log"]) == 1
 
 
 @given(st.floats(1e-30, 100), st.floats(1e-30, 100), st.floats(0.1, 1000), st.floats(0, 2000))
 def test_the_temperature_stays_between_its_ends(start, end, epochs, epoch):
-    config = TrainConfig(temperature_start=start, temperature=end, anneal_epochs=epochs)
-    now = temperature(config, epoch)
-    assert min(start, end) * (1 - 1e-12) <= now <= max(start, end) * (1 + 1e-12) and now > 0
+    end, start = sorted((start, end))
+    relaxation = AnnealedGumbelSoftmax(temperature_start=start, temperature=end, anneal_epochs=epochs)
+    now = relaxation.temperature_at(epoch)
+    assert end * (1 - 1e-12) <= now <= start * (1 + 1e-12) and now > 0
     assert epoch < epochs or now == end
 
 

@@ -13,20 +13,19 @@ import numpy as np
 import pandas as pd
 import pyro
 import pytest
+from pyro_nbvae.study.claims import Ahead, Alike, BelowCurve, Claim, Reaches
+from pyro_nbvae.study.formats import latex, markdown, summarise
+from pyro_nbvae.study.grid import Table, cells
 
-from pyro_nbvae import plugins, variants
-from pyro_nbvae.cli import main, table_of
-from pyro_nbvae.data import SOURCES
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.runs.evaluation import evaluate, settings
-from pyro_nbvae.runs.folder import SCHEMA, Run
-from pyro_nbvae.tables import results
-from pyro_nbvae.tables.claims import Ahead, Alike, BelowCurve, Claim, Reaches
-from pyro_nbvae.tables.config import SCALES, TABLES, Reproduction
-from pyro_nbvae.tables.formats import latex, markdown, summarise
-from pyro_nbvae.tables.grid import Table, cells
-from pyro_nbvae.tables.jobs import JobError, LocalProcesses
-from pyro_nbvae.tables.report import command, report, reproduce
+from pyro_nbvae.study import plugins, results, variants
+from pyro_nbvae.study.cli import main, table_of
+from pyro_nbvae.study.data import SOURCES
+from pyro_nbvae.study.evaluation import evaluate, settings
+from pyro_nbvae.study.folder import SCHEMA, Run
+from pyro_nbvae.study.jobs import JobError, LocalProcesses
+from pyro_nbvae.study.report import command, report, reproduce
+from pyro_nbvae.study.scales import SCALES, TABLES, Reproduction
 
 LINEAR = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 500}
 GRID = Table(
@@ -160,8 +159,8 @@ OWN_MODULE = """
 from dataclasses import replace
 import torch
 from pyro.infer import Trace_ELBO
-from pyro_nbvae.data import Source, register_data
-from pyro_nbvae.variants import VARIANTS, register_variant
+from pyro_nbvae.study.data import Source, register_data
+from pyro_nbvae.study.variants import VARIANTS, register_variant
 
 register_variant("MINE", replace(VARIANTS["P-VAE"], estimator=Trace_ELBO))
 counts = torch.poisson(torch.full((60, 7), 3.0), generator=torch.Generator().manual_seed(0))

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import SOURCES, Source, register_data
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics import FEATURES
-from pyro_nbvae.runs import evaluation
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import METRICS, evaluate
-from pyro_nbvae.runs.training import train
-from pyro_nbvae.tables.formats import plain
+from pyro_nbvae.study import evaluation
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import SOURCES, Source, register_data
+from pyro_nbvae.study.evaluation import METRICS, evaluate, plain
+from pyro_nbvae.study.features import FEATURES
+from pyro_nbvae.study.training import train
 
 TINY = {"latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 50}
 
@@ -23,7 +22,7 @@ TINY = {"latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1, "ba
 def vectors(tmp_path_factory):
     x = torch.poisson(torch.full((60, 7), 2.0), generator=torch.Generator().manual_seed(0))
     register_data("vectors", Source((7,), lambda root: (x[:50], x[50:], None, None)))
-    config = TrainConfig(data="vectors", likelihood="poisson", variant="G-VAE", **TINY)
+    config = configure(data="vectors", likelihood="poisson", variant="G-VAE", **TINY)
     yield train(config, tmp_path_factory.mktemp("vectors") / "run", progress=False)
     del SOURCES["vectors"]
 
@@ -31,9 +30,7 @@ def vectors(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "run"
-    return train(
-        TrainConfig(data="digits", variant="P-VAE", estimator="TraceGraph_ELBO", **TINY), folder, progress=False
-    )
+    return train(configure(data="digits", variant="P-VAE", estimator="TraceGraph_ELBO", **TINY), folder, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +86,7 @@ def test_standard_metrics_are_none_where_they_are_not_defined(vectors):
 def test_a_label_of_too_few_observations(monkeypatch, tmp_path):
     x, labels = torch.rand(300, 4), torch.arange(300) // 4 % 75
     monkeypatch.setitem(SOURCES, "rare", Source((4,), lambda root: (x, x, labels, labels)))
-    run = train(TrainConfig(data="rare", **TINY), tmp_path / "run", progress=False)
+    run = train(configure(data="rare", **TINY), tmp_path / "run", progress=False)
     with pytest.raises(InputError, match=r"few_shot_5 of .*: needs 5 training observations per class, got 4"):
         evaluate(run, ["few_shot_1", "few_shot_5"], progress=False)
 

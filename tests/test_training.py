@@ -10,18 +10,19 @@ import pyro
 import pytest
 import torch
 
-from pyro_nbvae.data import load, to_floats
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import write_atomically
 from pyro_nbvae.metrics import HeldOut
-from pyro_nbvae.runs import training
-from pyro_nbvae.runs.build import build, resolve, validate
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.evaluation import evaluate
-from pyro_nbvae.runs.folder import LOCK, Run
-from pyro_nbvae.runs.generation import generate, reconstruct
-from pyro_nbvae.runs.training import kl_weight, temperature, train
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study import training
+from pyro_nbvae.study.build import build, resolve, validate
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.files import write_atomically
+from pyro_nbvae.study.folder import LOCK, Run
+from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.training import kl_weight, temperature, train
+from pyro_nbvae.study.variants import VARIANTS
 
 TINY = TrainConfig(
     variant="EX-C",

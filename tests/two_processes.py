@@ -3,17 +3,19 @@
 import os
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
 
-from pyro_nbvae import variants
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
-from pyro_nbvae.runs.config import TrainConfig
-from pyro_nbvae.runs.training import train
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.tree import replace
+from pyro_nbvae.study.variants import VARIANTS, GaussianVAE, register_variant
 
 
 class NoteNoise(GaussianGuide):
@@ -37,42 +39,59 @@ class NoiselessGuide(GaussianGuide):
         return dist.Normal(location + 1, location.new_full((), 1e-15).expand_as(location))
 
 
+GUIDES = {"noiseless": NoiselessGuide, "noise": NoteNoise}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherGuide(GaussianVAE):
+    """A Gaussian VAE with one of these guides."""
+
+    kind: Literal["other_guide"] = "other_guide"
+    guide: Literal["noiseless", "noise"] = "noiseless"
+
+    def build(self, event_shape, latents, *, encoder, **options):
+        model, _ = super().build(event_shape, latents, encoder=encoder, **options)
+        return model, GUIDES[self.guide](model, encoder=encoder)
+
+
 # 51 images in batches of 10: the last batch is one image, which two processes cannot share.
-CONFIG = TrainConfig(
-    variant="noiseless",
-    data="digits",
-    train_size=51,
-    latents=8,
-    encoder="linear",
-    decoder="linear",
-    batch_size=10,
-    epochs=3,
-    clip=0.5,
-    lr_schedule="constant",
-    kl_warmup=0.0,
-    device="cpu",
-)
+TINY = {
+    "data": "digits",
+    "train_size": 51,
+    "latents": 8,
+    "encoder": "linear",
+    "decoder": "linear",
+    "batch_size": 10,
+    "epochs": 3,
+    "clip": 0.5,
+    "lr_schedule": "constant",
+    "kl_warmup": 0.0,
+    "device": "cpu",
+}
+SEED = 0
 # not those that an example has registered in this process
-OTHERS = [name for name, one in variants.VARIANTS.items() if one.model.__module__.startswith("pyro_nbvae.")]
+OTHERS = [name for name, one in VARIANTS.items() if type(one).__module__.startswith("pyro_nbvae.")]
 
 
 def main(out):
-    variants.VARIANTS["noiseless"] = replace(variants.VARIANTS["G-VAE"], guide=NoiselessGuide)
-    train(CONFIG, out / "noiseless", progress=False)
-    train(replace(CONFIG, variant="EX-C"), out / "whole", progress=False)
-    train(replace(CONFIG, variant="EX-C", epochs=1, anneal_epochs=1.5), out / "resumed", progress=False)
-    train(replace(CONFIG, variant="EX-C", epochs=3, anneal_epochs=1.5), out / "resumed", resume=True, progress=False)
+    for guide in GUIDES:
+        register_variant(guide, OtherGuide(guide=guide))
+    noiseless = configure("noiseless", seed=SEED, **TINY)
+    train(noiseless, out / "noiseless", progress=False)
+    whole = configure("EX-C", anneal_epochs=1.5, validate=True, **TINY)
+    train(whole, out / "whole", progress=False)
+    train(replace(whole, epochs=1), out / "resumed", progress=False)
+    train(whole, out / "resumed", resume=True, progress=False)
     rank = os.environ.get("RANK", "0")  # each process has a disk of its own, and only that of rank 0 holds the run
     if rank == "0":
         shutil.copytree(out / "noiseless", out / "disk0")
     try:
-        train(replace(CONFIG, epochs=4), out / f"disk{rank}", resume=True, progress=False)
+        train(replace(noiseless, epochs=4), out / f"disk{rank}", resume=True, progress=False)
     except InputError as error:
         (out / f"error{rank}.txt").write_text(str(error))
-    variants.VARIANTS["noise"] = replace(variants.VARIANTS["G-VAE"], guide=NoteNoise)
-    train(replace(CONFIG, variant="noise", epochs=1), out / "noise", progress=False)
-    for name in OTHERS:
-        train(replace(CONFIG, variant=name, epochs=1), out / name, progress=False)
+    short = {**TINY, "epochs": 1}
+    for name in ("noise", *OTHERS):
+        train(configure(name, **short), out / name, progress=False)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def check_family(distribution: CountDistribution) -> None:
     requires a gradient; and that the window leaves out a mass of at most about :math:`e^{-\mathrm{nats}}`, as far as
     the weights within one width of the window show. A subclass of
     :class:`~pyro_nbvae.distributions.CountDistribution` is checked with validation on, whenever the number of times
-    that it was made is a power of two, and by ``nbvae train`` after every epoch. Call this function to check it at
+    that it was made is a power of two. Call this function to check it at
     parameters of your choice.
 
     Args:

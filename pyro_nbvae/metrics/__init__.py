@@ -1,21 +1,20 @@
-"""Metrics of a trained model and guide, with exact latents (integer counts)."""
+"""Metrics of a trained model and guide, with integer counts."""
 
 from pyro_nbvae.metrics.bound import importance_weighted_bound
-from pyro_nbvae.metrics.distances import distances
-from pyro_nbvae.metrics.features import FEATURES, Features, build_features
-from pyro_nbvae.metrics.gradient_bias import GradientError, gradient_errors
-from pyro_nbvae.metrics.gradient_noise import GradientMoments, gradient_moments
+from pyro_nbvae.metrics.distances import distances, reference_statistics
+from pyro_nbvae.metrics.features import ClassifierFeatures, Features, InceptionFeatures
+from pyro_nbvae.metrics.gradients import GradientError, GradientMoments, gradient_errors, gradient_moments
 from pyro_nbvae.metrics.held_out import HeldOut, fano_factor, held_out
 from pyro_nbvae.metrics.information import unit_information
 from pyro_nbvae.metrics.latents import classification, latent_classification, represent
 
 __all__ = [
-    "FEATURES",
+    "ClassifierFeatures",
     "Features",
     "GradientError",
     "GradientMoments",
     "HeldOut",
-    "build_features",
+    "InceptionFeatures",
     "classification",
     "distances",
     "fano_factor",
@@ -24,6 +23,7 @@ __all__ = [
     "held_out",
     "importance_weighted_bound",
     "latent_classification",
+    "reference_statistics",
     "represent",
     "unit_information",
 ]

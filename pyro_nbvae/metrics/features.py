@@ -1,21 +1,17 @@
-"""Features in which FID and KID compare images.
+"""Image features for FID and KID.
 
-``classifier``: features of this package's small networks, trained on the labels of such images; they ship with the
-package and are fast on a CPU. The metrics are then called FID-c and KID-c: they compare models with each other, and are
-not comparable with FID and KID.
-``inception``: features of the standard Inception network (2015-12-05), from torch-fidelity. The metrics are FID and
-    KID.
-``inception_bfloat16``: the same with multiplications in bfloat16: half the time on a CPU that has them, and an FID
-    that differs by less than 1 %.
+:class:`ClassifierFeatures` are those of this package's small networks, which are trained on labels and fast on a CPU.
+The metrics are then called FID-c and KID-c: they compare models with each other, and are not comparable with FID and
+KID. :class:`InceptionFeatures` are those of the standard Inception network (2015-12-05), for FID and KID. With
+``precision=torch.bfloat16`` they take half the time on a CPU with bfloat16 instructions, and FID changes by less than
+1 %.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -23,14 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pyro_nbvae.data import data_root, source_of, to_floats
-from pyro_nbvae.errors import InputError, check_member, first_line
+from pyro_nbvae.batching import to_floats
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
-# Images that go through Inception together, by device; see `_few`.
+# Batch size of the Inception network, by device type.
 INCEPTION_BATCH = {"cpu": 8, "cuda": 256}
-# Path of the weights inside the data root.
-INCEPTION = Path("inception") / "weights-inception-2015-12-05.pth"
 
 
 class Features(nn.Module):
@@ -44,7 +37,7 @@ class Features(nn.Module):
 
     Example::
 
-        >>> features = build_features("classifier", "digits")
+        >>> features = ClassifierFeatures("digits")
         >>> features(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)).shape
         torch.Size([2, 128])
     """
@@ -58,7 +51,7 @@ class Features(nn.Module):
 class ClassifierFeatures(Features):
     """Features before the last layer of one of this package's classifiers.
 
-    Images are resized to the size that it was trained on.
+    Images are resized to the size of its training images.
 
     Args:
         name: name of the weights, a file in ``pyro_nbvae/metrics/weights``.
@@ -85,57 +78,42 @@ class ClassifierFeatures(Features):
 class InceptionFeatures(Features):
     """The 2,048 pooled features of the Inception network; grey images are repeated in three channels.
 
-    The layers and the resizing are torch-fidelity's; batch normalisations are folded into the convolutions, which
-    changes features by a few units of single precision's last digits.
+    Layers and resizing are computed with torch-fidelity. Batch normalisations are folded into the convolutions, which
+    changes the features by float32 rounding errors only.
 
     Args:
-        weights: torch-fidelity's weights file; None downloads it.
-        precision: of the multiplications: float32 or bfloat16.
+        weights: path of torch-fidelity's weights file.
+        precision: dtype of the multiplications, float32 or bfloat16.
 
     Raises:
-        InputError: if torch-fidelity is not installed, the file does not hold these weights, or they are not available.
+        ModuleNotFoundError: if torch-fidelity is not installed (``pip install 'pyro-nbvae[inception]'``).
+        OSError, RuntimeError: for a file that cannot be read, or with other weights.
     """
 
     suffix = ""
     num_features = 2048
 
-    def __init__(self, weights: Path | None, precision: torch.dtype = torch.float32) -> None:
+    def __init__(self, weights: str | Path, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.precision = precision
         kind = "" if precision == torch.float32 else f"-{str(precision).removeprefix('torch.')}"
         self.network = f"inception-2015-12-05{kind}"
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ModuleNotFoundError:
-            raise InputError(
-                "Inception features need torch-fidelity: pip install 'pyro-nbvae[inception]', or use --features "
-                "classifier"
-            ) from None
-        try:
-            # torch-fidelity and torch.hub report the download
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                if weights is not None:
-                    torch.load(weights, weights_only=True, mmap=True)  # refuses a file with anything but tensors
-                path = None if weights is None else str(weights)
-                self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
-        except Exception as error:
-            reason = first_line(error)
-            problem = f"{weights} does not hold them" if weights is not None else "they could not be downloaded"
-            raise InputError(
-                f"no Inception weights ({problem}: {reason}): give torch-fidelity's file with --inception-weights, put "
-                f"it at {INCEPTION} in the data root, or use --features classifier"
-            ) from error
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        torch.load(weights, weights_only=True, mmap=True)  # raises an error for a file with anything but tensors
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
         state = self.inception.state_dict()
         self.digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()[:16] + kind
         _fold_normalisation(self.inception.eval())
         self.inception.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        # few at once on a CPU: the activations of a large batch leave its caches
+        # small batches on a CPU: the activations of a large one do not fit in its caches
         size = INCEPTION_BATCH.get(images.device.type, INCEPTION_BATCH["cuda"])
-        return torch.cat([self._few(few) for few in images.split(size)])
+        return torch.cat([self._extract(batch) for batch in images.split(size)])
 
-    def _few(self, images: Tensor) -> Tensor:
+    def _extract(self, images: Tensor) -> Tensor:
         from torch_fidelity.feature_extractor_inceptionv3 import interpolate_bilinear_2d_like_tensorflow1x
 
         # a grey image is resized once and then repeated
@@ -163,58 +141,3 @@ def _fold_normalisation(module: nn.Module) -> None:
             child.bn = nn.Identity()
         else:
             _fold_normalisation(child)
-
-
-def _classifier(data: str, root: str | Path | None, weights: str | Path | None) -> Features:
-    return ClassifierFeatures(source_of(data).classifier)
-
-
-def _inception(
-    data: str, root: str | Path | None, weights: str | Path | None, precision: torch.dtype = torch.float32
-) -> Features:
-    found = data_root(root) / INCEPTION
-    return InceptionFeatures(Path(weights) if weights else found if found.is_file() else None, precision)
-
-
-FEATURES: dict[str, Callable[[str, str | Path | None, str | Path | None], Features]] = {
-    "classifier": _classifier,
-    "inception": _inception,
-    "inception_bfloat16": functools.partial(_inception, precision=torch.bfloat16),
-}
-
-
-def suffix_of(name: str) -> str:
-    """Return "" for Inception's features (FID, KID) and "_c" for the classifier's (FID-c, KID-c)."""
-    return "" if name.startswith("inception") else "_c"
-
-
-def check_features(names: Iterable[str]) -> None:
-    """Raise InputError for unknown features, and for two that give metrics of the same name."""
-    names = list(names)
-    for name in names:
-        check_member("features", name, FEATURES)
-    if len({suffix_of(name) for name in names}) < len(names):
-        raise InputError("--features: name each once, and of Inception's, which both give FID and KID, only one")
-
-
-def build_features(
-    name: str, data: str, *, data_root: str | Path | None = None, inception_weights: str | Path | None = None
-) -> Features:
-    """Build the features with this name for the images of a data set, in evaluation mode on the CPU.
-
-    Args:
-        name: a key of ``FEATURES``.
-        data: name of the data set, which selects the classifier.
-        data_root: where the Inception weights may be (``inception/weights-inception-2015-12-05.pth``).
-        inception_weights: their file, if it is elsewhere. If there is none, the weights are downloaded.
-
-    Raises:
-        InputError: for an unknown name, and for weights that are not available.
-
-    Example::
-
-        >>> build_features("classifier", "digits").num_features
-        128
-    """
-    check_member("features", name, FEATURES)
-    return FEATURES[name](data, data_root, inception_weights).eval().requires_grad_(False)

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pyro_nbvae.cli import main
-from pyro_nbvae.data import load
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.files import read_tensors
-from pyro_nbvae.runs.config import TrainConfig
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import TrainConfig
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.files import read_tensors
 
 Case = tuple[str, Callable[[Path], str | None]]
 # A run of a second.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pyro_nbvae.files import write_text
+from pyro_nbvae.study.files import write_text
 
 from .cases import GROUPS
 

@@ -26,7 +26,8 @@ from pyro_nbvae.distributions import (
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
+from tests.pairs import pair
 
 
 class Geometric(CountDistribution):
@@ -459,10 +460,7 @@ def test_an_object_whose_parameters_change_is_as_a_fresh_one(family):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_priors_and_posteriors_are_pickled(name):
-    parts = VARIANTS[name]
-    model = parts.model((5,), 8, decoder="linear")
-    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
-    guide = parts.guide(model, encoder="linear", **parts.options, **given)
+    model, guide = pair(name, (5,), 8)
     with torch.no_grad():
         for d in (model.prior_distribution(), guide.posterior(torch.rand(3, 5))):
             torch.testing.assert_close(pickle.loads(pickle.dumps(d)).mean, d.mean)

@@ -46,11 +46,13 @@ from torch.distributions import Independent, kl_divergence
 
 import pyro_nbvae
 from examples import hierarchy, neurons, own_family, state_space
-from pyro_nbvae.distributions import ArrivalTimes, ConwayMaxwellPoisson, IsotropicNormal
+from pyro_nbvae.distributions import ArrivalTimes, ConwayMaxwellPoisson, Integer, IsotropicNormal
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, RelaxReparam
 from pyro_nbvae.likelihoods import Bernoulli, NegativeBinomial
 from pyro_nbvae.models import GaussianModel, LaplaceModel
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.tree import options
+from pyro_nbvae.study.variants import VARIANTS
+from tests.pairs import WARM, pair
 
 SIZE, LATENTS, BATCH, DATA_SIZE = 5, 3, 6, 40
 COUNTS = 1500  # in sums over counts
@@ -91,18 +93,18 @@ def of_modules(model, guide, x, plate=True, free=None):
 
 
 def vae(name, relaxed=True, likelihood=None, data_size=None, model_class=None, decoder="linear", encoder="linear"):
-    parts = VARIANTS[name]
     torch.manual_seed(0)
-    latents, options = LATENTS, {}
-    if "prior_mean" in parts.settings:
-        options["prior_mean"] = 2.0
-    if "categories" in parts.settings:
-        latents, options = 6, {"categories": 3}
-    model = (model_class or parts.model)(
-        (SIZE,), latents, decoder=decoder, likelihood=likelihood and likelihood(), data_size=data_size, **options
-    )
-    chosen = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
-    guide = parts.guide(model, encoder=encoder, **parts.options, **(chosen if relaxed else {"relaxation": None}))
+    known = options(VARIANTS[name])
+    latents, changes = (6, {"categories": 3}) if "categories" in known else (LATENTS, {})
+    if "prior_mean" in known:
+        changes["prior_mean"] = 2.0
+    if not relaxed:
+        changes["relaxation"] = None
+    networks = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood and likelihood()}
+    model, guide = pair(name, (SIZE,), latents, **networks, **changes)
+    model.data_size = guide.data_size = data_size
+    if model_class is not None:
+        model.__class__ = model_class
     x = torch.randn(BATCH, SIZE)
     if likelihood is NegativeBinomial:
         x = torch.poisson(torch.full_like(x, 2.0))
@@ -158,7 +160,7 @@ def over_time(relaxed):
 def both_relaxed(name):
     """A variant whose prior is relaxed too, by RelaxReparam, as Trace_MMD needs."""
     case = vae(name)
-    relax = RelaxReparam(VARIANTS[name].relaxation)
+    relax = RelaxReparam(WARM[VARIANTS[name].relaxation.kind] if name != "EX-I" else Integer())
     case.model = poutine.reparam(case.model, config={"z": relax})
     return case
 

@@ -14,19 +14,18 @@ from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNega
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, SiteKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
+from tests import pairs
 
 SHAPE = (1, 8, 8)
 
 
 def pair(name="EX-C", latents=6, relaxed=True, **options):
-    variant = VARIANTS[name]
     if name.endswith("-G"):  # fewer counts to draw noise for
         options = {"prior_mean": 2.0, **options}
-    model = variant.model(SHAPE, latents, decoder="linear", likelihood=Gaussian(0.5), **options)
-    relaxation = {} if variant.relaxation is None else {"relaxation": variant.relaxation.at(0.3) if relaxed else None}
-    guide = variant.guide(model, encoder="linear", **relaxation, **variant.options)
-    return model, guide, variant.estimator()
+    model, guide = pairs.pair(name, SHAPE, latents, likelihood=Gaussian(0.5), **options)
+    guide.relaxation = guide.relaxation.at(0.3) if relaxed and guide.relaxation is not None else None
+    return model, guide, pairs.estimator(name)
 
 
 def images(number=16):

@@ -44,17 +44,15 @@ from pyro_nbvae.guides import NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO, RelaxReparam
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import NegativeBinomialModel, PoissonModel
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.study.variants import VARIANTS
+from tests import pairs
 
-RELAXED = [name for name, v in VARIANTS.items() if getattr(v.relaxation, "temperature", None) is not None]
+RELAXED = [name for name, v in VARIANTS.items() if hasattr(getattr(v, "relaxation", None), "temperature")]
 
 
 def pair(name):
     torch.manual_seed(0)
-    parts = VARIANTS[name]
-    model = parts.model((5,), 8, decoder="linear")
-    given = {} if parts.relaxation is None else {"relaxation": parts.relaxation}
-    return model, parts.guide(model, encoder="linear", **parts.options, **given)
+    return pairs.pair(name, (5,), 8)
 
 
 def loss_and_gradient(loss, model, guide, *arguments):

@@ -5,11 +5,12 @@ import sys
 import pytest
 import torch
 
-from pyro_nbvae.data import SOURCES, batches, load
+from pyro_nbvae.batching import batches
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics import build_features
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
-from pyro_nbvae.metrics.features import INCEPTION, INCEPTION_BATCH, check_features
+from pyro_nbvae.metrics.features import INCEPTION_BATCH
+from pyro_nbvae.study.data import SOURCES, load
+from pyro_nbvae.study.features import INCEPTION, build_features, check_features
 
 # What each is promised to reach on its own test images.
 PROMISED = {"digits": 0.95, "mnist": 0.992, "fashion_mnist": 0.92, "cifar16": 0.78, "cifar32": 0.86}

@@ -12,16 +12,14 @@ from pyro_nbvae.metrics import held_out, unit_information
 from pyro_nbvae.metrics import information as module
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel
 from pyro_nbvae.vae import evaluating
-from pyro_nbvae.variants import VARIANTS
+from tests import pairs
 
 COUNTS = ["CMP", "P-NB", "EX-C", "P-VAE"]
 
 
 def pair(name, latents=4, **options):
-    variant = VARIANTS[name]
     torch.manual_seed(1)
-    model = variant.model((5,), latents, decoder="linear", **options)
-    return model, variant.guide(model, encoder="linear", **variant.options)
+    return pairs.pair(name, (5,), latents, **options)
 
 
 def parts(name, x, points, weight=1.0, **options):

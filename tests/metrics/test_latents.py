@@ -1,18 +1,17 @@
 """Classifiers on latents: what is known of them from chance, from perfect representations, and from the protocol."""
 
 import math
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_nbvae.data import Data, load
-from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import classification, latent_classification, represent
-from pyro_nbvae.metrics.latents import balanced_splits
-from pyro_nbvae.variants import VARIANTS
+from pyro_nbvae.metrics.latents import _balanced_splits
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.variants import VARIANTS
+from tests.pairs import pair
 
 NAMES = {
     *(f"{name}_{n}" for name in ("knn", "logistic", "svm") for n in (200, 1000)),
@@ -56,7 +55,7 @@ def test_no_test_image_is_ever_trained_on():
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10])
 def test_the_halves_are_all_and_each_once(classes):
-    halves = [frozenset(half) for half in balanced_splits(classes)]
+    halves = [frozenset(half) for half in _balanced_splits(classes)]
     splits = {frozenset((half, frozenset(range(classes)) - half)) for half in halves}
     assert len(splits) == len(halves)
     everyone = frozenset(range(classes))
@@ -82,18 +81,16 @@ def test_an_accuracy_of_more_examples_than_there_are_is_left_out():
 
 
 def test_seeds_draw_other_training_sets():
-    model = VARIANTS["P-VAE"].model((1, 16, 16), 4, decoder="linear")
-    guide = VARIANTS["P-VAE"].guide(model, encoder="linear")
+    model, guide = pair("P-VAE")
     digits = load("digits")
-    few = replace(digits, train=digits.train[:150], train_labels=digits.train_labels[:150])
-    first, again, other = (latent_classification(model, guide, few, "counts", seed=s) for s in (0, 0, 7))
+    train, test = (digits.train[:150], digits.train_labels[:150]), (digits.test, digits.test_labels)
+    first, again, other = (latent_classification(model, guide, train, test, "counts", seed=s) for s in (0, 0, 7))
     assert first == again and first["few_shot_5"] != other["few_shot_5"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_representations_are_of_the_posterior(name):
-    model = VARIANTS[name].model((1, 16, 16), 16, decoder="linear")
-    guide = VARIANTS[name].guide(model, encoder="linear", **VARIANTS[name].options)
+    model, guide = pair(name, latents=16)
     images = load("digits").test[:20]
     x = images.float() / 255
     with torch.no_grad():
@@ -102,7 +99,7 @@ def test_representations_are_of_the_posterior(name):
     assert encoder.shape == means.shape == counts.shape == (20, 16)
     np.testing.assert_allclose(means, q.mean.flatten(1).numpy(), rtol=1e-5)
     parameters = {
-        # the inverse of the gain log2(1 + 4^h)
+        # the inverse of the rate multiplier log2(1 + 4^h)
         **dict.fromkeys(("P-VAE", "P-NB", "CMP"), lambda: (2 ** (q.rate / model.prior.mean) - 1).log2() / 2),
         "G-VAE": lambda: q.loc,
         "GS-VAE": lambda: q.loc / model.prior.scale,
@@ -118,9 +115,3 @@ def test_representations_are_of_the_posterior(name):
     if name not in ("G-VAE", "GS-VAE", "L-VAE"):
         assert np.array_equal(counts, np.round(counts))
     assert np.array_equal(counts, represent(model, guide, images, "counts"))
-
-
-def test_data_without_labels_are_refused():
-    images = torch.zeros(3, 1, 16, 16, dtype=torch.uint8)
-    with pytest.raises(InputError, match="faces has no labels"):
-        latent_classification(None, None, Data("faces", images, images, None, None))

@@ -142,7 +142,7 @@ def _warn_if_truncated(largest: Tensor, max_count: int) -> None:
     if bool(largest_count(largest, _WARN_NATS) > max_count):
         warnings.warn(
             f"a Poisson rate is close to max_count={max_count}: counts are truncated at it, which lowers the mean; "
-            "raise max_count or omit it (--max-count)",
+            "raise max_count or omit it",
             RuntimeWarning,
             stacklevel=2,
         )

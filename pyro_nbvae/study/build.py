@@ -1,0 +1,114 @@
+"""From a configuration to a model, a guide and an estimator: what depends on the data is decided here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+
+from pyro_nbvae.batching import is_image_shape
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.data import Data, full_name
+from pyro_nbvae.study.files import expanded
+from pyro_nbvae.study.processes import local_rank
+from pyro_nbvae.study.tree import Network, TrainConfig, Training, options, replace
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+
+# Least number of passes over the training data and of steps, if the number of epochs is open.
+EPOCHS, STEPS = 20, 600
+# One of so many training observations is held out if training is validated.
+VALIDATED = 10
+
+
+def steps_per_epoch(observations: int, batch_size: int) -> int:
+    """Return the number of steps. A single observation joins the batch before it: batch normalisation needs two."""
+    full, rest = divmod(observations, batch_size)
+    return max(1, full + (rest > 1))
+
+
+def trained_on(training: Training, observations: int) -> int:
+    """Return the number of observations that remain for training, if some are held out from so many."""
+    return observations - training.validated * (observations // VALIDATED)
+
+
+def _network(name: Network | None, image: bool) -> str:
+    if name is None or name == "released":
+        kind = "conv" if image else "mlp"
+        return f"{name}_{kind}" if name else kind
+    return name
+
+
+def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data | None = None) -> TrainConfig[Any]:
+    """Return the configuration with every default that depends on the data, or on another option, in its place.
+
+    Args:
+        config: the configuration.
+        event_shape: shape of an observation.
+        data: the data, whose number and scale some defaults depend on. Without it they are those of few images in
+            [0, 1].
+    """
+    training, image = config.training, is_image_shape(event_shape)
+    epochs = training.epochs or EPOCHS
+    if training.epochs is None and data is not None:
+        observations = trained_on(training, len(data.train[: config.train_size]))
+        steps = steps_per_epoch(observations, training.batch_size)
+        epochs = max(EPOCHS, math.ceil(STEPS / steps))
+    decoder = _network(config.decoder, image)
+    # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other
+    # axes, and averages the KL over latents. One unit of it is this many squared errors per image
+    # (docs/mathematics.md, section 1.3).
+    units = float(event_shape[0] * event_shape[1]) if decoder.endswith("conv") and len(event_shape) == 3 else 1.0
+    squared = training.loss == "squared_error"
+    gumbel = getattr(config.relaxation, "kind", None) == "gumbel"
+    decided = {
+        "epochs": epochs,
+        "clip": units if squared else 250.0,
+        "beta": units / config.latents if squared else 0.1 * (data.scale**2 if data is not None else 1.0),
+        "kl_warmup": epochs / 10,
+        "anneal_epochs": epochs / 2,
+        "prior_mean": 2.0 if gumbel else 20.0,
+    }
+    there = options(config)
+    still_open = {name: value for name, value in decided.items() if name in there and there[name] is None}
+    return replace(
+        config,
+        **still_open,
+        encoder=_network(config.encoder, image),
+        decoder=decoder,
+        # as absolute paths, which are valid in every folder
+        data=full_name(config.data),
+        data_root=None if config.data_root is None else str(expanded(config.data_root).resolve()),
+    )
+
+
+def build(config: TrainConfig[Any], event_shape: tuple[int, ...]) -> tuple[GenerativeModel, AmortizedGuide, ELBO]:
+    """Build the model, guide and estimator of a resolved configuration."""
+    assert config.encoder is not None and config.decoder is not None
+    likelihood = config.likelihood.build()
+    networks = {"encoder": config.encoder, "decoder": config.decoder}
+    model, guide = config.vae.build(event_shape, config.latents, likelihood=likelihood, **networks)
+    model.mixed_precision = guide.mixed_precision = config.training.mixed_precision
+    return model, guide, config.vae.estimator.build()
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the PyTorch device with this name.
+
+    ``auto`` selects CUDA if it is available (under torchrun one GPU per process), else the CPU.
+
+    Raises:
+        InputError: for a device that is unknown or not available.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "meta":
+            raise RuntimeError("it stores no values")
+        if device.type == "cuda":
+            device = torch.device("cuda", local_rank() if device.index is None else device.index)
+            torch.cuda.set_device(device)  # NCCL and the fused kernels use the current device
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:
+        raise InputError(f"device {name!r} is not available: use auto, cpu or a GPU that torch sees") from error
+    return device

@@ -1,0 +1,191 @@
+"""Arrays of a user's own as tensors: which values they may hold, and which of them are pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nbvae.batching import is_image_shape
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.data.base import Labels, Split, class_labels
+from pyro_nbvae.study.errors import first_line
+
+# One in so many observations is held out.
+HOLD_OUT = 10
+# uint8 arrays (N, a, b) with both sides as long as this look like images without channels; they are images if some
+# value is as large as LIGHT.
+SIDE, LIGHT = 8, 128
+# The largest and the smallest positive number of float32 (with all digits), and the largest range of whole numbers.
+LARGEST, SMALLEST, WHOLE = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny), 2**24
+
+
+def hold_out(x: Tensor, labels: Labels = None) -> Split:
+    """Split off a tenth of the observations, drawn at random with a fixed seed.
+
+    Raises:
+        InputError: for fewer than ten observations.
+    """
+    if len(x) < HOLD_OUT:
+        raise InputError(f"{len(x)} observations are too few: {HOLD_OUT} or more are needed to hold some out")
+    # at random, because data may be in a periodic order, such as that of their labels
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) // HOLD_OUT]
+    held_out = torch.zeros(len(x), dtype=torch.bool)
+    held_out[chosen] = True
+    if labels is None:
+        return x[~held_out], x[held_out], None, None
+    class_labels((labels, None), (len(x), 0))  # one for each observation, or an error
+    return x[~held_out], x[held_out], labels[(~held_out).numpy()], labels[held_out.numpy()]
+
+
+def _lost_digits(array: np.ndarray) -> np.ndarray | None:
+    """Return where whole numbers are not those of float32; None if some values are not whole."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32) != array if bool((array == np.rint(array)).all()) else None
+    size = np.where(array < 0, -array, array) if array.dtype.kind == "i" else array
+    return (size > WHOLE) & (size // np.maximum(size & (~size + 1), 1) > WHOLE)  # without trailing binary zeros
+
+
+def check_values(path: Path, array: np.ndarray, place: Callable[[list[int]], str]) -> None:
+    """Check that float32 holds the values of an array: models compute in it.
+
+    Args:
+        path: the file, for messages.
+        array: integers or floats.
+        place: returns the name of an element, from its indices.
+
+    Raises:
+        InputError: for values that are not finite, too large or too small, and whole numbers that would lose digits.
+    """
+
+    def first(wrong: np.ndarray) -> tuple[str, object]:
+        at = np.argwhere(wrong)[0].tolist()
+        return place(at), array[tuple(at)]
+
+    if array.dtype.kind not in "iuf" or not array.size:
+        return
+    if array.dtype.kind == "f":
+        wrong = ~np.isfinite(array)
+        if wrong.any():
+            raise InputError(
+                f"{path} holds {wrong.sum()} values that are NaN or infinite, the first at {first(wrong)[0]}: remove "
+                "or replace them"
+            )
+    largest = max(abs(array.max().item()), abs(array.min().item()))
+    remedy = f"divide the data, for example by {largest:g}"
+    if largest > LARGEST:
+        where, value = first((array > LARGEST) | (array < -LARGEST))
+        raise InputError(f"{path}: {where} is {value:g}: float32 holds at most {LARGEST:.2g}: {remedy}")
+    if 0 < largest < SMALLEST:
+        where, value = first(array != 0)
+        raise InputError(f"{path}: {where} is {value:g}: float32 needs values of at least {SMALLEST:.2g}: {remedy}")
+    lost = _lost_digits(array) if largest > WHOLE else None
+    if lost is not None and lost.any():
+        where, value = first(lost)
+        raise InputError(
+            f"{path}: {where} is {int(value)}: float32 holds whole numbers exactly up to {WHOLE}: {remedy}"  # type: ignore[call-overload]
+        )
+
+
+def _pixels(path: Path, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return uint8 arrays as (N, channels, height, width) if they are clearly images, and as numbers if they are not.
+
+    Raises:
+        InputError: for arrays that may be images without channels or with the channels last.
+    """
+    name, first = next(iter(arrays.items()))
+    largest = max(array.max() for array in arrays.values())
+    if largest <= 1:  # 0 and 1, not the two darkest of 256 shades
+        kind = np.float32 if is_image_shape(first.shape[1:]) else np.uint8
+        return [array.astype(kind) for array in arrays.values()]
+    last = first.ndim == 4 and first.shape[-1] in (1, 3) and first.shape[1] not in (1, 3)
+    if not last and not (first.ndim == 3 and min(first.shape[1:]) >= SIDE):
+        return list(arrays.values())
+    if largest >= LIGHT and min(first.shape[1:3]) >= SIDE:
+        return [array.transpose(0, 3, 1, 2) if last else array[:, None] for array in arrays.values()]
+    right = ".transpose(0, 3, 1, 2)" if last else "[:, None]"
+    raise InputError(
+        f"{path} looks like images of another layout ({name}: uint8 of shape {first.shape}): save images as (N, "
+        f"channels, height, width), {name}{right}, and numbers that are not pixels as another type, such as int64"
+    )
+
+
+def as_tensors(
+    path: Path, arrays: Mapping[str, np.ndarray], place: Callable[[str, list[int]], str] = "{}{}".format
+) -> list[Tensor]:
+    """Convert arrays (N, *event_shape) of one file to tensors; uint8 images stay uint8, so that they are known.
+
+    Args:
+        path: the file, for messages.
+        arrays: maps the name of an array to it.
+        place: returns the name of an element, from the array's name and the indices.
+
+    Raises:
+        InputError: for arrays that do not hold finite numbers of this shape, that float32 cannot hold, that are of
+            several types, and for images of another layout.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
+            raise InputError(
+                f"{path} does not hold observations ({name}: {array.dtype}, shape {array.shape}): expected numbers of "
+                "shape (N, *event_shape), such as (N, 1) for one number each"
+            )
+        check_values(path, array, lambda at, name=name: place(name, at))  # type: ignore[misc]
+    if len({array.dtype for array in arrays.values()}) > 1:
+        types = " and ".join(f"{name} is {array.dtype}" for name, array in arrays.items())
+        raise InputError(f"{path}: {types}: save them with one type")
+    if all(array.dtype == np.uint8 for array in arrays.values()):
+        parts = _pixels(path, arrays)
+    else:
+        parts = [_known(array) for array in arrays.values()]
+    return [torch.from_numpy(np.ascontiguousarray(a, a.dtype.newbyteorder("="))) for a in parts]
+
+
+def _known(array: np.ndarray) -> np.ndarray:
+    """Return numbers in a type that torch has; booleans as floats."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array if array.dtype.kind in "if" else array.astype(np.float32)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read the array of a ``.npy`` file.
+
+    Raises:
+        InputError: for a file that is not a ``.npy`` array.
+    """
+    array = _load(path, ".npy array")
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} cannot be read as a .npy array: it holds several arrays: name the file .npz")
+    return array
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a ``.npz`` file.
+
+    Raises:
+        InputError: for a file that is not a ``.npz`` file.
+    """
+    found = _load(path, ".npz file")
+    if isinstance(found, np.ndarray):
+        raise InputError(f"{path} cannot be read as a .npz file: it holds one array without a name: name the file .npy")
+    return found
+
+
+def _load(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {name: found[name] for name in found.files}
+    except Exception as error:  # of several libraries
+        if "Object arrays" in str(error):  # pickled, which may run code
+            raise InputError(
+                f"{path} cannot be read as a {kind}: it holds objects: save numbers as array.astype(float) and text as "
+                "array.astype(str)"
+            ) from None
+        raise InputError(f"{path} cannot be read as a {kind}: {first_line(error)}") from None

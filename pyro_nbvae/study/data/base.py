@@ -1,0 +1,179 @@
+"""What a data set is: observations, labels and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nbvae.batching import BATCH, ValueKind, is_image_shape, value_kind, value_range
+from pyro_nbvae.errors import InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: observations and labels for training, and held out.
+
+    uint8 arrays of images, (N, 1 or 3, H, W), are pixels: :func:`to_floats` scales them to [0, 1]. All other values are
+    used unchanged.
+
+    Args:
+        name: name of the data set.
+        train, test: observations for training and held out, (N, *event_shape).
+        train_labels, test_labels: (N,), int64, indices of classes; None if there are none.
+        classes: names of the classes; None if there are no labels.
+
+    Example::
+
+        >>> data = Data("noise", torch.rand(90, 7), torch.rand(10, 7))
+        >>> data.event_shape, data.values, data.images
+        ((7,), 'real', False)
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return tuple(self.train.shape[1:])
+
+    @cached_property
+    def values(self) -> ValueKind:
+        """What the values are; see :func:`value_kind`."""
+        return value_kind(self.train, self.test)
+
+    @property
+    def images(self) -> bool:
+        """Whether the observations are images, (1 or 3, H, W), and not counts."""
+        return is_image_shape(self.event_shape) and self.values != "counts"
+
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """The values that are drawn black and white: those of the training data; see :func:`value_range`."""
+        return value_range(self.train)
+
+    @cached_property
+    def scale(self) -> float:
+        """Range of the values of images; standard deviation of other values about the means of their elements."""
+        if is_image_shape(self.event_shape):
+            low, high = self.limits
+            return high - low
+        mean = sum(x.double().sum(0) for x in self.train.split(BATCH)) / len(self.train)
+        square = sum(float((x.double() - mean).square().sum()) for x in self.train.split(BATCH)) / self.train.numel()
+        return math.sqrt(square) or 1.0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the training and the held-out observations, by which a run recognises its data."""
+        digest = hashlib.blake2b(digest_size=16)
+        for x in (self.train, self.test):
+            digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+            digest.update(x.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+# Labels are of any type that :func:`class_labels` takes.
+Labels = Tensor | np.ndarray | None
+Split = tuple[Tensor, Tensor, Labels, Labels]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a data set is found, read and downloaded.
+
+    Args:
+        event_shape: shape of one observation; for an image (channels, height, width).
+        read: maps the data root to (train, test, train labels, test labels). Labels are None, or one class for each
+            observation: whole numbers, booleans or text.
+        files: maps the data root to the files that the data set is made from; an empty list if any is missing. None if
+            it needs no files: then nothing is searched, downloaded or cached.
+        download: downloads the files into the data root.
+        layout: which files belong where in the data root, for the message if they are missing.
+        classifier: whose features its FID-c and KID-c are computed in, a name in ``pyro_nbvae/metrics/weights``.
+        cached: keep what ``read`` returns in the cache until the files change; for a ``read`` that will not change.
+
+    Example::
+
+        >>> noise = torch.rand(100, 7)
+        >>> source = Source((7,), lambda root: (noise[:90], noise[90:], None, None))
+        >>> source.event_shape, source.files is None
+        ((7,), True)
+    """
+
+    event_shape: tuple[int, ...]
+    read: Callable[[Path], Split]
+    files: Callable[[Path], list[Path]] | None = None
+    download: Callable[[Path], object] | None = None
+    layout: str = ""
+    classifier: str = "cifar32"
+    cached: bool = False
+
+
+def _as_classes(labels: np.ndarray, part: str) -> np.ndarray:
+    """Return labels as whole numbers, booleans or text."""
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels)
+    if labels.dtype.kind in "biuUT":
+        return labels
+    got = str(labels.dtype)
+    if labels.dtype.kind == "f":
+        between = labels[~(np.isfinite(labels) & (labels == np.rint(labels)))]
+        if not len(between):
+            return labels.astype(np.int64)
+        got = str(between[0])
+    raise InputError(
+        f"{part} labels must be classes (whole numbers, booleans or text), got {got}: convert them, or leave them out"
+    )
+
+
+def class_labels(
+    labels: tuple[Labels, Labels], sizes: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None, tuple[str, ...] | None]:
+    """Number classes from 0 to K - 1, in their order, with one mapping for training and held-out labels.
+
+    Args:
+        labels: labels for training and held out: whole numbers, booleans or text, (N,); None if there are none.
+        sizes: the numbers of observations.
+
+    Returns:
+        Training labels and held-out labels, int64, and the names of the classes; None where there are no labels.
+
+    Raises:
+        InputError: for labels of another type, or not one for each observation.
+
+    Example::
+
+        >>> class_labels((np.array(["dog", "cat"]), np.array(["cat"])), (2, 1))
+        (tensor([1, 0]), tensor([0]), ('cat', 'dog'))
+    """
+    known: list[np.ndarray] = []
+    for given, size, part in zip(labels, sizes, ("train", "held-out"), strict=True):
+        if given is None:
+            continue
+        array = np.asarray(given)
+        if array.shape != (size,):
+            more = ": if they are one-hot, give labels.argmax(1)" if array.ndim == 2 and len(array) == size else ""
+            raise InputError(
+                f"{part} labels have shape {array.shape}, expected ({size},), one for each observation{more}"
+            )
+        known.append(_as_classes(array, part))
+    if not known:
+        return None, None, None
+    if len({"text" if array.dtype.kind in "UT" else "number" for array in known}) > 1:
+        raise InputError("train labels and held-out labels must both be numbers or both text: convert one of them")
+    classes, codes = np.unique(np.concatenate(known), return_inverse=True)
+    coded = iter(torch.from_numpy(codes.astype(np.int64)).split([len(array) for array in known]))
+    train, test = (None if given is None else next(coded) for given in labels)
+    return train, test, tuple(map(str, classes.tolist()))

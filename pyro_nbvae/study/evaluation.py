@@ -1,0 +1,601 @@
+"""Evaluation of a run. Each metric is an entry of ``METRICS``: name, format in tables, and how to compute it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import zip_longest
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_nbvae.batching import is_pixels, to_bytes
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.metrics import (
+    HeldOut,
+    fano_factor,
+    gradient_moments,
+    held_out,
+    importance_weighted_bound,
+    latent_classification,
+)
+from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
+from pyro_nbvae.metrics.features import Features
+from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
+from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
+from pyro_nbvae.sampling import decoded
+from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
+from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.errors import check_member, check_number, check_seed
+from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
+from pyro_nbvae.study.folder import Run, SamplerName, metrics_file, with_sampler
+from pyro_nbvae.study.generation import MOST_SAMPLES, sampler_of
+from pyro_nbvae.vae import evaluating
+
+# Batch size and number of draws for gradient_noise.
+GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
+
+
+@dataclass
+class Evaluation:
+    """A trained run, its data, and intermediate results that several metrics share; each is computed once, when needed.
+
+    Args:
+        run: a trained run.
+        features: features for FID and KID, keys of :data:`~pyro_nbvae.metrics.FEATURES`; one of Inception's at most.
+            Default: ``classifier`` for images, none for other data.
+        inception_weights: torch-fidelity's weights file, if it is not in the data root.
+        samples: number of generated observations.
+        sampler: distribution of the latents of generated observations, ``prior``, ``mixture`` or ``posterior``.
+        importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
+        seed: random seed of the latents and of the subsets for KID.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
+        progress: show progress bars.
+
+    Raises:
+        InputError: for a folder that contains no trained run, for data or weights that are not available, for features
+            of data that are not images, and for a number out of range.
+    """
+
+    run: Run
+    features: Sequence[str] | None = None
+    inception_weights: str | Path | None = None
+    samples: int = 10_000
+    sampler: SamplerName = "prior"
+    importance_samples: int = 5
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+    data_path: str | None = None
+    progress: bool = True
+    networks: dict[str, Features] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_number("--importance-samples", self.importance_samples, 0, 100_000)
+        check_number("--samples", self.samples, 2, MOST_SAMPLES)
+        check_seed(self.seed)
+        state = self.run.read_checkpoint()  # read once: a training process may replace it meanwhile
+        self.config, self.model, self.guide = self.run.load_from(state, self.device)
+        self.log: list[dict[str, float]] = state["log"]
+        self.made_by = state.get("made_by", {})
+        self.data: Data = self.run.data_of(state, self.data_root, self.data_path)
+        if self.features is None:
+            self.features = ("classifier",) if self.data.images else ()
+        check_features(self.features)
+        if self.features and not self.data.images:
+            raise InputError(f"--features {self.features[0]} of {self.run.folder}: {self._no_images}")
+        if self.data.images:
+            for name in self.features:
+                network = build_features(
+                    name,
+                    self.data.name,
+                    data_root=self.data_root or self.config.data_root,
+                    inception_weights=self.inception_weights,
+                )
+                self.networks[name] = network.to(self.model.device)
+
+    @property
+    def train_set(self) -> Tensor:
+        """The training data of the run."""
+        return self.data.train[: self.config.train_size]
+
+    @property
+    def trained_on(self) -> int:
+        """Number of training observations."""
+        return len(self.train_set)
+
+    @property
+    def _no_images(self) -> str | None:
+        shape = tuple(self.data.event_shape)
+        return None if self.data.images else f"needs images, {self.config.data} holds observations of shape {shape}"
+
+    @cached_property
+    def _observed(self) -> Distribution:
+        """One distribution of observations, which shows whether the likelihood has a mean."""
+        with evaluating(self.model, self.guide, self.seed):
+            return self.model.observation(self.model.prior_distribution().sample(torch.Size([1])))
+
+    @cached_property
+    def _counts(self) -> bool:
+        with evaluating(self.model, self.guide, self.seed):
+            return fano_factor(self.guide.posterior(self.model.to_input(self.test[:1]))) is not None
+
+    @cached_property
+    def test(self) -> Tensor:
+        """The held-out data, on the device."""
+        return self.data.test.to(self.model.device)
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """Results of one pass over the held-out data."""
+        return held_out(self.model, self.guide, self.test, seed=self.seed, progress=self.progress)
+
+    @cached_property
+    def bound(self) -> tuple[float, float | None]:
+        """Importance-weighted bound in nats per observation, and its standard error."""
+        bounds = importance_weighted_bound(
+            self.model, self.guide, self.test, self.importance_samples, seed=self.seed, progress=self.progress
+        )
+        error = float(bounds.std()) / math.sqrt(len(bounds)) if len(bounds) > 1 else None
+        return float(bounds.mean()), error
+
+    @cached_property
+    def distances(self) -> dict[str, float]:
+        """FID and KID in each requested feature set.
+
+        Images whose values are not in [0, 1] are compared on the scale of the training data.
+        """
+        figures: dict[str, float] = {}
+        sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
+        real, bytes_of = self.data.train, partial(to_bytes, limits=self.data.limits)
+        if not is_pixels(real):
+            real = bytes_of(real)
+        for network in self.networks.values():  # drawn again for each network, to save memory
+            generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
+            figures |= distances(network, real, generated, seed=self.seed, progress=self.progress)
+        return figures
+
+    @cached_property
+    def classification(self) -> dict[Representation, dict[str, float]]:
+        """Accuracies of classifiers on latents, by representation; filled by :meth:`accuracy`."""
+        return {}
+
+    def accuracy(self, representation: Representation, name: str) -> float | None:
+        """Return the accuracy of a classifier on latents.
+
+        Args:
+            representation: ``encoder``, ``means`` or ``counts`` (:func:`~pyro_nbvae.metrics.represent`).
+            name: name of the classifier (:func:`~pyro_nbvae.metrics.classification`).
+        """
+        if representation not in self.classification:
+            data = self.data
+            if data.train_labels is None or data.test_labels is None:
+                raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
+            train, test = (data.train, data.train_labels), (data.test, data.test_labels)
+            figures = latent_classification(self.model, self.guide, train, test, representation, seed=self.seed)
+            self.classification[representation] = figures
+        return self.classification[representation].get(name)
+
+    @cached_property
+    def elbo(self) -> ELBO:
+        """The ELBO estimator of the run."""
+        return build(self.config, tuple(self.model.event_shape))[2]
+
+    def gradient_noise(self) -> float | None:
+        """Return the noise-to-signal ratio of the gradient on a batch of held-out data.
+
+        Estimator and relaxation are those of the run. None if the noise is so large that this many draws do not show
+        the signal.
+        """
+        x = self.model.to_input(self.test[:GRADIENT_BATCH])
+        moments = gradient_moments(self.elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
+        seen = moments.squared_norm > 2 * moments.variance / GRADIENT_DRAWS
+        return moments.variance / moments.squared_norm if seen else None
+
+    def seconds_per_step(self) -> float:
+        """Return the seconds per training step, the median over epochs."""
+        training = self.config.training
+        steps = steps_per_epoch(trained_on(training, self.trained_on), training.batch_size)
+        return median(row["seconds"] for row in self.log) / steps
+
+
+class Metric(NamedTuple):
+    """A metric of a run.
+
+    Args:
+        name: key in ``metrics.json``.
+        heading: heading of its column in tables.
+        digits: number of decimals in tables.
+        best: whether low or high values are better; None if neither.
+        compute: maps an :class:`Evaluation` to the value, or to None if the value is not defined.
+        standard: whether ``nbvae evaluate`` computes it by default; if not, only tables that list it do.
+        of: what it is measured on, for the caption of a table; speed has a mean only over runs on one machine.
+        lacks: maps an :class:`Evaluation` to the reason why the metric cannot be computed for the run, or to None. It
+            is called before anything is computed.
+
+    Example::
+
+        >>> METRICS["mse"].heading, METRICS["mse"].best
+        ('MSE', 'low')
+    """
+
+    name: str
+    heading: str
+    digits: int
+    best: Literal["low", "high"] | None
+    compute: Callable[[Evaluation], float | None]
+    standard: bool = True
+    of: Literal["held-out data", "samples", "latents", "training", "speed"] = "held-out data"
+    lacks: Callable[[Evaluation], str | None] = lambda e: None
+
+
+def _no_mean(e: Evaluation) -> str | None:
+    return None if mean_or_none(e._observed) is not None else f"{type(e.model.likelihood).__name__} has no mean"
+
+
+def _no_ssim(e: Evaluation) -> str | None:
+    if not e.data.images or min(e.data.event_shape[1:]) > SSIM_MARGIN:
+        return e._no_images or _no_mean(e)
+    return f"needs images of more than {SSIM_MARGIN} pixels a side, got {tuple(e.data.event_shape)}"
+
+
+def _no_counts(e: Evaluation) -> str | None:
+    return None if e._counts else f"needs latents that are counts, {e.config.variant} has none"
+
+
+def _no_beta(e: Evaluation) -> str | None:
+    return None if hasattr(e.model.likelihood, "beta") else "needs a Gaussian likelihood, which has a beta"
+
+
+def _no_bound(e: Evaluation) -> str | None:
+    return None if e.importance_samples else "needs --importance-samples of at least 1, got 0"
+
+
+def _no_loss(e: Evaluation) -> str | None:
+    known = hasattr(e.elbo, "differentiable_loss")
+    return None if known else f"needs an ELBO with a differentiable_loss, {type(e.elbo).__name__} has none"
+
+
+def _no_samples(suffix: str, least: int, e: Evaluation) -> str | None:
+    if e._no_images or suffix not in map(suffix_of, e.networks):
+        return e._no_images or f"needs --features {'classifier' if suffix else 'inception'}"
+    fewest = min(e.samples, len(e.data.train))
+    return None if fewest >= least else f"needs {least:,} samples and training images, got {fewest:,}"
+
+
+def _no_labels(name: str, e: Evaluation) -> str | None:
+    labels = e.data.train_labels
+    if labels is None or e.data.test_labels is None:
+        return f"needs labels, {e.config.data} has none"
+    sizes = labels.unique(return_counts=True)[1]
+    kind, _, number = name.rpartition("_")
+    per_class = kind == "few_shot"
+    least, most = int(number) if kind else LABELLED[0], int(sizes.min()) if per_class else len(labels)
+    if len(sizes) < 2:
+        return "needs labels of at least 2 classes, got 1"
+    return None if most >= least else f"needs {least} training observations{' per class' * per_class}, got {most}"
+
+
+def _held(
+    name: str,
+    heading: str,
+    digits: int,
+    best: Literal["low", "high"] | None = None,
+    lacks: Callable[[Evaluation], str | None] = lambda e: None,
+) -> Metric:
+    return Metric(name, heading, digits, best, lambda e: getattr(e.held_out, name), lacks=lacks)
+
+
+def _mean(*arguments: Any, **options: Any) -> list[Metric]:
+    """Return a mean over held-out observations, and its standard error."""
+    metric = _held(*arguments, **options)
+    return [metric, _held(f"{metric.name}_error", f"± {metric.heading}", metric.digits, lacks=metric.lacks)]
+
+
+def _distance(
+    name: str, heading: str, digits: int, best: Literal["low", "high"] | None = "low", least: int = 2
+) -> Metric:
+    lacks = partial(_no_samples, "_c" if name.endswith("_c") else "", least)
+    return Metric(name, heading, digits, best, lambda e: e.distances.get(name), of="samples", lacks=lacks)
+
+
+def _past(name: str, heading: str, digits: int, now: str) -> Metric:
+    """Return a metric of saved results that is computed no longer, because its definition has changed."""
+    return Metric(name, heading, digits, None, lambda e: None, False, lacks=lambda e: f"is computed as {now} now")
+
+
+def _accuracies() -> list[Metric]:
+    columns = [
+        (f"{key}_{number}", f"{heading} {number}")
+        for key, heading in (("knn", "kNN"), ("logistic", "logistic"), ("svm", "SVM"))
+        for number in LABELLED
+    ]
+    columns += [("shattering", "shattering"), *((f"few_shot_{number}", f"{number}-shot") for number in SHOTS)]
+
+    def accuracy(name: str, representation: Representation, evaluation: Evaluation) -> float | None:
+        return evaluation.accuracy(representation, name)
+
+    representations: tuple[Representation, ...] = ("encoder", "means", "counts")
+    return [
+        Metric(
+            f"{prefix}{name}",
+            heading + suffix,
+            3,
+            "high",
+            partial(accuracy, name, kind),
+            standard=False,
+            of="latents",
+            lacks=partial(_no_labels, name),
+        )
+        for kind in representations
+        for prefix, suffix in (("", "") if kind == "encoder" else (f"{kind}_", f", {kind}"),)
+        for name, heading in columns
+    ]
+
+
+def _bits(e: Evaluation) -> float:
+    """Return the bits per dimension of a nat per observation."""
+    return 1 / (math.prod(e.model.event_shape) * math.log(2))
+
+
+_SHIPPED = (
+    *_mean("mse", "MSE", 4, "low", lacks=_no_mean),
+    _held("ssim", "SSIM", 3, "high", lacks=_no_ssim),
+    # FID-c and KID-c use features of our classifiers, FID and KID those of Inception
+    _distance("fid_c", "FID-c", 2),
+    _distance("kid_c", "KID-c", 4),
+    _distance("kid_std_c", "± KID-c", 4, None, 2 * KID_SUBSET_SIZE),
+    _distance("fid", "FID", 1),
+    _distance("kid", "KID", 4),
+    _distance("kid_std", "± KID", 4, None, 2 * KID_SUBSET_SIZE),
+    *_mean("elbo", "ELBO", 1, "high"),
+    Metric("bits_per_dim", "bits/dim", 3, "low", lambda e: -e.held_out.elbo * _bits(e)),
+    Metric(
+        "bits_per_dim_error",
+        "± bits/dim",
+        3,
+        None,
+        lambda e: None if e.held_out.elbo_error is None else e.held_out.elbo_error * _bits(e),
+    ),
+    Metric("importance_weighted_bound", "IW bound", 1, "high", lambda e: e.bound[0], lacks=_no_bound),
+    Metric("importance_weighted_bound_error", "± IW bound", 1, None, lambda e: e.bound[1], lacks=_no_bound),
+    *_mean("log_likelihood", "log p(x|z)", 1, "high"),
+    *_mean("squared_error", "SSE", 2, "low", lacks=_no_mean),
+    *_mean("kl", "KL", 2),
+    _held("information", "information", 2),
+    Metric("beta", "β", 3, None, lambda e: getattr(e.model.likelihood, "beta", None), of="training", lacks=_no_beta),
+    Metric(
+        "objective",
+        "SSE+βKL",
+        2,
+        "low",
+        lambda e: (e.held_out.squared_error or 0.0) + e.model.loss_scale * e.held_out.kl,
+        lacks=lambda e: _no_beta(e) or _no_mean(e),
+    ),
+    _held("collapsed_units", "collapsed", 0),
+    _past("dead_units", "dead", 0, "collapsed_units"),
+    _held("fano", "Fano", 2, lacks=_no_counts),
+    _held("underdispersed_active_units", "Fano < 1, active", 2, lacks=_no_counts),
+    _past("underdispersed_units", "Fano < 1", 2, "underdispersed_active_units"),
+    _held("overdispersion", "var/mean", 2, lacks=_no_counts),
+    Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step, of="speed"),
+    Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False, lacks=_no_loss),
+    *_accuracies(),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _SHIPPED}
+
+
+def register_metric(metric: Metric) -> None:
+    """Register a metric, for ``nbvae evaluate`` and for tables that list it.
+
+    Args:
+        metric: the metric; an existing metric of the same name is replaced.
+
+    Raises:
+        ValueError: if another metric has the same heading; tables could not tell them apart.
+
+    Example::
+
+        >>> latents = Metric("latents", "latents", 0, None, lambda e: float(e.model.latents), standard=False)
+        >>> register_metric(latents)
+        >>> METRICS["latents"].heading
+        'latents'
+        >>> del METRICS["latents"]
+    """
+    other = next((one.name for one in METRICS.values() if one.heading == metric.heading), metric.name)
+    if other != metric.name:
+        raise InputError(f"heading {metric.heading!r} of metric {metric.name} is that of {other}: give it another")
+    METRICS[metric.name] = metric
+
+
+def settings(epochs: int, seed: int, samples: int) -> dict[str, object]:
+    """Return the settings that metrics depend on, as in ``metrics.json``; metrics with other settings are discarded."""
+    return {"epochs": epochs, "seed": seed, "generated_samples": samples}
+
+
+def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) -> dict[str, object]:
+    """Compute metrics and write them to the file of the sampler; other metrics of the same settings stay in it.
+
+    So do FID and KID in features that are not asked for now.
+    """
+    figures = {one: None if METRICS[one].lacks(this) else METRICS[one].compute(this) for one in names}
+    for one, figure in figures.items():
+        if not isinstance(figure, int | float | None):
+            raise InputError(f"metric {one} gave a {type(figure).__name__}: its function must return a float, or None")
+    # read afterwards: another process may have added metrics meanwhile
+    before = this.run.read_json(metrics_file(this.sampler))
+    now = settings(len(this.log), this.seed, this.samples)
+    same = before.items() >= now.items()
+    networks: dict[str, str | None] = {}
+    if any(METRICS[one].of == "samples" for one in names) or not same:
+        networks |= {kind: network.network for kind, network in this.networks.items()}
+    if same:
+        taken = {suffix_of(kind) for kind in networks}
+        others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))
+        networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
+    kept = {one: v for one, v in before.items() if same and one in METRICS and figures.get(one) is None}
+    if kept.get("importance_weighted_bound") is not None:
+        kept["importance_samples"] = before["importance_samples"]
+    content = {
+        "variant": with_sampler(this.config.variant, this.sampler),
+        "data": this.config.data,
+        **now,
+        "feature_sets": list(networks),
+        "feature_networks": [network for network in networks.values() if network is not None],
+        "train_size": this.trained_on,
+        **about,
+        **this.made_by,
+        **figures,
+        **kept,
+    }
+    this.run.write_json(metrics_file(this.sampler), content)
+    return content
+
+
+def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, object]:
+    """Evaluate a run on its held-out data; write ``metrics.json`` and, if latents are counts, ``dispersion.png``.
+
+    All metrics use exact latents (integer counts):
+
+    - ``mse`` (per element) and ``ssim``: reconstructions from one posterior sample;
+    - ``fid_c``, ``kid_c``, ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``): samples from the
+      prior against all training images of the data set;
+    - ``elbo``, ``kl``, ``importance_weighted_bound``: nats per observation;
+    - ``bits_per_dim``: -elbo / (elements * ln 2); for 8-bit images add 8;
+    - ``information``: sum over units of the information about an observation, in nats
+      (:func:`~pyro_nbvae.metrics.unit_information`);
+    - ``collapsed_units``: number of units whose information is below 0.01 nats;
+    - ``fano``: Fano factor of the posterior, averaged;
+    - ``underdispersed_active_units``: fraction of the other units whose posterior has less variance than a Poisson;
+    - ``overdispersion``: variance over mean of a unit's counts across observations, averaged over units;
+    - ``NAME_error``: standard error of a mean over held-out observations.
+
+    A standard metric that is not defined for the run (SSIM without images, for example) is None. The file also contains
+    the provenance of the run: ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
+
+    With a sampler other than the prior, only the samples are evaluated; the file is ``metrics-SAMPLER.json``.
+
+    Args:
+        run: a trained run.
+        metrics: names in ``METRICS``, which must be defined for the run. Default: the standard ones. Other metrics in
+            the file are kept if they belong to the same checkpoint and settings, also FID and KID in features that are
+            not asked for now.
+        **options: as :class:`Evaluation`.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        InputError: as :class:`Evaluation`, for a metric that is unknown or cannot be computed for the run, and for
+            metrics together with another sampler than the prior.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pyro_nbvae.study.config import configure
+        >>> from pyro_nbvae.study.training import train
+        >>> config = configure(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(config, folder, progress=False)
+        ...     metrics = evaluate(run, ["elbo", "kl"], features=(), importance_samples=0, device="cpu", progress=False)
+        >>> metrics["elbo"] < 0 < metrics["kl"]
+        True
+    """
+    names = [name for name, one in METRICS.items() if one.standard] if metrics is None else list(metrics)
+    for name in names:
+        check_member("metric", name, METRICS)
+    sampler = options.get("sampler", "prior")
+    check_member("sampler", sampler, get_args(SamplerName))
+    if sampler != "prior" and metrics is not None:
+        raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
+    this = Evaluation(run, **options)
+    for name in names if metrics is not None else ():
+        reason = METRICS[name].lacks(this)
+        if reason:
+            raise InputError(f"metric {name} of {run.folder}: {reason}")
+    return measure(this, names)
+
+
+def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
+    """Compute metrics, None where they are not defined for the run, and write the files of :func:`evaluate`."""
+    from pyro_nbvae.study.plots import plot_dispersion
+
+    if this.sampler != "prior":
+        if not this.data.images:
+            raise InputError(f"--sampler {this.sampler} measures FID and KID, which need images; use the prior")
+        return _write(this, [name for name in names if METRICS[name].of == "samples"], {})
+    found = this.held_out
+    about: dict[str, object] = {
+        "importance_samples": this.importance_samples,
+        "test_size": len(this.data.test),
+        "kl_per_unit": found.unit_kl.tolist(),
+    }
+    if found.unit_information is not None:
+        about |= {"units": found.unit_information.numel(), "information_per_unit": found.unit_information.tolist()}
+    figures = _write(this, names, about)
+    if found.fano is not None:
+        units = {"across observations": (found.unit_mean, found.unit_variance)}
+        if found.posterior_mean is not None and found.posterior_variance is not None:
+            units["given one: the posterior"] = found.posterior_mean, found.posterior_variance
+        plot_dispersion(units, this.run.folder / "dispersion.png", title=this.config.title)
+    return figures
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None) -> list[Metric]:
+    """Return the metrics (of those named, or of all) that have a value in at least one row."""
+    return [
+        one
+        for one in METRICS.values()
+        if (metrics is None or one.name in metrics) and any(row.get(one.name) is not None for row in rows)
+    ]
+
+
+def _with_error(row: Mapping[str, Any], metric: Metric) -> str:
+    """Return a value with its standard error, both to two significant digits of the error; "-" without a value."""
+    value, error = row.get(metric.name), row.get(f"{metric.name}_error")
+    if value is None:
+        return "-"
+    if error is None or not (0 < error < math.inf and math.isfinite(value)):
+        return f"{value:.{metric.digits}f}"
+    digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    return f"{round(value, digits):.{max(0, digits)}f} ± {round(error, digits):.{max(0, digits)}f}"
+
+
+def plain(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Format the metrics of several runs for a terminal: one column per run, one line per metric.
+
+    Args:
+        rows: the content of the runs' ``metrics.json``.
+        names: headings of the columns, such as the run folders.
+    """
+    lines = [["run", *names]]
+    lines += [[about, *(str(row[about]) for row in rows)] for about in ("variant", "data", "epochs")]
+    columns = columns_of(rows)
+    errors = {f"{one.name}_error" for one in columns}
+    lines += [[one.heading, *(_with_error(row, one) for row in rows)] for one in columns if one.name not in errors]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def collapsed(values: Mapping[str, Any]) -> str | None:
+    """Return what to do if nearly all units of an evaluated run are collapsed, else None."""
+    units, lost = values.get("units"), values.get("collapsed_units")
+    if units is None or lost is None or values["test_size"] < 2:  # of one observation, no unit has information
+        return None
+    if units - lost > units // 100:
+        return None
+    which = f"all {units}" if lost == units else f"{lost:.0f} of {units}"
+    beta = ", a smaller --beta" if values.get("beta") is not None else ""
+    return (
+        f"{which} units are collapsed (information below 0.01 nats), so the latents carry almost no information about "
+        f"the data: train longer, or with a lower --prior-lr-multiplier{beta} or a smaller --batch-size"
+    )

@@ -1,0 +1,198 @@
+"""Generate observations from a trained run: samples and reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
+from pyro_nbvae.study.data.arrays import as_tensors, read_npy
+from pyro_nbvae.study.errors import check_member, check_number
+from pyro_nbvae.study.folder import Run, SamplerName
+from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
+
+# Maximum number of observations in one figure.
+MOST_SHOWN = 10_000
+# Maximum number of generated observations.
+MOST_SAMPLES = 10_000_000
+
+
+def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0) -> Tensor:
+    """Generate images: the means of the likelihood at exact samples from the prior (integer counts).
+
+    Args:
+        model, guide: the pair.
+        count: number of images N.
+        seed: random seed.
+
+    Returns:
+        Images (N, C, H, W), uint8.
+
+    Raises:
+        InputError: for a count below 1, or a seed out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((1, 8, 8), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> prior_samples(model, guide, 2).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    check_number("the number of samples", count, 1, MOST_SAMPLES)
+    return torch.cat([to_bytes(means) for means in decoded(model, guide, PriorSampler(model), count, seed=seed)])
+
+
+def sampler_of(
+    name: SamplerName, model: GenerativeModel, guide: AmortizedGuide, train: Callable[[], Tensor]
+) -> Sampler:
+    """Return the sampler with this name for a trained pair.
+
+    Args:
+        name: ``prior``, ``mixture`` (:func:`fit_mixture`) or ``posterior`` (:class:`PosteriorSampler`).
+        model, guide: the trained pair.
+        train: returns the training data; called only if the sampler needs them.
+
+    Raises:
+        InputError: for an unknown name, and for latents to which no mixture can be fitted.
+    """
+    check_member("sampler", name, get_args(SamplerName))
+    if name == "prior":
+        return PriorSampler(model)
+    return fit_mixture(model, guide, train()) if name == "mixture" else PosteriorSampler(model, guide, train())
+
+
+def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
+    """Reconstruct observations from one exact posterior sample each (integer counts).
+
+    Args:
+        model, guide: the pair.
+        x: observations (N, *event_shape), floating point.
+        seed: random seed.
+
+    Returns:
+        Means of the likelihood, (N, *event_shape).
+
+    Raises:
+        InputError: for observations of the wrong shape or type, or a seed out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> reconstructions(model, guide, torch.zeros(4, 5)).shape
+        torch.Size([4, 5])
+    """
+    with evaluating(model, guide, seed):
+        return model.observation(guide.posterior(x.to(model.device)).sample()).mean
+
+
+def generate(
+    run: Run,
+    *,
+    count: int = 100,
+    sampler: SamplerName = "prior",
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+    data_path: str | None = None,
+) -> Path:
+    """Decode exact samples (integer counts) and write them as a figure into the run folder.
+
+    Args:
+        run: a trained run.
+        count: number of samples.
+        sampler: as :func:`sampler_of`; ``prior`` writes ``samples.png``, the others ``samples-SAMPLER.png``.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
+
+    Returns:
+        Path of the figure.
+
+    Raises:
+        InputError: for a folder that contains no trained run, an unknown sampler, a count out of range, and, for
+            samplers that need them, data that have changed since the training.
+    """
+    check_member("sampler", sampler, get_args(SamplerName))
+    check_number("--count", count, 1, MOST_SHOWN)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
+
+    def train() -> Tensor:
+        return run.data_of(state, data_root, data_path).train[: config.train_size]
+
+    drawer = sampler_of(sampler, model, guide, train)
+    drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))
+    path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
+    title = f"{config.title}: {sampler} samples"
+    if is_image_shape(model.event_shape):
+        plot_images(drawn, path, title=title, limits=state.get("limits"))
+    else:
+        plot_lines({"samples": drawn}, path, title=title)
+    return path
+
+
+def read_observations(path: str | Path) -> Tensor:
+    """Read observations (N, *event_shape) from a .npy file; images are floats in [0, 1] or uint8.
+
+    Raises:
+        InputError: for a file that does not contain such an array.
+    """
+    return to_floats(*as_tensors(Path(path), {"array": read_npy(Path(path))}))
+
+
+def reconstruct(
+    run: Run,
+    *,
+    input: str | Path | None = None,
+    count: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+    data_path: str | None = None,
+) -> Path:
+    """Write ``reconstructions.png``: originals and their reconstructions, from one exact sample each.
+
+    Args:
+        run: a trained run.
+        input: a .npy file (see :func:`read_observations`). Default: the held-out data of the run's data set.
+        count: number of observations, from the beginning of the data.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
+
+    Returns:
+        Path of the figure.
+
+    Raises:
+        InputError: for data whose shape or range does not match the run, and for data that have changed since the
+            training.
+    """
+    check_number("--count", count, 1, MOST_SHOWN)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
+    if input is None:
+        x = to_floats(run.data_of(state, data_root, data_path).test[:count])
+    else:
+        x = read_observations(input)[:count]
+        model.check_support(x, f"observations of {input}")
+    again = reconstructions(model, guide, x, seed=seed).cpu()
+    path = run.folder / "reconstructions.png"
+    title = f"{config.title}: originals and reconstructions"
+    if is_image_shape(model.event_shape):
+        plot_pairs(x, again, path, title=title, limits=value_range(x))
+    else:
+        plot_lines({"originals": x, "reconstructions": again}, path, title=title)
+    return path

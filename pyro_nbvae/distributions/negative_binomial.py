@@ -29,6 +29,11 @@ class _derived_property(lazy_property):
         return super().__get__(None, owner) if instance is None else self.wrapped(instance)
 
 
+def _version(x: Tensor) -> int:
+    """Return how often a tensor was changed in place, where PyTorch counts it."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
 class NegativeBinomial(TorchDistribution):
     r"""Negative binomial distribution: counts with a variance above their mean.
 
@@ -90,8 +95,9 @@ class NegativeBinomial(TorchDistribution):
             raise ValueError("give exactly one of logits and probs")
         name, given = ("probs", probs) if logits is None else ("logits", logits)
         assert given is not None
-        source = total_count if dispersion_source is None else dispersion_source
-        self._source = source, 0 if dispersion_source is None else dispersion_source._version
+        self._source = (
+            (total_count, 0) if dispersion_source is None else (dispersion_source, _version(dispersion_source))
+        )
         self.total_count, given = torch.broadcast_tensors(*floats(total_count, given))
         setattr(self, name, given)
         super().__init__(torch.Size(self.total_count.shape), validate_args=validate_args)

@@ -171,7 +171,7 @@ def test_latents_that_tell_nothing_are_pointed_out(capsys, folder, tmp_path):
 def test_missing_words(capsys):
     assert "--out" in unread(capsys, "train")
     assert "no run named" in refused(capsys, "evaluate")
-    assert "RUN" in unread(capsys, "generate")
+    assert "a run folder" in unread(capsys, "generate")
     assert "nbvae --help" in unread(capsys, "frobnicate")
     assert "--import needs the name of a module" in refused(capsys, "train", "--import")
 

@@ -18,7 +18,8 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical
 
 attack: $(READY)
-	NBVAE_ATTACK=all $(BIN)/python -m pytest --numprocesses logical tests/attack tests/infer/test_matrix.py
+	NBVAE_ATTACK=all $(BIN)/python -m pytest --numprocesses logical --hypothesis-profile attack tests/attack \
+		tests/infer/test_matrix.py
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -1,3 +1,5 @@
+import os
+
 import pyro
 import pytest
 import torch
@@ -5,7 +7,10 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 # no limit on the time of an example: a busy machine may stop any of them for long
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("attack", settings.get_profile("any machine"), max_examples=2000)
 settings.load_profile("any machine")
 
 

@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pyro_nbvae
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import training
+from pyro_nbvae.study.build import resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.files import read_tensors, write_tensors
-from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.folder import Run, config_json, parse_config
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import AnnealedGumbelSoftmax, Training
 
@@ -83,6 +85,25 @@ def test_a_bit_that_turned_is_noticed(tmp_path, turned):
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError):
         read_tensors(path)
+
+
+def test_config_json_has_all_keys_and_no_other():
+    stored = config_json(resolve(configure("EX-C"), (1, 16, 16)), (1, 16, 16))
+    assert parse_config(stored)[0].variant == "EX-C"
+    with pytest.raises(InputError, match="unknown key 'note'"):
+        parse_config({**stored, "note": 1})
+    del stored["config"]["vae"]["relaxation"]["temperature"]
+    with pytest.raises(InputError, match=r"vae\.relaxation\.temperature: Field required"):
+        parse_config(stored)
+
+
+def test_exported_weights_have_a_checksum(tmp_path):
+    path = train(configure("EX-I", epochs=1, **TINY), tmp_path / "run", progress=False).export()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="checksum is wrong"):
+        pyro_nbvae.load(path)
 
 
 def command(*arguments, **options):

@@ -6,6 +6,8 @@ imports are delayed until a command runs, so that help and usage errors appear a
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
@@ -58,7 +60,7 @@ def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
     """Return the command train, with the options of the parts that a command line chooses."""
 
     def given(flag: str, known: Sequence[str], default: str) -> str:
-        values = [after for word, after in zip(words, [*words[1:], ""], strict=True) if word == f"--{flag}"]
+        values = [after for word, after in itertools.pairwise([*words, ""]) if word == f"--{flag}"]
         values += [word.partition("=")[2] for word in words if word.startswith(f"--{flag}=")]
         return values[-1] if values and values[-1] in known else default  # the parser reports an unknown one
 
@@ -235,11 +237,11 @@ def reproduce(
             precision; or a registered table.
         report: train nothing; write docs/results.md from the finished runs of all tables.
     """
-    import pyro_nbvae.experiments.tables  # noqa: F401
     from pyro_nbvae.study.report import report as write_report
     from pyro_nbvae.study.report import reproduce
     from pyro_nbvae.study.tables import TABLES
 
+    importlib.import_module("pyro_nbvae.experiments.tables")  # whose scripts register their tables
     if report:
         if table or options.variants or options.data or options.seeds:  # the page would lose the other rows
             raise InputError("--report writes all tables: leave out the table, --variants, --data and --seeds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Union
 
 from pydantic import TypeAdapter, ValidationError
@@ -97,24 +98,26 @@ def from_json(stored: object) -> TrainConfig[Any]:
     """
     try:
         adapter = _adapter(*KINDS.values())  # type: ignore[arg-type]
-        found = adapter.validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
+        config = adapter.validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
         if any(each["type"] == "union_tag_invalid" and each["loc"] == ("vae",) for each in error.errors()):
-            lines.append("a variant of your own is known after --import MODULE, or with an entry point of its package")
+            lines.append(
+                "vae: a variant of your own is known after --import MODULE, or with an entry point of its package"
+            )
         raise InputError("\n".join(lines)) from None
-    if missing := _missing(stored, to_json(found)):
-        raise InputError("\n".join(f"{place}: Field required" for place in missing))
-    return found
+    if left_out := list(_left_out(to_json(config), stored)):
+        raise InputError("\n".join(f"{place}: Field required" for place in left_out))
+    return config
 
 
-def _missing(stored: Any, whole: dict[str, Any]) -> list[str]:
-    """Return the places of a tree where a stored one has no key; a default there would be that of another version."""
-    inner = {
-        name: _missing(stored[name], part) for name, part in whole.items() if name in stored and isinstance(part, dict)
-    }
-    places = [f"{name}.{place}" for name, missing in inner.items() for place in missing]
-    return [name for name in whole if name not in stored] + places
+def _left_out(tree: dict[str, Any], stored: Any, above: str = "") -> Iterator[str]:
+    """Iterate over the places of a tree that are not in what it was read from."""
+    for name, value in tree.items():
+        if name not in stored:
+            yield above + name
+        elif isinstance(value, dict):
+            yield from _left_out(value, stored[name], f"{above}{name}.")
 
 
 def checked(config: TrainConfig[Any]) -> TrainConfig[Any]:

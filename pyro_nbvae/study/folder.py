@@ -12,6 +12,7 @@ Files are written under a temporary name and then renamed, so a run that is kill
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -23,13 +24,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import build, choose_device
 from pyro_nbvae.study.config import from_json, to_json
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.data import load as load_data
 from pyro_nbvae.study.data.sources import SOURCES
+from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.study.tree import SamplerName, TrainConfig, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
@@ -83,6 +85,8 @@ def parse_config(stored: object) -> tuple[TrainConfig[Any], tuple[int, ...]]:
         )
     if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n <= 1 << 20 for n in shape):
         raise InputError(f"event_shape must be a list of positive whole numbers, got {shape}")
+    if unknown := stored.keys() - {"schema_version", "event_shape", "config"}:
+        raise InputError(f"unknown key {', '.join(map(repr, sorted(unknown)))}")
     config = from_json(stored.get("config"))
     still_open = [name for name, value in options(config).items() if value is None and name in _RESOLVED]
     if still_open:
@@ -130,14 +134,25 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
     return model.to(chosen).eval(), guide.to(chosen).eval()
 
 
+def _digest(config: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the checksum of exported weights: a safetensors file has none of its own."""
+    found = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        found.update(f"\n{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        found.update(tensors[name].numpy().tobytes())
+    return found.hexdigest()
+
+
 def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            stored = json.loads(file.metadata()["config"])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config, event_shape = parse_config(stored)
+        if metadata["sha256"] != _digest(metadata["config"], tensors):
+            raise ValueError("its checksum is wrong")
+        config, event_shape = parse_config(json.loads(metadata["config"]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:
@@ -424,7 +439,8 @@ class Run:
         state = self.read_checkpoint()
         best: Any = state["best"] or state
         tensors = {f"{part}.{k}": v.clone().contiguous() for part in ("model", "guide") for k, v in best[part].items()}
-        content = save(tensors, metadata={"config": json.dumps(config_json(config, event_shape))})
+        described = json.dumps(config_json(config, event_shape))
+        content = save(tensors, metadata={"config": described, "sha256": _digest(described, tensors)})
         path = path or self.folder / "weights.safetensors"
         if not path.parent.is_dir():
             raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from pyro_nbvae.batching import limits_of
+from pyro_nbvae.batching import value_range
 from pyro_nbvae.study.files import write_atomically
 
 _MARKERS = "osD^vPX*"
@@ -68,7 +68,7 @@ def plot_images(
     """
     from torchvision.utils import make_grid
 
-    low, high = limits or limits_of(images)
+    low, high = limits or value_range(images)
     if (low, high) != (0, 1):
         images, title = (images - low) / (high - low), f"{title}\nblack is {low:.3g}, white {high:.3g}"
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -95,7 +95,7 @@ def plot_pairs(
         path: the PNG file.
         title, limits: as :func:`plot_images`.
     """
-    limits = limits or limits_of(torch.cat([originals.flatten(), reconstructions.flatten()]))
+    limits = limits or value_range(torch.cat([originals.flatten(), reconstructions.flatten()]))
     columns = min(16, len(originals))
     missing = originals.new_full((-len(originals) % columns, *originals.shape[1:]), limits[1])
     rows = [torch.cat([x, missing]).unflatten(0, (-1, columns)) for x in (originals, reconstructions)]

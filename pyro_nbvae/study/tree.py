@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Fields of type Kind and Fixed are not flags: the name of a part's type in config.json, and what a variant decides.
 Positive = Annotated[float, Field(gt=0, le=1e12)]
+Temperature = Annotated[float, Field(gt=0, le=100)]  # arrival times draw as many arrivals as it is high
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 Number = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
@@ -43,9 +44,9 @@ BY_KIND = Field(discriminator="kind")
 class _Annealed:
     """A relaxation whose temperature falls linearly during training."""
 
-    temperature_start: Positive = 1.0
+    temperature_start: Temperature = 1.0
     """temperature at the start of training"""
-    temperature: Positive = 0.25
+    temperature: Temperature = 0.25
     """temperature at the end of the annealing, at most that at the start"""
     anneal_epochs: Epochs | None = None
     """number of epochs of annealing. Default: half of the epochs"""
@@ -68,9 +69,9 @@ class AnnealedArrivalTimes(_Annealed):
     """Arrival times of a Poisson process, with a soft indicator of those before time 1."""
 
     kind: Kind[Literal["arrival"]] = "arrival"
-    temperature_start: Positive = 0.24  # at 1 arrival times count 31 % too many
+    temperature_start: Temperature = 0.24  # at 1 arrival times count 31 % too many
     """temperature at the start of training"""
-    temperature: Positive = 0.05
+    temperature: Temperature = 0.05
     """temperature at the end of the annealing, at most that at the start"""
     indicator: Literal["sigmoid", "smoothstep"] = "sigmoid"
     """soft indicator"""

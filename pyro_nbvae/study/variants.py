@@ -90,7 +90,7 @@ class OverdispersedPriorVAE(VAE):
         from pyro_nbvae.models import NegativeBinomialModel
 
         model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
-        return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build(), spread=0.5)
+        return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build(), initial_output_scale=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

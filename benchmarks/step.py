@@ -26,7 +26,7 @@ from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.variants import VARIANTS
-from pyro_nbvae.vae import bounded, gain
+from pyro_nbvae.vae import rate_multiplier
 
 RELAXATION = ArrivalTimes(0.1)
 BATCH, SMALL = 512, 200
@@ -38,7 +38,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     log_r, logits = model.prior.log_total_count, model.prior.logits
-    heads = bounded(guide.encoder(x)).unbind(1)
+    heads = guide.encode(x)
     r_q = (log_r.expand_as(heads[0]) if shared else log_r + heads[0]).exp()
     l_q = logits + heads[-1]
     z = RelaxedNegativeBinomial(r_q, logits=l_q, relaxation=RELAXATION).rsample()
@@ -47,12 +47,12 @@ def _negative_binomial(model: Any, guide: Any, x: Tensor, shared: bool) -> tuple
 
 
 def _poisson(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    rate = model.prior.mean * gain(bounded(guide.encoder(x))[:, 0])
+    rate = model.prior.mean * rate_multiplier(guide.encode(x)[0])
     return RelaxedPoisson(rate, relaxation=RELAXATION).rsample(), poisson_kl(rate, model.prior.mean)
 
 
 def _gaussian(model: Any, guide: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_scale = bounded(guide.encoder(x)).unbind(1)
+    mean, log_scale = guide.encode(x)
     variance = torch.exp(2 * log_scale)
     z = mean + log_scale.exp() * torch.randn_like(mean)
     return z, 0.5 * (mean.square() + variance - 1) - log_scale

@@ -42,8 +42,8 @@ class GeometricModel(GenerativeModel):
 class GeometricGuide(AmortizedGuide):
     prior_class = GeometricPrior
 
-    def posterior(self, x):
-        (shift,) = self.encode(x)
+    def posterior_from(self, outputs):
+        (shift,) = outputs
         return RelaxedNegativeBinomial(1.0, logits=self.prior.logits + shift, relaxation=self.relaxation)
 
 

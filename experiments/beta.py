@@ -3,6 +3,7 @@
 from pyro_nbvae.experiments import IMAGES, UNITS
 from pyro_nbvae.study.report import run_script
 from pyro_nbvae.study.tables import Table, register_table
+from pyro_nbvae.study.tree import options
 
 VARIANTS = ("CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE")
 FACTORS = (0.2, 0.4, 0.6, 1.0, 2.0)
@@ -13,7 +14,7 @@ TABLE = Table(
     variants=VARIANTS,
     data=("mnist",),
     metrics=(*IMAGES, *UNITS, "elbo", "squared_error"),
-    varied=lambda base: {f"β {factor}": {"beta": factor * base.likelihood.beta} for factor in FACTORS},
+    varied=lambda base: {f"β {factor}": {"beta": factor * options(base)["beta"]} for factor in FACTORS},
     compare={
         **{(f"{one} β {factor}", f"{one} β 1.0"): ("mse", "fid_c") for one in VARIANTS for factor in (0.2, 0.4)},
         **{(f"CMP β {factor}", f"P-VAE β {factor}"): ("mse", "elbo") for factor in FACTORS},

@@ -7,6 +7,7 @@ others. On MNIST beta = 1 is therefore effectively 28 times smaller for the othe
 from pyro_nbvae.experiments import IMAGES, UNITS
 from pyro_nbvae.study.report import run_script
 from pyro_nbvae.study.tables import Table, register_table
+from pyro_nbvae.study.tree import options
 
 VARIANTS, OTHERS = ("EX-C", "DS-C"), ("mlp", "linear")
 
@@ -18,7 +19,7 @@ TABLE = Table(
     metrics=(*IMAGES, *UNITS, "squared_error", "beta"),
     varied=lambda base: {
         "conv": {},
-        **{name: {"decoder": f"released_{name}", "beta": base.likelihood.beta} for name in OTHERS},
+        **{name: {"decoder": f"released_{name}", "beta": options(base)["beta"]} for name in OTHERS},
         **{f"{name}, the paper's β": {"decoder": f"released_{name}"} for name in OTHERS},
     },
     compare={

@@ -3,6 +3,7 @@
 from pyro_nbvae.experiments import IMAGES, UNITS
 from pyro_nbvae.study.report import run_script
 from pyro_nbvae.study.tables import Table, register_table
+from pyro_nbvae.study.tree import options
 
 TABLE = Table(
     name="families",
@@ -10,7 +11,7 @@ TABLE = Table(
     variants=("EX-C", "P-VAE", "G-VAE", "L-VAE", "C-VAE"),
     data=("mnist",),
     metrics=(*IMAGES, *UNITS, "elbo", "squared_error"),
-    varied=lambda base: {f"{size} latents": {"latents": size, "beta": base.likelihood.beta} for size in (16, 64, 256)},
+    varied=lambda base: {f"{size} latents": {"latents": size, "beta": options(base)["beta"]} for size in (16, 64, 256)},
 )
 register_table(TABLE)
 

@@ -23,7 +23,7 @@ from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.study import generation, results
 from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.data import load
-from pyro_nbvae.study.plots import Panel, plot_curves, plot_dispersion, plot_grid, plot_rows, plot_spikes
+from pyro_nbvae.study.plots import Panel, plot_curves, plot_dispersion, plot_images, plot_spikes
 from pyro_nbvae.study.scales import Reproduction, ScaleName
 from pyro_nbvae.study.tables import Cell, Table, cells
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
@@ -84,12 +84,16 @@ class Arguments:
         return getattr(load(self.data, self.data_root), part)[:number]
 
 
+def _plot_rows(rows: dict[str, torch.Tensor], path: Path, title: str) -> None:
+    plot_images(torch.cat([*rows.values()]), path, title=title, columns=16, rows=[*rows])
+
+
 def samples(given: Arguments, path: Path) -> None:
     """Plot training images, and images generated from the prior (integer counts), one row per variant."""
     rows = {"training data": to_floats(given.images("train", 16))}
     for name, model, guide in given.pairs():
         rows[name] = to_floats(generation.prior_samples(model, guide, 16, seed=given.seed))
-    plot_rows(rows, path, title=f"{given.where}: images generated from the prior")
+    _plot_rows(rows, path, f"{given.where}: images generated from the prior")
 
 
 def reconstructions(given: Arguments, path: Path) -> None:
@@ -97,7 +101,7 @@ def reconstructions(given: Arguments, path: Path) -> None:
     rows = {"held out": to_floats(given.images(number=16))}
     for name, model, guide in given.pairs():
         rows[name] = generation.reconstructions(model, guide, rows["held out"], seed=given.seed).cpu()
-    plot_rows(rows, path, title=f"{given.where}: held-out images and their reconstructions")
+    _plot_rows(rows, path, f"{given.where}: held-out images and their reconstructions")
 
 
 def rate_distortion(given: Arguments, path: Path) -> None:
@@ -185,7 +189,7 @@ def features(given: Arguments, path: Path) -> None:
     best = weight[order[:100].to(weight.device)]
     scale = best.abs().flatten(1).amax(1)[:, None, None, None]
     title = f"{cell.label} on {given.where}: what a spike adds, by KL (grey: nothing)"
-    plot_grid(0.5 + best / (2 * scale), path, title=title)
+    plot_images(0.5 + best / (2 * scale), path, title=title)
 
 
 def training(given: Arguments, path: Path) -> None:

@@ -59,7 +59,7 @@ def main(
         guide.relaxation = RELAXATIONS[name].at(temperature)
         moments = {label: gradient_moments(e, model, guide, x, repeats, seed=seed) for label, e in ESTIMATORS.items()}
         for label, one in moments.items():
-            rows[label][f"{name}, {temperature}"] = f"{one.noise / moments['AnalyticKL_ELBO'].signal:.2f}"
+            rows[label][f"{name}, {temperature}"] = f"{one.variance / moments['AnalyticKL_ELBO'].squared_norm:.2f}"
     caption = (
         "Trace of the covariance of the gradient with respect to the guide's parameters over the squared norm of its "
         f"mean under the exact KL; {images} held-out images, {repeats} samples per cell; columns: relaxation, "

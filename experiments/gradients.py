@@ -22,13 +22,13 @@ from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
-from pyro_nbvae.metrics import gradient_bias
+from pyro_nbvae.metrics import gradients
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.files import write_text
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.plots import plot_bias_and_noise
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 WARM, COLD = (1.0, 0.5, 0.24, 0.1, 0.05), (1.0, 0.5, 0.25, 0.1)
 RELAXED: dict[str, list[Relaxation]] = {
@@ -48,16 +48,16 @@ def rows_of(case: str, model: GenerativeModel, guide: AmortizedGuide, x: Tensor,
     """Return one row of the table for each gradient estimator that the guide supports."""
     family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
     samples: list[tuple[str, float | None, Callable[[], Tensor]]] = [
-        (name, getattr(one, "temperature", None), partial(gradient_bias.pathwise_draw, model, guide, x, one))
+        (name, getattr(one, "temperature", None), partial(gradients.pathwise_gradient, model, guide, x, one))
         for name, relaxations in RELAXED.items()
         if family != "COM-Poisson" or name == "integer"
         for one in relaxations
     ]
-    samples += [(name, None, partial(gradient_bias.score_draw, model, guide, x, n)) for name, n in SCORES.items()]
+    samples += [(name, None, partial(gradients.score_gradient, model, guide, x, n)) for name, n in SCORES.items()]
     rows = []
     for name, temperature, draw in tqdm(samples, desc=f"{case}, {family}", leave=False):
-        error = gradient_bias.compare(gradient_bias.draw_many(draw, draws), exact)
-        shown = {"bias": error.bias, "± bias": error.bias_error, "noise": error.noise}
+        error = gradients.gradient_error(torch.stack([draw() for _ in range(draws)]), exact)
+        shown = {"bias": error.squared_bias, "± bias": error.squared_bias_error, "noise": error.variance}
         rows.append({"case": case, "posterior": family, "way": name, "temperature": temperature, **shown})
     return rows
 
@@ -67,14 +67,13 @@ def linear_case(family: str, draws: int, seed: int) -> list:
     torch.manual_seed(seed)
     decoder, likelihood = nn.Linear(LATENTS, OBSERVED), Gaussian(1.0)
     model = NegativeBinomialModel((OBSERVED,), LATENTS, decoder=decoder, likelihood=likelihood, prior_mean=2.0)
-    guide = GUIDES[family](model, encoder="released_linear", spread=1.0)
+    guide = GUIDES[family](model, encoder="released_linear", initial_output_scale=1.0)
     x = torch.randn(OBSERVATIONS, OBSERVED)
-    with gradient_bias.outputs(guide, x) as leaves:
-        q, weight = guide.posterior(x), decoder.weight / model.initial_stddev
-        error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
-        gradients = torch.autograd.grad(error.sum() / likelihood.beta, leaves)
-    exact = torch.cat([g.double().mean(0) for g in gradients]).expand(gradient_bias.GROUPS, -1)
-    with gradient_bias.undisturbed(model, guide, seed):
+    outputs = gradients.encoder_outputs(guide, x)
+    q, weight = guide.posterior_from(outputs), decoder.weight / model.initial_stddev
+    error = (x - model.decode(q.mean)).square().sum(1) + (q.variance * weight.square().sum(0)).sum(1)
+    exact = gradients.mean_gradient(error.sum() / likelihood.beta, outputs).expand(gradients.GROUPS, -1)
+    with evaluating(model, guide, seed):
         return rows_of("linear decoder", model, guide, x, exact, draws)
 
 
@@ -82,8 +81,8 @@ def trained_case(folder: str, images: int, draws: int, exact_draws: int, seed: i
     """Return the rows for the checkpoint of a run."""
     config, model, guide = Run(folder).load(device)
     x = to_floats(load(config.data, config.data_root).test[:images].to(model.device))
-    with gradient_bias.undisturbed(model, guide, seed):
-        exact = gradient_bias.draw_many(lambda: gradient_bias.exact_draw(model, guide, x), exact_draws)
+    with evaluating(model, guide, seed):
+        exact = torch.stack([gradients.unbiased_gradient(model, guide, x) for _ in range(exact_draws)])
         return rows_of(f"trained, {config.title}", model, guide, x, exact, draws)
 
 

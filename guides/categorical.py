@@ -12,15 +12,15 @@ from pyro_nbvae.vae import AmortizedGuide
 class CategoricalGuide(AmortizedGuide):
     """q(z | x) = one-hot categorical with the encoder's logits, relaxed.
 
-    It equals the prior if the encoder's outputs are 0.
+    It is the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.CategoricalModel`.
         encoder: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
-        relaxation: a :class:`~pyro_nbvae.distributions.GumbelSoftmax`; None for exact latents.
+        relaxation: a :class:`~pyro_nbvae.distributions.GumbelSoftmax`; None for one-hot latents without a gradient.
 
     Raises:
-        TypeError: for another relaxation, when the posterior is made.
+        TypeError: for another relaxation, when the posterior is computed.
         ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
 
     Example::
@@ -44,10 +44,6 @@ class CategoricalGuide(AmortizedGuide):
     ) -> None:
         super().__init__(model, encoder=encoder, relaxation=relaxation)
 
-    def posterior(self, x: Tensor) -> RelaxedOneHotCategorical:
-        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, variables).
-
-        It has the guide's current relaxation.
-        """
-        (logits,) = self.encode(x)
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> RelaxedOneHotCategorical:
+        (logits,) = outputs
         return RelaxedOneHotCategorical(logits=logits.unflatten(1, self.latent_shape), relaxation=self.relaxation)

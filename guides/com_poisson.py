@@ -8,22 +8,23 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer, Relaxation
-from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel, gain
+from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel, rate_multiplier
 
-# Factor of the encoder's bounded output, from -5 to 5, in log nu: nu is from e^-3 to e^3.
-DISPERSION = 0.6
+# log nu per unit of the encoder's bounded output, from -5 to 5: nu is from e^-3 to e^3.
+_LOG_DISPERSION_SCALE = 0.6
 
 
 class ConwayMaxwellPoissonGuide(AmortizedGuide):
-    """q(z | x) = COM-Poisson(m * g(x), nu(x)), with m the prior's mean: each unit is narrower or wider than a Poisson.
+    """q(z | x) = COM-Poisson(m * g(x), nu(x)), with m the prior's mean: each unit may be under- or overdispersed.
 
-    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's first output. The posterior equals
-    Poisson(m) if the encoder's outputs are 0.
+    The multiplier g is :func:`~pyro_nbvae.vae.rate_multiplier` of the encoder's first output; the second determines the
+    dispersion parameter nu (:class:`~pyro_nbvae.distributions.ConwayMaxwellPoisson`). The posterior is Poisson(m) if
+    the encoder's outputs are 0.
 
     Args:
         model: a model with a prior over counts, such as :class:`~pyro_nbvae.models.NegativeBinomialModel`.
-        relaxation: :class:`~pyro_nbvae.distributions.Integer`, or None for exact latents without a gradient.
-        spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`; values below 1 have trained best.
+        relaxation: :class:`~pyro_nbvae.distributions.Integer`, or None for integer counts without a gradient.
+        initial_output_scale: as :class:`~pyro_nbvae.vae.AmortizedGuide`; values below 1 have trained best.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
 
     Raises:
@@ -43,16 +44,19 @@ class ConwayMaxwellPoissonGuide(AmortizedGuide):
     heads = 2
 
     def __init__(
-        self, model: GenerativeModel, *, relaxation: Relaxation | None = Integer(), spread: float = 0.5, **options: Any
+        self,
+        model: GenerativeModel,
+        *,
+        relaxation: Relaxation | None = Integer(),
+        initial_output_scale: float = 0.5,
+        **options: Any,
     ) -> None:
-        super().__init__(model, relaxation=relaxation, spread=spread, **options)
+        super().__init__(model, relaxation=relaxation, initial_output_scale=initial_output_scale, **options)
 
-    def posterior(self, x: Tensor) -> ConwayMaxwellPoisson:
-        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
-        shift, dispersion = self.encode(x)
-        return ConwayMaxwellPoisson(
-            self.prior.mean * gain(shift), (DISPERSION * dispersion).exp(), relaxation=self.relaxation
-        )
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> ConwayMaxwellPoisson:
+        shift, dispersion = outputs
+        rate, nu = self.prior.mean * rate_multiplier(shift), (_LOG_DISPERSION_SCALE * dispersion).exp()
+        return ConwayMaxwellPoisson(rate, nu, relaxation=self.relaxation)
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ from pyro_nbvae.vae import AmortizedGuide
 class GaussianGuide(AmortizedGuide):
     """q(z | x) = Normal(location, scale), both from the encoder.
 
-    It equals the prior if the encoder's outputs are 0.
+    It is the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.GaussianModel`.
-        encoder, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        encoder, initial_output_scale: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
         relaxation: not used.
 
     Raises:
@@ -34,20 +34,19 @@ class GaussianGuide(AmortizedGuide):
 
     heads = 2
 
-    def posterior(self, x: Tensor) -> dist.Normal:
-        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
-        location, log_scale = self.encode(x)
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> dist.Normal:
+        location, log_scale = outputs
         return dist.Normal(location, log_scale.exp())
 
 
 class ScaledGaussianGuide(GaussianGuide):
     """q(z | x) = Normal(s * location, s * scale), with s the prior's scale, and location and scale from the encoder.
 
-    It equals the prior if the encoder's outputs are 0.
+    It is the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.ScaledGaussianModel`.
-        encoder, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        encoder, initial_output_scale: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
         relaxation: not used.
 
     Raises:
@@ -66,8 +65,7 @@ class ScaledGaussianGuide(GaussianGuide):
     prior: LearnedScale
     prior_class = LearnedScale
 
-    def posterior(self, x: Tensor) -> dist.Normal:
-        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
-        location, log_scale = self.encode(x)
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> dist.Normal:
+        location, log_scale = outputs
         scale = self.prior.scale
         return dist.Normal(scale * location, scale * log_scale.exp())

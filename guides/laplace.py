@@ -11,11 +11,11 @@ from pyro_nbvae.vae import AmortizedGuide
 class LaplaceGuide(AmortizedGuide):
     """q(z | x) = Laplace(location, scale), both from the encoder.
 
-    It equals the prior if the encoder's outputs are 0.
+    It is the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.LaplaceModel`.
-        encoder, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        encoder, initial_output_scale: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
         relaxation: not used.
 
     Raises:
@@ -33,7 +33,6 @@ class LaplaceGuide(AmortizedGuide):
 
     heads = 2
 
-    def posterior(self, x: Tensor) -> dist.Laplace:
-        """Return q(z | x) for ``x`` (B, *event_shape), batch shape (B, K)."""
-        location, log_scale = self.encode(x)
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> dist.Laplace:
+        location, log_scale = outputs
         return dist.Laplace(location, log_scale.exp())

@@ -13,14 +13,14 @@ from pyro_nbvae.vae import AmortizedGuide
 
 
 class NegativeBinomialGuide(AmortizedGuide):
-    """q(z | x) = NB(r * dr(x), l + dl(x)), relaxed.
+    """q(z | x) = NB(r * dr(x), l + dl(x)), relaxed, with the prior's dispersion parameter r and logits l.
 
-    It equals the prior if the encoder's outputs are 0.
+    It is the prior if the encoder's outputs are 0.
 
     Args:
         model: a :class:`~pyro_nbvae.models.NegativeBinomialModel`.
-        shared_dispersion: keep the prior's dispersion (dr = 1, the DS variants); the encoder then has one head, not
-            two.
+        shared_dispersion: whether the posterior has the prior's dispersion parameter (dr = 1, the DS variants); the
+            encoder then has one head instead of two.
         **options: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
 
     Raises:
@@ -43,12 +43,11 @@ class NegativeBinomialGuide(AmortizedGuide):
         self.heads = 1 if shared_dispersion else self.heads
         super().__init__(model, **options)
 
-    def posterior(self, x: Tensor) -> RelaxedNegativeBinomial:
-        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
-        shift, *log_ratio = self.encode(x)
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> RelaxedNegativeBinomial:
+        shift, *log_dispersion_ratio = outputs
         r = self.prior.total_count
-        if log_ratio:
-            r = r * log_ratio[0].exp()
+        if log_dispersion_ratio:
+            r = r * log_dispersion_ratio[0].exp()
         return RelaxedNegativeBinomial(r, logits=self.prior.logits + shift, relaxation=self.relaxation)
 
     @torch.no_grad()

@@ -5,19 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_nbvae.distributions import RelaxedPoisson
-from pyro_nbvae.vae import AmortizedGuide, CountPrior, gain
+from pyro_nbvae.vae import AmortizedGuide, CountPrior, rate_multiplier
 
 
 class PoissonGuide(AmortizedGuide):
     """q(z | x) = Poisson(m * g(x)), relaxed, with m the prior's mean.
 
-    The gain g is :func:`~pyro_nbvae.vae.gain` of the encoder's output. The posterior equals a
-    Poisson prior if the encoder's outputs are 0.
+    The multiplier g is :func:`~pyro_nbvae.vae.rate_multiplier` of the encoder's output. The posterior is Poisson(m) if
+    the encoder's outputs are 0.
 
     Args:
         model: a model with a prior over counts: :class:`~pyro_nbvae.models.PoissonModel` or
             :class:`~pyro_nbvae.models.NegativeBinomialModel`.
-        encoder, relaxation, spread: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
+        encoder, relaxation, initial_output_scale: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
 
     Raises:
         TypeError, ValueError: as :class:`~pyro_nbvae.vae.AmortizedGuide`.
@@ -35,7 +35,6 @@ class PoissonGuide(AmortizedGuide):
     prior: CountPrior
     prior_class = CountPrior
 
-    def posterior(self, x: Tensor) -> RelaxedPoisson:
-        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
-        (shift,) = self.encode(x)
-        return RelaxedPoisson(self.prior.mean * gain(shift), relaxation=self.relaxation)
+    def posterior_from(self, outputs: tuple[Tensor, ...]) -> RelaxedPoisson:
+        (shift,) = outputs
+        return RelaxedPoisson(self.prior.mean * rate_multiplier(shift), relaxation=self.relaxation)

@@ -30,7 +30,7 @@ class GaussianModel(GenerativeModel):
 
 
 class LearnedScale(nn.Module):
-    """Logarithm of the prior's scale of each latent, which starts at 0.
+    """Logarithm of the prior's scale of each latent, initially 0.
 
     Example::
 
@@ -51,9 +51,9 @@ class LearnedScale(nn.Module):
 class ScaledGaussianModel(GaussianModel):
     r"""z ~ Normal(0, s), x ~ likelihood(decoder(z)), with a learned scale s of each latent.
 
-    It expresses no more than :class:`GaussianModel`, since a decoder may scale its input itself. But with its guide the
-    KL does not depend on s, so a scale that learns faster than the networks turns a latent up, or off, in a few
-    steps. The means of count priors can do the same, and this model is the fair comparison for them.
+    It has the same expressive power as :class:`GaussianModel`, since a decoder may scale its input itself. But the KL
+    to its guide does not depend on s, so a scale that learns faster than the networks can increase or switch off a
+    latent within a few steps. The means of count priors can do the same, so this model is the fair comparison.
 
     Arguments and errors as :class:`~pyro_nbvae.vae.GenerativeModel`.
 

@@ -37,8 +37,8 @@ class NegativeBinomialPrior(CountPrior):
         """r e^l, (K,)."""
         return (self.log_total_count + self.logits).exp()
 
-    def start(self, mean: float) -> None:
-        """Set this mean count at a Fano factor of 2: r = mean, logits = 0."""
+    def initialize(self, mean: float) -> None:
+        """Set this mean count, with a Fano factor of 2: r = mean, logits = 0."""
         nn.init.constant_(self.log_total_count, math.log(mean))
         nn.init.zeros_(self.logits)
 
@@ -46,7 +46,7 @@ class NegativeBinomialPrior(CountPrior):
 class NegativeBinomialModel(CountModel):
     """z ~ NB(r, l), x ~ likelihood(decoder(standardize(z))).
 
-    The prior has few parameters, far from their optimum: give them a higher learning rate
+    The prior has few parameters, and their initial values are far from the optimum: use a higher learning rate for them
     (:func:`~pyro_nbvae.infer.learning_rates`).
 
     Args:

@@ -27,7 +27,7 @@ class PoissonPrior(CountPrior):
     def mean(self) -> Tensor:
         return self.rate
 
-    def start(self, mean: float) -> None:
+    def initialize(self, mean: float) -> None:
         nn.init.constant_(self.log_rate, math.log(mean))
 
 

@@ -1,10 +1,10 @@
-"""Observations as tensors: pixels and other values, batches, and the batches of a DataLoader."""
+"""Observations as tensors: pixels and other values, batches of a tensor, and batches of a DataLoader."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,13 +12,10 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.errors import InputError
 
-if TYPE_CHECKING:
-    from pyro_nbvae.vae import GenerativeModel
-
-# Batch size when nothing is trained.
+# Batch size for evaluation.
 BATCH = 500
-# What the values of a data set are, as a model takes them.
-Values = Literal["unit", "binary", "counts", "real"]
+# Kind of the values of a data set, as a model takes them.
+ValueKind = Literal["unit", "binary", "counts", "real"]
 
 
 def is_image_shape(event_shape: tuple[int, ...]) -> bool:
@@ -31,19 +28,19 @@ def is_pixels(x: Tensor) -> bool:
     return x.dtype == torch.uint8 and is_image_shape(x.shape[1:])
 
 
-def values_of(*parts: Tensor) -> Values:
-    """Return what the values of observations are, as :func:`to_floats` returns them.
+def value_kind(*parts: Tensor) -> ValueKind:
+    """Return the kind of the values of observations, after :func:`to_floats`.
 
     Args:
-        *parts: observations (N, *event_shape), such as those for training and those held out.
+        *parts: observations (N, *event_shape), such as the training set and the held-out data.
 
     Returns:
         ``binary`` if all are 0 or 1; ``unit`` if the observations are images and all values are in [0, 1]; ``counts``
-        if all are whole numbers of 0 or more; ``real`` otherwise.
+        if all are whole numbers of at least 0; ``real`` otherwise.
 
     Example::
 
-        >>> values_of(torch.tensor([[0.0, 3.0]])), values_of(torch.tensor([[0.5, -1.0]]))
+        >>> value_kind(torch.tensor([[0.0, 3.0]])), value_kind(torch.tensor([[0.5, -1.0]]))
         ('counts', 'real')
     """
     if all(map(is_pixels, parts)):
@@ -57,19 +54,19 @@ def values_of(*parts: Tensor) -> Values:
 
 
 def _all(parts: tuple[Tensor, ...], holds: Callable[[Tensor], Tensor]) -> bool:
-    """Whether something holds for all elements; few observations at a time, until it does not."""
-    return all(bool(holds(few).all()) for x in parts for few in x.split(BATCH))
+    """Whether a condition holds for all elements; checks batch by batch and stops at the first failure."""
+    return all(bool(holds(batch).all()) for x in parts for batch in x.split(BATCH))
 
 
-def limits_of(x: Tensor) -> tuple[float, float]:
-    """Return the values that are drawn black and white: 0 and 1, or the range of the values if it is not within.
+def value_range(x: Tensor) -> tuple[float, float]:
+    """Return the values that are plotted in black and white: 0 and 1, or the range of values that exceed it.
 
     Args:
         x: observations of any shape.
 
     Example::
 
-        >>> limits_of(torch.tensor([0.2, 0.7])), limits_of(torch.tensor([-1.0, 0.5]))
+        >>> value_range(torch.tensor([0.2, 0.7])), value_range(torch.tensor([-1.0, 0.5]))
         ((0.0, 1.0), (-1.0, 0.5))
     """
     if is_pixels(x) or not len(x):
@@ -87,15 +84,13 @@ def to_floats(x: Tensor) -> Tensor:
         x: (N, *event_shape).
 
     Returns:
-        Of the same shape, in single precision.
+        Tensor of the same shape, float32.
 
     Example::
 
         >>> float(to_floats(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)).max())
         1.0
     """
-    if not isinstance(x, Tensor):
-        raise InputError(f"data must be a tensor, got {type(x).__name__}: torch.as_tensor(x)")
     return x.float().div_(255) if is_pixels(x) else x.float()
 
 
@@ -103,11 +98,11 @@ def to_bytes(images: Tensor, limits: tuple[float, float] = (0.0, 1.0)) -> Tensor
     """Convert images to uint8, rounded to the nearest; values outside the limits are clamped.
 
     Args:
-        images: any shape.
+        images: tensor of any shape.
         limits: the values that become 0 and 255.
 
     Returns:
-        Of the same shape, uint8.
+        Tensor of the same shape, uint8.
 
     Example::
 
@@ -138,12 +133,12 @@ def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tenso
         yield to_floats(x[chosen])
 
 
-def thinned(x: Tensor, most: int) -> Tensor:
-    """Return at most this many observations, evenly spaced: data may be sorted.
+def evenly_spaced(x: Tensor, most: int) -> Tensor:
+    """Return at most ``most`` observations, evenly spaced, because data may be sorted.
 
     Example::
 
-        >>> thinned(torch.arange(7), 3)
+        >>> evenly_spaced(torch.arange(7), 3)
         tensor([0, 3, 6])
     """
     return x[:: max(1, math.ceil(len(x) / most))]
@@ -154,34 +149,28 @@ def thinned(x: Tensor, most: int) -> Tensor:
 Observations: TypeAlias = Tensor | Iterable[Tensor | Sequence[Tensor]]
 
 
-def _batches(data: Iterable[Tensor | Sequence[Tensor]], what: str) -> Iterator[Tensor]:
+def _loaded(data: Iterable[Tensor | Sequence[Tensor]], what: str) -> Iterator[Tensor]:
+    """Iterate over the observations of a DataLoader's batches."""
     first: Tensor | None = None
     iterator, end = None, object()
     while True:
-        with torch.random.fork_rng([]):  # a DataLoader draws random numbers, which are not those of the latents
+        with torch.random.fork_rng([]):  # the random numbers of a DataLoader are not those of the latents
             iterator = iter(data) if iterator is None else iterator
             batch: Any = next(iterator, end)
         if batch is end:
             return
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(x, Tensor):
-            raise InputError(
-                f"{what}: a batch must be a tensor, or a tuple whose first is one, got {type(x).__name__}: use a "
-                "DataLoader, or torch.as_tensor(x)"
-            )
-        if not x.dim():
-            raise InputError(f"{what}: a batch must have shape (B, *event_shape), got a number: pass a list of tensors")
         first = x if first is None else first
-        if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
+        if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):  # cat would convert pixels to floats unscaled
             raise InputError(
-                f"{what}: batches differ: {first.dtype} of shape {tuple(first.shape)}, then {x.dtype} of shape "
-                f"{tuple(x.shape)}"
+                f"{what}: batches must have one shape and dtype, got {first.dtype} of shape {tuple(first.shape)}, then "
+                f"{x.dtype} of shape {tuple(x.shape)}"
             )
         yield x
 
 
-def _of_one_size(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Cut batches anew, into those of a tensor, so that results do not depend on how the data were batched."""
+def _regrouped(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Regroup batches into those of a tensor, so that results do not depend on how the data were batched."""
     waiting: list[Tensor] = []
     for batch in batches:
         waiting.append(batch)
@@ -193,48 +182,36 @@ def _of_one_size(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-def shown(data: Observations, what: str, progress: bool) -> Iterator[Tensor]:
+def evaluation_batches(data: Observations, what: str, progress: bool = False) -> Iterator[Tensor]:
     """Iterate over data in batches of one size, unchanged, with a progress bar.
 
     Args:
-        data: a tensor (N, ...), or an iterable of batches: tensors, or tuples whose first is one.
+        data: a tensor (N, ...), or an iterable of batches: tensors, or tuples whose first element is one.
         what: name for the progress bar and for errors.
         progress: show a progress bar.
 
     Raises:
-        InputError: for data without an observation, and for batches that are not tensors of one shape and dtype.
+        InputError: for data without an observation, and for batches that differ in shape or dtype.
     """
-    if isinstance(data, Tensor):
-        if not len(data):
-            raise InputError(f"{what}: the data have no observation (shape {tuple(data.shape)})")
-        batches: Iterable[Tensor] = data.split(BATCH)
-        total: int | None = math.ceil(len(data) / BATCH)
-    else:
-        if not isinstance(data, Iterable):
-            raise InputError(f"{what}: data must be a tensor or a DataLoader, got {type(data).__name__}")
-        batches, total = _of_one_size(_batches(data, what)), None
+    whole = isinstance(data, Tensor)
+    batches = data.split(BATCH) if isinstance(data, Tensor) else _regrouped(_loaded(data, what))
+    total = math.ceil(len(data) / BATCH) if isinstance(data, Tensor) else None
     empty = True
     for batch in tqdm(batches, desc=what, total=total, disable=not progress, leave=False):
-        empty = False
-        yield batch
+        if len(batch):
+            empty = False
+            yield batch
     if empty:
-        raise InputError(f"{what}: the data have no observation (an empty DataLoader)")
+        raise InputError(f"{what}: the data have no observation ({'an empty tensor' if whole else 'an empty loader'})")
 
 
-def placed(model: GenerativeModel, x: Tensor) -> Tensor:
-    """Return a batch as a model takes it: on its device and in its precision, pixels scaled to [0, 1]."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    x = x.to(model.device)
-    return (to_floats(x) if is_pixels(x) else x).to(dtype)
+class EvenSubset:
+    """At most ``most`` observations of a stream of unknown length, evenly spaced, and at least half as many.
 
-
-class Thinned:
-    """At most a number of observations of a stream of unknown length, evenly spaced, and at least half as many.
-
-    Every 2^j-th observation is kept, with the smallest j that is enough.
+    Every 2^j-th observation is stored, with the smallest j that is enough.
 
     Args:
-        most: the largest number of observations.
+        most: maximum number of observations.
     """
 
     def __init__(self, most: int) -> None:
@@ -249,6 +226,6 @@ class Thinned:
             self.parts, self.step = [torch.cat(self.parts)[::2]], 2 * self.step
 
     @property
-    def kept(self) -> Tensor:
-        """The observations that are kept, (n, ...)."""
+    def observations(self) -> Tensor:
+        """The stored observations, (n, ...)."""
         return torch.cat(self.parts)

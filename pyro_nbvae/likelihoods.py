@@ -1,13 +1,14 @@
 """Likelihoods p(x | z), as distributions that are computed from a decoder's output.
 
-A likelihood is a callable from the decoder's output, (..., *event_shape), to a distribution. These four are included; a
-model accepts any other callable instead. Each states what it reads the output as, so that you know what your own
-decoder must return; the built-in decoders end in the layer that the likelihood asks for.
+A likelihood is a callable from the decoder's output, (..., *event_shape), to a distribution. Four are included; a model
+accepts any other callable. The documentation of each states how it reads the output, and so what a decoder of your own
+must return; the built-in decoders end in the layer that the likelihood chooses.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import pyro.distributions as dist
 import torch
@@ -19,12 +20,12 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.networks.outputs import CountOutput, ImageOutput, LogitOutput, Output, RealOutput
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """Base class of likelihoods: from a decoder's output h to p(x | h), element by element.
 
     Attributes:
         loss_scale: factor of the ELBO in the loss of published runs; beta for the Gaussian likelihood, 1 for nats.
-        discrete: whether observations are whole numbers from 0; built-in encoders read them as log(1 + x).
+        discrete: whether observations are counts; built-in encoders read them as log(1 + x).
 
     Example::
 
@@ -53,9 +54,9 @@ class Likelihood(nn.Module):
         """
         return nn.Identity()
 
+    @abstractmethod
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         """Return the distribution of x, of batch shape ``h.shape``."""
-        raise NotImplementedError
 
 
 class Gaussian(Likelihood):
@@ -63,9 +64,9 @@ class Gaussian(Likelihood):
 
     .. math:: -\beta \log p(x \mid h) = (x - h)^2 + \tfrac{\beta}{2} \log(\pi \beta)
 
-    so that -beta * ELBO is the squared error + beta * KL + a constant: one nat of KL is
-    worth a squared error of beta. On images the built-in decoders end in a sigmoid, from 0 to 1 or
-    over the range of the training data, otherwise in a linear layer.
+    so that -beta * ELBO is the squared error + beta * KL + a constant: one nat of KL has the weight of a squared error
+    of beta. For images, the built-in decoders end in a sigmoid, scaled to [0, 1] or to the range of the training data;
+    otherwise they end in a linear layer.
 
     Args:
         beta: 2 sigma^2, positive, in squared units of the data.
@@ -119,8 +120,8 @@ class Bernoulli(Likelihood):
 class Poisson(Likelihood):
     """Poisson likelihood for counts x, x ~ Poisson(softplus(h)).
 
-    The rate approaches e^h for very negative h and h for large h: it grows linearly, whereas e^h would explode when the
-    latents are large.
+    The rate approaches e^h for very negative h and h for large h: it grows linearly, whereas e^h would overflow for
+    large latents.
 
     Example::
 
@@ -138,10 +139,10 @@ class Poisson(Likelihood):
 
 
 class NegativeBinomial(Likelihood):
-    """Negative binomial likelihood for counts x, of mean m = softplus(h).
+    """Negative binomial likelihood for counts x, with mean m = softplus(h).
 
-    Each element of an observation has its own learned dispersion r; the variance is :math:`m + m^2 / r`. The parameter
-    ``log_total_count``, of shape event_shape, is log r; it starts at 0.
+    Each element of an observation has its own learned dispersion parameter r; the variance is :math:`m + m^2 / r`. The
+    parameter ``log_total_count``, of shape event_shape, is log r; it is initially 0.
 
     Example::
 
@@ -161,17 +162,17 @@ class NegativeBinomial(Likelihood):
         return CountOutput(event_shape)
 
     def setup(self, event_shape: tuple[int, ...]) -> None:
-        known: nn.Parameter | None = getattr(self, "log_total_count", None)
-        if known is None:
+        if not hasattr(self, "log_total_count"):
             self.log_total_count = nn.Parameter(torch.zeros(event_shape))
-        elif known.shape != event_shape:
+        elif self.log_total_count.shape != event_shape:
             raise InputError(
-                f"this likelihood has dispersions of shape {tuple(known.shape)}, observations have {tuple(event_shape)}"
+                f"this likelihood is set up for observations of shape {tuple(self.log_total_count.shape)}, got "
+                f"{tuple(event_shape)}: use another one"
             )
 
     def forward(self, h: Tensor) -> distributions.SoftplusNegativeBinomial:
         if not hasattr(self, "log_total_count"):
-            raise InputError("this likelihood has no dispersions yet: call its setup(event_shape), as a new model does")
+            raise InputError("this likelihood has no parameters yet: call setup(event_shape), as a new model does")
         return distributions.SoftplusNegativeBinomial(h, self.log_total_count)
 
 

@@ -1,12 +1,14 @@
 """Samplers for trained models: the prior, a mixture fitted to the posteriors of training data, or these posteriors.
 
 Samples from the prior evaluate the whole model. Samples from the aggregate posterior are reconstructions of training
-data, a floor for any prior: what the prior adds to their FID is its mismatch with the aggregate posterior. A mixture
-fitted to the posteriors is a better prior found after training (ex-post density estimation, Ghosh et al., 2020).
+data, the best that any prior can reach: the increase of FID with the prior is due to its mismatch with the aggregate
+posterior. A mixture fitted to the posteriors is a better prior, found after training (ex-post density estimation, Ghosh
+et al., 2020).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,17 +16,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_nbvae.batching import BATCH, Observations, Thinned, placed, shown
+from pyro_nbvae.batching import BATCH, EvenSubset, Observations, evaluation_batches
 from pyro_nbvae.distributions.relaxed import RelaxedCount
-from pyro_nbvae.errors import InputError, check_number, check_seed
-from pyro_nbvae.metrics.held_out import mean_of
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.metrics.held_out import mean_or_none
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
 # Maximum number of mixture components, number of EM steps, maximum number of training observations for the fit.
-COMPONENTS, STEPS, FITTED = 100, 30, 20_000
-MOST_SAMPLES = 10_000_000
-# Minimum mean count of a unit in a component. With a mean of 0 a single count would have probability 0.
-LEAST = 1e-4
+_COMPONENTS, _STEPS, _MAX_FITTED = 100, 30, 20_000
+# Minimum mean count of a unit in a component: with a mean of 0, one count would have probability 0.
+_MIN_MEAN = 1e-4
 
 
 class Sampler(Protocol):
@@ -40,12 +41,12 @@ class Sampler(Protocol):
     """
 
     def sample(self, count: int) -> Tensor:
-        """Draw latents (count, *latent_shape) with torch's global random generator."""
+        """Sample latents (count, *latent_shape) with the global random state of torch."""
 
 
 @dataclass(frozen=True)
 class PriorSampler:
-    """Sampler that draws latents from the prior of a model; counts are integers.
+    """Sampler of latents from the prior of a model; counts are integers.
 
     Args:
         model: the generative model.
@@ -65,7 +66,7 @@ class PriorSampler:
 
 @dataclass(frozen=True)
 class CountMixture:
-    r"""Mixture of products of negative binomials (or Poissons, if the variance does not exceed the mean).
+    r"""Mixture of products of negative binomials (or Poissons, where the variance does not exceed the mean).
 
     .. math:: p(z) = \sum_c \pi_c \prod_k NB(z_k; \mathrm{mean}_{ck}, \mathrm{variance}_{ck})
 
@@ -85,22 +86,19 @@ class CountMixture:
     variance: Tensor
 
     @classmethod
-    def fit(cls, mean: Tensor, variance: Tensor, components: int = COMPONENTS, steps: int = STEPS) -> CountMixture:
+    def fit(cls, mean: Tensor, variance: Tensor, components: int = _COMPONENTS, steps: int = _STEPS) -> CountMixture:
         """Fit a mixture to the posteriors of N observations.
 
-        EM with the Poisson quasi-likelihood of the posterior means, initialised by k-means of their square roots. The
-        variances are those of the counts within a component, including the variances of the posteriors.
+        The fit is EM with the Poisson quasi-likelihood of the posterior means, initialised by k-means of their square
+        roots. The variances are those of the counts within a component, including the variances of the posteriors.
 
         Args:
             mean, variance: moments of the posteriors, (N, K).
             components: maximum number of components; not more than N are used.
             steps: number of EM steps.
 
-        Returns:
-            The mixture.
-
         Raises:
-            ValueError: for means that are negative or not finite.
+            ValueError: by scikit-learn, for means that are negative or not finite.
 
         Example::
 
@@ -112,23 +110,21 @@ class CountMixture:
         """
         from sklearn.cluster import MiniBatchKMeans
 
-        if not bool(((mean >= 0) & mean.isfinite()).all()):
-            raise InputError("a count mixture needs means that are finite and not negative")
         mean, variance = mean.double(), variance.double()
         components = min(components, len(mean))
         labels = MiniBatchKMeans(components, random_state=0, n_init=1).fit_predict(mean.sqrt().numpy())
         share = torch.nn.functional.one_hot(torch.as_tensor(labels).long(), components).double()
         for _ in range(steps):
             weights = share.sum(0) / len(mean)
-            rate = (share.T @ mean / share.sum(0).clamp_min(1e-12)[:, None]).clamp_min(LEAST)
+            rate = (share.T @ mean / share.sum(0).clamp_min(1e-12)[:, None]).clamp_min(_MIN_MEAN)
             share = (weights.log() + mean @ rate.log().T - rate.sum(1)).softmax(1)
         size = share.sum(0).clamp_min(1e-12)[:, None]
         centre = share.T @ mean / size
-        spread = share.T @ (variance + mean.square()) / size - centre.square()
-        return cls((share.sum(0) / len(mean)).float(), centre.float(), spread.float())
+        within = share.T @ (variance + mean.square()) / size - centre.square()
+        return cls((share.sum(0) / len(mean)).float(), centre.float(), within.float())
 
     def sample(self, count: int) -> Tensor:
-        """Draw integer counts (count, K)."""
+        """Sample integer counts (count, K)."""
         which = torch.multinomial(self.weights, count, replacement=True)
         mean, excess = self.mean[which], (self.variance - self.mean)[which]
         over = (excess > 1e-6 * mean) & (mean > 0)
@@ -156,21 +152,17 @@ class GaussianMixture:
     variance: Tensor
 
     @classmethod
-    def fit(cls, mean: Tensor, variance: Tensor, components: int = COMPONENTS, steps: int = STEPS) -> GaussianMixture:
+    def fit(cls, mean: Tensor, variance: Tensor, components: int = _COMPONENTS, steps: int = _STEPS) -> GaussianMixture:
         """Fit a mixture to the posteriors of N observations.
 
-        scikit-learn fits the mixture to the posterior means; the mean posterior variance of each component is added.
+        The mixture is fitted to the posterior means with scikit-learn; the mean posterior variance of each component
+        is added to its variance.
 
         Args:
             mean, variance: moments of the posteriors, (N, K).
             components: maximum number of components; not more than N are used.
             steps: number of EM steps.
-
-        Returns:
-            The mixture.
         """
-        import warnings
-
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Fitted
 
@@ -183,7 +175,7 @@ class GaussianMixture:
         return cls(weights.float(), centre.float(), (inner + outer).float())
 
     def sample(self, count: int) -> Tensor:
-        """Draw latents (count, K)."""
+        """Sample latents (count, K)."""
         which = torch.multinomial(self.weights, count, replacement=True)
         return torch.normal(self.mean[which], self.variance[which].sqrt())
 
@@ -200,21 +192,21 @@ class _Placed:
 
 
 def fit_mixture(
-    model: GenerativeModel, guide: AmortizedGuide, data: Observations, components: int = COMPONENTS
+    model: GenerativeModel, guide: AmortizedGuide, data: Observations, components: int = _COMPONENTS
 ) -> Sampler:
     """Fit a mixture to the posteriors of data: a CountMixture or, for real-valued latents, a GaussianMixture.
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as in a data set, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`); at most
-            20,000 are used, evenly spaced.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`); at
+            most 20,000 observations are used, evenly spaced.
         components: maximum number of components.
 
     Returns:
         A sampler of latents (count, *latent_shape), on the device of the model.
 
     Raises:
-        InputError: for latents that are neither counts nor real numbers (categories), and for data without an
+        InputError: for latents that are neither counts nor real numbers, such as categories, and for data without an
             observation.
 
     Reference: Ghosh et al., 2020.
@@ -229,15 +221,15 @@ def fit_mixture(
         torch.Size([4, 3])
     """
     means, variances, counts = [], [], False
-    fitted = Thinned(FITTED)
-    for batch in shown(data, "mixture", False):
+    fitted = EvenSubset(_MAX_FITTED)
+    for batch in evaluation_batches(data, "data"):
         fitted.add(batch)
     with evaluating(model, guide, 0):
-        for batch in fitted.kept.split(BATCH):
-            q = guide.posterior(placed(model, batch))
-            mean = mean_of(q)
+        for batch in fitted.observations.split(BATCH):
+            q = guide.posterior(model.to_input(batch))
+            mean = mean_or_none(q)
             if len(q.event_shape) or mean is None:
-                raise InputError(f"a mixture sampler needs counts or real latents: {type(q).__name__} has neither")
+                raise InputError(f"a mixture needs counts or real latents, got {type(q).__name__}")
             counts = isinstance(q, RelaxedCount) or bool(getattr(q.support, "is_discrete", False))
             means.append(mean.flatten(1).cpu())
             variances.append(q.variance.flatten(1).cpu())
@@ -247,18 +239,15 @@ def fit_mixture(
 
 @dataclass(frozen=True)
 class PosteriorSampler:
-    r"""Sampler that draws latents from the aggregate posterior of data; counts are integers.
+    r"""Sampler of latents from the aggregate posterior of data; counts are integers.
 
     .. math:: q(z) = \frac{1}{N} \sum_n q(z | x_n)
 
-    Decoded, they are reconstructions of observations that are drawn at random, with replacement.
+    Decoded, they are reconstructions of observations that are chosen at random, with replacement.
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as in a data set.
-
-    Raises:
-        InputError: without data.
+        data: (N, *event_shape), as a data set holds them, at least one observation.
 
     Reference: Hoffman and Johnson, 2016.
 
@@ -275,33 +264,26 @@ class PosteriorSampler:
     guide: AmortizedGuide
     data: Tensor
 
-    def __post_init__(self) -> None:
-        if not len(self.data):
-            raise InputError("an aggregate posterior needs at least one observation")
-
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         x = self.data[torch.randint(len(self.data), (count,))]
         with evaluation_mode(self.guide), self.guide.exact():
-            return self.guide.posterior(placed(self.model, x)).sample()
+            return self.guide.posterior(self.model.to_input(x)).sample()
 
 
 def decoded(
     model: GenerativeModel, guide: AmortizedGuide, sampler: Sampler, count: int, *, seed: int = 0
 ) -> Iterator[Tensor]:
-    """Draw latents from a sampler and iterate over the means of their observations, in batches.
+    """Sample latents and iterate over the means of their observations, in batches.
 
     Args:
         model, guide: the pair.
         sampler: the sampler.
-        count: number of observations, from 1 to 10,000,000.
+        count: number of observations.
         seed: random seed.
 
     Returns:
         An iterator over means (B, *event_shape), on the CPU.
-
-    Raises:
-        InputError: for a count or a seed out of range.
 
     Example::
 
@@ -312,10 +294,8 @@ def decoded(
         >>> [means.shape for means in decoded(model, guide, PriorSampler(model), 2)]
         [torch.Size([2, 5])]
     """
-    check_number("the number of samples", count, 1, MOST_SAMPLES)
-    check_seed(seed)
     for batch, done in enumerate(range(0, count, BATCH)):
-        # a separate random stream for each batch, so that the caller's random numbers do not change in between
+        # a separate random stream for each batch, so that the caller's random numbers do not affect it
         with evaluating(model, guide, (seed * 1_000_003 + batch) % 2**32):
             means = model.observation(sampler.sample(min(BATCH, count - done))).mean.cpu()
         yield means

@@ -67,8 +67,8 @@ def test_at_encoder_outputs_of_zero_the_posterior_is_the_prior(name):
 class ExponentialGuide(PoissonGuide):
     """A Poisson whose rate is a factor e^h from the prior's, as the odds of a negative binomial."""
 
-    def posterior(self, x):
-        return RelaxedPoisson(self.prior.mean * self.encode(x)[0].exp(), relaxation=self.relaxation)
+    def posterior_from(self, outputs):
+        return RelaxedPoisson(self.prior.mean * outputs[0].exp(), relaxation=self.relaxation)
 
 
 def limit_pair(r):
@@ -205,8 +205,8 @@ def test_a_sixth_family_is_a_model_a_guide_and_a_line(tmp_path, monkeypatch):
     class LogNormalGuide(AmortizedGuide):
         heads = 2
 
-        def posterior(self, x):
-            location, log_scale = self.encode(x)
+        def posterior_from(self, outputs):
+            location, log_scale = outputs
             return dist.LogNormal(location, log_scale.exp())
 
     @dataclass(frozen=True, kw_only=True)

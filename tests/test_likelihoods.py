@@ -55,7 +55,7 @@ def textbook(name, h, x):
 def test_a_likelihood_that_a_model_gets_later_says_what_it_needs():
     model = NegativeBinomialModel((5,), 3, decoder="linear")
     model.likelihood = likelihoods.NegativeBinomial()
-    with pytest.raises(ValueError, match=r"call its setup\(event_shape\)"):
+    with pytest.raises(ValueError, match=r"call setup\(event_shape\)"):
         model(torch.ones(2, 5))
     model.likelihood.setup((5,))
     assert model(torch.ones(2, 5)).shape == (2, 3)
@@ -136,12 +136,12 @@ def test_networks_of_the_wrong_shape_are_refused():
         wrong(torch.randn(2, 5))
     model = NegativeBinomialModel((5,), 3, decoder="linear")
     guide = NegativeBinomialGuide(model, encoder=nn.Linear(5, 3))
-    with pytest.raises(ValueError, match=r"needs \(batch, 2, 3\), 2 numbers for each latent"):
+    with pytest.raises(ValueError, match=r"needs \(batch, 2, 3\), 2 numbers per latent"):
         guide(torch.randn(2, 5))
 
 
 def test_a_guide_of_another_family_is_refused():
-    with pytest.raises(TypeError, match=r"NegativeBinomialGuide needs .* NegativeBinomialPrior: GaussianModel has"):
+    with pytest.raises(TypeError, match=r"NegativeBinomialGuide needs .*NegativeBinomialPrior, got GaussianModel"):
         NegativeBinomialGuide(GaussianModel((5,), 3, decoder="linear"), encoder="linear")
 
 
@@ -168,7 +168,7 @@ def test_a_likelihood_that_two_models_share_keeps_its_dispersion():
     trained = likelihood.log_total_count
     second = PoissonModel((5,), 4, decoder="linear", likelihood=likelihood)
     assert first.likelihood.log_total_count is second.likelihood.log_total_count is trained and (trained == 2).all()
-    with pytest.raises(InputError, match=r"dispersions of shape \(5,\), observations have \(6,\)"):
+    with pytest.raises(InputError, match=r"observations of shape \(5,\), got \(6,\)"):
         PoissonModel((6,), 3, decoder="linear", likelihood=likelihood)
 
 
@@ -177,7 +177,7 @@ def test_a_batch_larger_than_the_data_set_is_refused():
     guide = PoissonGuide(model, encoder="linear")
     for program in (model, guide):
         assert program(torch.rand(4, 5)).shape == (4, 3)
-        with pytest.raises(InputError, match="a batch of 8 observations is larger than the data set, data_size=4"):
+        with pytest.raises(InputError, match="at most data_size=4, got 8"):
             program(torch.rand(8, 5))
 
 
@@ -326,10 +326,8 @@ def test_arrays(tmp_path):
         progress=False,
     )
     config, shape = run.config()
-    assert (
-        shape == (6,)
+    assert shape == (6,)
     assert config.likelihood.kind == "negative_binomial" and config.data == str(tmp_path / "counts.npy")
-    )
 
 
 def test_pixels_are_scaled_and_nothing_else_is():

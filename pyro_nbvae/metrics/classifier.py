@@ -1,7 +1,6 @@
-"""Small image classifiers whose features replace Inception's if a metric must be fast and work offline.
+"""Small image classifiers, whose features are fast on a CPU and need no download.
 
-Their weights ship with the package, one safetensors file each; ``python -m experiments.classifiers`` makes them and
-records the test accuracy in the file.
+Their weights are part of the package, one safetensors file per classifier. Each file records the test accuracy.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -29,7 +30,7 @@ class _Residual(_Block):
 class ImageClassifier(nn.Module):
     """Residual network of six 3x3 convolutions; its last 128 features are averaged over the image.
 
-    It maps images (B, C, H, W) in [0, 1] to logits (B, classes). Images with a side above 16 are downsampled once more.
+    It maps images (B, C, H, W) in [0, 1] to logits (B, classes). Images with a side above 16 are pooled once more.
 
     Args:
         image_shape: (C, H, W).
@@ -66,9 +67,7 @@ class ImageClassifier(nn.Module):
         return self.head(self.features(x))
 
     def save(self, file: BinaryIO, facts: dict[str, str]) -> None:
-        """Write the weights in half precision and ``facts`` about them, as safetensors."""
-        from safetensors.torch import save
-
+        """Write the weights in float16 and ``facts`` about them, as safetensors."""
         state = {k: v.half().contiguous() for k, v in self.state_dict().items() if v.is_floating_point()}
         channels, height, width = self.image_shape
         shape = f"{channels} {height} {width}"
@@ -77,8 +76,6 @@ class ImageClassifier(nn.Module):
     @classmethod
     def load(cls, path: Path) -> tuple[ImageClassifier, dict[str, str]]:
         """Load a classifier that :meth:`save` wrote, in evaluation mode, and the facts about it."""
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             facts = file.metadata()
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118

@@ -1,12 +1,10 @@
-"""Features in which FID and KID compare images.
+"""Image features for FID and KID.
 
-``classifier``: features of this package's small networks, trained on the labels of such images; they ship with the
-package and are fast on a CPU. The metrics are then called FID-c and KID-c: they compare models with each other, and are
-not comparable with FID and KID.
-``inception``: features of the standard Inception network (2015-12-05), from torch-fidelity. The metrics are FID and
-    KID.
-``inception_bfloat16``: the same with multiplications in bfloat16: half the time on a CPU that has them, and an FID
-    that differs by less than 1 %.
+:class:`ClassifierFeatures` are those of this package's small networks, which are trained on labels and fast on a CPU.
+The metrics are then called FID-c and KID-c: they compare models with each other, and are not comparable with FID and
+KID. :class:`InceptionFeatures` are those of the standard Inception network (2015-12-05), for FID and KID. With
+``precision=torch.bfloat16`` they take half the time on a CPU with bfloat16 instructions, and FID changes by less than
+1 %.
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyro_nbvae.batching import to_floats
-from pyro_nbvae.errors import InputError, first_line
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 
-# Images that go through Inception together, by device; see `_few`.
+# Batch size of the Inception network, by device type.
 INCEPTION_BATCH = {"cpu": 8, "cuda": 256}
 
 
@@ -54,7 +51,7 @@ class Features(nn.Module):
 class ClassifierFeatures(Features):
     """Features before the last layer of one of this package's classifiers.
 
-    Images are resized to the size that it was trained on.
+    Images are resized to the size of its training images.
 
     Args:
         name: name of the weights, a file in ``pyro_nbvae/metrics/weights``.
@@ -81,15 +78,16 @@ class ClassifierFeatures(Features):
 class InceptionFeatures(Features):
     """The 2,048 pooled features of the Inception network; grey images are repeated in three channels.
 
-    The layers and the resizing are torch-fidelity's; batch normalisations are folded into the convolutions, which
-    changes features by a few units of single precision's last digits.
+    Layers and resizing are computed with torch-fidelity. Batch normalisations are folded into the convolutions, which
+    changes the features by float32 rounding errors only.
 
     Args:
         weights: path of torch-fidelity's weights file.
-        precision: of the multiplications: float32 or bfloat16.
+        precision: dtype of the multiplications, float32 or bfloat16.
 
     Raises:
-        InputError: if torch-fidelity is not installed, the file does not hold these weights, or they are not available.
+        ModuleNotFoundError: if torch-fidelity is not installed (``pip install 'pyro-nbvae[inception]'``).
+        OSError, RuntimeError: for a file that cannot be read, or with other weights.
     """
 
     suffix = ""
@@ -100,27 +98,22 @@ class InceptionFeatures(Features):
         self.precision = precision
         kind = "" if precision == torch.float32 else f"-{str(precision).removeprefix('torch.')}"
         self.network = f"inception-2015-12-05{kind}"
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ModuleNotFoundError:
-            raise InputError("Inception features need torch-fidelity: pip install 'pyro-nbvae[inception]'") from None
-        try:
-            torch.load(weights, weights_only=True, mmap=True)  # refuses a file with anything but tensors
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
-        except Exception as error:
-            raise InputError(f"{weights} does not hold Inception's weights ({first_line(error)})") from error
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        torch.load(weights, weights_only=True, mmap=True)  # raises an error for a file with anything but tensors
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
         state = self.inception.state_dict()
         self.digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()[:16] + kind
         _fold_normalisation(self.inception.eval())
         self.inception.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        # few at once on a CPU: the activations of a large batch leave its caches
+        # small batches on a CPU: the activations of a large one do not fit in its caches
         size = INCEPTION_BATCH.get(images.device.type, INCEPTION_BATCH["cuda"])
-        return torch.cat([self._few(few) for few in images.split(size)])
+        return torch.cat([self._extract(batch) for batch in images.split(size)])
 
-    def _few(self, images: Tensor) -> Tensor:
+    def _extract(self, images: Tensor) -> Tensor:
         from torch_fidelity.feature_extractor_inceptionv3 import interpolate_bilinear_2d_like_tensorflow1x
 
         # a grey image is resized once and then repeated

@@ -1,8 +1,7 @@
 """Likelihood, KL, reconstruction and statistics of the latents on held-out data, in one pass.
 
-The ELBO is that of the count model, in nats, with the model's own likelihood. The KL is the registered one of the pair
-(in closed form or by quadrature), whichever KL it was trained with; if none is registered, it is a Monte Carlo
-estimate.
+The ELBO is that of the model with integer counts, in nats, with the model's own likelihood. The KL is the exact KL of
+prior and posterior, whatever KL the pair was trained with. If none is registered, it is a Monte Carlo KL.
 """
 
 from __future__ import annotations
@@ -16,30 +15,29 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import Observations, Thinned, is_image_shape, limits_of, placed, shown, values_of
+from pyro_nbvae.batching import EvenSubset, Observations, is_image_shape, value_kind, value_range
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
 from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, in_support
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 if TYPE_CHECKING:
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 # A unit is collapsed if its information is below this.
 COLLAPSED_NATS = 0.01
-# Samples per latent for a KL that is not registered.
-KL_SAMPLES = 20
-# Pixels of SSIM's window on each side of its centre; a smaller image has no window.
+# Number of samples per latent for a Monte Carlo KL.
+_KL_SAMPLES = 20
+# Number of pixels of SSIM's window on each side of its centre; a smaller image has no SSIM.
 SSIM_MARGIN = 5
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Results on held-out data, from one exact sample per observation.
+    """Results on held-out data, from one sample of the posterior per observation (integer counts).
 
-    Standard errors are of means over observations: their standard deviation over the root of their number. None for a
-    single observation.
+    Standard errors are those of means over observations, and None for a single observation.
 
     Attributes:
         log_likelihood: log p(x | z) in nats, per observation.
@@ -53,8 +51,8 @@ class HeldOut:
         unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
         unit_kl: mean KL of each unit in nats, of the prior's batch shape; the total for a joint prior.
         unit_information: information of each unit in nats, (units,), from at most 1,000 evenly spaced observations
-            (:func:`~pyro_nbvae.metrics.unit_information`). Over the same observations the mean KL of a unit is this
-            plus the KL of the aggregate posterior to the prior. None if it was not computed.
+            (:func:`~pyro_nbvae.metrics.unit_information`); None if it was not computed. On the same observations, the
+            mean KL of a unit is its information plus the KL of the aggregate posterior to the prior.
         posterior_mean, posterior_variance: the posterior's mean and variance of each unit, averaged over observations;
             None if the latents are not counts.
         log_likelihood_error, squared_error_error, kl_error, elbo_error, mse_error: standard errors.
@@ -88,21 +86,21 @@ class HeldOut:
 
     @property
     def information(self) -> float | None:
-        """Sum of the informations of the units, in nats.
+        """Sum over units of their information, in nats.
 
-        It is not the information of all units together, which is lower where units are redundant, and may be higher
-        where they complement each other.
+        The joint information of all units is lower if units are redundant, and may be higher if they complement each
+        other.
         """
         return None if self.unit_information is None else float(self.unit_information.sum())
 
     @property
     def collapsed_units(self) -> int | None:
-        """Number of units whose information is below 0.01 nats: their posteriors are alike for all observations."""
+        """Number of units whose information is below 0.01 nats: their posterior hardly depends on the observation."""
         return None if self.unit_information is None else int((self.unit_information < COLLAPSED_NATS).sum())
 
     @property
     def underdispersed_active_units(self) -> float | None:
-        """Fraction of the active units (not collapsed) whose posterior has less variance than a Poisson.
+        """Fraction of the active units (not collapsed) whose posterior is underdispersed, on average over observations.
 
         None if all units are collapsed, or if the latents are not counts.
         """
@@ -115,7 +113,7 @@ class HeldOut:
 
     @property
     def overdispersion(self) -> float | None:
-        """Variance over mean of the counts across observations, averaged over units that fired.
+        """Marginal Fano factor: variance over mean of the counts across observations, averaged over units that fired.
 
         None if no unit fired, or if the latents are not counts.
         """
@@ -126,11 +124,11 @@ class HeldOut:
 
 
 def fano_factor(q: TorchDistribution) -> Tensor | None:
-    r"""Fano factor of a posterior over counts, averaged over units.
+    r"""Compute the Fano factor of a posterior over counts, averaged over units.
 
     .. math:: F = \frac{1}{K} \sum_k \mathrm{Var}[z_k] / E[z_k]
 
-    A unit of mean 0 counts as 1, the limit at small means.
+    A unit with mean 0 has a Fano factor of 1, the limit for small means.
 
     Args:
         q: a posterior with batch shape (B, K).
@@ -151,7 +149,7 @@ def _fano(mean: Tensor, variance: Tensor) -> Tensor:
     return torch.where(mean > 0, variance / mean, 1.0).mean(-1)
 
 
-def mean_of(observed: Distribution) -> Tensor | None:
+def mean_or_none(observed: Distribution) -> Tensor | None:
     """Return the mean of a distribution over observations, or None if it has none."""
     try:
         mean = observed.mean
@@ -161,12 +159,12 @@ def mean_of(observed: Distribution) -> Tensor | None:
     return None if bool(mean.isnan().all()) else mean
 
 
-def unit_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """Return KL(q || p) in nats, (B, ...) with the batch shape of ``p`` behind B; a Monte Carlo estimate without a KL.
+def _unit_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
+    """Return KL(q || p) in nats, (B, *batch_shape of p); a Monte Carlo KL if none is registered.
 
     Args:
         q: posteriors, of batch shape (B, K) or (B, variables).
-        p: the prior. A joint one, of event shape (K,), has one KL for all units.
+        p: the prior. A joint prior, with event shape (K,), has one KL for all units.
     """
     joint = max(len(q.event_shape), len(p.event_shape))
     q, p = (d.to_event(joint - len(d.event_shape)) for d in (q, p))
@@ -174,7 +172,7 @@ def unit_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     try:
         return double(registered_kl(q, p))
     except NoKLError:
-        z = q.sample(torch.Size([KL_SAMPLES]))
+        z = q.sample(torch.Size([_KL_SAMPLES]))
         return double(log_mass(q, z) - log_mass(p, z)).mean(0)
 
 
@@ -206,12 +204,12 @@ class _Values:
 
 
 def _similarity(x: Tensor) -> StructuralSimilarityIndexMeasure | None:
-    """Return SSIM on the range of a first batch; None if it has no images, or images that are too small or counts."""
-    if not is_image_shape(tuple(x.shape[1:])) or min(x.shape[2:]) <= SSIM_MARGIN or values_of(x) == "counts":
+    """Return SSIM for the value range of the first batch; None if it holds counts, small images or no images."""
+    if not is_image_shape(tuple(x.shape[1:])) or min(x.shape[2:]) <= SSIM_MARGIN or value_kind(x) == "counts":
         return None
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-    low, high = limits_of(x)
+    low, high = value_range(x)
     return StructuralSimilarityIndexMeasure(data_range=high - low, sync_on_compute=False).to(x.device)
 
 
@@ -224,12 +222,12 @@ def held_out(
     seed: int = 0,
     progress: bool = False,
 ) -> HeldOut:
-    """Evaluate a model and a guide on held-out data, with one exact sample (integer counts) per observation.
+    """Evaluate a model and a guide on held-out data, with one sample of the posterior per observation (integer counts).
 
     Args:
-        model, guide: the pair.
+        model, guide: the trained pair.
         data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged; or a DataLoader, of
-            which a batch is such a tensor or a tuple whose first is one. The result does not depend on the batches.
+            which a batch is such a tensor or a tuple whose first element is one. The batches do not affect the result.
         units: whether to compute the information and the posterior moments of the units, which may take seconds.
         seed: random seed.
         progress: show a progress bar.
@@ -238,7 +236,7 @@ def held_out(
         The results.
 
     Raises:
-        InputError: for data of the wrong shape or without an observation, and for a seed out of range.
+        InputError: for data of the wrong shape, without an observation or outside the likelihood's support.
 
     See also: docs/mathematics.md, section 6.2 (Which values are bounds).
 
@@ -251,10 +249,10 @@ def held_out(
         >>> held_out(model, guide, torch.zeros(4, 5)).unit_kl.shape
         torch.Size([3])
     """
-    values, similarity, compared = _Values(), None, Thinned(OBSERVATIONS)
+    values, similarity, compared = _Values(), None, EvenSubset(OBSERVATIONS)
     number = 0
     with evaluating(model, guide, seed):
-        for x in in_support(model, (placed(model, batch) for batch in shown(data, "held out", progress)), "data"):
+        for x in model.input_batches(data, "data", progress):
             if not number:
                 similarity = _similarity(x)
             number += len(x)
@@ -264,12 +262,12 @@ def held_out(
             observed = model.observation(z)
             likelihood = double(observed.log_prob(x))
             values.add("log_likelihood", likelihood)
-            mean = mean_of(observed)
+            mean = mean_or_none(observed)
             if mean is not None:
                 values.add("squared_error", double(x - mean).square().flatten(1).sum(1))
                 if similarity is not None:
                     similarity.update(mean, x)
-            kl = unit_kl(q, model.prior_distribution())
+            kl = _unit_kl(q, model.prior_distribution())
             values.add("kl", kl.flatten(1).sum(1) if kl.dim() > 1 else kl)
             values.add("elbo", likelihood - values.of["kl"][-1])
             values.add_sum("unit_kl", kl)
@@ -281,7 +279,7 @@ def held_out(
                 values.add("fano", _fano(mean, variance))
                 values.add_sum("posterior_mean", mean)
                 values.add_sum("posterior_variance", variance)
-        informed = unit_information(guide, compared.kept) if units else None
+        informed = unit_information(guide, compared.observations) if units else None
     unit_mean = values.sum("z") / number
     of_sums: dict[str, Any] = {}
     for name in ("log_likelihood", "squared_error", "kl", "elbo"):

@@ -1,4 +1,4 @@
-"""How much a unit says about an observation: the information between the two under the aggregate posterior."""
+"""Mutual information between each unit and the observation, under the aggregate posterior."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, Normal
 from torch.nn.functional import logsigmoid
 
-from pyro_nbvae.batching import BATCH, thinned
+from pyro_nbvae.batching import BATCH, evenly_spaced
 from pyro_nbvae.distributions.counts import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.masses import NegativeBinomialMass
 from pyro_nbvae.infer.elbo import has_own_law
 from pyro_nbvae.vae import AmortizedGuide
 
-# Largest number of observations whose posteriors are compared.
+# Maximum number of observations whose posteriors are compared.
 OBSERVATIONS = 1000
-# A window of counts leaves out mass of exp(-NATS), about 1e-7, of each posterior.
+# The window of counts omits a mass of exp(-NATS), about 1e-7, of each posterior.
 NATS = 16.0
-# Largest number of points of one unit's sum, and of numbers that are computed at once: they fit in a core's cache.
-MOST_POINTS, HELD = 1 << 11, 1 << 16
-# Observations of a Monte Carlo estimate, and samples of each.
-SAMPLED, SAMPLES = 300, 4
+# Maximum number of points of one unit's sum, and of elements that are computed at once: they fit in a core's cache.
+MOST_POINTS, CHUNK_ELEMENTS = 1 << 11, 1 << 16
+# Number of observations of a Monte Carlo estimate, and number of samples for each.
+_SAMPLED_OBSERVATIONS, _SAMPLES = 300, 4
 
 
 def _normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -36,32 +36,32 @@ def _laplace(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return -((z - loc) / scale).abs()
 
 
-# Densities that are summed on a grid: log density up to a constant, points in one scale, and scales on each side of a
-# location. The density of a Laplace has a kink.
-GRIDS: tuple[tuple[type, Callable[..., Tensor], int, float], ...] = (
+# Densities that are summed on a grid: log density up to a constant, number of points per scale, and number of scales on
+# each side of a location. The density of a Laplace has a kink.
+_GRIDS: tuple[tuple[type, Callable[..., Tensor], int, float], ...] = (
     (Normal, _normal, 2, 7.0),
     (Laplace, _laplace, 16, 21.0),
 )
 
 
 def unit_information(guide: AmortizedGuide, x: Tensor) -> Tensor:
-    r"""Return the information of each unit about the observations, in nats.
+    r"""Compute the mutual information between each unit and the observation, in nats.
 
     .. math:: I = \frac{1}{N} \sum_n KL(q(z | x_n) \,\|\, q(z)), \qquad q(z) = \frac{1}{N} \sum_n q(z | x_n)
 
     It is 0 if the posterior is the same for all observations, whatever the prior, and at most log N. The mean KL to the
     prior is :math:`I + KL(q(z) \,\|\, p(z))`.
 
-    Counts and categories are summed, up to a mass of 1e-7. Normal and Laplace densities are summed on a grid, with an
-    error below 1e-3 nats. Other families, and units whose sum would have more than 2,048 points, have a Monte Carlo
-    estimate from 4 samples for each of at most 300 of the observations.
+    It is computed as a sum over counts or categories, up to a mass of 1e-7, or over a grid for Normal and Laplace
+    densities, with an error below 1e-3 nats. For other families, and for units whose sum would have more than 2,048
+    points, it is a Monte Carlo estimate from 4 samples for each of at most 300 observations.
 
     Args:
-        guide: the guide, with exact latents (:func:`~pyro_nbvae.vae.evaluating`).
+        guide: the guide, in the context of :func:`~pyro_nbvae.vae.evaluating`, so that counts are integers.
         x: observations (N, *event_shape), floats.
 
     Returns:
-        (units,), in float64; (), the information of all latents together, if the guide has a joint posterior.
+        (units,), in float64; (), the joint information of all latents, if the guide has a joint posterior.
 
     Reference: Hoffman and Johnson, 2016.
 
@@ -82,7 +82,9 @@ def unit_information(guide: AmortizedGuide, x: Tensor) -> Tensor:
     found = torch.stack([each.cpu() for each in _summed(posteriors)] or [torch.tensor(math.nan)])
     found = found.to(torch.float64).expand(shape.numel()).clone()
     if bool(found.isnan().any()):
-        found = torch.where(found.isnan(), _sampled(_units(guide.posterior(thinned(x, SAMPLED)))).cpu(), found)
+        found = torch.where(
+            found.isnan(), _sampled(_units(guide.posterior(evenly_spaced(x, _SAMPLED_OBSERVATIONS)))).cpu(), found
+        )
     return found.clamp(min=0).reshape(shape)  # rounding may make it negative
 
 
@@ -95,7 +97,7 @@ def _units(q: TorchDistribution) -> Distribution:
 
 
 def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
-    """Return the information of each unit by sums, nan where there are too many points; empty for other families."""
+    """Return the information of each unit as a sum, nan if it has too many points; an empty list for other families."""
     q = posteriors[0]
     if has_own_law(q):
         return []
@@ -108,7 +110,7 @@ def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
             first, last = float(low.min().clamp(min=0).floor()), float(high.max().ceil())
             found.append(_on_points(first, last, 1.0, log_weight, own))
         return found
-    for kind, log_density, points, sides in GRIDS:
+    for kind, log_density, points, sides in _GRIDS:
         if isinstance(q, kind):
             found = []
             for loc, scale in _by_unit([(each.loc, each.scale) for each in posteriors]):  # type: ignore[attr-defined]
@@ -133,24 +135,24 @@ def _by_unit(parameters: Iterable[Sequence[Tensor]]) -> Iterable[list[Tensor]]:
 def _on_points(
     first: float, last: float, step: float, log_weight: Callable[..., Tensor], parameters: Sequence[Tensor]
 ) -> Tensor:
-    """Return the information of posteriors with parameters (N,) each, on evenly spaced points; nan if they are many."""
+    """Return the information of posteriors with parameters (N,) each, summed over points; nan for too many."""
     if not (step > 0 and last - first < step * MOST_POINTS):  # or nan
         return torch.tensor(math.nan)
     number = math.ceil((last - first) / step) + 1
     points = first + step * torch.arange(number, dtype=torch.float64, device=parameters[0].device)
-    pieces = zip(*(p.split(max(1, HELD // number)) for p in parameters), strict=True)
-    return _of_log_masses(log_weight(points[:, None], *own) for own in pieces)
+    chunks = zip(*(p.split(max(1, CHUNK_ELEMENTS // number)) for p in parameters), strict=True)
+    return _of_log_masses(log_weight(points[:, None], *own) for own in chunks)
 
 
-def _of_log_masses(pieces: Iterable[Tensor]) -> Tensor:
+def _of_log_masses(chunks: Iterable[Tensor]) -> Tensor:
     """Return the information of posteriors from their log weights (points, n), which are normalised here.
 
-    It is the entropy of the mean less the mean of the entropies.
+    It is the entropy of the mean minus the mean of the entropies.
     """
     total: Tensor | float = 0.0
     entropy: Tensor | float = 0.0
     number = 0
-    for log_weight in pieces:
+    for log_weight in chunks:
         log_mass = log_weight.log_softmax(0)
         q = log_mass.exp()
         total, entropy = total + q.sum(1), entropy - (q * log_mass.clamp(min=-1e4)).sum()
@@ -159,9 +161,9 @@ def _of_log_masses(pieces: Iterable[Tensor]) -> Tensor:
 
 
 def _negative_binomial(k: Tensor, r: Tensor, logits: Tensor) -> Tensor:
-    """log NB(k; r, logits) on successive counts (points, 1), up to a constant: a running sum of log ratios.
+    """Return log NB(k; r, logits) at successive counts (points, 1), up to a constant.
 
-    The log Gamma of every element would take ten times as long.
+    A cumulative sum of log NB(k + 1) - log NB(k) is ten times as fast as log Gamma functions of all elements.
     """
     steps = torch.log((k + r) / (k + 1)).add_(logsigmoid(logits))
     return torch.cat([torch.zeros_like(steps[:1]), steps[:-1]]).cumsum(0)
@@ -169,11 +171,11 @@ def _negative_binomial(k: Tensor, r: Tensor, logits: Tensor) -> Tensor:
 
 def _sampled(q: Distribution) -> Tensor:
     """Return a Monte Carlo estimate of the information from posteriors of batch shape (n, *units), (units,)."""
-    z = q.sample(torch.Size([SAMPLES]))
+    z = q.sample(torch.Size([_SAMPLES]))
     own = q.log_prob(z).double().mean((0, 1))
     each = z.flatten(0, 1).unsqueeze(1)  # (samples, 1, *units, *event)
     mixture = [
-        q.log_prob(few).double().logsumexp(1).sum(0)
-        for few in each.split(max(1, HELD // torch.Size(q.batch_shape).numel()))
+        q.log_prob(chunk).double().logsumexp(1).sum(0)
+        for chunk in each.split(max(1, CHUNK_ELEMENTS // torch.Size(q.batch_shape).numel()))
     ]
     return (own - torch.stack(mixture).sum(0) / len(each) + math.log(q.batch_shape[0])).flatten()

@@ -1,8 +1,7 @@
 """Classification from the latents: representations of data, and classifiers trained on few of them.
 
-The protocol is that of the paper's released code: labelled observations are drawn from the training set, and accuracy
-is measured on the held-out set, which is never used for training. The classifiers are scikit-learn's, on the
-representations without scaling.
+The protocol is that of the paper's released code: labelled observations are sampled from the training set, and accuracy
+is measured on the held-out data. The classifiers are those of scikit-learn; the representations are not scaled.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.batching import Observations, placed, shown
-from pyro_nbvae.errors import InputError
+from pyro_nbvae.batching import Observations
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 if TYPE_CHECKING:
@@ -26,27 +24,28 @@ if TYPE_CHECKING:
 Representation = Literal["encoder", "means", "counts"]
 Labels = NDArray[np.generic]
 Indices = NDArray[np.intp]
-REPRESENTATIONS: dict[str, Callable[[AmortizedGuide, Tensor], Tensor]] = {
+_REPRESENTATIONS: dict[str, Callable[[AmortizedGuide, Tensor], Tensor]] = {
     "encoder": lambda guide, x: guide.encode(x)[0],
     "means": lambda guide, x: guide.posterior(x).mean,
     "counts": lambda guide, x: guide.posterior(x).sample(),
 }
+# Numbers of labelled observations in all, and per class; maximum number of held-out observations.
 LABELLED = (200, 1000, 5000)
 SHOTS = (1, 5, 10, 20)
-TESTED = 5000
+_MAX_TEST = 5000
 
 
 def represent(
     model: GenerativeModel, guide: AmortizedGuide, data: Observations, representation: Representation, *, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Represent data by a guide's latents.
+    """Represent data by the latents of a guide.
 
     Args:
-        model, guide: the pair.
+        model, guide: the trained pair.
         data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`).
-        representation: ``"encoder"``, the encoder's first output (the one that moves the mean: logits of the negative
-            binomial, the argument of a rate's gain, locations); ``"means"``, the posterior's mean; or ``"counts"``,
-            one exact sample of the posterior (integer counts).
+        representation: ``"encoder"``, the encoder's first output, which determines the mean (logits of the negative
+            binomial, the argument of a rate multiplier, locations); ``"means"``, the posterior's mean; or
+            ``"counts"``, one sample of the posterior (integer counts).
         seed: random seed.
 
     Returns:
@@ -54,7 +53,7 @@ def represent(
 
     Raises:
         KeyError: for an unknown representation.
-        InputError: for data of the wrong shape or without an observation, or a seed that is out of range.
+        InputError: for data of the wrong shape, without an observation or outside the likelihood's support.
 
     Example::
 
@@ -66,17 +65,14 @@ def represent(
         (4, 3)
     """
     with evaluating(model, guide, seed):
-        parts = [
-            REPRESENTATIONS[representation](guide, placed(model, batch)).flatten(1)
-            for batch in shown(data, representation, False)
-        ]
+        parts = [_REPRESENTATIONS[representation](guide, x).flatten(1) for x in model.input_batches(data)]
     return torch.cat(parts).float().cpu().numpy()
 
 
-def balanced_splits(classes: int) -> Iterator[tuple[int, ...]]:
-    """Yield every split of the classes into two halves once, as one of them (126 splits for ten classes).
+def _balanced_splits(classes: int) -> Iterator[tuple[int, ...]]:
+    """Return one half of every split of the classes into two halves (126 splits for ten classes).
 
-    Of an odd number of classes one half has one more; the smaller is yielded.
+    If the number of classes is odd, it is the smaller half.
     """
     halves = combinations(range(classes), classes // 2)
     return halves if classes % 2 else (half for half in halves if 0 in half)
@@ -92,24 +88,24 @@ def classification(
     repeats: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Accuracies of classifiers trained on few labelled representations, on up to 5,000 others.
+    """Compute accuracies of classifiers trained on few labelled representations, on up to 5,000 held-out ones.
 
     Args:
         train, test: representations (N, K).
-        train_labels, test_labels: (N,).
-        splits, repeats: number of random training sets; see below.
+        train_labels, test_labels: labels (N,), of at least two classes.
+        splits, repeats: numbers of random training sets; see below.
         seed: random seed.
 
     Returns:
         Mean accuracies, by name. ``knn_N``, ``logistic_N`` and ``svm_N`` (five nearest neighbours, logistic regression,
-        linear support vector machine) are trained on N = 200, 1000 and 5000 random examples, and averaged over
+        linear support vector machine) are trained on N = 200, 1000 and 5000 random observations, and averaged over
         ``splits``. ``shattering`` is the accuracy of linear support vector machines that separate the two halves of a
-        balanced split of the classes, trained on 200 examples, and averaged over all balanced splits and over
-        ``splits``. ``few_shot_N`` is logistic regression on N = 1, 5, 10 and 20 examples per class, averaged over
-        ``repeats``. An N for which the training set is too small is left out.
+        balanced split of the classes, trained on 200 observations, and averaged over all balanced splits and over
+        ``splits``. ``few_shot_N`` is logistic regression on N = 1, 5, 10 and 20 observations per class, averaged over
+        ``repeats``. Values of N that need a larger training set are omitted.
 
     Raises:
-        InputError: for labels of a single class.
+        ValueError: by scikit-learn, for training labels of a single class.
 
     Example::
 
@@ -128,8 +124,6 @@ def classification(
         return LinearSVC(dual=False)
 
     classes = np.unique(train_labels)
-    if len(classes) < 2:
-        raise InputError(f"labels of at least 2 classes are needed to classify, got {len(classes)}")
     random = np.random.default_rng(seed)
     accuracies: dict[str, list[float]] = {}
 
@@ -140,29 +134,26 @@ def classification(
         tested: Indices,
         relabel: Callable[..., Labels] = np.asarray,
     ) -> None:
-        labels = relabel(train_labels[chosen])
-        if len(np.unique(labels)) < 2:
-            raise InputError(f"{name}: the {len(chosen)} labels drawn to train on are all of one class")
-        classifier.fit(train[chosen], labels)
+        classifier.fit(train[chosen], relabel(train_labels[chosen]))
         accuracy = np.mean(classifier.predict(test[tested]) == relabel(test_labels[tested]))
         accuracies.setdefault(name, []).append(float(accuracy))
 
     for _ in range(splits):
         order = random.permutation(len(train))
-        tested = random.permutation(len(test))[:TESTED]
+        tested = random.permutation(len(test))[:_MAX_TEST]
         for number in (n for n in LABELLED if n <= len(train)):
             chosen = order[:number]
             score(f"knn_{number}", KNeighborsClassifier(), chosen, tested)
             score(f"logistic_{number}", logistic(), chosen, tested)
             score(f"svm_{number}", svm(), chosen, tested)
-        for half in balanced_splits(len(classes)) if len(train) >= LABELLED[0] else ():
+        for half in _balanced_splits(len(classes)) if len(train) >= LABELLED[0] else ():
             inside = classes[list(half)]
             score(
                 "shattering", svm(), order[: LABELLED[0]], tested, lambda labels, inside=inside: np.isin(labels, inside)
             )
     for _ in range(repeats):
         order = random.permutation(len(train))
-        tested = random.permutation(len(test))[:TESTED]
+        tested = random.permutation(len(test))[:_MAX_TEST]
         for number in SHOTS:
             members = [order[train_labels[order] == label][:number] for label in classes]
             if min(map(len, members)) == number:
@@ -182,10 +173,10 @@ def latent_classification(
     """Run :func:`classification` on the representations of labelled observations.
 
     Args:
-        model, guide: the pair.
-        train, test: observations (N, *event_shape) and their labels (N,), for training and held out.
-        representation: as in :func:`represent`.
-        seed: random seed of the counts and of the training sets.
+        model, guide: the trained pair.
+        train, test: observations (N, *event_shape) and their labels (N,), training set and held-out data.
+        representation: as for :func:`represent`.
+        seed: random seed of the counts and of the labelled training sets.
 
     Returns:
         Mean accuracies, as :func:`classification`.
@@ -201,5 +192,5 @@ def latent_classification(
         >>> sorted(accuracies)
         ['few_shot_1', 'few_shot_10', 'few_shot_20', 'few_shot_5']
     """
-    known, asked = (represent(model, guide, x, representation, seed=seed) for x, _ in (train, test))
-    return classification(known, train[1].numpy(), asked, test[1].numpy(), seed=seed)
+    z_train, z_test = (represent(model, guide, x, representation, seed=seed) for x, _ in (train, test))
+    return classification(z_train, train[1].numpy(), z_test, test[1].numpy(), seed=seed)

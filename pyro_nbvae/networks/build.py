@@ -4,53 +4,54 @@ from __future__ import annotations
 
 from torch import nn
 
-from pyro_nbvae.errors import check_member
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.networks.conv import ConvDecoder, ConvEncoder
 from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.linear import LinearDecoder, LinearEncoder
 from pyro_nbvae.networks.mlp import MLPDecoder, MLPEncoder
-from pyro_nbvae.networks.released import (
-    ReleasedConvDecoder,
-    ReleasedConvEncoder,
-    ReleasedLinearDecoder,
-    ReleasedLinearEncoder,
-    ReleasedMLPDecoder,
-    ReleasedMLPEncoder,
-)
+from pyro_nbvae.networks.released import RELEASED_DECODERS, RELEASED_ENCODERS
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "conv": ConvEncoder,
     "mlp": MLPEncoder,
     "linear": LinearEncoder,
-    "released_conv": ReleasedConvEncoder,
-    "released_mlp": ReleasedMLPEncoder,
-    "released_linear": ReleasedLinearEncoder,
+    **RELEASED_ENCODERS,
 }
 DECODERS: dict[str, type[nn.Module]] = {
     "conv": ConvDecoder,
     "mlp": MLPDecoder,
     "linear": LinearDecoder,
-    "released_conv": ReleasedConvDecoder,
-    "released_mlp": ReleasedMLPDecoder,
-    "released_linear": ReleasedLinearDecoder,
+    **RELEASED_DECODERS,
 }
 
 
+def _known(kinds: dict[str, type[nn.Module]], name: str) -> type[nn.Module]:
+    if name not in kinds:
+        raise InputError(f"unknown network {name!r}: choose from {', '.join(kinds)}, or pass a module of your own")
+    return kinds[name]
+
+
 def build_encoder(
-    name: str, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
+    name: str,
+    event_shape: tuple[int, ...],
+    latents: int,
+    heads: int,
+    initial_output_scale: float = 1.0,
+    discrete: bool = False,
 ) -> nn.Module:
-    """Build an encoder from observations (B, *event_shape) to (B, heads, latents), unbounded reals.
+    """Build an encoder from observations (B, *event_shape) to unbounded outputs (B, heads, latents).
 
     Args:
-        name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``, which start from data and keep
-            all its directions, or one of the paper's as released: ``"released_conv"``, ``"released_mlp"``,
-            ``"released_linear"``.
+        name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``, which are initialised from
+            data, or a network of the paper as released: ``"released_conv"``,
+            ``"released_mlp"``, ``"released_linear"``.
         event_shape: shape of one observation.
-        latents: number of latents.
-        heads: number of outputs for each latent.
-        spread: initial spread of the outputs: 0.15 of it is their standard deviation over data; in the conv networks,
-            whose heads end in a layer norm, it is that over the latents, and in the released dense networks a factor.
-        discrete: whether observations are whole numbers from 0, which are read as log(1 + x); not in released networks.
+        latents: number of latents K.
+        heads: number of outputs per latent.
+        initial_output_scale: scale of the outputs at initialisation. In ``"mlp"`` and ``"linear"`` their standard
+            deviation over the data is 0.15 times this; in the conv networks, whose heads end in a layer norm, it is
+            their standard deviation over the latents; in the released dense networks it is a factor.
+        discrete: whether observations are counts, which are read as log(1 + x); the released networks ignore it.
 
     Raises:
         ValueError: for an unknown name, and for a conv network if observations are not images.
@@ -61,19 +62,18 @@ def build_encoder(
         >>> build_encoder("linear", (5,), latents=3, heads=2)(torch.zeros(4, 5)).shape
         torch.Size([4, 2, 3])
     """
-    check_member("encoder", name, ENCODERS)
-    kind = ENCODERS[name]
+    kind = _known(ENCODERS, name)
     options = {"discrete": discrete} if issubclass(kind, Encoder) else {}
-    return kind(event_shape, latents, heads, spread, **options)
+    return kind(event_shape, latents, heads, initial_output_scale, **options)
 
 
 def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> nn.Module:
     """Build a decoder from latents (B, latents) to (B, *event_shape).
 
     Args:
-        name: a key of ``DECODERS``, the same names as those of :func:`build_encoder`.
+        name: a key of ``DECODERS``, the same names as for :func:`build_encoder`.
         event_shape: shape of one observation.
-        latents: number of latents.
+        latents: number of latents K.
         output: the last layer.
 
     Raises:
@@ -85,5 +85,4 @@ def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output:
         >>> build_decoder("linear", (5,), latents=3, output=nn.Identity())(torch.zeros(4, 3)).shape
         torch.Size([4, 5])
     """
-    check_member("decoder", name, DECODERS)
-    return DECODERS[name](event_shape, latents, output)
+    return _known(DECODERS, name)(event_shape, latents, output)

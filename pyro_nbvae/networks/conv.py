@@ -13,19 +13,20 @@ from torch.nn.functional import pad
 from torch.nn.utils.parametrizations import weight_norm
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.networks.initialization import Encoder, NormalizedHead
+from pyro_nbvae.networks.initialization import NormalizedEncoder
+from pyro_nbvae.networks.outputs import Decoder
 
 
-def check_image_shape(event_shape: tuple[int, ...]) -> None:
-    """Raise InputError, a ValueError, unless a shape is (channels, height, width)."""
-    if len(event_shape) != 3 or min(event_shape) < 1:
+def check_image_shape(event_shape: tuple[int, ...], min_side: int = 1) -> None:
+    """Raise InputError, a ValueError, unless a shape is (channels, height, width), with a minimum side."""
+    if len(event_shape) != 3 or min(event_shape[1:]) < min_side:
         raise InputError(
-            f"conv networks need observations of shape (channels, height, width), got {tuple(event_shape)}: use mlp, "
-            "linear or a module of your own"
+            f"conv networks need observations of shape (channels, height, width) with at least {min_side} pixels a "
+            f"side, got {tuple(event_shape)}: use mlp, linear or a module of your own"
         )
 
 
-class ConvFeatures(nn.Module):
+class _ConvFeatures(nn.Module):
     """Two 4x4 convolutions of stride 2: from images (B, C, H, W) to (B, features).
 
     Sides are padded to the next multiple of 4, so that every pixel is seen.
@@ -47,43 +48,40 @@ class ConvFeatures(nn.Module):
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
 
-class ConvEncoder(Encoder):
+class ConvEncoder(NormalizedEncoder):
     """Two convolutions, and for each head a linear layer and a layer norm: (B, C, H, W) to (B, heads, latents)."""
 
-    def __init__(
-        self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
-    ) -> None:
+    def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
         check_image_shape(event_shape)
-        super().__init__(
-            event_shape,
-            ConvFeatures(event_shape[0]),
-            lambda width: (NormalizedHead(width, latents, spread) for _ in range(heads)),
-            discrete,
-        )
+        return _ConvFeatures(event_shape[0])
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Decoder):
     """A linear layer with weights normalised per latent, then two 4x4 transposed convolutions of stride 2.
 
     It maps latents (B, latents) to images (B, C, H, W). If a side is not a multiple of 4, the output is cropped from
     the next multiple.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
-        super().__init__()
-        check_image_shape(event_shape)
+    min_side = 1
+
+    def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module, bias: bool = True) -> None:
+        super().__init__(output)
+        check_image_shape(event_shape, self.min_side)
         channels, self.height, self.width = event_shape
         self.start = (128, math.ceil(self.height / 4), math.ceil(self.width / 4))
         self.expand = weight_norm(nn.Linear(latents, math.prod(self.start), bias=False), dim=1)
-        self.bias = nn.Parameter(torch.zeros(math.prod(self.start)))
+        self.bias = nn.Parameter(torch.zeros(math.prod(self.start))) if bias else None
         self.images = nn.Sequential(
             nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.ConvTranspose2d(64, channels, 4, stride=2, padding=1),
         )
-        self.output = output
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Return images before the last layer, with sides that are multiples of 4."""
+        h = self.expand(z) if self.bias is None else self.expand(z) + self.bias
+        return self.images(torch.relu(h).unflatten(1, self.start).contiguous(memory_format=torch.channels_last))
 
     def forward(self, z: Tensor) -> Tensor:
-        h = torch.relu(self.expand(z) + self.bias).unflatten(1, self.start)
-        h = self.images(h.contiguous(memory_format=torch.channels_last))
-        return self.output(h[..., : self.height, : self.width])
+        return self.output(self.decoded(z)[..., : self.height, : self.width])

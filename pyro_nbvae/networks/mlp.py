@@ -6,20 +6,17 @@ import math
 
 from torch import Tensor, nn
 
-from pyro_nbvae.networks.initialization import Encoder, Head
+from pyro_nbvae.networks.initialization import Encoder
+from pyro_nbvae.networks.outputs import Decoder
 
-# Least and largest width of the residual block; 64-pixel colour images would need 1.2e9 weights per layer.
-NARROWEST, WIDEST = 64, 1024
-
-
-def _width(size: int) -> int:
-    return min(max(size, NARROWEST), WIDEST)
+# Minimum and maximum width of the residual block; 64-pixel colour images would need 1.2e9 weights per layer.
+MIN_WIDTH, MAX_WIDTH = 64, 1024
 
 
-class ResidualDense(nn.Module):
+class _ResidualDense(nn.Module):
     """h + Linear(Dropout(ReLU(Linear(LayerNorm(h))))), with a hidden layer eight times as wide.
 
-    The norm is inside the branch: h passes whole.
+    The norm is inside the branch, so that h passes unchanged.
     """
 
     def __init__(self, width: int) -> None:
@@ -35,35 +32,27 @@ class ResidualDense(nn.Module):
 class MLPEncoder(Encoder):
     """A residual dense block and a linear layer, from observations (B, *event_shape) to (B, heads, latents)."""
 
-    def __init__(
-        self, event_shape: tuple[int, ...], latents: int, heads: int, spread: float = 1.0, discrete: bool = False
-    ) -> None:
+    def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
         size = math.prod(event_shape)
-        width = _width(size)
-        super().__init__(
-            event_shape,
-            nn.Sequential(nn.Flatten(), nn.Linear(size, width), ResidualDense(width)),
-            lambda width: (Head(width, latents, spread) for _ in range(heads)),
-            discrete,
-        )
+        width = min(max(size, MIN_WIDTH), MAX_WIDTH)
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, width), _ResidualDense(width))
 
 
-class MLPDecoder(nn.Module):
+class MLPDecoder(Decoder):
     """Linear, SiLU, residual dense block, SiLU, linear, from latents (B, latents) to (B, *event_shape)."""
 
+    block: type[nn.Module] = _ResidualDense
+    min_width = MIN_WIDTH
+
     def __init__(self, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> None:
-        super().__init__()
+        super().__init__(output)
         size = math.prod(event_shape)
-        width = _width(size)
+        width = min(max(size, self.min_width), MAX_WIDTH)
         self.layers = nn.Sequential(
             nn.Linear(latents, width),
             nn.SiLU(),
-            ResidualDense(width),
+            self.block(width),
             nn.SiLU(),
             nn.Linear(width, size),
             nn.Unflatten(1, event_shape),
         )
-        self.output = output
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.output(self.layers(z))

@@ -1,4 +1,4 @@
-"""Last layers of built-in decoders, which start at the mean of the training data."""
+"""Last layers of the built-in decoders, which are initialised at the mean of the training data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_nbvae.batching import limits_of
+from pyro_nbvae.batching import value_range
 from pyro_nbvae.networks.initialization import DataDependent, divisors, moments
 
 # Below this, softplus is the exponential function in float32.
@@ -22,21 +22,47 @@ class Output(DataDependent):
 
     Args:
         event_shape: shape of one observation.
-        mean: the mean before it has started.
+        mean: the mean before initialisation.
+
+    Attributes:
+        unit_interval: whether the likelihood's mean is in [0, 1], so that observations must be.
     """
 
     mean: Tensor
+    unit_interval = False
 
     def __init__(self, event_shape: tuple[int, ...], mean: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.full(event_shape, mean))
 
     def fixed(self) -> nn.Module:
-        """Return the layer in its place that does not depend on data, for the released networks."""
+        """Return the layer that replaces this one in the released networks, which do not depend on data."""
         return nn.Identity()
 
     def initialize(self, x: Tensor) -> None:
         self.mean.copy_(moments(x)[0])
+
+
+class Decoder(nn.Module):
+    """Base class of built-in decoders: ``layers`` from latents (B, latents) to (B, *event_shape), then the last layer.
+
+    Args:
+        output: the last layer, which the likelihood chooses.
+    """
+
+    layers: nn.Module
+
+    def __init__(self, output: nn.Module) -> None:
+        super().__init__()
+        self.output = output
+
+    @property
+    def unit_interval(self) -> bool:
+        """Whether the output is in [0, 1], because it ends in a sigmoid."""
+        return self.output.unit_interval if isinstance(self.output, Output) else isinstance(self.output, nn.Sigmoid)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.output(self.layers(z))
 
 
 class RealOutput(Output):
@@ -57,28 +83,22 @@ class RealOutput(Output):
         return self.mean + self.deviation * a
 
 
-class UnitSigmoid(nn.Sigmoid):
-    """Sigmoid as the last layer of a released decoder: observations are in [0, 1]."""
-
-    unit_interval = True
-
-
 class ImageOutput(Output):
-    """low + (high - low) * sigmoid(a + logit(mean)), where low and high are 0 and 1, or else the range of the data."""
+    """low + (high - low) * sigmoid(a + logit(mean)); low and high are 0 and 1, or the range of data that exceed it."""
 
-    # A pixel that is always black, or white, starts near it, where the sigmoid has a slope.
-    _NEAREST = 0.01
+    # Initial distance of a pixel that is always black or white from that value: the sigmoid has a slope there.
+    _MARGIN = 0.01
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__(event_shape, 0.5)
         self.low, self.high = 0.0, 1.0
 
     @property
-    def unit_interval(self) -> bool:
+    def unit_interval(self) -> bool:  # type: ignore[override]
         return (self.low, self.high) == (0, 1)
 
     def fixed(self) -> nn.Module:
-        return UnitSigmoid()
+        return nn.Sigmoid()
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.initialized, self.low, self.high], dtype=torch.float64)
@@ -89,16 +109,16 @@ class ImageOutput(Output):
             _, self.low, self.high = state.tolist()
 
     def initialize(self, x: Tensor) -> None:
-        self.low, self.high = limits_of(x)
+        self.low, self.high = value_range(x)
         mean = (moments(x)[0] - self.low) / (self.high - self.low)
-        self.mean.copy_(mean.clamp(self._NEAREST, 1 - self._NEAREST))
+        self.mean.copy_(mean.clamp(self._MARGIN, 1 - self._MARGIN))
 
     def forward(self, a: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * torch.sigmoid(a + self.mean.logit())
 
 
 class LogitOutput(Output):
-    """a + logit(mean), with half an observation of each kind added to the data."""
+    """a + logit(mean), where the mean is that of the data and half an observation of each value."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__(event_shape, 0.5)
@@ -111,7 +131,7 @@ class LogitOutput(Output):
 
 
 class CountOutput(Output):
-    """h of softplus(h) = mean * log2(1 + 4^a): like mean * e^a near 0, and not faster than linear beyond."""
+    """h with softplus(h) = mean * log2(1 + 4^a): like mean * e^a near a = 0, and at most linear in a above."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__(event_shape, math.log(2))  # h is 0 at a = 0
@@ -121,7 +141,7 @@ class CountOutput(Output):
 
     def forward(self, a: Tensor) -> Tensor:
         u = 2 * math.log(2) * a
-        log_gain = torch.where(u < _SMALL, u, softplus(u.clamp_min(_SMALL)).log()) - math.log(math.log(2))
-        log_rate = self.mean.log() + log_gain
+        log_multiplier = torch.where(u < _SMALL, u, softplus(u.clamp_min(_SMALL)).log()) - math.log(math.log(2))
+        log_rate = self.mean.log() + log_multiplier
         rate = log_rate.clamp_min(_SMALL).exp()
         return torch.where(log_rate < _SMALL, log_rate, rate + torch.log(-torch.expm1(-rate)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyro_nbvae.batching import to_floats
-from pyro_nbvae.metrics.gradient_bias import gradient_errors
+from pyro_nbvae.metrics.gradients import gradient_errors
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.tree import (
@@ -33,7 +33,7 @@ OBSERVATIONS, DRAWS, EXACT_DRAWS = 16, 20, 10
 def choose(config: TrainConfig[Any], data: Data, device: torch.device) -> tuple[TrainConfig[Any], list[dict[str, Any]]]:
     """Select the relaxation whose gradient has the smallest mean squared error before training.
 
-    The error is the squared bias plus the noise of a batch, with respect to the gradient of the objective with integer
+    The error is the squared bias plus the variance of a batch, relative to the gradient of the objective with integer
     counts (:func:`~pyro_nbvae.metrics.gradient_errors`). The temperature is then constant during training.
 
     Returns:
@@ -54,10 +54,8 @@ def choose(config: TrainConfig[Any], data: Data, device: torch.device) -> tuple[
     guide.initialize(train_set.to(device))
     model.initialize(train_set.to(device))
     size = plain.training.batch_size
-    errors = gradient_errors(
-        *(model, guide, x, [part.build() for part in CANDIDATES]),
-        **dict(draws=DRAWS, exact_draws=EXACT_DRAWS, batch_size=size, seed=config.seed),
-    )
+    candidates, draws = [part.build() for part in CANDIDATES], {"samples": DRAWS, "unbiased_samples": EXACT_DRAWS}
+    errors = gradient_errors(model, guide, x, candidates, **draws, batch_size=size, seed=config.seed)
     rows = [
         {
             "relaxation": part.kind,
@@ -82,6 +80,6 @@ def explain(rows: list[dict[str, Any]]) -> str:
     best, second = rows[:2]
     return (
         f"relaxation: {name(best)} has the smallest mean squared error of the gradient, {best['total']:.3g} of its "
-        f"squared norm (bias {max(best['bias'], 0):.2g}, noise {best['noise']:.2g}); second is {name(second)} with "
-        f"{second['total']:.3g}"
+        f"squared norm (squared bias {max(best['squared_bias'], 0):.2g}, variance {best['variance']:.2g}); second is "
+        f"{name(second)} with {second['total']:.3g}"
     )

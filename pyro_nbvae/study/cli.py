@@ -74,7 +74,8 @@ def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
         "preset": (list(PRESETS), preset),
     }
     flags |= {name: (list(parts), chosen[name]) for name, parts in known.items()}
-    tree = AvoidSubcommands[OmitArgPrefixes[TrainConfig[type(config.vae)]]]  # type: ignore[misc]
+    vae: Any = type(config.vae)
+    tree: Any = AvoidSubcommands[OmitArgPrefixes[TrainConfig[vae]]]
     command = make_dataclass(
         "Train",
         [

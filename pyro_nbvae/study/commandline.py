@@ -16,8 +16,9 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
+from pyro_nbvae.study.errors import first_line
 
 CONFIG = (FlagCreatePairsOff,)
 

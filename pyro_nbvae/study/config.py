@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Union
 
 from pydantic import TypeAdapter, ValidationError
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study.tree import TrainConfig, choices, one_of, replace, with_options
+from pyro_nbvae.study.tree import BY_KIND, TrainConfig, choices, replace, with_options
 from pyro_nbvae.study.variants import KINDS, variant_of
 
 # Options that a preset sets where the chosen parts have them; KIND.OPTION is an option of one kind of part only.
@@ -84,8 +84,9 @@ def to_json(config: TrainConfig[Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _adapter(*kinds: type) -> TypeAdapter[TrainConfig[Any]]:
-    return TypeAdapter(TrainConfig[one_of(*kinds)])  # type: ignore[misc]
+def _adapter(*kinds: Any) -> TypeAdapter[TrainConfig[Any]]:
+    one_of: Any = Annotated[Union[kinds], BY_KIND]  # noqa: UP007
+    return TypeAdapter(TrainConfig[one_of])
 
 
 def from_json(stored: object) -> TrainConfig[Any]:
@@ -96,7 +97,8 @@ def from_json(stored: object) -> TrainConfig[Any]:
             ``location: message``.
     """
     try:
-        config = _adapter(*KINDS.values()).validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
+        adapter = _adapter(*KINDS.values())  # type: ignore[arg-type]
+        config = adapter.validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
         if any(each["type"] == "union_tag_invalid" and each["loc"] == ("vae",) for each in error.errors()):

@@ -16,8 +16,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import is_pixels, placed, to_bytes
-from pyro_nbvae.errors import InputError, check_member, check_number, check_seed
+from pyro_nbvae.batching import is_pixels, to_bytes
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import (
     HeldOut,
     fano_factor,
@@ -28,14 +28,15 @@ from pyro_nbvae.metrics import (
 )
 from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
 from pyro_nbvae.metrics.features import Features
-from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_of
+from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
-from pyro_nbvae.sampling import MOST_SAMPLES, decoded
+from pyro_nbvae.sampling import decoded
 from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
 from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
 from pyro_nbvae.study.folder import Run, SamplerName, metrics_file, with_sampler
-from pyro_nbvae.study.generation import sampler_of
+from pyro_nbvae.study.generation import MOST_SAMPLES, sampler_of
 from pyro_nbvae.vae import evaluating
 
 # Batch size and number of draws for gradient_noise.
@@ -126,7 +127,7 @@ class Evaluation:
     @cached_property
     def _counts(self) -> bool:
         with evaluating(self.model, self.guide, self.seed):
-            return fano_factor(self.guide.posterior(placed(self.model, self.test[:1]))) is not None
+            return fano_factor(self.guide.posterior(self.model.to_input(self.test[:1]))) is not None
 
     @cached_property
     def test(self) -> Tensor:
@@ -195,10 +196,10 @@ class Evaluation:
         Estimator and relaxation are those of the run. None if the noise is so large that this many draws do not show
         the signal.
         """
-        x = placed(self.model, self.test[:GRADIENT_BATCH])
+        x = self.model.to_input(self.test[:GRADIENT_BATCH])
         moments = gradient_moments(self.elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
-        seen = moments.signal > 2 * moments.noise / GRADIENT_DRAWS
-        return moments.noise / moments.signal if seen else None
+        seen = moments.squared_norm > 2 * moments.variance / GRADIENT_DRAWS
+        return moments.variance / moments.squared_norm if seen else None
 
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
@@ -238,7 +239,7 @@ class Metric(NamedTuple):
 
 
 def _no_mean(e: Evaluation) -> str | None:
-    return None if mean_of(e._observed) is not None else f"{type(e.model.likelihood).__name__} has no mean"
+    return None if mean_or_none(e._observed) is not None else f"{type(e.model.likelihood).__name__} has no mean"
 
 
 def _no_ssim(e: Evaluation) -> str | None:

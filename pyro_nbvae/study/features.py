@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae import metrics
-from pyro_nbvae.errors import InputError, check_member, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.distances import KID_REAL
 from pyro_nbvae.metrics.features import ClassifierFeatures, Features, InceptionFeatures
 from pyro_nbvae.study.data import data_root, source_of
+from pyro_nbvae.study.errors import check_member, first_line
 from pyro_nbvae.study.files import cached
 
 # Path of the weights inside the data root.
@@ -59,8 +60,9 @@ def _inception(
             ) from None
     try:
         return InceptionFeatures(path, precision)
-    except InputError as error:
-        raise InputError(f"no Inception weights ({error}): {advice}") from error
+    except Exception as error:
+        reason = f"{path} does not hold Inception's weights ({first_line(error)})"
+        raise InputError(f"no Inception weights ({reason}): {advice}") from error
 
 
 FEATURES: dict[str, Callable[[str, str | Path | None, str | Path | None], Features]] = {

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.errors import first_line
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -24,13 +24,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import build, choose_device
 from pyro_nbvae.study.config import from_json, to_json
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.data import load as load_data
 from pyro_nbvae.study.data.sources import SOURCES
+from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
 from pyro_nbvae.study.tree import SamplerName, TrainConfig, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel

@@ -9,16 +9,18 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pyro_nbvae.batching import is_image_shape, limits_of, to_bytes, to_floats
-from pyro_nbvae.errors import check_member, check_number
+from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
+from pyro_nbvae.study.errors import check_member, check_number
 from pyro_nbvae.study.folder import Run, SamplerName
-from pyro_nbvae.study.plots import plot_grid, plot_lines, plot_pairs
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_batch, check_support, evaluating
+from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Maximum number of observations in one figure.
 MOST_SHOWN = 10_000
+# Maximum number of generated observations.
+MOST_SAMPLES = 10_000_000
 
 
 def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, seed: int = 0) -> Tensor:
@@ -44,6 +46,7 @@ def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, 
         >>> prior_samples(model, guide, 2).shape
         torch.Size([2, 1, 8, 8])
     """
+    check_number("the number of samples", count, 1, MOST_SAMPLES)
     return torch.cat([to_bytes(means) for means in decoded(model, guide, PriorSampler(model), count, seed=seed)])
 
 
@@ -134,7 +137,7 @@ def generate(
     path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
     title = f"{config.title}: {sampler} samples"
     if is_image_shape(model.event_shape):
-        plot_grid(drawn, path, title=title, limits=state.get("limits"))
+        plot_images(drawn, path, title=title, limits=state.get("limits"))
     else:
         plot_lines({"samples": drawn}, path, title=title)
     return path
@@ -184,13 +187,12 @@ def reconstruct(
         x = to_floats(run.data_of(state, data_root, data_path).test[:count])
     else:
         x = read_observations(input)[:count]
-        check_batch(x, model.event_shape, model.unit_interval)
-        check_support(model, [x], f"observations of {input}")
+        model.check_support(x, f"observations of {input}")
     again = reconstructions(model, guide, x, seed=seed).cpu()
     path = run.folder / "reconstructions.png"
     title = f"{config.title}: originals and reconstructions"
     if is_image_shape(model.event_shape):
-        plot_pairs(x, again, path, title=title, limits=limits_of(x))
+        plot_pairs(x, again, path, title=title, limits=value_range(x))
     else:
         plot_lines({"originals": x, "reconstructions": again}, path, title=title)
     return path

@@ -1,4 +1,4 @@
-"""Figures. Each function writes one PNG file, atomically."""
+"""Plots. Each function writes one PNG file, atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from pyro_nbvae.batching import limits_of
+from pyro_nbvae.batching import value_range
 from pyro_nbvae.study.files import write_atomically
 
 _MARKERS = "osD^vPX*"
@@ -46,85 +46,60 @@ def _legend(of: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], 
     of.legend(list(handles), list(map(_literal, names)), **options)
 
 
-def _on_one_scale(
-    sets: Sequence[Tensor], title: str, limits: tuple[float, float] | None = None
-) -> tuple[list[Tensor], str]:
-    """Return images on the scale from black, 0, to white, 1; other scales are added to the title.
-
-    Args:
-        sets: sets of images.
-        title: the title.
-        limits: the values that are black and white. Default: those of all sets together.
-    """
-    low, high = limits or limits_of(torch.cat([images.flatten() for images in sets]))
-    if (low, high) == (0, 1):
-        return list(sets), title
-    return [(images - low) / (high - low) for images in sets], f"{title}\nblack is {low:.3g}, white {high:.3g}"
-
-
-def _draw(axes: Axes, grid: Tensor) -> None:
-    """Draw an image (C, H, W) in [0, 1], pixel by pixel."""
-    axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
-
-
-def _show(figure: Figure, grid: Tensor, title: str) -> None:
-    axes = figure.subplots()
-    _draw(axes, grid)
-    axes.set_title(_literal(title))
-    axes.set_axis_off()
-
-
-def plot_grid(images: Tensor, path: Path, *, title: str, limits: tuple[float, float] | None = None) -> None:
-    """Plot images in one nearly square grid.
+def plot_images(
+    images: Tensor,
+    path: Path,
+    *,
+    title: str,
+    columns: int | None = None,
+    rows: Sequence[str] = (),
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Plot images in a grid, pixel by pixel.
 
     Args:
         images: (N, C, H, W).
         path: the PNG file.
-        title: above the grid.
+        title: above the grid. If black and white are not 0 and 1, their values are added to it.
+        columns: number of images in a row. Default: as many as make the grid nearly square.
+        rows: labels of the rows.
         limits: the values that are drawn black and white; others are clamped. Default: 0 and 1, or the smallest and the
             largest value if some are outside.
     """
     from torchvision.utils import make_grid
 
-    (images,), title = _on_one_scale([images], title, limits)
-    columns = math.ceil(math.sqrt(len(images)))
+    low, high = limits or value_range(images)
+    if (low, high) != (0, 1):
+        images, title = (images - low) / (high - low), f"{title}\nblack is {low:.3g}, white {high:.3g}"
+    columns = columns or math.ceil(math.sqrt(len(images)))
     grid = make_grid(images, nrow=columns, padding=1, pad_value=0.5)
-    figure = Figure(figsize=(8, 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
-    _show(figure, grid, title)
+    figure = Figure(figsize=(8 + bool(rows), 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+    axes.set_title(_literal(title))
+    height = images.shape[-2] + 1
+    axes.set_yticks([height * (row + 0.5) for row in range(len(rows))], list(map(_literal, rows)))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     _save(figure, path)
 
 
 def plot_pairs(
-    originals: Tensor,
-    reconstructions: Tensor,
-    path: Path,
-    *,
-    title: str,
-    limits: tuple[float, float] | None = None,
+    originals: Tensor, reconstructions: Tensor, path: Path, *, title: str, limits: tuple[float, float] | None = None
 ) -> None:
     """Plot images in rows of up to 16, and their reconstructions below each row.
 
     Args:
         originals, reconstructions: (N, C, H, W).
         path: the PNG file.
-        title: above the rows.
-        limits: the values that are drawn black and white; others are clamped. Default: 0 and 1, or the smallest and the
-            largest value if some are outside.
+        title, limits: as :func:`plot_images`.
     """
-    from torchvision.utils import make_grid
-
-    (originals, reconstructions), title = _on_one_scale([originals, reconstructions], title, limits)
+    limits = limits or value_range(torch.cat([originals.flatten(), reconstructions.flatten()]))
     columns = min(16, len(originals))
-    strips = [
-        half
-        for start in range(0, len(originals), columns)
-        for half in (originals[start : start + columns], reconstructions[start : start + columns])
-    ]
-    padded = [torch.cat([s, s.new_ones(columns - len(s), *s.shape[1:])]) if len(s) < columns else s for s in strips]
-    grid = make_grid(torch.cat(padded), nrow=columns, padding=1, pad_value=0.5)
-    figure = Figure(figsize=(8, 8 * grid.shape[1] / grid.shape[2] + 0.4), layout="constrained")
-    _show(figure, grid, title)
-    _save(figure, path)
+    missing = originals.new_full((-len(originals) % columns, *originals.shape[1:]), limits[1])
+    rows = [torch.cat([x, missing]).unflatten(0, (-1, columns)) for x in (originals, reconstructions)]
+    plot_images(torch.stack(rows, 1).flatten(0, 2), path, title=title, columns=columns, limits=limits)
 
 
 def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
@@ -146,33 +121,6 @@ def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
         axes.set_xlabel("element")
         axes.set_ylabel("observation")
     figure.colorbar(shown, ax=list(panels), label="value")
-    _save(figure, path)
-
-
-def plot_rows(rows: Mapping[str, Tensor], path: Path, *, title: str) -> None:
-    """Plot one labelled row of images per entry.
-
-    Args:
-        rows: maps a label to images (N, C, H, W); 0 is black and 1 is white, unless there are values outside.
-        path: the PNG file.
-        title: above the rows.
-    """
-    from torchvision.utils import make_grid
-
-    scaled, title = _on_one_scale(list(rows.values()), title)
-    strips = {
-        name: make_grid(images, nrow=len(images), padding=1, pad_value=0.5)
-        for name, images in zip(rows, scaled, strict=True)
-    }
-    _, height, width = next(iter(strips.values())).shape
-    figure = Figure(figsize=(9, 8 * len(rows) * height / width + 0.5), layout="constrained")
-    figure.suptitle(_literal(title))
-    for axes, (name, strip) in zip(np.atleast_1d(figure.subplots(len(rows))), strips.items(), strict=True):
-        _draw(axes, strip)
-        axes.set_ylabel(_literal(name), rotation=0, ha="right", va="center")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
     _save(figure, path)
 
 

@@ -132,8 +132,8 @@ def caption(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.D
         f"{table.title}. Scale {chosen.scale}: epochs {_values(rows, 'epochs')}; training data "
         f"{_values(rows, 'train_size')}; batches of {batches}; seeds {_values(rows, 'seed')}."
         f"{''.join(text for kind, text in measured.items() if kind in of)} Trained at commit "
-        f"{_values(rows, 'commit')}, on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads per "
-        f"run {_values(rows, 'threads')}, {dates}. {made_by}"
+        f"{_values(rows, 'commit')}, on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads "
+        f"per run {_values(rows, 'threads')}, {dates}. {made_by}"
     )
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from pyro_nbvae.errors import InputError, check_member, check_number
-from pyro_nbvae.sampling import MOST_SAMPLES
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import choose_device
 from pyro_nbvae.study.data import load
+from pyro_nbvae.study.errors import check_member, check_number
 from pyro_nbvae.study.evaluation import METRICS, Evaluation, measure
 from pyro_nbvae.study.features import build_features, check_features
 from pyro_nbvae.study.folder import metrics_file
+from pyro_nbvae.study.generation import MOST_SAMPLES
 from pyro_nbvae.study.jobs import CLUSTERS, Cluster, LocalProcesses, one_line
 from pyro_nbvae.study.results import is_final
 from pyro_nbvae.study.scales import Reproduction

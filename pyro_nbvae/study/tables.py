@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyro_nbvae.errors import InputError, check_member, check_seed
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.build import resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import SOURCES, full_name, source_of
+from pyro_nbvae.study.errors import check_member, check_seed
 from pyro_nbvae.study.evaluation import METRICS
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.scales import SCALES, Reproduction

@@ -23,18 +23,20 @@ from tqdm.auto import tqdm
 from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.metrics import fano_factor, held_out
+from pyro_nbvae.rates import PRIOR_RATE
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.data import Data, load
+from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
-from pyro_nbvae.study.tree import TrainConfig
-from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, check_support, evaluating
+from pyro_nbvae.study.tree import TrainConfig, options
+from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
 LOGGED = 2_000
@@ -167,13 +169,14 @@ class Trainer:
         self.guide.initialize(self.train_set)
         self.model.initialize(self.train_set)
         for part, whole in (("training", data.train), ("held-out", data.test)):
-            check_support(self.model, batches(whole, BATCH), f"{part} data of {data.name}")
+            for x in batches(whole, BATCH):
+                self.model.check_support(x, f"{part} data of {data.name}")
         self.warn()
 
         # optimiser and learning rates
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
-        multiplier = getattr(getattr(config.vae, "prior", None), "prior_lr_multiplier", None)
-        prior = set(self.model.prior.parameters()) if multiplier is not None else set()
+        multiplier = options(config).get("prior_lr_multiplier", PRIOR_RATE)
+        prior = set(self.model.prior.parameters())
         groups = [{"params": [p for p in self.parameters if p not in prior], "lr": self.options.lr}]
         if prior:
             own = [p for p in self.parameters if p in prior]

@@ -15,30 +15,27 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Field
-from tyro.conf import Suppress
+from tyro.conf import Suppress as Fixed
+from tyro.conf import Suppress as Kind
 
 from pyro_nbvae.errors import InputError
 
 if TYPE_CHECKING:
     from pyro.infer import ELBO
 
-    from pyro_nbvae.distributions import Relaxation
+    from pyro_nbvae.distributions import GumbelSoftmax, Relaxation
     from pyro_nbvae.likelihoods import Likelihood
     from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
-# Fields that are not flags: the tag of a part's type in config.json, and what a variant decides.
-Kind = Suppress
-Fixed = Suppress
+# Fields of type Kind and Fixed are not flags: the name of a part's type in config.json, and what a variant decides.
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 Temperature = Annotated[float, Field(gt=0, le=100)]  # arrival times draw as many arrivals as it is high
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 Number = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
-def one_of(*kinds: type) -> Any:
-    """Return the type of a part that is one of several dataclasses, which are told apart by their ``kind``."""
-    return Annotated[Union[kinds], Field(discriminator="kind")]  # noqa: UP007
-
+# One of several dataclasses is told apart by its kind.
+BY_KIND = Field(discriminator="kind")
 
 # --- relaxations -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +93,7 @@ class AnnealedCategories(_Annealed):
     straight_through: bool = False
     """use one-hot samples in the forward pass and relaxed gradients in the backward pass"""
 
-    def build(self) -> Relaxation:
+    def build(self) -> GumbelSoftmax:
         """Return the relaxation at its final temperature."""
         from pyro_nbvae.distributions import GumbelSoftmax
 
@@ -144,7 +141,7 @@ class Automatic:
         return IntegerCounts().build()
 
 
-CountRelaxation = one_of(AnnealedArrivalTimes, AnnealedGumbelSoftmax, IntegerCounts, Automatic)
+CountRelaxation = Annotated[AnnealedArrivalTimes | AnnealedGumbelSoftmax | IntegerCounts | Automatic, BY_KIND]
 
 # --- ELBO estimators -------------------------------------------------------------------------------------------------
 
@@ -197,7 +194,7 @@ class PyroELBO:
         return getattr(pyro.infer, self.kind)()
 
 
-Estimator = one_of(AnalyticKL, MonteCarloKL, PyroELBO)
+Estimator = Annotated[AnalyticKL | MonteCarloKL | PyroELBO, BY_KIND]
 
 # --- priors ----------------------------------------------------------------------------------------------------------
 
@@ -220,6 +217,12 @@ class LearnedCounts:
     """initial mean count. Default: 20; 2 with Gumbel-softmax, which draws noise for every count that is likely"""
     prior_lr_multiplier: Positive = 10.0
     """learning rate of the prior's parameters relative to that of the networks"""
+
+    @property
+    def initial_mean(self) -> float:
+        """The initial mean count, once it is decided."""
+        assert self.prior_mean is not None
+        return self.prior_mean
 
 
 # --- likelihoods -----------------------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ class TrainConfig(Generic[Chosen]):
 
     variant: Fixed[str]
     vae: Chosen
-    likelihood: one_of(GaussianLikelihood, OtherLikelihood) = field(default_factory=GaussianLikelihood)
+    likelihood: Annotated[GaussianLikelihood | OtherLikelihood, BY_KIND] = field(default_factory=GaussianLikelihood)
     training: Training = field(default_factory=Training)
     data: str = "digits"
     """digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder of
@@ -361,16 +364,12 @@ class TrainConfig(Generic[Chosen]):
 
 
 @functools.cache
-def _choices(owner: type, name: str) -> dict[str, Any]:
+def _choices(owner: Any, name: str) -> dict[str, Any]:
     """Return the parts that a field may hold, by kind; empty unless its type is one of several."""
     hint = get_type_hints(owner)[name]
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
-    parts = [each for each in kinds if dataclasses.is_dataclass(each)]
-    return {
-        str(kind): each(kind=kind)  # type: ignore[operator]
-        for each in parts
-        for kind in get_args(get_type_hints(each)["kind"])
-    }
+    parts: list[Any] = [each for each in kinds if dataclasses.is_dataclass(each)]
+    return {str(kind): each(kind=kind) for each in parts for kind in get_args(get_type_hints(each)["kind"])}
 
 
 def choices(tree: Any) -> dict[str, dict[str, Any]]:
@@ -383,7 +382,7 @@ def choices(tree: Any) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for each in dataclasses.fields(tree):
-        if parts := _choices(type(tree), each.name):
+        if parts := _choices(type(tree), each.name):  # type: ignore[arg-type]
             found[each.name] = parts
         if dataclasses.is_dataclass(value := getattr(tree, each.name)):
             found |= choices(value)
@@ -423,7 +422,7 @@ def with_options(tree: Tree, changes: Mapping[str, Any]) -> tuple[Tree, set[str]
         value = getattr(tree, each.name)
         names = [name for name in (each.name, f"{getattr(tree, 'kind', '')}.{each.name}") if name in changes]
         names = names if each.name not in _NAMES else []
-        parts = _choices(type(tree), each.name)
+        parts = _choices(type(tree), each.name)  # type: ignore[arg-type]
         for name in names if parts or not dataclasses.is_dataclass(value) else ():
             found.add(name)
             value = changes[name]

@@ -41,7 +41,7 @@ class NegativeBinomialVAE(VAE):
         from pyro_nbvae.guides import NegativeBinomialGuide
         from pyro_nbvae.models import NegativeBinomialModel
 
-        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
         shared, relaxation = self.shared_dispersion, self.relaxation.build()
         return model, NegativeBinomialGuide(model, encoder=encoder, relaxation=relaxation, shared_dispersion=shared)
 
@@ -57,7 +57,7 @@ class ConwayMaxwellPoissonVAE(VAE):
         from pyro_nbvae.guides import ConwayMaxwellPoissonGuide
         from pyro_nbvae.models import NegativeBinomialModel
 
-        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
         return model, ConwayMaxwellPoissonGuide(model, encoder=encoder)
 
 
@@ -73,7 +73,7 @@ class PoissonVAE(VAE):
         from pyro_nbvae.guides import PoissonGuide
         from pyro_nbvae.models import PoissonModel
 
-        model = PoissonModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
+        model = PoissonModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
         return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build())
 
 
@@ -89,8 +89,8 @@ class OverdispersedPriorVAE(VAE):
         from pyro_nbvae.guides import PoissonGuide
         from pyro_nbvae.models import NegativeBinomialModel
 
-        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.prior_mean, **options)
-        return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build(), spread=0.5)
+        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
+        return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build(), initial_output_scale=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

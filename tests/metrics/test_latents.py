@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_nbvae.metrics import classification, latent_classification, represent
-from pyro_nbvae.metrics.latents import balanced_splits
+from pyro_nbvae.metrics.latents import _balanced_splits
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.variants import VARIANTS
 from tests.pairs import pair
@@ -55,7 +55,7 @@ def test_no_test_image_is_ever_trained_on():
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10])
 def test_the_halves_are_all_and_each_once(classes):
-    halves = [frozenset(half) for half in balanced_splits(classes)]
+    halves = [frozenset(half) for half in _balanced_splits(classes)]
     splits = {frozenset((half, frozenset(range(classes)) - half)) for half in halves}
     assert len(splits) == len(halves)
     everyone = frozenset(range(classes))
@@ -99,7 +99,7 @@ def test_representations_are_of_the_posterior(name):
     assert encoder.shape == means.shape == counts.shape == (20, 16)
     np.testing.assert_allclose(means, q.mean.flatten(1).numpy(), rtol=1e-5)
     parameters = {
-        # the inverse of the gain log2(1 + 4^h)
+        # the inverse of the rate multiplier log2(1 + 4^h)
         **dict.fromkeys(("P-VAE", "P-NB", "CMP"), lambda: (2 ** (q.rate / model.prior.mean) - 1).log2() / 2),
         "G-VAE": lambda: q.loc,
         "GS-VAE": lambda: q.loc / model.prior.scale,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.batching import is_image_shape
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.base import Labels, Split, class_labels
+from pyro_nbvae.study.errors import first_line
 
 # One in so many observations is held out.
 HOLD_OUT = 10

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.batching import BATCH, Values, is_image_shape, limits_of, values_of
+from pyro_nbvae.batching import BATCH, ValueKind, is_image_shape, value_kind, value_range
 from pyro_nbvae.errors import InputError
 
 
@@ -50,9 +50,9 @@ class Data:
         return tuple(self.train.shape[1:])
 
     @cached_property
-    def values(self) -> Values:
-        """What the values are; see :func:`values_of`."""
-        return values_of(self.train, self.test)
+    def values(self) -> ValueKind:
+        """What the values are; see :func:`value_kind`."""
+        return value_kind(self.train, self.test)
 
     @property
     def images(self) -> bool:
@@ -61,8 +61,8 @@ class Data:
 
     @cached_property
     def limits(self) -> tuple[float, float]:
-        """The values that are drawn black and white: those of the training data; see :func:`limits_of`."""
-        return limits_of(self.train)
+        """The values that are drawn black and white: those of the training data; see :func:`value_range`."""
+        return value_range(self.train)
 
     @cached_property
     def scale(self) -> float:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import check_values, hold_out
 from pyro_nbvae.study.data.base import Source, Split
+from pyro_nbvae.study.errors import first_line
 
 # Type to which images of each type are converted: grey, or red, green and blue.
 MODES = {

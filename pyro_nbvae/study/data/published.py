@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.errors import first_line
 from pyro_nbvae.study.data.base import Source, Split
+from pyro_nbvae.study.errors import first_line
 
 
 def _all_or_none(paths: list[Path]) -> list[Path]:

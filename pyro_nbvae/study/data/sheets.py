@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out
 from pyro_nbvae.study.data.base import Split
+from pyro_nbvae.study.errors import first_line
 
 # Names of columns, in lower case, that hold labels, and that number the rows.
 LABELS = {"label", "labels", "class", "classes", "target"}

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from pyro_nbvae.batching import is_pixels, to_floats
-from pyro_nbvae.errors import InputError, first_line
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.base import Data, Source, class_labels
 from pyro_nbvae.study.data.own import own_source
 from pyro_nbvae.study.data.published import PUBLISHED
+from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import cached, expanded
 
 # All registered data sets.

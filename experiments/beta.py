@@ -16,7 +16,7 @@ TABLE = Table(
     metrics=(*IMAGES, *UNITS, "elbo", "squared_error"),
     varied=lambda base: {f"β {factor}": {"beta": factor * options(base)["beta"]} for factor in FACTORS},
     compare={
-        **{(f"{one} β {factor}", f"{one} β 1.0"): ("mse", "fid_c") for one in VARIANTS for factor in (0.2, 0.4)},
+        **{(f"{one} β 1.0", f"{one} β {factor}"): ("mse", "fid_c") for one in VARIANTS for factor in (0.2, 0.4)},
         **{(f"CMP β {factor}", f"P-VAE β {factor}"): ("mse", "elbo") for factor in FACTORS},
     },
     curves=[("CMP", other) for other in VARIANTS[1:]],

@@ -113,12 +113,13 @@ def rate_distortion(given: Arguments, path: Path) -> None:
     )
     rows = results.select(found.drop_duplicates(["data", "run", "seed"], keep="last"), grid)
     rows = rows[rows["sampler"] == "prior"].reindex(columns=["label", "kl", "squared_error"]).dropna()
-    means = rows.groupby("label", sort=False).mean().sort_values("kl")
-    by_variant = means.groupby(means.index.str.partition(" ").get_level_values(0), sort=False)
-    curves = {name: (list(each["kl"]), list(each["squared_error"])) for name, each in by_variant if len(each) > 1}
+    means = rows.groupby("label", sort=False).mean()
+    by_variant = means.groupby(means.index.map(lambda label: label.partition(" ")[0]), sort=False)
+    points = {name: each.sort_values("kl") for name, each in by_variant if len(each) > 1}
+    curves = {name: (list(each["kl"]), list(each["squared_error"])) for name, each in points.items()}
     if not curves:
         raise MissingRuns(beta.TABLE.name)
-    title = f"{given.data}, scale {given.scale}: from large β (left) to small β (right)"
+    title = f"{given.data}, scale {given.scale}: β {beta.FACTORS[0]} (right) to {beta.FACTORS[-1]} (left)"
     plot_curves([Panel(curves, "KL, nats per image", "squared error per image")], path, title=title)
 
 

@@ -9,12 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pyro_nbvae.experiments import figures
+from pyro_nbvae.experiments import decoder, figures
 from pyro_nbvae.study import plots as plotting
-from pyro_nbvae.study.cli import main, table_of
-from pyro_nbvae.study.formats import write_page
-from pyro_nbvae.study.grid import cells
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.provenance import write_page
 from pyro_nbvae.study.scales import Reproduction
+from pyro_nbvae.study.tables import cells
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def out(tmp_path_factory):
 
 def test_every_figure_whose_runs_are_there_is_drawn(out, capsys):
     capsys.readouterr()
-    figures.main(figures.Arguments(scale="smoke", data="digits", out=out))
+    figures.run(figures.Arguments(scale="smoke", data="digits", out=out))
     printed = capsys.readouterr().out.split("\n")
     missing = {line.split(":")[0]: line for line in printed if "no runs" in line}
     assert set(missing) == {"rate_distortion", "features"}
     again = "no runs; make them with nbvae reproduce decoder --scale smoke --data digits --out"
     assert again in missing["features"] and "reproduce beta" in missing["rate_distortion"]
     drawn = [line for line in printed if line.endswith(".png")]
-    assert len(drawn) == len(figures.FIGURES) - 2
+    assert len(drawn) == len(figures.PLOTS) - 2
     for path in drawn:
         with Image.open(path) as picture:
             assert min(picture.size) > 200 and np.asarray(picture.convert("L")).std() > 5
@@ -45,11 +45,11 @@ def test_runs_whose_checkpoints_were_deleted_are_left_out(out, tmp_path, capsys)
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     deleted = tmp_path / "smoke" / "digits" / "EX-C" / "seed-0"
     (deleted / "checkpoint.pt").unlink()
-    for cell in cells(table_of("decoder"), Reproduction(data=("digits",), seeds=(0,), out=str(tmp_path))):
-        if cell.config.decoder == "linear":
+    for cell in cells(decoder.TABLE, Reproduction(data=("digits",), seeds=(0,), out=str(tmp_path))):
+        if cell.config.decoder == "released_linear":
             shutil.copytree(deleted, cell.folder)
     capsys.readouterr()
-    figures.main(figures.Arguments(scale="smoke", data="digits", out=str(tmp_path)))
+    figures.run(figures.Arguments(scale="smoke", data="digits", out=str(tmp_path)))
     missing = {line.split(":")[0] for line in capsys.readouterr().out.split("\n") if "no runs" in line}
     assert missing == {"rate_distortion", "features"}
 

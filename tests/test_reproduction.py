@@ -14,22 +14,20 @@ import pandas as pd
 import pyro
 import pytest
 
+import pyro_nbvae.experiments.tables  # noqa: F401
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins, results, variants
-from pyro_nbvae.study.claims import Ahead, Alike, BelowCurve, Claim, Reaches
-from pyro_nbvae.study.cli import main, table_of
+from pyro_nbvae.study.cli import main
 from pyro_nbvae.study.data import SOURCES
 from pyro_nbvae.study.evaluation import evaluate, settings
 from pyro_nbvae.study.folder import SCHEMA, Run
-from pyro_nbvae.study.formats import latex, markdown, summarise
-from pyro_nbvae.study.grid import Table, cells
 from pyro_nbvae.study.jobs import JobError, LocalProcesses
-from pyro_nbvae.study.report import command, report, reproduce
-from pyro_nbvae.study.scales import SCALES, TABLES, Reproduction
+from pyro_nbvae.study.report import command, render, report, reproduce, summary
+from pyro_nbvae.study.scales import SCALES, Reproduction
+from pyro_nbvae.study.tables import TABLES, Table, cells
 
 LINEAR = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 500}
 GRID = Table(
-    command="nbvae reproduce tiny",
     name="tiny",
     title="A tiny grid",
     variants=("EX-C", "G-VAE"),
@@ -39,12 +37,17 @@ GRID = Table(
 )
 
 
+def metrics_of(cell):
+    return cell.run.read_json("metrics.json")
+
+
 @pytest.fixture
 def options(tmp_path):
     return Reproduction(out=str(tmp_path / "out"), seeds=(0, 1), samples=30)
 
 
-def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
+def test_a_table_is_of_its_runs_values_and_finished_runs_stay(options, monkeypatch):
+    monkeypatch.setitem(TABLES, "tiny", GRID)
     text = reproduce(GRID, options)
     folder = options.out + "/smoke/"
     table = pd.read_csv(folder + "tiny.csv")
@@ -58,9 +61,18 @@ def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     mse = table[table["label"] == "EX-C beta 2"]["mse"]
     line = next(line for line in text.splitlines() if line.startswith("| EX-C beta 2 "))
     assert f"{np.mean(mse):.4f} ± {np.std(mse, ddof=1):.4f}" in line
-    for condition in ("epochs 1;", "training data 1,500;", "batches of 500;", "seeds 0, 1.", "30 samples"):
+    for condition in (
+        "epochs 1;",
+        "training data 1,500;",
+        "batches of 500;",
+        "seeds 0, 1;",
+        "samples for FID and KID 30;",
+    ):
         assert condition in text
     assert "`nbvae reproduce tiny --scale smoke --seeds 0 1 --samples 30`\n" in text
+    made = metrics_of(cells(GRID, options)[0])
+    for name in ("commit", "machine", "torch_version", "date"):
+        assert str(made[name] or "unknown") in text
     assert "-" in next(line for line in text.splitlines() if line.startswith("| G-VAE ")).split("|")[-2]
 
     stamps = {p: p.stat().st_mtime_ns for c in cells(GRID, options) for p in c.folder.glob("[cm]*.*[tn]")}
@@ -69,7 +81,7 @@ def test_a_table_is_of_its_runs_figures_and_finished_runs_stay(options):
     assert reproduce(GRID, options) == text
     assert all(p.stat().st_mtime_ns == t for p, t in files.items())
     options.samples = 31
-    assert "FID and KID of 31 samples" in reproduce(GRID, options)
+    assert "samples for FID and KID 31;" in reproduce(GRID, options)
     checkpoints = [p for p in files if p.suffix == ".pt"]
     assert all((p.stat().st_mtime_ns == files[p]) == (p in checkpoints) for p in files)
 
@@ -92,7 +104,7 @@ def test_what_fails_is_named_and_the_others_go_on(options):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as error:
         patch.setitem(SCALES, "smoke", replace(SCALES["smoke"], config=changed))
         reproduce(replace(grid, variants=("EX-C",)), options)
-    assert "holds another run (lr 0.001 there, 0.1 here, prior_lr 0.03 there, 3.0 here)" in str(error.value)
+    assert "holds another run (lr 0.001 there, 0.1 here)" in str(error.value)
 
 
 def test_a_cell_gains_the_metrics_it_lacks_without_being_trained_again(options):
@@ -156,38 +168,55 @@ def test_a_metric_that_does_not_exist_is_refused_before_anything_runs(options):
 
 
 OWN_MODULE = """
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 import torch
-from pyro.infer import Trace_ELBO
 from pyro_nbvae.study.data import Source, register_data
-from pyro_nbvae.study.variants import VARIANTS, register_variant
+from pyro_nbvae.study.tables import Table, register_table
+from pyro_nbvae.study.tree import Kind, PyroELBO
+from pyro_nbvae.study.variants import PoissonVAE, register_variant
 
-register_variant("MINE", replace(VARIANTS["P-VAE"], estimator=Trace_ELBO))
+@dataclass(frozen=True, kw_only=True)
+class Mine(PoissonVAE):
+    kind: Kind[Literal["mine"]] = "mine"
+
+register_variant("MINE", Mine(estimator=PyroELBO()))
 counts = torch.poisson(torch.full((60, 7), 3.0), generator=torch.Generator().manual_seed(0))
 register_data("spikes", Source((7,), lambda root: (counts[:50], counts[50:], None, None)))
+LINEAR = {"latents": 6, "encoder": "linear", "decoder": "linear", "batch_size": 500, "likelihood": "poisson"}
+register_table(Table(
+    name="my-table", title="My title", variants=("MINE",), data=("spikes",), metrics=("mse", "ssim", "elbo"),
+    varied=lambda base: {"": LINEAR},
+))
 """
 
 
 def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypatch, capsys):
+    """Also a table: the command finds it by its name."""
     (tmp_path / "my_own_module.py").write_text(OWN_MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setattr(plugins, "imported", [])
-    monkeypatch.setitem(variants.VARIANTS, "MINE", None)
-    monkeypatch.setitem(SOURCES, "spikes", None)
-    grid = replace(
-        GRID,
-        variants=("MINE",),
-        data=("spikes",),
-        metrics=("mse", "ssim", "elbo"),
-        varied=lambda base: {"": {**LINEAR, "likelihood": "poisson"}},
-        command="",
-    )
-    plugins.import_modules(["my_own_module"])
-    text = reproduce(grid, Reproduction(out=str(tmp_path / "out"), samples=30, jobs=2))
-    assert "| MINE " in text and "SSIM" not in text
-    assert "A table of its own, tiny" in text
-    assert command(replace(grid, name="main"), Reproduction()).startswith("nbvae --import my_own_module reproduce main")
+    for registry, name in (
+        (variants.VARIANTS, "MINE"),
+        (variants.KINDS, "mine"),
+        (SOURCES, "spikes"),
+        (TABLES, "my-table"),
+    ):
+        monkeypatch.setitem(registry, name, None)
+        del registry[name]
+    words = ["--scale", "smoke", "--samples", "30", "--jobs", "2", "--out", str(tmp_path / "out")]
+    main(["--import", "my_own_module", "reproduce", "my-table", *words])
+    text = capsys.readouterr().out
+    assert text.startswith("My title.") and "| MINE " in text and "SSIM" not in text
+    assert "nbvae --import my_own_module reproduce my-table --scale smoke --samples 30 --jobs 2`" in text
+    unregistered = replace(TABLES["my-table"], name="another")
+    assert "A table of its own, another" in reproduce(unregistered, Reproduction(out=str(tmp_path / "out"), samples=30))
+    assert command(TABLES["main"], Reproduction()).startswith("nbvae --import my_own_module reproduce main")
+    with pytest.raises(SystemExit):
+        main(["reproduce", "my-tables"])
+    assert "unknown table 'my-tables': choose from main, prior, latents" in (error := capsys.readouterr().err)
+    assert error.endswith("precision, my-table\n")
 
 
 @pytest.mark.parametrize("part", [["main"], ["--data", "mnist"], ["--variants", "CMP"], ["--seeds", "0"]])
@@ -202,32 +231,42 @@ def test_a_part_of_the_tables_does_not_replace_the_report(part, tmp_path, monkey
     assert page.read_text() == "all tables\n"
 
 
+PAPER = {("digits", "mse", "EX-C"): 0.05, ("digits", "mse", "MC-C"): 0.125}
+
+
 def test_the_report_is_what_the_folders_hold_and_is_made_again_without_them(options, tmp_path):
-    """Seed 1 and the second variant were never run: the report says so and runs nothing."""
-    claim = Claim("EX-C it is.", [Ahead("mse", ("EX-C",), ("G-VAE",), ("digits",))])
-    grid = replace(GRID, varied=lambda base: {"": LINEAR}, claims=[claim])
+    """Seed 1 and the second variant were never run: the page has no line for them, and nothing is run."""
+    compare = {("EX-C", "G-VAE"): ("mse",)}
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, compare=compare, paper=PAPER)
     reproduce(grid, replace(options, seeds=(0,), variants=("EX-C",)))
     kept = tmp_path / "results"
     tables = [grid, replace(grid, name="other", data=("mnist",))]
     path = report(tables, options, tmp_path / "docs" / "results.md", kept)
     text = path.read_text()
-    assert "1 of 4 runs are finished." in text
-    assert "## tiny, smoke" in text and "seeds 0." in text and "| EX-C" in text
-    assert "Claims without a decided comparison, by table, and how many: tiny, smoke (1)" in text
-    assert "digits, MSE: G-VAE" in text and "## other" not in text and "small" not in text
+    assert "**digits**, table `tiny`, scale `smoke`" in text and "seeds 0;" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| EX-C"))
+    table = pd.read_csv(kept / "smoke.csv")
+    metrics = metrics_of(cells(grid, options)[0])
+    assert [cell.strip() for cell in line.split("|")[2:5]] == ["0", f"{metrics['mse']:.4f}", "0.05"]
+    assert [cell.strip() for cell in next(x for x in text.splitlines() if "| MC-C" in x).split("|")[2:5]] == [
+        "-",
+        "-",
+        "0.125",
+    ]
+    # one seed decides nothing
+    assert "What the rows decide" not in text and "G-VAE" not in text and "other" not in text and "small" not in text
     assert not [cell for cell in cells(grid, options) if cell.config.variant == "G-VAE" and cell.folder.exists()]
 
-    table = pd.read_csv(kept / "smoke.csv")
-    metrics = cells(grid, options)[0].metrics
     assert table["mse"][0] == pytest.approx(metrics["mse"], rel=1e-6) and table["commit"][0] == metrics["commit"]
     assert json.loads(table["config"][0])["latents"] == 6
     rows = (kept / "smoke.csv").read_bytes()
     again = report(tables, replace(options, out=str(tmp_path / "nothing")), tmp_path / "again.md", kept)
-    assert again.read_text() == text and (kept / "smoke.csv").read_bytes() == rows
-    # rows of another configuration are not a table's
-    other = replace(grid, varied=lambda base: {"": {**LINEAR, "lr": 0.5}})
+    assert again.read_text() == text
+    assert (kept / "smoke.csv").read_bytes() == rows
+    # rows of runs that a table would not train like that do not count
+    others = [replace(table, varied=lambda base: {"": {**LINEAR, "latents": 7}}) for table in tables]
     with pytest.raises(InputError, match=r"no finished run in .* and no row in"):
-        report([other], replace(options, out=str(tmp_path / "nothing")), again, kept)
+        report(others, replace(options, out=str(tmp_path / "nothing")), again, kept)
     assert again.read_text() == text
     # nor are those of models of an older version
     older = rows.decode().replace('""schema_version"": ' + str(SCHEMA), '""schema_version"": ' + str(SCHEMA - 1))
@@ -244,71 +283,72 @@ def test_a_damaged_file_of_results_is_named(options, tmp_path):
     assert (tmp_path / "smoke.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "results.md").exists()
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_claims_are_about_rows_that_the_table_has(name, options):
-    table = table_of(name)
-    labels = {(cell.config.data, cell.label) for cell in cells(table, options)}
-    for claim in table.claims:
-        for condition in claim.conditions:
-            data = [condition.data] if isinstance(condition.data, str) else condition.data
-            for one in data:
-                groups = {one: {label: [] for where, label in labels if where == one}}
-                match condition:
-                    case BelowCurve():
-                        metrics, named = [condition.rate, condition.distortion], [*condition.curve, *condition.points]
-                    case Reaches():
-                        metrics, named = [condition.metric], [condition.label]
-                    case Alike():
-                        metrics, named = [condition.metric], condition.labels
-                    case _:
-                        metrics, named = [condition.metric], [*condition.first, *condition.others]
-                assert set(metrics) <= set(table.metrics)
-                for label in named:
-                    assert label in groups[one], (claim.sentence, label)
-        assert claim.judge({})[0] == "not measured"
+@pytest.mark.parametrize("name", [*TABLES])
+def test_comparisons_are_of_rows_and_metrics_that_the_table_has(name, options):
+    table = TABLES[name]
+    labels = {cell.label for cell in cells(table, options)}
+    for pair, metrics in table.compare.items():
+        assert set(pair) <= labels and set(metrics) <= set(table.metrics), pair
+    assert {label for pair in table.curves for label in pair} <= set(table.variants)
+    assert set(table.within) <= set(table.metrics)
+    for data, metric, label in table.paper:
+        assert data in table.data and metric in table.metrics and label in labels
 
 
 EVALUATED = settings(epochs=1, seed=0, samples=30)
+
+
+def finished(cell, **values):
+    """Write a run folder as if the run had been trained and evaluated."""
+    cell.run.folder.mkdir(parents=True, exist_ok=True)
+    cell.run.write_config(cell.config, (1, 8, 8))
+    cell.run.write_json("metrics.json", {**EVALUATED, **values})
+
+
+def lines_of(text):
+    """Return the lines of Markdown tables, as {label: cells}."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return {label: cells for label, *cells in lines}
 
 
 def test_the_paper_stands_beside_ours_in_its_features(options):
     paper = {("digits", "fid", "EX-C"): 78.4, ("digits", "fid", "MC-C"): 99.0, ("mnist", "mse", "EX-C"): 0.01}
     grid = replace(GRID, metrics=("fid", "fid_c"), paper=paper)
     for cell in cells(grid, options):
-        cell.run.folder.mkdir(parents=True)
-        ours = {"fid": 80.0} if cell.config.seed == 0 else {"fid": None}
-        cell.run.write_config(cell.config, (1, 8, 8))
-        cell.run.write_json("metrics.json", {**EVALUATED, "fid_c": 5.0, "train_size": 1500, **ours})
+        finished(cell, fid_c=5.0, train_size=1500, fid=80.0 if cell.config.seed == 0 else None)
     kept = Path(options.out) / "kept"
-    with_inception = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md", kept).read_text()
-    assert "| digits | FID | EX-C | 78.4 | 80.0 |\n| digits | FID | MC-C | 99 | - |" in with_inception
-    assert "| digits | FID | best of ours | - | 80.0 (EX-C) |" in with_inception
-    assert "| mnist | MSE | EX-C | 0.01 | - |" in with_inception
-    table = with_inception.split("**FID**")[1].split("##")[0]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[4:] if line]
-    named = dict(lines)
-    assert named["the paper, EX-C"] == "78.4" and named["the paper, MC-C"] == "99"
-    assert sorted(named.values()) == ["**80.0**"] * 4 + ["78.4", "99"]
-    assert "Training data of ours: digits 1,500." in with_inception
-    assert "**MSE**" not in with_inception
+    text = report([grid], replace(options, seeds=(0,)), Path(options.out) / "a.md", kept).read_text()
+    lines = lines_of(text)
+    assert lines[""] == ["seeds", "FID-c", "FID", "FID, paper"]
+    assert lines["EX-C"] == ["0", "**5.00**", "**80.0**", "78.4"]
+    assert lines["MC-C"] == ["-", "-", "-", "99"]
+    assert "training data 1,500;" in text and "mnist" not in text
+
+
+def test_rows_that_decide_are_listed(options, tmp_path):
+    grid = replace(GRID, varied=lambda base: {"": LINEAR}, compare={("EX-C", "G-VAE"): ("mse", "fid_c")}, paper={})
+    chosen = replace(options, seeds=(0, 1, 2))
+    for cell in cells(grid, chosen):
+        finished(cell, mse=(1.0 if cell.label == "EX-C" else 2.0) + cell.config.seed / 100, fid_c=5.0)
+    text = report([grid], chosen, tmp_path / "a.md", tmp_path / "kept").read_text()
+    assert text.endswith("- `tiny`, scale `smoke`, digits. **MSE**: EX-C lower than G-VAE.\n")
 
 
 def test_other_samplers_stand_apart(options):
     """Distances of a mixture or of reconstructions have a table of their own, and are never the best of the models."""
-    grid = replace(GRID, metrics=("fid_c",), paper={("digits", "fid_c", "EX-C"): 9.0}, varied=lambda base: {"": LINEAR})
+    grid = replace(GRID, metrics=("fid_c",), varied=lambda base: {"": LINEAR})
     for cell in cells(grid, options):
-        cell.run.folder.mkdir(parents=True)
-        cell.run.write_config(cell.config, (1, 8, 8))
-        cell.run.write_json("metrics.json", {**EVALUATED, "fid_c": 5.0 + cell.config.seed})
+        finished(cell, fid_c=5.0 + cell.config.seed, kid_c=1.0)
         if cell.label == "EX-C":
             cell.run.write_json("metrics-posterior.json", {**EVALUATED, "fid_c": 1.0})
             if cell.config.seed == 1:
                 cell.run.write_json("metrics-mixture.json", {**EVALUATED, "fid_c": 2.0})
-    text = report([grid], options, Path(options.out) / "a.md", Path(options.out) / "kept").read_text()
-    assert "best of ours | - | 5.50 ± 0.71 (EX-C)" in text and "**1.00" not in text
+    rows = results.select(results.finished(cells(grid, options), 30), cells(grid, options))
+    text = render(grid, options, cells(grid, options), rows)
+    above, below = text.split("By sampler")
+    assert lines_of(above)["EX-C"] == ["0, 1", "**5.50 ± 0.71**"]
     # only seed 1 has all samplers
-    (line,) = (line for line in text.splitlines() if "1.00" in line)
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["EX-C", "6.00", "2.00", "1.00"]
+    assert lines_of(below)["EX-C"] == ["6.00", "2.00", "1.00"]
 
 
 def test_a_row_is_of_a_finished_run_and_its_evaluation(options, tmp_path):
@@ -319,31 +359,39 @@ def test_a_row_is_of_a_finished_run_and_its_evaluation(options, tmp_path):
     for wrong in ({"epochs": 0}, {"seed": 7}, {"generated_samples": 12}):
         for name in ("metrics.json", "metrics-mixture.json"):
             cell.run.write_json(name, {**EVALUATED, "mse": 1.0, "fid_c": 5.0, **wrong})
-        assert results.rows_of([cell], 30) == {}
+        assert results.finished([cell], 30).empty
         with pytest.raises(InputError, match="no finished run"):
             report([grid], options, tmp_path / "a.md", tmp_path / "kept")
     cell.run.write_json("metrics.json", {**EVALUATED, "mse": 1.0})
-    assert [row["mse"] for row in results.rows_of([cell], 30).values()] == [1.0]
+    assert list(results.finished([cell], 30)["mse"]) == [1.0]
 
 
 def test_the_command_under_a_table_names_the_features_and_samples_of_its_rows(options, tmp_path, monkeypatch):
     """The page of all tables has the options of none, and the command under a table must not take its figures away."""
     monkeypatch.setattr(plugins, "imported", [])
     grid = replace(GRID, varied=lambda base: {"": LINEAR}, variants=("EX-C",), metrics=("fid", "fid_c"), name="main")
-    grid = replace(grid, command="")
+    grid = replace(grid, paper={("digits", "fid", "EX-C"): 1.0})
     made = {**EVALUATED, "fid": 80.0, "fid_c": 5.0}
     for cell, features in zip(cells(grid, options), (["classifier", "inception"], ["classifier"]), strict=True):
         cell.run.folder.mkdir(parents=True)
         cell.run.write_config(cell.config, (1, 8, 8))
         cell.run.write_json("metrics.json", {**made, "feature_sets": features})
     text = report([grid], options, tmp_path / "a.md", tmp_path / "kept").read_text()
-    assert "`nbvae reproduce main --scale smoke --seeds 0 1 --features classifier inception --samples 30`" in text
+    assert (
+        "`nbvae reproduce main --scale smoke --data digits --seeds 0 1 --features classifier inception --samples 30`"
+        in text
+    )
 
 
 def test_speeds_of_several_machines_have_no_mean():
-    rows = [{"seconds_per_step": 0.1, "mse": 1.0, "machine": name} for name in ("a CPU", "a GPU", "a GPU")]
-    assert summarise(rows, "seconds_per_step") is None and summarise(rows, "mse").mean == 1.0
-    assert summarise(rows[1:], "seconds_per_step").mean == pytest.approx(0.1)
+    rows = pd.DataFrame(
+        [
+            {"label": label, "seed": 0, "seconds_per_step": 0.1, "mse": 1.0, "machine": name, "threads": 1}
+            for label, name in (("a", "a CPU"), ("a", "a GPU"), ("b", "a GPU"), ("b", "a GPU"))
+        ]
+    )
+    found = summary(rows, ["seconds_per_step", "mse"], {})
+    assert list(found["s/step"]) == ["-", "0.100 ± 0.000"] and found["MSE"]["a"] == "**1.0000 ± 0.0000**"
 
 
 @pytest.mark.parametrize(
@@ -362,9 +410,9 @@ def test_what_is_named_twice_is_refused(twice, named, options, tmp_path, monkeyp
         cells(GRID, replace(options, **twice))
 
 
-def test_a_claim_that_cannot_be_judged_is_refused_before_anything_runs(options):
-    with pytest.raises(InputError, match=r"KL \(kl\) has no better direction"):
-        reproduce(replace(GRID, claims=[Claim("Less.", [Ahead("kl", ("EX-C",), ("G-VAE",), ("digits",))])]), options)
+def test_a_comparison_in_an_unknown_metric_is_refused_before_anything_runs(options):
+    with pytest.raises(InputError, match="unknown metric 'mes'"):
+        reproduce(replace(GRID, compare={("EX-C", "G-VAE"): ("mes",)}), options)
     assert not list(Path(options.out).rglob("checkpoint.pt"))
 
 
@@ -435,7 +483,7 @@ def test_a_grid_that_names_what_does_not_exist(options, change, message):
 def test_a_table_of_labels_needs_labels(options, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8))
     with pytest.raises(InputError, match=r"x.npy has no labels, which the table latents needs"):
-        reproduce(table_of("latents"), replace(options, data=(str(tmp_path / "x.npy"),)))
+        reproduce(TABLES["latents"], replace(options, data=(str(tmp_path / "x.npy"),)))
     assert not (tmp_path / "out").exists()
 
 
@@ -448,29 +496,25 @@ def test_a_reason_that_runs_share_is_given_once(options, tmp_path):
     assert str(caught.value).count("conv networks need observations of shape") == 1
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [*TABLES])
 def test_every_table_is_a_grid_that_can_be(name, options):
-    table = table_of(name)
+    table = TABLES[name]
     for scale in SCALES:
         grid = cells(table, replace(options, scale=scale))
         assert table.name == name and len({cell.folder for cell in grid}) == len(grid), scale
 
 
 def test_the_best_of_a_column_is_bold():
-    groups = {
-        "a": [{"mse": 1.0, "ssim": 0.5, "kl": 3.0}],
-        "b": [{"mse": 2.0, "ssim": 0.75, "kl": 4.0}, {"mse": 4.0, "ssim": 0.75, "kl": 5.0}],
-        "c": [],
+    rows = [("a", 0, 1.0, 0.5, 3.0), ("b", 1, 2.0, 0.75, 4.0), ("b", 0, 4.0, 0.75, 5.0)]
+    found = summary(
+        pd.DataFrame(rows, columns=["label", "seed", "mse", "ssim", "kl"]), ["kl", "mse", "ssim"], {}, ["a", "b", "c"]
+    )
+    assert list(found.columns) == ["seeds", "MSE", "SSIM", "KL"]
+    assert found.T.to_dict("list") == {
+        "a": ["0", "**1.0000**", "0.500", "3.00"],
+        "b": ["0, 1", "3.0000 ± 1.4142", "**0.750 ± 0.000**", "4.50 ± 0.71"],
+        "c": ["-", "-", "-", "-"],
     }
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(groups).splitlines()]
-    assert rows[0] == ["", "MSE", "SSIM", "KL"]
-    assert rows[2:] == [
-        ["a", "**1.0000**", "0.500", "3.00"],
-        ["b", "3.0000 ± 1.4142", "**0.750 ± 0.000**", "4.50 ± 0.71"],
-        ["c", "-", "-", "-"],
-    ]
-    lines = latex(groups, ["ssim"], caption="fashion_mnist").splitlines()
-    assert r"b & \textbf{0.750 $\pm$ 0.000} \\" in lines and r"\caption{fashion\_mnist}" in lines
 
 
 def test_data_of_one_name_in_two_places_are_two(tmp_path):
@@ -491,7 +535,7 @@ def test_data_of_one_name_in_two_places_are_two(tmp_path):
 def test_auto_has_no_place_in_a_table(options):
     for variant in ("EX-C", "EX-I"):
         grid = replace(GRID, variants=(variant,), varied=lambda base: {"chosen": {"relaxation": "auto"}})
-        with pytest.raises(InputError, match=f"{variant} chosen: the runs of a table share a relaxation"):
+        with pytest.raises(InputError, match=f"{variant} chosen: runs of a table share a relaxation"):
             cells(grid, options)
 
 
@@ -507,7 +551,9 @@ def test_rows_of_other_samplers_go_when_their_model_does(options, tmp_path):
             (cell.folder / name).unlink(missing_ok=True)
         for name, figures in files.items():
             cell.run.write_json(name.replace("_", "-") + ".json", {**EVALUATED, "date": date, **figures})
-        return {run: row.get("fid_c") for (_, run, _), row in results.keep(path, [cell], 30).items()}
+        rows = results.keep(path, [cell], 30)
+        assert rows.equals(results.read(path))
+        return dict(zip(rows["run"], rows["fid_c"], strict=True))
 
     run = cell.folder.parent.name
     both = measured("2026-01-01", metrics={"fid_c": 5.0}, metrics_mixture={"fid_c": 2.0})

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,29 +12,28 @@ import torch
 
 from pyro_nbvae.batching import to_floats
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics import HeldOut
+from pyro_nbvae.guides import PoissonGuide
+from pyro_nbvae.metrics import HeldOut, held_out
 from pyro_nbvae.study import training
-from pyro_nbvae.study.build import build, resolve, validate
-from pyro_nbvae.study.config import TrainConfig
-from pyro_nbvae.study.data import load
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.data import SOURCES, Source, load
 from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.files import write_atomically
 from pyro_nbvae.study.folder import LOCK, Run
 from pyro_nbvae.study.generation import generate, reconstruct
-from pyro_nbvae.study.training import kl_weight, temperature, train
-from pyro_nbvae.study.variants import VARIANTS
+from pyro_nbvae.study.training import train
+from pyro_nbvae.study.tree import options, replace
+from pyro_nbvae.study.variants import VARIANTS, register_variant
 
-TINY = TrainConfig(
-    variant="EX-C",
-    data="digits",
-    latents=8,
-    encoder="linear",
-    decoder="linear",
-    batch_size=300,
-    epochs=4,
-    lr=0.01,
-    device="cpu",
-)
+SMALL = {"data": "digits", "latents": 8, "encoder": "linear", "decoder": "linear", "device": "cpu"}
+
+
+def tiny(variant="EX-C", **changes):
+    return configure(variant, **{**SMALL, "batch_size": 300, "epochs": 4, "lr": 0.01, **changes})
+
+
+TINY = tiny()
 
 
 def numbers(run):
@@ -43,12 +42,13 @@ def numbers(run):
 
 def same_parameters(a, b):
     first, second = (run.read_checkpoint() for run in (a, b))
-    return all(torch.equal(first[part][k], second[part][k]) for part in ("model", "guide") for k in first[part])
+    kept = [(first, second)] + ([(first["best"], second["best"])] if first["best"] else [])
+    return all(torch.equal(a[part][k], b[part][k]) for a, b in kept for part in ("model", "guide") for k in a[part])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains(name, tmp_path):
-    run = train(replace(TINY, variant=name, epochs=2), tmp_path / name, progress=False)
+    run = train(tiny(name, epochs=2), tmp_path / name, progress=False)
     log = numbers(run)
     assert list(log["epoch"]) == [1, 2] and log.notna().all().all()
     assert log["loss"][1] < log["loss"][0]
@@ -85,11 +85,51 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):
     assert killed.checkpoint_path.stat().st_mtime_ns == stamp
 
 
+class EndedError(Exception):
+    """What a function that is called after each epoch may raise."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variant": "CMP", "validate": True, "lr_schedule": "linear", "kl_warmup": 2.5},
+        {"variant": "EX-C", "patience": 1, "temperature_start": 0.5, "anneal_epochs": 2.5, "straight_through": True},
+        {"variant": "EX-G", "max_count": 90, "prior_mean": 3.0, "prior_lr_multiplier": 3.0, "lr_schedule": "constant"},
+        {"variant": "MC-C", "kl_samples": 2, "encoder": "mlp", "train_size": 300, "indicator": "smoothstep"},
+        {"variant": "G-VAE", "encoder": "conv", "decoder": "conv", "train_size": 60, "mixed_precision": True},
+        {"variant": "DS-I", "preset": "published", "encoder": "released_mlp", "train_size": 300, "batch_size": 100},
+        {"variant": "P-VAE", "estimator": "Trace_ELBO", "beta": 0.5, "clip": 1.0, "seed": 7},
+        {"variant": "C-VAE", "categories": 4, "train_size": 250},
+        {"variant": "P-VAE", "relaxation": "auto", "train_size": 250},
+    ],
+    ids=lambda changes: changes["variant"],
+)
+def test_a_run_that_ends_early_resumes_bit_for_bit(changes, tmp_path):
+    """A function that is called with each row ends the training; what was complete is kept."""
+    config, seen = tiny(**{"epochs": 3, **changes}), []
+    whole = train(config, tmp_path / "whole", progress=False, on_epoch=seen.append)
+    rows = whole.read_checkpoint()["log"]
+    assert seen == rows and [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
+
+    def ends(row):
+        if row["epoch"] == 2:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        train(config, tmp_path / "ended", progress=False, on_epoch=ends)
+    ended = Run(tmp_path / "ended")
+    assert len(numbers(ended)) == len(ended.read_checkpoint()["log"]) == 2
+    torch.manual_seed(999)
+    train(config, ended.folder, resume=True, progress=False)
+    pd.testing.assert_frame_equal(numbers(ended), numbers(whole))
+    assert same_parameters(ended, whole) and ended.config() == whole.config()
+
+
 def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     run = train(replace(TINY, epochs=2), tmp_path, progress=False)
-    assert run.config()[0].anneal_epochs == 1
+    assert run.config()[0].relaxation.anneal_epochs == 1
     train(replace(TINY, epochs=3), tmp_path, resume=True, progress=False)
-    assert len(numbers(run)) == 3 and run.config()[0].anneal_epochs == 1
+    assert len(numbers(run)) == 3 and run.config()[0].relaxation.anneal_epochs == 1
 
 
 def test_the_log_is_the_loss_it_says(tmp_path):
@@ -108,7 +148,7 @@ def test_evaluation_does_not_disturb_training(tmp_path, monkeypatch):
 
 
 def test_mixed_precision_trains_as_well_and_is_evaluated_in_full_precision(tmp_path):
-    config = replace(TINY, variant="G-VAE", encoder="conv", decoder="conv", lr=3e-3, batch_size=100)
+    config = tiny("G-VAE", encoder="conv", decoder="conv", lr=3e-3, batch_size=100)
     plain = train(config, tmp_path / "a", progress=False)
     half = train(replace(config, mixed_precision=True), tmp_path / "b", progress=False)
     assert not same_parameters(plain, half)
@@ -129,97 +169,65 @@ def test_mixed_precision_trains_as_well_and_is_evaluated_in_full_precision(tmp_p
 def test_two_runs_in_one_process_do_not_share_parameters(tmp_path):
     pyro.get_param_store().setdefault("prior$$$logits", torch.full((8,), 3.0))
     alone = train(TINY, tmp_path / "a", progress=False)
-    train(replace(TINY, variant="DS-G"), tmp_path / "b", progress=False)
+    train(tiny("DS-G"), tmp_path / "b", progress=False)
     again = train(TINY, tmp_path / "c", progress=False)
     assert same_parameters(alone, again)
     assert list(pyro.get_param_store().keys()) == ["prior$$$logits"]
 
 
-def test_a_command_of_the_version_before_resumes_its_run(tmp_path):
-    """Version 4: conv named the released network, and there was no preset published."""
-    published = replace(TINY, encoder="released_conv", decoder="released_linear", preset="published")
-    whole = train(published, tmp_path / "whole", progress=False)
-    run = train(replace(published, epochs=2, anneal_epochs=2.0), tmp_path / "run", progress=False)
-    stored = json.loads(run.config_path.read_text())
-    del stored["lr_schedule"]
-    older = {**stored, "schema_version": 4, "encoder": "conv", "decoder": "linear", "preset": "default"}
-    run.config_path.write_text(json.dumps(older))
-    train(replace(TINY, encoder="conv", decoder="linear", preset=None), run.folder, resume=True, progress=False)
-    assert same_parameters(whole, run)
-
-
 def test_schedules():
-    config = resolve(replace(TINY, epochs=20), (1, 16, 16))
-    assert [kl_weight(config, e) for e in (0, 1, 2, 10)] == [0, 0.5, 1, 1]
-    assert [temperature(config, e) for e in (0, 5, 10, 15)] == pytest.approx([0.24, 0.145, 0.05, 0.05])
-    assert kl_weight(replace(config, kl_warmup=0.0), 0) == 1
+    config = resolve(tiny(epochs=20), (1, 16, 16))
+    assert config.vae.estimator.kl_warmup == 2
+    temperatures = [config.relaxation.temperature_at(e) for e in (0, 5, 10, 15)]
+    assert temperatures == pytest.approx([0.24, 0.145, 0.05, 0.05])
 
 
-DEFAULTS = {
-    "prior_lr": 0.5,
+OWN = {
+    "prior_lr_multiplier": 0.5,
     "prior_mean": 3.0,
     "kl_samples": 7,
-    "beta": 0.2,
     "temperature": 0.3,
     "temperature_start": 0.9,
     "anneal_epochs": 4.0,
     "kl_warmup": 1.0,
-    "clip": 3.0,
-    "epochs": 6,
 }
 
 
-@pytest.mark.parametrize("field", DEFAULTS)
-def test_a_variants_defaults_hold_where_no_flag_does(field, monkeypatch):
-    """Each field that a variant may decide; a flag comes before, and another preset does not ask."""
-    mine = replace(VARIANTS["MC-C"], defaults={field: DEFAULTS[field]})
-    monkeypatch.setitem(VARIANTS, "MINE", mine)
-    config = TrainConfig(variant="MINE")
-    assert getattr(resolve(config, (1, 16, 16)), field) == DEFAULTS[field]
-    assert getattr(resolve(replace(config, **{field: 2}), (1, 16, 16)), field) == 2
-    plain = resolve(TrainConfig(variant="MC-C", preset="paper"), (1, 16, 16))
-    assert getattr(resolve(replace(config, preset="paper"), (1, 16, 16)), field) == getattr(plain, field)
-
-
-def test_a_variant_cannot_decide_what_is_never_open(monkeypatch):
-    monkeypatch.setitem(VARIANTS, "MINE", replace(VARIANTS["CMP"], defaults={"seed": 3}))
-    with pytest.raises(InputError, match="unknown default of variant MINE 'seed': choose from"):
-        resolve(TrainConfig(variant="MINE"), (1, 16, 16))
+def test_a_variants_defaults_hold_where_no_flag_does(own_variants):
+    """A flag comes before, and so does what another preset sets."""
+    register_variant("MINE", replace(VARIANTS["MC-C"], **OWN))
+    assert options(resolve(configure("MINE"), (1, 16, 16))).items() >= OWN.items()
+    flags = {name: 2 * value for name, value in OWN.items()}
+    assert options(resolve(configure("MINE", **flags), (1, 16, 16))).items() >= flags.items()
+    paper, plain = (options(resolve(configure(name, preset="paper"), (1, 16, 16))) for name in ("MINE", "MC-C"))
+    set_by_paper = {"prior_lr_multiplier", "prior_mean", "temperature_start", "anneal_epochs", "kl_warmup"}
+    assert {name for name in OWN if paper[name] == plain[name]} == set_by_paper
 
 
 @pytest.mark.parametrize("variant", ["MC-G", "EX-C", "P-VAE"])
 def test_gumbel_softmax_starts_from_small_counts_and_cuts_off_none(variant):
-    config = resolve(TrainConfig(variant=variant, relaxation="gumbel"), (1, 16, 16))
-    assert config.max_count is None
-    assert resolve(TrainConfig(variant=variant, relaxation="gumbel", max_count=50), (1, 16, 16)).max_count == 50
-    assert resolve(TrainConfig(variant="EX-C"), (1, 16, 16)).max_count is None
-    assert resolve(replace(config, prior_mean=9.0), (1, 16, 16)).prior_mean == 9.0
-    assert resolve(TrainConfig(variant="CMP"), (1, 16, 16)).prior_mean > config.prior_mean
-
-
-@pytest.mark.parametrize(
-    ("relaxation", "end", "start"),
-    [("arrival", None, 0.24), ("arrival", 0.1, 0.24), ("arrival", 0.5, 0.5), ("gumbel", None, 1.0), ("gumbel", 2, 2)],
-)
-def test_temperatures_never_rise_by_default(relaxation, end, start):
-    config = resolve(TrainConfig(variant="EX-C", relaxation=relaxation, temperature=end), (1, 16, 16))
-    assert config.temperature_start == start >= config.temperature
-    assert resolve(replace(config, temperature_start=0.01), (1, 16, 16)).temperature_start == 0.01
+    config = resolve(configure(variant, relaxation="gumbel"), (1, 16, 16))
+    assert config.relaxation.max_count is None and config.vae.prior.prior_mean == 2
+    assert resolve(configure(variant, relaxation="gumbel", max_count=50), (1, 16, 16)).relaxation.max_count == 50
+    assert resolve(configure(variant, relaxation="gumbel", prior_mean=9.0), (1, 16, 16)).vae.prior.prior_mean == 9
+    for other in (configure("CMP"), configure("EX-C"), configure(variant, relaxation="integer")):
+        assert resolve(other, (1, 16, 16)).vae.prior.prior_mean == 20
 
 
 def test_the_papers_preset():
     """The released code's: KL weight min(1, 5 e / 250), temperature max(1 - 0.95 e / 250, 0.05) ..."""
-    config = resolve(TrainConfig(variant="MC-C", data="mnist", preset="paper"), (1, 28, 28))
-    assert (config.epochs, config.batch_size, config.lr, config.latents, config.kl_samples) == (200, 512, 1e-3, 256, 5)
+    config = resolve(configure("MC-C", data="mnist", preset="paper"), (1, 28, 28))
+    found = options(config)
+    assert [found[n] for n in ("epochs", "batch_size", "lr", "latents", "kl_samples")] == [200, 512, 1e-3, 256, 5]
+    assert found["kl_warmup"] == 250 / 5 and found["lr_schedule"] == "constant" and found["loss"] == "squared_error"
     for epoch in (0, 3, 60, 199):
-        assert kl_weight(config, epoch) == pytest.approx(min(1, 5 * epoch / 250))
-        assert temperature(config, epoch) == pytest.approx(max(1 - 0.95 * epoch / 250, 0.05))
-    assert config.beta == 28 / 256 and config.clip == 28
+        assert config.relaxation.temperature_at(epoch) == pytest.approx(max(1 - 0.95 * epoch / 250, 0.05))
+    assert found["beta"] == 28 / 256 and found["clip"] == 28
     for shape, decoder, beta in (((3, 16, 16), "conv", 48), ((3, 64, 64), "conv", 192), ((3, 64, 64), "mlp", 1)):
-        assert resolve(TrainConfig(decoder=decoder, preset="paper"), shape).beta == beta / 256
-    gumbel = resolve(TrainConfig(variant="MC-G", preset="paper"), (1, 28, 28))
-    assert temperature(gumbel, 199) == 1
-    assert resolve(TrainConfig(preset="paper", epochs=3, beta=2.0), (1, 28, 28)).beta == 2.0
+        assert resolve(configure(decoder=decoder, preset="paper"), shape).likelihood.beta == beta / 256
+    gumbel = resolve(configure("MC-G", preset="paper"), (1, 28, 28))
+    assert gumbel.relaxation.temperature_at(199) == 1
+    assert resolve(configure(preset="paper", epochs=3, beta=2.0), (1, 28, 28)).likelihood.beta == 2.0
 
 
 def test_a_folder_in_the_way(tmp_path):
@@ -237,7 +245,7 @@ def test_a_folder_in_the_way(tmp_path):
 
 @pytest.mark.parametrize("name", ["CMP", "EX-C", "EX-G", "EX-I", "G-VAE"])
 def test_a_run_that_diverges_ends_with_one_line_and_keeps_what_was(name, tmp_path):
-    config = replace(TINY, variant=name)
+    config = tiny(name)
     run = train(replace(config, epochs=1), tmp_path, progress=False)
     state = run.read_checkpoint()
     state["model"]["decoder.layers.0.weight"].fill_(float("nan"))
@@ -288,6 +296,7 @@ def steps(monkeypatch):
 
     def recorded_step(self, x):
         taken.append({"x": x.clone(), "kl_weight": self.elbo.kl_weight, "rng": torch.get_rng_state()})
+        taken[-1]["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         taken[-1]["temperature"] = getattr(self.guide.relaxation, "temperature", None)
         terms = step(self, x)
         return terms
@@ -308,21 +317,48 @@ def steps(monkeypatch):
     return taken
 
 
+# five steps an epoch
+STEPS = {"train_size": 250, "batch_size": 60, "epochs": 3}
+
+
 def test_every_step_follows_the_schedules(steps, tmp_path):
     """KL weight and temperature of each step, also within an epoch, and in the log those of the epoch's last step."""
-    config = replace(TINY, train_size=250, batch_size=60, epochs=3, kl_warmup=2.0, anneal_epochs=2.5)
-    run = train(config, tmp_path, progress=False)
-    resolved = run.config()[0]
+    run = train(tiny(**STEPS, kl_warmup=2.0, anneal_epochs=2.5), tmp_path, progress=False)
+
+    def weight(epoch):
+        return min(1, epoch / 2)
+
+    def temperature(epoch):
+        return 0.24 + (0.05 - 0.24) * min(1, epoch / 2.5)
+
     epochs = [e + k / 5 for e in range(3) for k in range(5)]
-    assert [s["kl_weight"] for s in steps] == pytest.approx([kl_weight(resolved, e) for e in epochs])
-    assert [s["temperature"] for s in steps] == pytest.approx([temperature(resolved, e) for e in epochs])
+    assert [s["kl_weight"] for s in steps] == pytest.approx([weight(e) for e in epochs])
+    assert [s["temperature"] for s in steps] == pytest.approx([temperature(e) for e in epochs])
     log = numbers(run)
-    assert log["kl_weight"].tolist() == pytest.approx([kl_weight(resolved, e + 0.8) for e in range(3)])
-    assert log["temperature"].tolist() == pytest.approx([temperature(resolved, e + 0.8) for e in range(3)])
+    assert log["kl_weight"].tolist() == pytest.approx([weight(e + 0.8) for e in range(3)])
+    assert log["temperature"].tolist() == pytest.approx([temperature(e + 0.8) for e in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"),
+    [
+        ("constant", lambda done: 1),
+        ("linear", lambda done: 1 - done),
+        ("cosine", lambda done: (1 + math.cos(math.pi * done)) / 2),
+    ],
+)
+def test_learning_rates_follow_their_schedule(schedule, factor, steps, tmp_path):
+    """Those of the networks and of the prior alike; a run that is given more epochs goes on with their schedule."""
+    config = tiny(**STEPS, lr=0.01, lr_schedule=schedule, prior_lr_multiplier=3.0)
+    train(config, tmp_path, progress=False)
+    train(replace(config, epochs=4), tmp_path, resume=True, progress=False)
+    done = [k / 15 for k in range(15)] + [k / 20 for k in range(15, 20)]
+    for step, share in zip(steps, done, strict=True):
+        assert step["lr"] == pytest.approx([0.01 * factor(share), 0.03 * factor(share)], rel=1e-12)
 
 
 def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(steps, tmp_path):
-    train(replace(TINY, variant="G-VAE", train_size=250, batch_size=60, epochs=2), tmp_path, progress=False)
+    train(tiny("G-VAE", **{**STEPS, "epochs": 2}), tmp_path, progress=False)
     images = to_floats(load("digits").train[:250])
     orders = []
     for epoch in (steps[:5], steps[5:]):
@@ -339,8 +375,8 @@ def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(steps, tmp_pa
 @pytest.mark.parametrize(("preset", "scale"), [("default", 1.0), ("published", 0.1)])
 def test_gradients_are_of_the_scaled_loss_per_observation_and_clipped(preset, scale, steps, tmp_path):
     """Before clipping they are those of the negative ELBO over the batch, times beta in published runs."""
-    config = replace(TINY, variant="EX-C", train_size=100, batch_size=40, epochs=1, beta=0.1, clip=1e-3, kl_warmup=0.5)
-    run = train(replace(config, preset=preset), tmp_path, progress=False)
+    sizes = {"train_size": 100, "batch_size": 40, "epochs": 1}
+    run = train(tiny(preset=preset, **sizes, beta=0.1, clip=1e-3, kl_warmup=0.5), tmp_path, progress=False)
     model, guide, elbo = build(run.config()[0], (1, 16, 16))
     model.initialize(load("digits").train[:100]), guide.initialize(load("digits").train[:100])
     parameters = list(elbo(model, guide).parameters())
@@ -375,8 +411,16 @@ def test_broken_run_folders(tmp_path):
     with pytest.raises(InputError, match="no checkpoint yet"):
         run.load()
     stored = json.loads(run.config_path.read_text())
-    run.config_path.write_text(json.dumps({**stored, "variant": "X"}))
-    with pytest.raises(InputError, match="unknown variant 'X'"):
+    for change, message in (
+        ({"vae": {"kind": "x"}}, "config.json: vae: .*'x'.*\n.*--import MODULE"),
+        ({"latents": 0}, "config.json: latents: Input should be greater than or equal to 1"),
+        ({"encoder": None}, "config.json: encoder: a trained run has a value"),
+    ):
+        run.config_path.write_text(json.dumps({**stored, "config": {**stored["config"], **change}}))
+        with pytest.raises(InputError, match=message):
+            run.load()
+    run.config_path.write_text(json.dumps({**stored, "event_shape": [16, -16]}))
+    with pytest.raises(InputError, match=r"event_shape must be a list of positive whole numbers, got \[16, -16\]"):
         run.load()
     run.config_path.write_text("{")
     with pytest.raises(InputError, match="not a valid configuration"):
@@ -399,13 +443,12 @@ def test_the_progress_bar_changes_nothing(tmp_path):
 def test_the_progress_bar_evaluates_no_network(tmp_path, monkeypatch):
     """Its Fano factor is the log's: as many posteriors are computed with a bar as without."""
     calls = []
-    guide = VARIANTS["P-VAE"].guide
-    original = guide.posterior
-    monkeypatch.setattr(guide, "posterior", lambda self, x: calls.append(0) or original(self, x))
+    original = PoissonGuide.posterior
+    monkeypatch.setattr(PoissonGuide, "posterior", lambda self, x: calls.append(0) or original(self, x))
     numbers_of_calls = []
     for shown in (False, True):
         calls.clear()
-        train(replace(TINY, variant="P-VAE", epochs=2, batch_size=20), tmp_path / str(shown), progress=shown)
+        train(tiny("P-VAE", epochs=2, train_size=200, batch_size=20), tmp_path / str(shown), progress=shown)
         numbers_of_calls.append(len(calls))
     assert numbers_of_calls[0] == numbers_of_calls[1] > 2
 
@@ -420,50 +463,40 @@ def test_fewer_epochs_than_are_trained_are_refused_and_change_nothing(tmp_path):
 
 def test_relaxation_auto_takes_the_least_error_and_says_so(tmp_path, capsys):
     """The choice is recorded with all candidates, trained with at a constant temperature, and kept on resuming."""
-    config = TrainConfig(variant="P-VAE", relaxation="auto", latents=6, encoder="linear", decoder="linear", epochs=1)
+    config = configure("P-VAE", **{**SMALL, "latents": 6}, relaxation="auto", epochs=1)
     run = train(config, tmp_path / "run")
     candidates = run.read_json("relaxation.json")["candidates"]
     assert candidates == sorted(candidates, key=lambda row: row["total"])
-    resolved = run.config()[0]
-    assert resolved.relaxation == candidates[0]["relaxation"]
-    assert resolved.temperature == resolved.temperature_start == candidates[0]["temperature"]
-    assert f"relaxation: {resolved.relaxation}" in capsys.readouterr().err
+    chosen = run.config()[0].relaxation
+    assert chosen.kind == candidates[0]["relaxation"]
+    if chosen.kind != "integer":
+        assert chosen.temperature == chosen.temperature_start == candidates[0]["temperature"]
+    assert f"relaxation: {chosen.kind}" in capsys.readouterr().err
     train(replace(config, epochs=2), tmp_path / "run", resume=True, progress=False)
-    assert len(run.read_checkpoint()["log"]) == 2 and run.config()[0].relaxation == resolved.relaxation
-
-
-@pytest.mark.parametrize("flag", [{"temperature": 0.1}, {"indicator": "smoothstep"}, {"temperature_start": 0.5}])
-def test_relaxation_auto_chooses_the_options_itself(flag):
-    with pytest.raises(InputError, match="relaxation auto, which does not take it"):
-        validate(TrainConfig(variant="P-VAE", relaxation="auto", **flag))
+    assert len(run.read_checkpoint()["log"]) == 2 and run.config()[0].relaxation == chosen
 
 
 @pytest.mark.parametrize("variant", ["CMP", "EX-C", "P-VAE"])
 def test_the_prior_learns_at_its_own_rate(variant, tmp_path):
     """One Adam step moves every parameter with a gradient by its learning rate."""
-    config = TrainConfig(variant=variant, latents=4, encoder="linear", decoder="linear", batch_size=2_000, epochs=1)
-    run = train(replace(config, lr=1e-3, prior_lr=0.04, prior_mean=3.0), tmp_path / "run", progress=False)
+    config = configure(variant, **{**SMALL, "latents": 4}, batch_size=2_000, epochs=1, lr=1e-3, prior_mean=3.0)
+    run = train(replace(config, prior_lr_multiplier=40.0), tmp_path / "run", progress=False)
     model, _ = run.load("cpu")[1:]
     learned = model.prior.log_rate if variant == "P-VAE" else model.prior.log_total_count
     torch.testing.assert_close((learned - math.log(3.0)).abs(), torch.full((4,), 0.04), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("flag", [{"prior_lr": 0.1}, {"prior_mean": 2.0}])
-def test_a_fixed_prior_has_no_pace(flag):
-    with pytest.raises(InputError, match=r"the prior of G-VAE is not learned|the model of G-VAE does not take it"):
-        validate(TrainConfig(variant="G-VAE", **flag))
-
-
 @pytest.mark.filterwarnings("ignore:a Poisson rate is close")
 def test_a_sampled_kl_that_runs_away_ends_the_run(tmp_path):
     """Counts that are cut off far below their mean make log q - log p as negative as training likes; no KL is."""
-    tiny = {"latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 6, "batch_size": 50, "kl_warmup": 0.0}
-    config = TrainConfig(variant="MC-G", data="digits", prior_mean=30.0, max_count=3, lr=1e-3, **tiny)
-    with pytest.raises(InputError, match=r"diverged in epoch 1 \(the sampled KL is -.* a KL is never negative"):
-        train(config, tmp_path / "run", progress=False)
+    small = {"latents": 6, "epochs": 6, "batch_size": 50, "kl_warmup": 0.0, "prior_mean": 30.0, "max_count": 3}
+    with pytest.raises(
+        InputError, match=r"diverged in epoch 1 \(the Monte Carlo KL is -.* never negative: counts are truncated at 3\)"
+    ):
+        train(tiny("MC-G", lr=1e-3, **small), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
     # the exact KL of the same counts is a KL
-    exact = train(replace(config, variant="EX-G"), tmp_path / "exact", progress=False)
+    exact = train(tiny("EX-G", lr=1e-3, **small), tmp_path / "exact", progress=False)
     assert all(row["kl"] > 0 for row in exact.read_checkpoint()["log"])
 
 
@@ -472,14 +505,14 @@ def test_a_run_knows_its_data_again(tmp_path, monkeypatch):
     path = tmp_path / "x.npy"
     x = np.random.default_rng(0).random((100, 5), dtype=np.float32)
     np.save(path, x)
-    tiny = {"data": str(path), "latents": 3, "encoder": "linear", "decoder": "linear", "variant": "G-VAE"}
-    run = train(TrainConfig(**tiny, epochs=1), tmp_path / "run", progress=False)
+    config = tiny("G-VAE", data=str(path), epochs=1)
+    run = train(config, tmp_path / "run", progress=False)
     np.save(path, x.copy())
-    train(TrainConfig(**tiny, epochs=2), run.folder, resume=True, progress=False)
+    train(replace(config, epochs=2), run.folder, resume=True, progress=False)
     before = run.read_json("metrics.json") or evaluate(run, ["mse"], samples=2, progress=False)
     np.save(path, np.concatenate([x[:1] + 0.1, x]))
     with pytest.raises(InputError, match=r"does not hold the data that .*run was trained on: restore them"):
-        train(TrainConfig(**tiny, epochs=3), run.folder, resume=True, progress=False)
+        train(replace(config, epochs=3), run.folder, resume=True, progress=False)
     readers = [
         lambda: evaluate(run, ["mse"], samples=2, progress=False),
         lambda: reconstruct(run, count=2),
@@ -505,24 +538,115 @@ def test_divergence_is_one_line_beside_a_progress_bar(variant, tmp_path, monkeyp
         return terms
 
     monkeypatch.setattr(training.Trainer, "step", poisoned)
-    tiny = {"variant": variant, "train_size": 300, "batch_size": 20, "latents": 8, "epochs": 3}
     with pytest.raises(InputError, match="training diverged in epoch"):
-        train(TrainConfig(**tiny, encoder="linear", decoder="linear"), tmp_path / "run", progress=True)
+        train(tiny(variant, train_size=300, batch_size=20), tmp_path / "run", progress=True)
 
 
 def test_a_damaged_run_with_pictures_is_set_aside(tmp_path):
-    tiny = {"train_size": 50, "latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1}
-    run = train(TrainConfig(**tiny), tmp_path / "run", progress=False)
+    pytest.importorskip("tensorboard")
+    config = tiny(train_size=50, epochs=1, tensorboard=True)
+    run = train(config, tmp_path / "run", progress=False)
     generate(run, count=2)
     generate(run, count=2, sampler="posterior")
     reconstruct(run, count=2)
     run.export()
     run.checkpoint_path.write_bytes(b"damaged")
     assert run.set_aside()
-    assert len(train(TrainConfig(**tiny), run.folder, resume=True, progress=False).read_checkpoint()["log"]) == 1
+    assert len(train(config, run.folder, resume=True, progress=False).read_checkpoint()["log"]) == 1
 
 
 def test_a_data_root_is_valid_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = TrainConfig(train_size=50, latents=3, encoder="linear", decoder="linear", epochs=1, data_root="root")
-    assert train(config, "run", progress=False).config()[0].data_root == str(tmp_path / "root")
+    run = train(tiny(train_size=50, epochs=1, data_root="root"), "run", progress=False)
+    assert run.config()[0].data_root == str(tmp_path / "root")
+
+
+# --- held-out tenth --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """Vectors of which no two are alike and none says anything of another: training on some worsens the rest."""
+    x = torch.randn(120, 20, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(SOURCES, "noise", Source((20,), lambda root: (x[:100], x[100:], None, None)))
+    return x
+
+
+def overfitting(**changes):
+    networks = {"encoder": "mlp", "decoder": "mlp", "lr_schedule": "constant"}
+    return tiny("G-VAE", **{"data": "noise", "batch_size": 30, "epochs": 30, **networks, **changes})
+
+
+def test_the_best_epoch_on_a_held_out_tenth_is_kept(noise, steps, tmp_path):
+    config = overfitting(patience=3)
+    run = train(config, tmp_path / "run", progress=False)
+    found = numbers(run)["validation_elbo"].tolist()
+    best = found.index(max(found))
+    assert best > 0 and len(found) == best + 1 + 3 < 30  # three epochs without a better one
+
+    # the held-out tenth is neither trained on nor among the data of the evaluation
+    seen = torch.cat([step["x"] for step in steps[:3]])
+    assert len(seen) == 90
+    left = torch.stack([x for x in noise[:100] if not (seen == x).all(-1).any()])
+    assert len(left) == 10 and not any((noise[100:] == x).all(-1).any() for x in left)
+    assert (torch.cat([seen, left]).sort(0).values == noise[:100].sort(0).values).all()
+
+    # what is loaded, exported and evaluated is the best epoch's
+    _, model, guide = run.load("cpu")
+    assert held_out(model, guide, left, units=False, seed=config.seed).elbo == found[best]
+    state = run.read_checkpoint()
+    assert state["best"]["epoch"] == best + 1
+    assert any(not torch.equal(value, state["model"][name]) for name, value in model.state_dict().items())
+    metrics = evaluate(run, ["elbo", "seconds_per_step"], importance_samples=0, progress=False)
+    assert metrics["elbo"] == pytest.approx(numbers(run)["test_elbo"][best])
+    assert metrics["seconds_per_step"] == pytest.approx(pd.read_csv(run.folder / "log.csv")["seconds"].median() / 3)
+
+    # a run that has stopped stays as it is, until it is given more patience; then it goes on as if never stopped
+    train(config, run.folder, resume=True, progress=False)
+    assert len(numbers(run)) == len(found)
+    train(replace(config, patience=6), run.folder, resume=True, progress=False)
+    other = train(overfitting(patience=6), tmp_path / "other", progress=False)
+    assert len(numbers(run)) > len(found)
+    pd.testing.assert_frame_equal(numbers(run), numbers(other))
+    assert same_parameters(run, other)
+
+
+def test_observations_that_were_trained_on_are_not_held_out_later(noise, tmp_path):
+    configs = {"plain": overfitting(epochs=1), "validated": overfitting(epochs=1, validate=True)}
+    plain, validated = (train(config, tmp_path / name, progress=False) for name, config in configs.items())
+    for run, changes in ((plain, {"validate": True}), (plain, {"patience": 2}), (validated, {})):
+        with pytest.raises(InputError, match=r"another run \(validate (False there, True|True there, False) here\)"):
+            train(overfitting(epochs=2, **changes), run.folder, resume=True, progress=False)
+    train(overfitting(epochs=2, patience=5), validated.folder, resume=True, progress=False)  # the same tenth
+    assert len(numbers(validated)) == 2
+
+
+def test_a_tenth_of_too_few(noise, tmp_path):
+    with pytest.raises(InputError, match="validation needs at least 10 training observations, got 9"):
+        train(overfitting(train_size=9, validate=True), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_shows_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(epochs=2, tensorboard=True, train_size=300)
+    run = train(config, tmp_path / "run", progress=False)
+    train(replace(config, epochs=3), run.folder, resume=True, progress=False)
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    log = pd.read_csv(run.folder / "log.csv")
+    assert set(events.Tags()["scalars"]) == set(log.columns)
+    for name in log.columns:
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        assert shown == [(epoch, pytest.approx(value)) for epoch, value in zip(log["epoch"], log[name], strict=True)]
+
+
+def test_without_tensorboard_one_line_says_so_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"--tensorboard needs TensorBoard: pip install") as error:
+        train(tiny(tensorboard=True), tmp_path / "run", progress=False)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ imports are delayed until a command runs, so that help and usage errors appear a
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
             ),
             ("resume", Annotated[bool, arg(help="continue the run in --out from its last complete epoch")], False),
             *(
-                (name, Annotated[Literal[tuple(names)], arg(help=_HELP[name])], default)
+                (name, Annotated[Literal[tuple(names)], arg(help=_HELP.get(name, "part of the variant"))], default)
                 for name, (names, default) in flags.items()
             ),
             ("config", Annotated[tree, arg(name="")], field(default=config)),
@@ -236,11 +237,11 @@ def reproduce(
             precision; or a registered table.
         report: train nothing; write docs/results.md from the finished runs of all tables.
     """
-    import pyro_nbvae.experiments.tables  # noqa: F401
     from pyro_nbvae.study.report import report as write_report
     from pyro_nbvae.study.report import reproduce
     from pyro_nbvae.study.tables import TABLES
 
+    importlib.import_module("pyro_nbvae.experiments.tables")  # whose scripts register their tables
     if report:
         if table or options.variants or options.data or options.seeds:  # the page would lose the other rows
             raise InputError("--report writes all tables: leave out the table, --variants, --data and --seeds")

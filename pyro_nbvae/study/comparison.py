@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pyro_nbvae.study.evaluation import METRICS
 from pyro_nbvae.study.tables import Table
 
 LEVEL = 0.05
@@ -41,6 +42,10 @@ def _p(test: object) -> float:
     return 1.0 if np.isnan(p) else p
 
 
+def _relation(mean: float, other: float) -> str:
+    return "lower than" if mean < other else "higher than"
+
+
 def _pairs(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
     """Yield a test of every difference and equivalence that the table asks for."""
     for (data, here), ((first, second), metrics) in itertools.product(
@@ -50,14 +55,13 @@ def _pairs(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
             a, b = (here.loc[here["label"] == label, metric].dropna() for label in (first, second))
             if min(len(a), len(b)) < 2:
                 continue
-            means = a.mean(), b.mean()
-            relation = f"{'lower' if means[0] < means[1] else 'higher'} than"
-            yield data, metric, first, second, relation, *means, _p(stats.ttest_ind(a, b, equal_var=False))
+            of, means = (data, METRICS[metric].heading, first, second), (a.mean(), b.mean())
+            yield *of, _relation(*means), *means, _p(stats.ttest_ind(a, b, equal_var=False))
             if metric in table.within:
                 most = table.within[metric]
                 above = stats.ttest_ind(a, b - most, equal_var=False, alternative="greater")
                 below = stats.ttest_ind(a, b + most, equal_var=False, alternative="less")
-                yield data, metric, first, second, f"within {most:g} of", *means, max(_p(above), _p(below))
+                yield *of, f"within {most:g} of", *means, max(_p(above), _p(below))
 
 
 def _curves(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
@@ -76,12 +80,11 @@ def _curves(table: Table, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
         for label, each in pd.concat(found).groupby("label", sort=False) if found else ():
             if len(each) > 1:
                 means = each["at"].mean(), each["mse"].mean()
-                relation = f"{'lower' if means[0] < means[1] else 'higher'} than"
                 p = _p(stats.ttest_rel(each["at"], each["mse"]))
-                yield data, "MSE at equal KL", first, label, relation, *means, p
+                yield data, "MSE at equal KL", first, label, _relation(*means), *means, p
 
 
-def tests(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+def comparisons(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the tests of a table, with p-values corrected for their number (``p``).
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from tyro.conf import OmitArgPrefixes
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins, results
 from pyro_nbvae.study.commandline import script
-from pyro_nbvae.study.comparison import LEVEL, decided, tests
+from pyro_nbvae.study.comparison import LEVEL, comparisons, decided
 from pyro_nbvae.study.evaluation import METRICS
-from pyro_nbvae.study.features import suffix_of
 from pyro_nbvae.study.files import write_text
+from pyro_nbvae.study.folder import SAMPLERS
 from pyro_nbvae.study.runner import check_options, run_grid
 from pyro_nbvae.study.scales import SCALES, FeaturesName, Reproduction
 from pyro_nbvae.study.tables import TABLES, Cell, Table, cells
@@ -28,6 +27,8 @@ _PAGE = """# Results
 Written by `nbvae reproduce --report` from the rows in `results/`, with the settings of `--preset published` and the
 training budgets of the scales; only scale `paper` has the schedules and the 200 epochs of the paper. Mean ± standard
 deviation over the seeds; in bold the best mean of a column. Columns *paper*: the values that the paper reports.
+Metrics are of held-out observations with integer counts; FID and KID compare images generated from the prior with all
+training images.
 """
 _DECIDED = f"""
 ## What the rows decide
@@ -50,7 +51,7 @@ def _text(values: pd.Series, digits: int) -> str:
 def summary(
     rows: pd.DataFrame, metrics: Sequence[str], paper: Mapping[tuple[str, str], float], labels: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Return a table of text: one line per label, one column per metric, the best value of each column in bold.
+    """Return a table of text: one line per label, its seeds and a column per metric, the best value of each in bold.
 
     Args:
         rows: the rows of one data set.
@@ -60,6 +61,7 @@ def summary(
     """
     labels = dict.fromkeys([*labels, *rows["label"], *(label for _, label in paper)])
     table = pd.DataFrame(index=pd.Index(labels, dtype=object))
+    table["seeds"] = rows.groupby("label")["seed"].agg(lambda seeds: ", ".join(map(str, sorted(seeds))))
     machine = rows.groupby("label")[[name for name in ("machine", "threads") if name in rows]].nunique()
     for one in (one for one in METRICS.values() if one.name in metrics):
         values = rows.get(one.name, pd.Series(dtype=float)).astype(float)
@@ -79,14 +81,16 @@ def summary(
 
 def by_sampler(rows: pd.DataFrame) -> pd.DataFrame:
     """Return distances by sampler, over the seeds for which every sampler in the line was evaluated."""
-    table = pd.DataFrame(index=pd.Index(rows["label"].unique(), dtype=object))
-    for one in (METRICS[name] for name in ("fid_c", "fid") if name in rows):
+    distances = [METRICS[name] for name in ("fid_c", "fid") if name in rows]
+    columns = [f"{one.heading}, {sampler}" for one in distances for sampler in SAMPLERS]
+    table = pd.DataFrame(index=rows["label"].unique(), columns=columns, dtype=object)
+    for one in distances:
         wide = rows.dropna(subset=[one.name]).pivot(index=["label", "seed"], columns="sampler", values=one.name)
         for label, each in wide.groupby("label"):
             each = each.dropna(axis=1, how="all").dropna()
             for sampler in each if each.shape[1] > 1 and len(each) else ():
                 table.loc[label, f"{one.heading}, {sampler}"] = _text(each[sampler], one.digits)
-    return table.dropna(how="all").fillna("-")
+    return table.dropna(how="all").dropna(axis=1, how="all").fillna("-")
 
 
 def command(table: Table, chosen: Reproduction) -> str:
@@ -100,41 +104,32 @@ def command(table: Table, chosen: Reproduction) -> str:
     return shlex.join(words)
 
 
-def _values(rows: pd.DataFrame, name: str, between: str = ", ") -> str:
+def _values(rows: pd.DataFrame, name: str) -> str:
     """Return the different values of a column, sorted, as text."""
-    found = sorted(rows[name].dropna().unique()) if name in rows else ["unknown"]
-    return between.join(each if isinstance(each, str) else f"{int(each):,}" for each in found) or "unknown"
+    found = set(rows[name].dropna()) if name in rows else set()
+    texts = [each if isinstance(each, str) else f"{int(each):,}" for each in sorted(found)]
+    return ", ".join(dict.fromkeys(", ".join(texts).split(", "))) or "unknown"
+
+
+# What a caption has of the rows.
+_ABOUT = {"epochs": "epochs", "train_size": "training data", "seed": "seeds", "test_size": "held-out data"}
+_ABOUT |= {"generated_samples": "samples for FID and KID", "feature_sets": "features", "commit": "trained at commit"}
+_ABOUT |= {"machine": "on", "torch_version": "torch", "threads": "threads per run", "date": "dates"}
 
 
 def caption(table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame) -> str:
     """Return the caption of a table: the conditions of its runs and metrics, and the command that makes it."""
-    # the features and samples of the rows, which are not always those of the options
-    used = Counter(", ".join(rows.get("feature_sets", pd.Series(dtype=str)).dropna()).split(", "))
-    features: tuple[FeaturesName, ...] = tuple(name for name in get_args(FeaturesName) if name in used)
-    drawn = rows.get("generated_samples", pd.Series(dtype=float)).max()
-    of = {METRICS[name].of for name in table.metrics if name in rows}
-    measured = {
-        "held-out data": f" Measured on {_values(rows, 'test_size')} held-out observations with integer counts.",
-        "samples": f" FID and KID of {_values(rows, 'generated_samples')} samples of the prior against all training "
-        f"images of the data set, features: {', '.join(features)}.",
-        "latents": " Accuracies of classifiers on latents, on held-out data.",
-    }
+    about = [f"{heading} {_values(rows, name)}" for name, heading in _ABOUT.items()]
+    batches = ", ".join(map(str, sorted({cell.config.training.batch_size for cell in grid})))
     made_by = f"A table of its own, {table.name}"
     if table.name in TABLES:
-        # of several networks with the same metrics, a command names the one of most rows
-        commanded = {suffix_of(name): name for name in sorted(features, key=used.__getitem__)}.values()
-        named = tuple(name for name in features if name in commanded) or chosen.features
-        samples = None if pd.isna(drawn) or drawn == SCALES[chosen.scale].samples else int(drawn)
-        made_by = f"Made by: `{command(table, replace(chosen, features=named, samples=samples))}`"
-    batches = ", ".join(map(str, sorted({cell.config.training.batch_size for cell in grid})))
-    dates = " to ".join(dict.fromkeys([_values(rows, "date").split(", ")[0], _values(rows, "date").split(", ")[-1]]))
-    return (
-        f"{table.title}. Scale {chosen.scale}: epochs {_values(rows, 'epochs')}; training data "
-        f"{_values(rows, 'train_size')}; batches of {batches}; seeds {_values(rows, 'seed')}."
-        f"{''.join(text for kind, text in measured.items() if kind in of)} Trained at commit "
-        f"{_values(rows, 'commit')}, on {_values(rows, 'machine')}, torch {_values(rows, 'torch_version')}, threads "
-        f"per run {_values(rows, 'threads')}, {dates}. {made_by}"
-    )
+        # the features and samples of the rows, which are not always those of the options
+        used = _values(rows, "feature_sets").split(", ")
+        features = tuple(name for name in get_args(FeaturesName) if name in used) or chosen.features
+        drawn = int(rows["generated_samples"].max()) if "generated_samples" in rows else chosen.samples
+        samples = None if drawn == SCALES[chosen.scale].samples else drawn
+        made_by = f"Made by: `{command(table, replace(chosen, features=features, samples=samples))}`"
+    return f"{table.title}. Scale {chosen.scale}: batches of {batches}; {'; '.join(about)}. {made_by}"
 
 
 def _paper(table: Table, data: str) -> dict[tuple[str, str], float]:
@@ -145,12 +140,10 @@ def findings(table: Table, rows: pd.DataFrame) -> dict[str, str]:
     """Return what the rows of a table decide, as text, by data set."""
     found: dict[str, list[str]] = {}
     key = ["data", "metric", "first", "relation"]
-    texts = decided(tests(table, rows)).groupby(key, sort=False)["second"].agg(", ".join).reset_index()
+    texts = decided(comparisons(table, rows)).groupby(key, sort=False)["second"].agg(", ".join).reset_index()
     for (data, metric), each in texts.groupby(["data", "metric"], sort=False):
         pairs = "; ".join(each["first"] + " " + each["relation"] + " " + each["second"])
-        found.setdefault(str(data), []).append(
-            f"**{METRICS[metric].heading if metric in METRICS else metric}**: {pairs}"
-        )
+        found.setdefault(str(data), []).append(f"**{metric}**: {pairs}")
     return {data: ". ".join(texts) for data, texts in found.items()}
 
 
@@ -212,16 +205,6 @@ def run_script(table: Table) -> None:
     script(main)
 
 
-def _block(
-    table: Table, chosen: Reproduction, grid: Sequence[Cell], rows: pd.DataFrame, paper: Mapping[tuple[str, str], float]
-) -> str:
-    """Return the rows of one data set as a part of the page, with their seeds and a caption."""
-    lines = summary(rows, table.metrics, paper)
-    lines.insert(0, "seeds", rows.groupby("label")["seed"].agg(lambda seeds: ", ".join(map(str, sorted(seeds)))))
-    title = f"**{chosen.data[0]}**, table `{table.name}`, scale `{chosen.scale}`"
-    return f"\n{title}\n\n{_markdown(lines.fillna('-'))}\n\n{caption(table, chosen, grid, rows)}\n"
-
-
 def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path = results.RESULTS) -> Path:
     """Save the finished runs as rows, and write a page: tables with values of the paper, and what all rows decide.
 
@@ -239,7 +222,7 @@ def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path
     Raises:
         InputError: if there is neither a finished run nor a saved row; nothing is written then.
     """
-    shown, found = "", ""
+    shown, found, number = "", "", 0
     for table in tables:
         best: dict[str, tuple[int, str]] = {}
         for scale in SCALES:
@@ -248,15 +231,18 @@ def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path
             rows = results.select(results.keep(kept / f"{scale}.csv", grid, here.number_of_samples), grid)
             rows = rows[rows["sampler"] == "prior"]
             rows = rows.dropna(how="all", subset=[name for name in table.metrics if name in rows])
+            number += len(rows)
             for data, line in findings(table, rows).items():
                 found += f"- `{table.name}`, scale `{scale}`, {data}. {line}.\n"
             for data, each in rows.groupby("data", sort=False):
                 paper = _paper(table, data)
                 values = int(each.reindex(columns=list({metric for metric, _ in paper})).count().sum())
                 if values >= best.get(data, (1, ""))[0]:
-                    best[data] = values, _block(table, replace(here, data=(data,)), grid, each, paper)
+                    text = f"\n**{data}**, table `{table.name}`, scale `{scale}`\n\n"
+                    text += f"{_markdown(summary(each, table.metrics, paper))}\n\n"
+                    best[data] = values, text + f"{caption(table, replace(here, data=(data,)), grid, each)}\n"
         shown += "".join(best[data][1] for data in table.data if data in best)
-    if not shown + found:
+    if not number:
         raise InputError(
             f"no finished run in {chosen.out} and no row in {kept}: make some with nbvae reproduce TABLE; {path} is "
             "not changed"

@@ -107,11 +107,12 @@ def keep(path: Path, grid: Sequence[Cell], samples: int) -> pd.DataFrame:
     if new.empty:
         return rows
     old, new = rows.set_index(_POSITION), new.set_index(_POSITION)
-    dates = pd.DataFrame({"old": old.get("date"), "new": new.get("date")}).dropna()
-    trained_again = dates.index[dates["old"] != dates["new"]]
+    before, after = (each.reindex(columns=["date"])["date"].dropna() for each in (old, new))
+    both = before.index.intersection(after.index)
+    trained_again = both[before[both] != after[both]]
     gone = [(data, with_sampler(run, sampler), seed) for data, run, seed in trained_again for sampler in SAMPLERS]
     left = old[~old.index.isin(new.index) & ~old.index.isin(gone)]
     rows = pd.concat([left, new]).sort_index().reset_index()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, rows.to_csv(index=False, float_format="%.7g"))  # tables show fewer digits
-    return rows
+    return read(path)

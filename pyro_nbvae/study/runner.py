@@ -7,17 +7,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import choose_device
+from pyro_nbvae.study.config import from_json, to_json
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.errors import check_member, check_number
 from pyro_nbvae.study.evaluation import METRICS, Evaluation, measure
 from pyro_nbvae.study.features import build_features, check_features
-from pyro_nbvae.study.folder import metrics_file
+from pyro_nbvae.study.folder import Run, metrics_file
 from pyro_nbvae.study.generation import MOST_SAMPLES
 from pyro_nbvae.study.jobs import CLUSTERS, Cluster, LocalProcesses, one_line
 from pyro_nbvae.study.results import is_final
@@ -41,13 +43,19 @@ def missing_metrics(cell: Cell, table: Table, chosen: Reproduction) -> list[str]
     return [name for name in wanted if name not in measured or (lacking and METRICS[name].of == "samples")]
 
 
-def run_cell(cell: Cell, metrics: list[str], chosen: Reproduction, imports: list[str], device: str) -> None:
-    """Train a cell, from its checkpoint if there is one, and evaluate it."""
+def run_cell(
+    folder: Path, stored: dict[str, Any], metrics: list[str], chosen: Reproduction, imports: list[str], device: str
+) -> None:
+    """Train a cell, from its checkpoint if there is one, and evaluate it.
+
+    Its configuration comes as plain values (``stored``), since the type of its variant may be in a module to import.
+    """
     plugins.import_modules(imports)
-    for path in cell.run.set_aside():
+    config = replace(from_json(stored), device=device)
+    for path in Run(folder).set_aside():
         print(f"{path}: this version cannot read the original, now renamed; the run is trained again", file=sys.stderr)
     this = Evaluation(
-        train(replace(cell.config, device=device), cell.folder, resume=True, progress=False),
+        train(config, folder, resume=True, progress=False),
         features=None if chosen.features == ("classifier",) else chosen.features,  # the default, for images only
         inception_weights=chosen.inception_weights,
         samples=chosen.number_of_samples,
@@ -58,17 +66,11 @@ def run_cell(cell: Cell, metrics: list[str], chosen: Reproduction, imports: list
     measure(this, metrics)
 
 
-def _finished(cell: Cell) -> int:
-    """Return the progress of a cell: finished epochs, plus 1 if it is evaluated."""
-    try:
-        rows = (cell.folder / "log.csv").read_bytes().count(b"\n") - 1
-    except OSError:
-        rows = 0
-    return min(max(rows, 0), _epochs(cell)) + (cell.folder / metrics_file()).exists()
-
-
-def _epochs(cell: Cell) -> int:
-    return cell.config.training.epochs or 0
+def _progress(cell: Cell) -> tuple[int, int]:
+    """Return the finished steps of a cell, and how many there are: epochs, and the evaluation."""
+    log, epochs = cell.folder / "log.csv", cell.config.training.epochs or 0
+    rows = log.read_bytes().count(b"\n") - 1 if log.exists() else 0
+    return min(max(rows, 0), epochs) + (cell.folder / metrics_file()).exists(), epochs + 1
 
 
 def check_options(table: Table, grid: Sequence[Cell], chosen: Reproduction) -> None:
@@ -103,17 +105,19 @@ def run_grid(table: Table, grid: Sequence[Cell], chosen: Reproduction) -> dict[s
     else:
         pool = Cluster(chosen.cluster, Path(chosen.out) / "submitit", chosen.cluster_options, chosen.device)
     failed: dict[str, str] = {}
-    total = sum(_epochs(cell) + 1 for cell in grid)
-    with pool, tqdm(total=total, initial=sum(map(_finished, grid)), desc=table.name, unit="epoch", smoothing=0) as bar:
-        missing = [(cell, metrics) for cell in grid if (metrics := missing_metrics(cell, table, chosen))]
+    done, total = (sum(_progress(cell)[part] for cell in grid) for part in (0, 1))
+    with pool, tqdm(total=total, initial=done, desc=table.name, unit="epoch", smoothing=0) as bar:
         waiting = {
-            cell.folder: pool.submit(run_cell, cell, metrics, chosen, list(plugins.imported))
-            for cell, metrics in missing
+            cell.folder: pool.submit(
+                run_cell, cell.folder, to_json(cell.config), metrics, chosen, list(plugins.imported)
+            )
+            for cell in grid
+            if (metrics := missing_metrics(cell, table, chosen))
         }
         while waiting:
             time.sleep(POLL)
             for folder in [folder for folder, job in waiting.items() if job.done()]:
                 if (error := waiting.pop(folder).exception()) is not None:
                     failed[str(folder)] = one_line(error)
-            bar.update(max(0, sum(map(_finished, grid)) - bar.n))
+            bar.update(max(0, sum(_progress(cell)[0] for cell in grid) - bar.n))
     return failed

@@ -20,8 +20,8 @@ from pyro_nbvae.distributions import (
     Relaxation,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
+    negative_binomial_kl,
 )
-from pyro_nbvae.distributions.kl import negative_binomial_kl
 
 SHAPE = (512, 256)
 

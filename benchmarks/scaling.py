@@ -13,8 +13,14 @@ from torch.distributions import kl_divergence
 
 from benchmarks.measure import device, forward_backward, report, seconds
 from benchmarks.samplers import com_poisson, ours
-from pyro_nbvae.distributions import ArrivalTimes, ConwayMaxwellPoisson, GumbelSoftmax, Integer, NegativeBinomial
-from pyro_nbvae.distributions.kl import negative_binomial_kl
+from pyro_nbvae.distributions import (
+    ArrivalTimes,
+    ConwayMaxwellPoisson,
+    GumbelSoftmax,
+    Integer,
+    NegativeBinomial,
+    negative_binomial_kl,
+)
 
 
 def _cases(log_r: Tensor, logits: Tensor) -> dict[str, Callable[[], object]]:

@@ -20,8 +20,10 @@ from pyro_nbvae.distributions import (
     ArrivalTimes,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
+    negative_binomial_kl,
+    poisson_kl,
+    shared_dispersion_kl,
 )
-from pyro_nbvae.distributions.kl import negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load

@@ -1,7 +1,8 @@
 """A family of your own, defined outside the package: geometric spike counts.
 
-A geometric distribution is a negative binomial with dispersion 1; it has the largest entropy of all count distributions
-with its mean. Model and guide are two classes with one method each, registered under a name:
+A geometric distribution has the largest entropy of all count distributions with its mean. A family is one class with
+three functions of the counts and its parameters, which give it samples with a gradient, moments and KLs, and a KL in
+closed form if there is one. Model and guide are two classes with one method each, registered under a name:
 
     python -m examples.own_family
     nbvae --import examples.own_family train --variant GEOMETRIC --data digits --latents 32 --out runs/geometric
@@ -13,15 +14,41 @@ from typing import Literal
 
 import torch
 import tyro
+from pyro.distributions import constraints
 from torch import nn
+from torch.distributions import register_kl
+from torch.nn.functional import logsigmoid, softplus
 
 import pyro_nbvae
-from pyro_nbvae.distributions import ArrivalTimes, RelaxedNegativeBinomial
+from pyro_nbvae.distributions import CountDistribution, Integer
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import VAE, Kind
 from pyro_nbvae.study.variants import register_variant
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
+
+
+class Geometric(CountDistribution):
+    """The mass of the count k is sigma(-l) sigma(l)^k; its mean is e^l."""
+
+    arg_constraints = {"logits": constraints.real}
+
+    @staticmethod
+    def log_weight(k, logits):
+        return k * logsigmoid(logits)
+
+    @staticmethod
+    def scores(k, logits):
+        return (k * torch.sigmoid(-logits),)
+
+    @staticmethod
+    def window(nats, logits):
+        return 0 * logits, nats / softplus(-logits)  # the mass above k is sigma(l)^(k + 1)
+
+
+@register_kl(Geometric, Geometric)
+def geometric_kl(q, p):
+    return softplus(p.logits) - softplus(q.logits) + q.logits.exp() * (softplus(-p.logits) - softplus(-q.logits))
 
 
 class GeometricPrior(nn.Module):
@@ -36,7 +63,7 @@ class GeometricModel(GenerativeModel):
     prior_class = GeometricPrior
 
     def prior_distribution(self):
-        return RelaxedNegativeBinomial(1.0, logits=self.prior.logits)
+        return Geometric(self.prior.logits)
 
 
 class GeometricGuide(AmortizedGuide):
@@ -44,7 +71,7 @@ class GeometricGuide(AmortizedGuide):
 
     def posterior_from(self, outputs):
         (shift,) = outputs
-        return RelaxedNegativeBinomial(1.0, logits=self.prior.logits + shift, relaxation=self.relaxation)
+        return Geometric(self.prior.logits + shift, relaxation=self.relaxation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +82,7 @@ class GeometricVAE(VAE):
 
     def build(self, event_shape, latents, *, encoder, **options):
         model = GeometricModel(event_shape, latents, **options)
-        return model, GeometricGuide(model, encoder=encoder, relaxation=ArrivalTimes(0.24))
+        return model, GeometricGuide(model, encoder=encoder, relaxation=Integer())
 
 
 register_variant("GEOMETRIC", GeometricVAE())

@@ -45,10 +45,11 @@ class NegativeBinomialGuide(AmortizedGuide):
 
     def posterior_from(self, outputs: tuple[Tensor, ...]) -> RelaxedNegativeBinomial:
         shift, *log_dispersion_ratio = outputs
-        r = self.prior.total_count
+        r, logits = self.prior.total_count, self.prior.logits + shift
         if log_dispersion_ratio:
-            r = r * log_dispersion_ratio[0].exp()
-        return RelaxedNegativeBinomial(r, logits=self.prior.logits + shift, relaxation=self.relaxation)
+            return RelaxedNegativeBinomial(r * log_dispersion_ratio[0].exp(), logits=logits, relaxation=self.relaxation)
+        source = self.prior.log_total_count
+        return RelaxedNegativeBinomial(r, logits=logits, relaxation=self.relaxation, dispersion_source=source)
 
     @torch.no_grad()
     def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +21,8 @@ class NegativeBinomialPrior(CountPrior):
 
     @property
     def total_count(self) -> Tensor:
-        """r, (K,).
-
-        Like Pyro's own constrained parameters it has a reference to its unconstrained parameter, so that the KL can
-        tell whether model and guide share it.
-        """
-        r: Any = self.log_total_count.exp()
-        r.unconstrained = weakref.ref(self.log_total_count)
-        return r
+        """r, (K,)."""
+        return self.log_total_count.exp()
 
     @property
     def mean(self) -> Tensor:
@@ -68,4 +60,5 @@ class NegativeBinomialModel(CountModel):
 
     def prior_distribution(self) -> RelaxedNegativeBinomial:
         """Return NB(r, l), batch shape (K,): samples are integers, the support includes relaxed counts."""
-        return RelaxedNegativeBinomial(self.prior.total_count, logits=self.prior.logits)
+        source = self.prior.log_total_count  # a guide that shares the dispersion has the same
+        return RelaxedNegativeBinomial(self.prior.total_count, logits=self.prior.logits, dispersion_source=source)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.relaxations import GumbelSoftmax
-from pyro_nbvae.distributions.relaxed import RelaxedSupport, Shape
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
+from pyro_nbvae.distributions.relaxed import RelaxedSupport, Shape, required_relaxation
 
 
 class RelaxedOneHotCategorical(OneHotCategorical):
@@ -51,9 +52,7 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         relaxation: GumbelSoftmax | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if relaxation is not None and not isinstance(relaxation, GumbelSoftmax):
-            raise TypeError(f"relaxation of a one-hot categorical must be GumbelSoftmax or None, got {relaxation!r}")
-        self.relaxation = relaxation
+        self.relaxation = check_relaxation(relaxation, GumbelSoftmax)
         super().__init__(probs=probs, logits=logits, validate_args=validate_args)
 
     @property
@@ -92,12 +91,8 @@ class RelaxedOneHotCategorical(OneHotCategorical):
         Raises:
             NotImplementedError: if there is no relaxation.
         """
-        if self.relaxation is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} has no rsample without a relaxation, because it draws one-hot vectors: give it "
-                "one, such as relaxation=GumbelSoftmax(0.5)"
-            )
-        return self.relaxation.one_hot(self.logits.expand(self._extended_shape(sample_shape)))
+        relaxation = required_relaxation(self, "one-hot vectors: give it one, such as relaxation=GumbelSoftmax(0.5)")
+        return relaxation.one_hot(self.logits.expand(self._extended_shape(sample_shape)))
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw relaxed samples without a gradient, or one-hot samples if there is no relaxation."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from pyro.distributions import constraints
-from torch import Tensor
-
-from pyro_nbvae.distributions.counts import CountDistribution
-from pyro_nbvae.distributions.masses import poisson_log_weight, poisson_window
+from pyro_nbvae.distributions.count_distribution import CountDistribution
+from pyro_nbvae.distributions.families import com_poisson
 
 
 class ConwayMaxwellPoisson(CountDistribution):
@@ -44,31 +40,9 @@ class ConwayMaxwellPoisson(CountDistribution):
         [1.74, 1.0, 0.28]
     """
 
-    arg_constraints = {"rate": constraints.nonnegative, "nu": constraints.positive}
-
-    @staticmethod
-    def log_weight(k: Tensor, rate: Tensor, nu: Tensor) -> Tensor:
-        """Return the log weight nu * log Poisson(k; rate)."""
-        none = rate == 0
-        log_weight = poisson_log_weight(k, torch.where(none, 1.0, rate)) * nu
-        return torch.where(none, torch.zeros_like(log_weight).masked_fill(k > 0, -torch.inf), log_weight)
-
-    @staticmethod
-    def scores(k: Tensor, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the derivatives of the log weight in rate and nu."""
-        limits = torch.finfo(rate.dtype)
-        # finite where nu / rate is not: such counts have no mass
-        of_rate = ((k - rate) / rate.clamp(min=limits.tiny) * nu).clamp(max=limits.max / 4)
-        none = rate == 0
-        of_nu = poisson_log_weight(k, torch.where(none, 1.0, rate))
-        return of_rate.masked_fill(none, 0), of_nu.masked_fill(none, 0)
-
-    @staticmethod
-    def window(nats: float, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first and the last count of the window."""
-        return poisson_window(nats / nu, rate.clamp(min=torch.finfo(rate.dtype).tiny))
-
-    @staticmethod
-    def as_com_poisson(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rate and nu, for the compiled loops."""
-        return rate, nu
+    arg_constraints = com_poisson.arg_constraints
+    smooth = True
+    log_weight = staticmethod(com_poisson.log_weight)
+    scores = staticmethod(com_poisson.scores)
+    window = staticmethod(com_poisson.window)
+    as_com_poisson = staticmethod(com_poisson.as_com_poisson)

@@ -1,8 +1,8 @@
-"""Elementwise functions of tensors with hand-written derivatives.
+"""Elementwise functions and samplers of tensors, with hand-written derivatives.
 
-They are differentiable twice and keep their derivatives wherever PyTorch's own functions do: under ``torch.func``
-(grad, jacrev, jacfwd, hessian, jvp, vmap, and nests of these), for tensor subclasses (such as those that Pyro's
-TraceGraph_ELBO passes), and under ``torch.compile``, where each call is one custom operator.
+Functions are differentiable twice and samples once. They keep their derivatives wherever PyTorch's own functions do:
+under ``torch.func`` (grad, jacrev, jacfwd, hessian, jvp, vmap, and nests of these), for tensor subclasses (such as
+those that Pyro's TraceGraph_ELBO passes), and under ``torch.compile``, where each call is one custom operator.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -23,13 +23,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from pyro_nbvae.distributions.threads import unsplit
 
-# Devices without double precision: kernels and samplers compute on the CPU there.
-WITHOUT_DOUBLE = ("mps",)
+# Devices without double precision: values and samples are computed on the CPU there.
+_WITHOUT_DOUBLE = ("mps",)
 Wanted = Sequence[bool]
-Dimensions = Sequence[int | None]
+_Dimensions = Sequence[int | None]
+_ONCE = "rsample has no second derivative in the parameters of the counts: its samples are differentiable once"
+_COMPILED_ONCE = "counts have no second derivative under torch.compile"
 
 
-class Context(FunctionCtx):
+class _Context(FunctionCtx):
     """PyTorch's context of a function, with the attributes that its stubs lack and those that are set here."""
 
     saved_tensors: tuple[Tensor, ...]
@@ -64,7 +66,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 def double(x: Tensor) -> Tensor:
     """Convert to double precision; on the CPU if the device has none."""
-    return x.to("cpu" if x.device.type in WITHOUT_DOUBLE else x.device, torch.float64)
+    return x.to("cpu" if x.device.type in _WITHOUT_DOUBLE else x.device, torch.float64)
 
 
 def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], Tensor]:
@@ -81,7 +83,7 @@ def unexpanded(arguments: Sequence[Tensor], shape: Size) -> tuple[list[Tensor], 
     return [a.reshape(-1) for a in arguments], which.expand(shape).reshape(-1)
 
 
-def plain(x: Tensor) -> Tensor:
+def _plain(x: Tensor) -> Tensor:
     """Return a tensor of a subclass as a plain one, with its gradient; ``Function.apply`` drops those of others."""
     return x if type(x) in (Tensor, torch.nn.Parameter) else x.as_subclass(Tensor)
 
@@ -95,42 +97,48 @@ class Kernel:
         value: maps the arguments to a tuple: the value, and the derivative in each argument if the same pass computes
             them too.
         gradient: ``gradient(*arguments, wanted)`` returns the derivative in each argument, by differentiable
-            operations; it may be None where ``wanted`` is false.
+            operations; it may be None where ``wanted`` is false. None for a sampler, whose ``value`` has the
+            derivatives and two arguments more at the front, a seed and a temperature.
     """
 
     name: str
     value: Callable[..., tuple[Tensor, ...]]
-    gradient: Callable[..., tuple[Tensor | None, ...]]
+    gradient: Callable[..., tuple[Tensor | None, ...]] | None
+
+    @property
+    def leading(self) -> int:
+        """The number of arguments without a derivative, at the front."""
+        return 2 if self.gradient is None else 0
 
     def derivatives(self, arguments: Sequence[Tensor], wanted: Wanted) -> tuple[Tensor, ...]:
         """Return the derivative in each argument, 0 where it is not wanted."""
+        assert self.gradient is not None
         found = self.gradient(*arguments, wanted)
         return tuple(torch.zeros_like(a) if d is None else d for d, a in zip(found, arguments, strict=True))
 
 
-Made = TypeVar("Made")
 # What composed names refer to: count families and integrands.
 PARTS: dict[str, Any] = {}
 _numbers = itertools.count()
 
 
-class Registry(dict[str, Made]):
-    """Things by name, so that custom operators can refer to them.
+class _Registry(dict[str, Kernel]):
+    """Kernels by name, so that custom operators can refer to them.
 
-    One that is composed, "maker/part/part", is made of ``PARTS`` when it is first asked for.
+    One that is composed, "maker/part/part", is made at its first use, of ``PARTS`` or of the words themselves.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.makers: dict[str, Callable[..., Made]] = {}
+        self.makers: dict[str, Callable[..., Kernel]] = {}
 
-    def __missing__(self, name: str) -> Made:
+    def __missing__(self, name: str) -> Kernel:
         maker, *parts = name.split("/")
-        made = self[name] = self.makers[maker](name, *(PARTS[part] for part in parts))
+        made = self[name] = self.makers[maker](name, *(PARTS.get(part, part) for part in parts))
         return made
 
 
-KERNELS: Registry[Kernel] = Registry()
+KERNELS = _Registry()
 
 
 def register_part(part: object, name: str) -> str:
@@ -141,7 +149,7 @@ def register_part(part: object, name: str) -> str:
 
 
 @contextmanager
-def forward_mode() -> Iterator[None]:
+def _forward_mode() -> Iterator[None]:
     """Context inside a ``jvp``, where PyTorch turns forward mode off: outer transforms would see zero derivatives."""
     with forward_ad._set_fwd_grad_enabled(True):
         yield
@@ -151,7 +159,7 @@ _own = threading.local()
 
 
 @contextmanager
-def inside() -> Iterator[None]:
+def _inside() -> Iterator[None]:
     """Context inside a ``forward``, where :func:`evaluate` calls no other ``forward`` for what needs no gradient.
 
     ``torch.jit`` would keep that call, and with it what it depends on here, which may not be an operation.
@@ -163,46 +171,46 @@ def inside() -> Iterator[None]:
         _own.inside = before
 
 
-def primal(x: Tensor) -> Tensor:
+def _primal(x: Tensor) -> Tensor:
     """Return a tensor without its tangent."""
     return forward_ad.unpack_dual(x).primal
 
 
-def batched(size: int, dims: Dimensions, arguments: Sequence[Tensor]) -> list[Tensor]:
+def _batched(size: int, dims: _Dimensions, arguments: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors whose first dimension is the one that vmap maps over, of this size."""
     return [
         a.expand(size, *a.shape) if dim is None else a.movedim(dim, 0) for a, dim in zip(arguments, dims, strict=True)
     ]
 
 
-def where_double_is(work: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], *more: Any) -> list[Tensor]:
-    """Return ``work(arguments, *more)``, computed on the CPU if the device has no double precision."""
-    device = arguments[0].device
-    if device.type not in WITHOUT_DOUBLE:
-        return list(work(arguments, *more))
-    return [part.to(device) for part in work([a.cpu() for a in arguments], *more)]
+def _one_draw(size: int, dims: _Dimensions, seed: Tensor, temperature: Tensor, like: Tensor) -> list[Tensor]:
+    """Return the seed and the temperature of a draw of all elements that vmap maps over."""
+    if dims[0] is None:
+        raise RuntimeError('rsample under vmap draws noise for each element: use vmap(..., randomness="different")')
+    if temperature.dim() or dims[1] is not None:
+        (temperature,) = _batched(size, dims[1:2], [temperature])
+        missing = like.dim() - temperature.dim()
+        temperature = temperature.reshape(*temperature.shape, *(1 for _ in range(missing))).expand(like.shape)
+    # one of the seeds draws different noise for all elements
+    return [seed.select(dims[0], 0), temperature]
 
 
 @torch.compiler.disable
 def _compute(kernel: Kernel, arguments: Sequence[Tensor], wanted: Wanted | None = None) -> list[Tensor]:
-    """Return the value (and what came with it) or, with ``wanted``, the derivatives."""
-    with inside():
-        if wanted is None:
-            return where_double_is(lambda own: kernel.value(*own), arguments)
-        return where_double_is(kernel.derivatives, arguments, wanted)
+    """Return the value (and what came with it) or, with ``wanted``, the derivatives.
 
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether a tensor has a tangent of forward mode."""
-    return forward_ad.unpack_dual(x).tangent is not None
-
-
-def refuse_forward_mode() -> None:
-    """Raise an error inside forward mode, of which a custom operator would drop the tangents.
-
-    Raises:
-        NotImplementedError: inside ``torch.func.jvp``, ``jacfwd`` or a dual level.
+    They are computed on the CPU if the device has no double precision.
     """
+    device = arguments[-1].device
+    there = device.type not in _WITHOUT_DOUBLE
+    own = arguments if there else [a.cpu() for a in arguments]
+    with _inside():
+        found = kernel.value(*own) if wanted is None else kernel.derivatives(own, wanted)
+    return list(found) if there else [part.to(device) for part in found]
+
+
+def _refuse_forward_mode() -> None:
+    """Raise an error inside forward mode, of which a custom operator would drop the tangents."""
     if forward_ad._current_level >= 0:
         raise NotImplementedError("counts have no forward mode under torch.compile: use reverse mode, such as jacrev")
 
@@ -217,16 +225,14 @@ class _Refuse(Function):
         return parameter.view_as(parameter)
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[str, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[str, Tensor], output: Tensor) -> None:
         ctx.message = inputs[0]
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[None, Tensor]:
         raise NotImplementedError(ctx.message)
 
-    @staticmethod
-    def jvp(ctx: Context, _: None, tangent: Tensor) -> Tensor:
-        raise NotImplementedError(ctx.message)
+    jvp = backward
 
 
 class _DependsOn(Function):
@@ -239,20 +245,20 @@ class _DependsOn(Function):
         return gradient.view_as(gradient)
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Context, tangent: Tensor, *tangents: Tensor) -> Tensor:
+    def jvp(ctx: _Context, tangent: Tensor, *tangents: Tensor) -> Tensor:
         return tangent.view_as(tangent)
 
 
-def once(gradient: Tensor, arguments: Sequence[Tensor], message: str) -> Tensor:
-    """Return a gradient whose own derivative in these arguments is refused with this message."""
+def _once(gradient: Tensor, arguments: Sequence[Tensor], message: str) -> Tensor:
+    """Return a gradient whose own derivative in these arguments is an error with this message."""
     return _DependsOn.apply(gradient, *(_Refuse.apply(message, a) for a in arguments))
 
 
@@ -264,36 +270,47 @@ class _Value(Function):
         return tuple(_compute(kernel, arguments))
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.kernel, *arguments = inputs
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.kernel = inputs[0]
+        arguments = inputs[1 + ctx.kernel.leading :]
         ctx.number = len(arguments)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*arguments, *output[1:])
         ctx.save_for_forward(*arguments, *output[1:])
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: a checkpoint gives them once
         arguments, derivatives = saved[: ctx.number], saved[ctx.number :]
-        wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or not derivatives:
+        sampled, again = ctx.kernel.gradient is None, torch.is_grad_enabled()
+        wanted = ctx.needs_input_grad[1 + ctx.kernel.leading :]
+        if not sampled and (again or not derivatives):
             derivatives = _Derivatives.apply(ctx.kernel, wanted, *arguments)
         with unsplit():
-            return None, *(grad * d if want else None for d, want in zip(derivatives, wanted, strict=True))
+            products = [grad * d if want else None for d, want in zip(derivatives, wanted, strict=True)]
+        if sampled and again:  # a second derivative may be requested
+            products = [None if p is None else _once(p, arguments, _ONCE) for p in products]
+        return *(None for _ in range(1 + ctx.kernel.leading)), *products
 
     @staticmethod
-    def jvp(ctx: Context, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        with forward_mode():
+    def jvp(ctx: _Context, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        with _forward_mode():
             saved = ctx.saved_tensors
-            arguments, others = saved[: ctx.number], saved[ctx.number :]
-            wanted = [t is not None for t in tangents]
-            derivatives = _Derivatives.apply(ctx.kernel, wanted, *map(primal, arguments))
-            terms = [t * d for t, d in zip(tangents, derivatives, strict=True) if t is not None]
-            return sum(terms[1:], terms[0]), *(None for _ in others)
+            own, derivatives = [_primal(a) for a in saved[: ctx.number]], saved[ctx.number :]
+            tangents = tangents[ctx.kernel.leading :]
+            if ctx.kernel.gradient is None:
+                first = [_once(d, own, _ONCE) for d in derivatives]
+            else:
+                first = _Derivatives.apply(ctx.kernel, [t is not None for t in tangents], *own)
+            terms = [t * d for t, d in zip(tangents, first, strict=True) if t is not None]
+            return sum(terms[1:], terms[0]), *(None for _ in derivatives)
 
     @staticmethod
-    def vmap(info: Any, dims: Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], Dimensions]:
-        output = _Value.apply(kernel, *batched(info.batch_size, dims[1:], arguments))
+    def vmap(info: Any, dims: _Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], _Dimensions]:
+        dims, leading = dims[1:], kernel.leading
+        own = _batched(info.batch_size, dims[leading:], arguments[leading:])
+        given = _one_draw(info.batch_size, dims, arguments[0], arguments[1], own[0]) if leading else []
+        output = _Value.apply(kernel, *given, *own)
         return output, tuple(0 for _ in output)
 
 
@@ -305,27 +322,27 @@ class _Derivatives(Function):
         return tuple(_compute(kernel, arguments, wanted))
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.kernel, _, *arguments = inputs
         ctx.save_for_backward(*arguments)
         ctx.save_for_forward(*arguments)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *_Curvature.apply(ctx.kernel, *ctx.saved_tensors, *grads)
 
     @staticmethod
-    def jvp(ctx: Context, _: None, __: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        with forward_mode():
-            arguments = [primal(a) for a in ctx.saved_tensors]
+    def jvp(ctx: _Context, _: None, __: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        with _forward_mode():
+            arguments = [_primal(a) for a in ctx.saved_tensors]
             given = [torch.zeros_like(a) if t is None else t for a, t in zip(arguments, tangents, strict=True)]
             return _Curvature.apply(ctx.kernel, *arguments, *given)
 
     @staticmethod
     def vmap(
-        info: Any, dims: Dimensions, kernel: Kernel, wanted: Wanted, *arguments: Tensor
-    ) -> tuple[Sequence[Tensor], Dimensions]:
-        output = _Derivatives.apply(kernel, wanted, *batched(info.batch_size, dims[2:], arguments))
+        info: Any, dims: _Dimensions, kernel: Kernel, wanted: Wanted, *arguments: Tensor
+    ) -> tuple[Sequence[Tensor], _Dimensions]:
+        output = _Derivatives.apply(kernel, wanted, *_batched(info.batch_size, dims[2:], arguments))
         return output, tuple(0 for _ in output)
 
 
@@ -338,81 +355,74 @@ class _Curvature(Function):
         with torch.enable_grad():
             # elements of their own: an expanded tensor would have the sum of their derivatives in one
             own = [a.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for a in arguments[:number]]
-            first = kernel.gradient(*own, [True] * number)
+            first = kernel.derivatives(own, [True] * number)
             terms = zip(first, arguments[number:], strict=True)
-            product = sum((d * v).sum() for d, v in terms if d is not None and d.requires_grad)
+            product = sum((d * v).sum() for d, v in terms if d.requires_grad)
             if not isinstance(product, Tensor):  # a linear function
                 return tuple(map(torch.zeros_like, own))
             found = torch.autograd.grad(product, own, allow_unused=True)
         return tuple(torch.zeros_like(a) if d is None else d for d, a in zip(found, own, strict=True))
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.kernel = inputs[0]
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor, ...]:
         raise NotImplementedError(f"{ctx.kernel.name} is differentiable twice: it has no third derivative")
 
-    @staticmethod
-    def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        raise NotImplementedError(f"{ctx.kernel.name} is differentiable twice: it has no third derivative")
+    jvp = backward
 
     @staticmethod
-    def vmap(info: Any, dims: Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], Dimensions]:
-        output = _Curvature.apply(kernel, *batched(info.batch_size, dims[1:], arguments))
+    def vmap(info: Any, dims: _Dimensions, kernel: Kernel, *arguments: Tensor) -> tuple[Sequence[Tensor], _Dimensions]:
+        output = _Curvature.apply(kernel, *_batched(info.batch_size, dims[1:], arguments))
         return output, tuple(0 for _ in output)
 
 
-def own_memory(parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Return copies of one precision: results of an operator must not share memory, and are as its fake version's."""
-    return [part.to(like.dtype, copy=True, memory_format=torch.contiguous_format) for part in parts]
+def _operator(name: str, leading: list[Tensor], arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
+    """Return the value and, if they are asked for, the derivatives.
 
-
-@torch.library.custom_op("pyro_nbvae::elementwise", mutates_args=())
-def _operator(name: str, arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
+    They are copies of one precision: results of an operator must not share memory, and are as its fake version's.
+    """
     kernel, number = KERNELS[name], len(arguments)
-    output = _compute(kernel, arguments)
+    output = _compute(kernel, [*leading, *arguments])
     if derivatives and len(output) == 1:
         output += _compute(kernel, arguments, [True] * number)
-    return own_memory(output[: 1 + derivatives * number], arguments[0])
+    like = arguments[0]
+    kept = output[: 1 + derivatives * number]
+    return [part.to(like.dtype, copy=True, memory_format=torch.contiguous_format) for part in kept]
 
 
-@_operator.register_fake
-def _(name: str, arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
+def _fake(name: str, leading: list[Tensor], arguments: list[Tensor], derivatives: bool) -> list[Tensor]:
     like = arguments[0]
     return [like.new_empty(like.shape) for _ in range(1 + derivatives * len(arguments))]
 
 
-def products_of_saved(operator: Any, leading: int, message: str) -> None:
-    """Register the derivative of an operator that returns a value and its derivatives in its list of tensors.
-
-    Args:
-        operator: the custom operator; the list is its argument number ``leading``.
-        leading: see there; other arguments have no derivative.
-        message: of the error if a second derivative is requested.
-    """
+def _register_operator(name: str, message: str, tags: Sequence[torch.Tag] = ()) -> None:
+    """Register a custom operator; ``message`` is of the error if a second derivative is requested."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        ctx.after = len(inputs) - leading - 1
-        ctx.number = len(inputs[leading])
-        ctx.save_for_backward(*inputs[leading], *output[1:])
+        ctx.leading, ctx.number = len(inputs[1]), len(inputs[2])
+        ctx.save_for_backward(*inputs[2], *output[1:])
 
     def multiply(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         products = [grads[0] * d for d in saved[ctx.number :]]
         if torch.is_grad_enabled():
-            products = [once(p, saved[: ctx.number], message) for p in products]
-        return *(None for _ in range(leading)), products, *(None for _ in range(ctx.after))
+            products = [_once(p, saved[: ctx.number], message) for p in products]
+        return None, [None] * ctx.leading, products, None
 
+    operator = torch.library.custom_op(f"pyro_nbvae::{name}", _operator, mutates_args=(), tags=tags)
+    operator.register_fake(_fake)
     operator.register_autograd(multiply, setup_context=save)
 
 
-products_of_saved(_operator, 1, "counts have no second derivative under torch.compile")
+_register_operator("elementwise", _COMPILED_ONCE)
+_register_operator("draw", _ONCE, (torch.Tag.nondeterministic_seeded,))
 
 
 def evaluate(name: str, *arguments: Tensor) -> Tensor:
-    """Return the value of a kernel of ``KERNELS``, differentiable in its arguments.
+    """Return the value of a function of ``KERNELS``, differentiable in its arguments.
 
     Args:
         name: its name there.
@@ -420,15 +430,15 @@ def evaluate(name: str, *arguments: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         promoted, dtype = promote(*arguments)
-        refuse_forward_mode()
+        _refuse_forward_mode()
         needed = torch.is_grad_enabled() and any(a.requires_grad for a in promoted)
-        return torch.ops.pyro_nbvae.elementwise(name, promoted, needed)[0].to(dtype)
+        return torch.ops.pyro_nbvae.elementwise(name, [], promoted, needed)[0].to(dtype)
     if getattr(_own, "inside", False) and not torch.is_grad_enabled():
         promoted, dtype = promote(*arguments)
         return KERNELS[name].value(*promoted)[0].to(dtype)
     if has_torch_function(arguments):
         return handle_torch_function(evaluate, arguments, name, *arguments)
-    promoted, dtype = promote(*map(plain, arguments))
+    promoted, dtype = promote(*map(_plain, arguments))
     return _Value.apply(KERNELS[name], *promoted)[0].to(dtype)
 
 
@@ -444,3 +454,57 @@ def elementwise(
     """
     KERNELS[name] = Kernel(name, value, gradient)
     return functools.partial(evaluate, name)
+
+
+def sampler(name: str, draw: Callable[..., Sequence[Tensor]]) -> Kernel:
+    """Make a kernel for :func:`pathwise` of ``draw(seed, temperature, *parameters)``.
+
+    It maps a number and flat tensors (n,) to a sample and its derivative in each parameter, (n,) each.
+    """
+
+    def value(seed: Tensor, temperature: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        shape = parameters[0].shape
+        flat = [p.reshape(-1) for p in parameters]
+        with unsplit():
+            drawn = draw(int(seed), temperature.to(flat[0]).expand(shape).reshape(-1), *flat)
+        return tuple(part.reshape(shape) for part in drawn)
+
+    return Kernel(name, value, None)
+
+
+def pathwise(name: str, *parameters: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """Draw a sample with pathwise derivatives in its parameters.
+
+    The seed is a tensor, drawn from torch's generator for the CPU: so noise differs from call to call also where a
+    transform, such as ``torch.compile``, takes calls with the same arguments as one.
+
+    Args:
+        name: a :func:`sampler` of ``KERNELS``.
+        *parameters: tensors of one shape, in single or double precision.
+        temperature: a number, or a tensor that broadcasts to the parameters.
+
+    Returns:
+        The sample, of the parameters' shape; differentiable once.
+
+    Raises:
+        NotImplementedError: in the backward pass, if a second derivative in the parameters is requested.
+        TypeError: for a temperature that requires a gradient, which it would not get.
+        RuntimeError: under ``vmap``, unless its randomness is "different".
+    """
+    if isinstance(temperature, Tensor) and (
+        temperature.requires_grad or forward_ad.unpack_dual(temperature).tangent is not None
+    ):
+        raise TypeError("the temperature of counts gets no gradient: pass temperature.detach()")
+    if has_torch_function(parameters):
+        draw = functools.partial(pathwise, name, temperature=temperature)
+        return handle_torch_function(draw, parameters, *parameters)
+    own = [_plain(p) for p in parameters]
+    if isinstance(temperature, Tensor) and temperature.dim():
+        temperature = temperature.to(own[0]).expand(own[0].shape)
+    else:
+        temperature = torch.as_tensor(temperature, dtype=torch.float64, device="cpu")
+    seed = torch.randint(1 << 62, (), device="cpu")
+    if torch.compiler.is_compiling():
+        _refuse_forward_mode()
+        return torch.ops.pyro_nbvae.draw(name, [seed, temperature], own, True)[0]
+    return _Value.apply(KERNELS[name], seed, temperature, *own)[0]

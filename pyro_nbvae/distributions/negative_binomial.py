@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
-from torch.distributions import Distribution, register_kl
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 from torch.distributions.utils import clamp_probs, lazy_property, logits_to_probs
 
 from pyro_nbvae.distributions.constraints import bounded_logits, dispersion
 from pyro_nbvae.distributions.elementwise import computed_in
-from pyro_nbvae.distributions.kl import kl_form, negative_binomial_kl, shared_dispersion_kl
-from pyro_nbvae.distributions.masses import AtMost, NegativeBinomialMass, Surprise
+from pyro_nbvae.distributions.families import negative_binomial
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
-from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
-from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats, relaxed_counts
-from pyro_nbvae.distributions.special import negative_binomial_log_prob
-from pyro_nbvae.distributions.windows import expectation
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
+from pyro_nbvae.distributions.relaxations.gamma import exact_counts, log_standard_gamma
+from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats, relaxed_counts, required_relaxation
+from pyro_nbvae.distributions.sums import expectation
+from pyro_nbvae.distributions.windows import AtMost, Surprise
 
 
-class derived_property(lazy_property):
+class _derived_property(lazy_property):
     """torch's lazy_property, computed at each use: the parameter that was given may change."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return super().__get__(None, owner) if instance is None else self.wrapped(instance)
+
+
+def _version(x: Tensor) -> int:
+    """Return how often a tensor was changed in place, where PyTorch counts it."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 class NegativeBinomial(TorchDistribution):
@@ -42,8 +46,8 @@ class NegativeBinomial(TorchDistribution):
     so pass ``logits`` by name.
 
     All arguments broadcast to the batch shape; events are scalars. ``log_prob`` is accurate at large and small r
-    (:mod:`pyro_nbvae.distributions.special`). The KL between two negative binomials is exact
-    (:mod:`pyro_nbvae.distributions.kl`), also if one or both are Pyro's or torch's.
+    (:mod:`pyro_nbvae.distributions.families.negative_binomial`). The KL between two negative binomials is exact
+    (:mod:`pyro_nbvae.distributions.divergences`), also if one or both are Pyro's or torch's.
 
     For r from 1e-12 to 1e12 and |l| up to 60 nothing is NaN, in single precision either; validation refuses larger
     values, and accepts smaller r, of which log masses may be -inf in single precision. Samples saturate at 2^53.
@@ -53,6 +57,9 @@ class NegativeBinomial(TorchDistribution):
         probs: sigma(l) in [0, 1). At exactly 0, samples, mean and variance are 0; log masses at 0 and 1 are torch's,
             those of its rounding unit, without a gradient in ``probs``.
         logits: l, from -60 to 60 or infinite. Give either this or ``probs``.
+        dispersion_source: the tensor that ``total_count`` is computed from; ``total_count`` itself by default. Two
+            distributions with one source and the same function of it share their dispersion, and their KL has a closed
+            form (:func:`kl_form`): pass a learned parameter here if both compute ``total_count`` from it.
         validate_args: as in torch.
 
     Raises:
@@ -81,30 +88,35 @@ class NegativeBinomial(TorchDistribution):
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
         *,
+        dispersion_source: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if (probs is None) == (logits is None):
             raise ValueError("give exactly one of logits and probs")
         name, given = ("probs", probs) if logits is None else ("logits", logits)
         assert given is not None
-        self.given_total_count = total_count
+        self._source = (
+            (total_count, 0) if dispersion_source is None else (dispersion_source, _version(dispersion_source))
+        )
         self.total_count, given = torch.broadcast_tensors(*floats(total_count, given))
         setattr(self, name, given)
         super().__init__(torch.Size(self.total_count.shape), validate_args=validate_args)
 
     def __getstate__(self) -> dict[str, Any]:
-        # without the weak reference of Pyro's constrained parameters, which cannot be pickled
-        return {
-            name: value.view_as(value) if hasattr(value, "unconstrained") else value
-            for name, value in vars(self).items()
-        }
+        return {**vars(self), "_source": (None, 0)}  # another process has other tensors
 
-    @derived_property
+    def shares_dispersion(self, other: NegativeBinomial) -> bool:
+        """Return whether both have one ``dispersion_source``, with one value, and both or neither have a gradient."""
+        (one, version), (two, other_version) = self._source, other._source
+        same_gradient = self.total_count.requires_grad == other.total_count.requires_grad
+        return isinstance(one, Tensor) and one is two and version == other_version and same_gradient
+
+    @_derived_property
     def logits(self) -> Tensor:
         """l = log(probs / (1 - probs)), of the batch shape."""
-        return self._finite[1].to(self.probs.dtype)
+        return self._finite_logits.to(self.probs.dtype)
 
-    @derived_property
+    @_derived_property
     def probs(self) -> Tensor:
         """sigma(l), of the batch shape."""
         return logits_to_probs(self.logits, is_binary=True)
@@ -116,46 +128,39 @@ class NegativeBinomial(TorchDistribution):
         return torch.promote_types(self.total_count.dtype, given.dtype)
 
     @property
-    def _finite(self) -> tuple[Tensor, Tensor]:
-        """r and l in one precision, half precisions as single precision; at probs 0 and 1 l is torch's."""
+    def _finite_logits(self) -> Tensor:
+        """l, half precisions as single precision; at probs 0 and 1 it is torch's."""
         dtype = computed_in(self.dtype)
         if "logits" in self.__dict__:
-            return self.total_count.to(dtype), self.logits.to(dtype)
+            return self.logits.to(dtype)
         probs = self.probs.to(dtype)
         edge = (probs == 0) | (probs == 1)
         probs = torch.where(edge, clamp_probs(self.probs.detach()).to(dtype), probs)
         # torch's probs_to_logits would make all small probs those of its rounding unit
-        return self.total_count.to(dtype), (probs.log() - torch.log1p(-probs)).clamp(-60, 60)
+        return (probs.log() - torch.log1p(-probs)).clamp(-60, 60)
 
     @property
-    def _exactly(self) -> tuple[Tensor, Tensor]:
-        """The same, but at probs 0 l is -inf."""
-        r, logits = self._finite
-        return (r, logits) if "logits" in self.__dict__ else (r, logits.masked_fill(self.probs == 0, -torch.inf))
-
-    @property
-    def _in_range(self) -> tuple[Tensor, Tensor]:
-        """The same, but nan where r is out of its range."""
-        r, logits = self._exactly
-        return torch.where((r >= 0) & (r < torch.inf), r, torch.nan), logits
+    def _parameters(self) -> tuple[Tensor, Tensor]:
+        """r and l in one precision, half precisions as single precision; at probs 0 l is -inf."""
+        logits = self._finite_logits
+        if "probs" in self.__dict__:
+            logits = logits.masked_fill(self.probs == 0, -torch.inf)
+        return self.total_count.to(logits), logits
 
     @property
     def mean(self) -> Tensor:
         """m = r e^l."""
-        r, logits = self._in_range
-        return (r * logits.exp()).to(self.dtype)
+        return negative_binomial.mean(*self._parameters).to(self.dtype)
 
     @property
     def mode(self) -> Tensor:
         """floor((r - 1) e^l), or 0 for r below 1."""
-        r, logits = self._in_range
-        return ((r - 1).clamp(min=0) * logits.exp()).floor().to(self.dtype)
+        return negative_binomial.mode(*self._parameters).to(self.dtype)
 
     @property
     def variance(self) -> Tensor:
         """m (1 + e^l) = m + m^2 / r."""
-        r, logits = self._in_range
-        return (r * logits.exp() * (1 + logits.exp())).to(self.dtype)
+        return negative_binomial.variance(*self._parameters).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """Return the entropy in nats, of the batch shape: a sum over counts.
@@ -163,8 +168,8 @@ class NegativeBinomial(TorchDistribution):
         Raises:
             DivergedError: with validation on, for windows wider than 2^20 counts.
         """
-        own = self._exactly
-        return computed(expectation(NegativeBinomialMass, Surprise, *own), self).to(self.dtype)
+        entropy = expectation(negative_binomial, Surprise, *self._parameters)
+        return computed(entropy, self).to(self.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value), a sum over counts; ``value`` broadcasts with the batch shape.
@@ -175,13 +180,13 @@ class NegativeBinomial(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        own = self._exactly
-        return computed(expectation(NegativeBinomialMass, AtMost, *own, value), self).to(self.dtype)
+        below = expectation(negative_binomial, AtMost, *self._parameters, value)
+        return computed(below, self).to(self.dtype)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> NegativeBinomial:
         new = self._get_checked_instance(NegativeBinomial, _instance)
         batch_shape = torch.Size(batch_shape)
-        new.given_total_count = self.given_total_count
+        new._source = self._source
         new.total_count = self.total_count.expand(batch_shape)
         for name in ("logits", "probs"):
             if name in self.__dict__:
@@ -195,7 +200,7 @@ class NegativeBinomial(TorchDistribution):
 
         Half precisions are converted to single precision.
         """
-        r, logits = self._exactly
+        r, logits = self._parameters
         return r.expand(shape), logits.expand(shape)
 
     def _exact(self, shape: Size) -> Tensor:
@@ -212,9 +217,7 @@ class NegativeBinomial(TorchDistribution):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(
-            "NegativeBinomial draws integers and has no rsample: use RelaxedNegativeBinomial with a relaxation"
-        )
+        return required_relaxation(self, "integers: use RelaxedNegativeBinomial with a relaxation")
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw integer counts of shape sample_shape + batch_shape."""
@@ -230,7 +233,7 @@ class NegativeBinomial(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         dtype = torch.promote_types(value.dtype, self.dtype)
-        return negative_binomial_log_prob(value, *self._finite).to(dtype)
+        return negative_binomial.log_prob(value, self.total_count, self._finite_logits).to(dtype)
 
 
 class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[override]
@@ -241,7 +244,7 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
     approximation at relaxed counts. The support is the non-negative reals.
 
     Args:
-        total_count, probs, logits, validate_args: as for :class:`NegativeBinomial`.
+        total_count, probs, logits, dispersion_source, validate_args: as for :class:`NegativeBinomial`.
         relaxation: how samples are differentiated, such as
             :class:`~pyro_nbvae.distributions.relaxations.ArrivalTimes`; with None they are integers without a gradient.
 
@@ -266,11 +269,13 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
         logits: Tensor | float | None = None,
         *,
         relaxation: Relaxation | None = None,
+        dispersion_source: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.relaxation = check_relaxation(relaxation)
         total_count = self._with_temperature(total_count)
-        super().__init__(total_count, probs=probs, logits=logits, validate_args=validate_args)
+        options: Any = {"dispersion_source": dispersion_source, "validate_args": validate_args}
+        super().__init__(total_count, probs=probs, logits=logits, **options)
 
     gamma_poisson = NegativeBinomial.gamma_poisson
 
@@ -278,23 +283,3 @@ class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[o
         new = self._get_checked_instance(RelaxedNegativeBinomial, _instance)
         new.relaxation = self.relaxation
         return super().expand(batch_shape, _instance=new)
-
-
-# This package's, or torch's, of which Pyro's is a subclass.
-NegativeBinomials: TypeAlias = NegativeBinomial | torch.distributions.NegativeBinomial
-
-
-def _parameters(d: NegativeBinomials) -> tuple[Tensor, Tensor]:
-    return d._finite if isinstance(d, NegativeBinomial) else (d.total_count, d.logits)
-
-
-def _kl_negative_binomial(q: NegativeBinomials, p: NegativeBinomials) -> Tensor:
-    (r_q, l_q), (r_p, l_p) = _parameters(q), _parameters(p)
-    shared = kl_form(q, p) == "shared"
-    kl = shared_dispersion_kl(r_q, l_q, l_p) if shared else negative_binomial_kl(r_q, l_q, r_p, l_p)
-    return kl.to(torch.promote_types(q.total_count.dtype, p.total_count.dtype))
-
-
-for _q in (NegativeBinomial, torch.distributions.NegativeBinomial):
-    for _p in (NegativeBinomial, torch.distributions.NegativeBinomial):
-        register_kl(_q, _p)(_kl_negative_binomial)

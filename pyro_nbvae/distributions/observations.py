@@ -23,7 +23,7 @@ _EXPONENTIAL = -37.0
 _LARGE = 1e3
 
 
-def log_softplus(h: Tensor) -> Tensor:
+def _log_softplus(h: Tensor) -> Tensor:
     """log log(1 + e^h), computed in float64; it approaches h for very negative h.
 
     Args:
@@ -34,7 +34,7 @@ def log_softplus(h: Tensor) -> Tensor:
 
     Example::
 
-        >>> [round(float(v), 4) for v in log_softplus(torch.tensor([-100.0, 0.0, 100.0]))]
+        >>> [round(float(v), 4) for v in _log_softplus(torch.tensor([-100.0, 0.0, 100.0]))]
         [-100.0, -0.3665, 4.6052]
     """
     h = double(h)
@@ -132,7 +132,7 @@ class SoftplusPoisson(dist.Poisson):
         """
         if self._validate_args:
             self._validate_sample(value)
-        log_rate, count = log_softplus(self.h), double(value)
+        log_rate, count = _log_softplus(self.h), double(value)
         log_mass = count * log_rate - log_rate.exp() - torch.lgamma(count + 1)
         return log_mass.to(value.device, torch.promote_types(value.dtype, self.h.dtype))
 
@@ -158,7 +158,7 @@ class SoftplusNegativeBinomial(NegativeBinomial):
 
     def __init__(self, h: Tensor, log_total_count: Tensor, *, validate_args: bool | None = None) -> None:
         self.h, self.log_total_count = h, log_total_count
-        logits = (log_softplus(h) - double(log_total_count)).clamp(-60, 60)  # the range of the distribution
+        logits = (_log_softplus(h) - double(log_total_count)).clamp(-60, 60)  # the range of the distribution
         super().__init__(log_total_count.exp(), logits=logits.to(h), validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> SoftplusNegativeBinomial:
@@ -174,7 +174,7 @@ class SoftplusNegativeBinomial(NegativeBinomial):
         """
         if self._validate_args:
             self._validate_sample(value)
-        count, log_mean, log_r = double(value), log_softplus(self.h), double(self.log_total_count)
+        count, log_mean, log_r = double(value), _log_softplus(self.h), double(self.log_total_count)
         log_mass = (
             _log_rising(count, log_r)
             - torch.lgamma(count + 1)

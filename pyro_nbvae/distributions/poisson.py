@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from pyro.distributions import Poisson
 from torch import Size, Tensor
-from torch.distributions import Distribution, register_kl
+from torch.distributions import Distribution
 
 from pyro_nbvae.distributions.elementwise import full_precision
-from pyro_nbvae.distributions.kl import poisson_kl
-from pyro_nbvae.distributions.masses import PoissonMass, Surprise
+from pyro_nbvae.distributions.families import poisson
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import check_relaxation, exact_counts
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
+from pyro_nbvae.distributions.relaxations.gamma import exact_counts
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, computed, relaxed_counts
-from pyro_nbvae.distributions.special import poisson_cdf, poisson_log_prob
-from pyro_nbvae.distributions.windows import expectation
+from pyro_nbvae.distributions.sums import expectation
+from pyro_nbvae.distributions.windows import Surprise
 
 
 class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
@@ -96,7 +96,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         Raises:
             DivergedError: with validation on, for rates above about 4e9.
         """
-        return computed(expectation(PoissonMass, Surprise, self.rate), self)
+        return computed(expectation(poisson, Surprise, self.rate), self)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value) = Q(floor(value) + 1, rate), a regularised gamma function.
@@ -108,7 +108,7 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         """
         if self._validate_args:
             self._validate_sample(value)
-        return poisson_cdf(value, self.rate).to(self.dtype)
+        return poisson.cdf(value, self.rate).to(self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.
@@ -118,13 +118,4 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         """
         if self._validate_args:
             self._validate_sample(value)
-        return poisson_log_prob(value, self.rate)
-
-
-def _kl_poisson(q: torch.distributions.Poisson, p: torch.distributions.Poisson) -> Tensor:
-    return poisson_kl(q.rate, p.rate)
-
-
-register_kl(RelaxedPoisson, RelaxedPoisson)(_kl_poisson)
-register_kl(RelaxedPoisson, torch.distributions.Poisson)(_kl_poisson)
-register_kl(torch.distributions.Poisson, RelaxedPoisson)(_kl_poisson)
+        return poisson.log_prob(value, self.rate)

@@ -42,11 +42,24 @@ def computed(value: Tensor, *distributions: Distribution) -> Tensor:
     return value
 
 
+def required_relaxation(distribution: Any, draws: str) -> Any:
+    """Return the relaxation of a distribution.
+
+    Raises:
+        NotImplementedError: if it has none; ``draws`` says what it draws then, and the remedy.
+    """
+    relaxation = getattr(distribution, "relaxation", None)
+    if relaxation is None:
+        name = type(distribution).__name__
+        raise NotImplementedError(f"{name} has no rsample without a relaxation, because it draws {draws}")
+    return relaxation
+
+
 class RelaxedSupport(Constraint):
     """The support of a relaxation: the values of another constraint, which stand for discrete ones.
 
     So Pyro's inference for continuous variables (NUTS, autoguides) refuses them, as it refuses the exact family: the
-    mass function, extended to these values, is no density.
+    mass function, extended to these values, is not a density.
 
     Args:
         values: the constraint that samples satisfy.
@@ -98,14 +111,7 @@ class RelaxedCount:
         temperature = getattr(self.relaxation, "temperature", None)
         if not isinstance(temperature, Tensor) or not temperature.dim():
             return parameter
-        tensor = as_floats(parameter)
-        try:
-            return torch.broadcast_tensors(tensor, temperature)[0]
-        except RuntimeError:
-            raise ValueError(
-                f"temperature of shape {tuple(temperature.shape)} does not broadcast with a parameter of shape "
-                f"{tuple(tensor.shape)}"
-            ) from None
+        return torch.broadcast_tensors(as_floats(parameter), temperature)[0]
 
     @property
     def has_rsample(self) -> bool:
@@ -132,7 +138,7 @@ class RelaxedCount:
         They are expanded to ``shape``. The sampler returns the counts and their derivative in each parameter.
         """
         r, logits = self.gamma_poisson(shape)
-        return ("poisson", (logits,)) if r is None else ("negative_binomial", (r, logits))
+        return ("poisson_integers", (logits,)) if r is None else ("negative_binomial_integers", (r, logits))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Raise an error: there are infinitely many counts.
@@ -156,12 +162,8 @@ class RelaxedCount:
             TypeError: if the relaxation cannot draw this family.
             DivergedError: with validation on, for parameters too large to draw from; without it such counts are nan.
         """
-        if self.relaxation is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} has no rsample without a relaxation, because it draws integers: give it one, "
-                "such as relaxation=Integer()"
-            )
-        return computed(self.relaxation.rsample(self, self._extended_shape(sample_shape)), self).to(self.dtype)
+        relaxation = required_relaxation(self, "integers: give it one, such as relaxation=Integer()")
+        return computed(relaxation.rsample(self, self._extended_shape(sample_shape)), self).to(self.dtype)
 
     def sample(self: Any, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw relaxed counts without a gradient, or integers if there is no relaxation."""

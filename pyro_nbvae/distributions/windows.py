@@ -1,4 +1,4 @@
-r"""Sums over windows of counts, for the families that are defined by their weights.
+r"""Sums over windows of counts, for any count family; everything here is of flat tensors.
 
 A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With its scores :math:`T_k = \partial \log w_k
 / \partial \theta`, every expectation and every derivative is a sum over a window of counts,
@@ -7,7 +7,7 @@ A family over the counts 0, 1, 2, ... is :math:`q(k) = w_k / \sum_j w_j`. With i
 
 exact up to the mass outside the window, :math:`e^{-18}` in single and :math:`e^{-36}` in double precision. The elements
 of a tensor are grouped by their windows: on a CPU by their first counts too, so that functions of the count are
-computed once for a group, in pieces that fit in a core's cache; on a GPU by their widths only, so that there are few
+computed once for a group, in chunks that fit in a core's cache; on a GPU by their widths only, so that there are few
 groups and the host seldom waits for the device.
 """
 
@@ -16,44 +16,44 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint, is_dependent
+from torch.distributions.constraints import is_dependent
 
-from pyro_nbvae.distributions.elementwise import KERNELS, Kernel, evaluate, unexpanded
-from pyro_nbvae.distributions.relaxations.noise import number_in_piece, running_sum
-from pyro_nbvae.distributions.threads import compiled, in_pieces, is_compiled_for, unsplit
+from pyro_nbvae.distributions.elementwise import register_part
+from pyro_nbvae.distributions.families import Family
 
 # A window leaves out mass of exp(-NATS), up to a small factor.
 NATS = {torch.float32: 18.0, torch.float64: 36.0}
 # Lower limit of log weights relative to the largest: single-precision numbers below 1e-38 are slow.
-LOWEST = -80.0
+_LOWEST = -80.0
 # Devices on which the elements of a group share their counts.
 SHARING = ("cpu",)
 # Largest width of a window: a Poisson reaches it at a mean of about 4e9.
-WIDEST = 1 << 20
+_WIDEST = 1 << 20
+# Numbers in one chunk, which limits the memory at any rate. On a CPU, a few chunks fit in a core's cache.
+NOISE_CHUNK_SIZE = {"cpu": 1 << 16, "cuda": 1 << 22}
 
 
-class Weights(Protocol):
-    """Interface of a count family, as functions of its parameters.
+def elements_per_chunk(width: int, device: torch.device) -> int:
+    """Return how many elements are one chunk of about NOISE_CHUNK_SIZE numbers, ``width`` for each element."""
+    return max(1, NOISE_CHUNK_SIZE.get(device.type, NOISE_CHUNK_SIZE["cuda"]) // max(1, width))
 
-    :class:`~pyro_nbvae.distributions.CountDistribution` provides it. A family with the weights of a
-    Conway-Maxwell-Poisson may define ``as_com_poisson(*parameters)``, which returns the rate and nu; its own parameters
-    must be the first of these. On a CPU it then uses the compiled loops.
 
-    ``key`` is the name of the family in ``PARTS``. Where a parameter violates its constraint, sums are nan.
-    """
+def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Return slices of ``count`` elements, one chunk each, with ``width`` numbers for each element."""
+    size = elements_per_chunk(width, device)
+    return (slice(start, min(start + size, count)) for start in range(0, max(1, count), size))
 
-    key: str
-    arg_constraints: dict[str, Constraint]
 
-    def window(self, nats: float, *parameters: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def log_weight(self, k: Tensor, *parameters: Tensor) -> Tensor: ...
-
-    def scores(self, k: Tensor, *parameters: Tensor) -> tuple[Tensor | None, ...]: ...
+def _running_sum(x: Tensor) -> Tensor:
+    """Cumulative sum along the first axis; in place if the axis is short, which is faster than a scan."""
+    if (len(x) > 8 and x[0].numel() < 512) or len(x) > 64:
+        return x.cumsum(0)
+    for k in range(1, len(x)):
+        x[k] += x[k - 1]
+    return x
 
 
 def _sizes() -> Iterator[int]:
@@ -65,40 +65,29 @@ def _sizes() -> Iterator[int]:
         size *= 2
 
 
-def allowed(family: Any, parameters: Sequence[Tensor]) -> Tensor:
+def _allowed(family: Family, parameters: Sequence[Tensor]) -> Tensor:
     """Return which elements have parameters that satisfy the family's constraints."""
     constraints = family.arg_constraints.values()
     checks = [c.check(p.detach()) for c, p in zip(constraints, parameters, strict=True) if not is_dependent(c)]
     return functools.reduce(torch.logical_and, checks, torch.ones_like(parameters[0], dtype=torch.bool))
 
 
-def fits(low: Tensor, high: Tensor) -> Tensor:
-    """Return which windows are finite, not empty, at most WIDEST counts wide, and of counts that are exact numbers."""
+def _fits(low: Tensor, high: Tensor) -> Tensor:
+    """Return which windows are finite, not empty, at most _WIDEST counts wide, and of counts that are exact numbers."""
     width = high - low
-    return (width >= 0) & (width < WIDEST) & (high <= 2 / torch.finfo(high.dtype).eps)
-
-
-def only_where(
-    fine: Tensor, work: Callable[..., Sequence[Tensor]], own: Sequence[Tensor], *others: Tensor
-) -> list[Tensor]:
-    """Return ``work(own, *others)`` of the elements (n,) that are fine, and nan for the others."""
-    if bool(fine.all()):
-        return list(work(own, *others))
-    chosen = fine.nonzero()[:, 0]
-    some = work([p[chosen] for p in own], *(x[chosen] for x in others))
-    return [torch.full_like(own[0], torch.nan).index_copy(0, chosen, part) for part in some]
+    return (width >= 0) & (width < _WIDEST) & (high <= 2 / torch.finfo(high.dtype).eps)
 
 
 def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Group elements of similar windows, and cut the groups into pieces that fit in a core's cache.
+    """Group elements of similar windows, and cut the groups into chunks that fit in a core's cache.
 
     Args:
         low, high: first and last count of each element's window, (n,).
 
     Yields:
-        Counts, (width, 1) if the elements share them (the same tensor for all pieces of a group) and else (width, m),
+        Counts, (width, 1) if the elements share them (the same tensor for all chunks of a group) and else (width, m),
         and the indices (m,) of elements whose windows lie within them; each element once. All windows must fit
-        (:func:`fits`).
+        (:func:`_fits`).
     """
     if not len(low):
         return
@@ -108,7 +97,9 @@ def groups(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 @functools.lru_cache(maxsize=8)
 def _widths(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(list(itertools.takewhile(lambda size: size < 2 * WIDEST, _sizes())), dtype=dtype, device=device)
+    return torch.tensor(
+        list(itertools.takewhile(lambda size: size < 2 * _WIDEST, _sizes())), dtype=dtype, device=device
+    )
 
 
 def _by_width(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,7 +107,7 @@ def _by_width(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     kind, order = torch.bucketize(high - low + 1, widths).sort()
     ends = torch.searchsorted(kind, torch.arange(len(widths), device=low.device), right=True).tolist()
     for size, start, end in zip(_sizes(), [0, *ends], ends, strict=False):
-        for chosen in order[start:end].split(number_in_piece(size, low.device)) if end > start else ():
+        for chosen in order[start:end].split(elements_per_chunk(size, low.device)) if end > start else ():
             yield low[chosen] + torch.arange(size, dtype=low.dtype, device=low.device)[:, None], chosen
 
 
@@ -135,235 +126,197 @@ def _sharing(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for first in firsts:
                 k = torch.arange(size, dtype=low.dtype, device=low.device)[:, None] + first
                 group = chosen[begin == first] if len(firsts) > 1 else chosen
-                for part in group.split(number_in_piece(size, low.device)):
+                for part in group.split(elements_per_chunk(size, low.device)):
                     yield k, part
             outside = (~fits).nonzero()[:, 0]
             left = outside if left is None else left[outside]
             low, high = low[outside], high[outside]
 
 
-def masses(family: Weights, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _masses(family: Family, k: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log weights and masses of counts ``k``, both (width, n), and the log normalizers, (n,).
 
     ``k`` is (width, 1) or (width, n).
     """
     log_weight = family.log_weight(k, *parameters)
     top = log_weight.detach().amax(0)
-    weight = (log_weight - top).clamp(min=LOWEST).exp().masked_fill(log_weight == -torch.inf, 0)
+    weight = (log_weight - top).clamp(min=_LOWEST).exp().masked_fill(log_weight == -torch.inf, 0)
     total = weight.sum(0)
     return log_weight, weight * total.reciprocal(), top + total.log()
 
 
-class Integrand(Protocol):
-    """The integrand of an expectation: a function of the count, of log q and of its own arguments.
+class Integrand:
+    """Base class of integrands: functions of the count, of log q and of their own arguments.
 
-    ``key`` is its name in ``PARTS``.
+    Attributes:
+        key: its name in ``PARTS``.
+        tables: returns the tensors (width, n) that it needs, from counts (width, 1) or (width, n) and its arguments
+            (n,). Both may also be of one flat shape; each element then belongs to a count and its arguments.
+        value: returns f_k, (width, n), from counts, log q_k and the tables.
+        gradient: returns the derivatives in its arguments, (width, n), from the tables.
     """
 
     key: str
+    value: Callable[..., Tensor]
+    tables: Callable[..., tuple[Tensor, ...]] = staticmethod(lambda k: ())
+    gradient: Callable[..., tuple[Tensor | None, ...]] = staticmethod(lambda: ())
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        cls.key = register_part(cls, cls.__name__)
+
+
+class Count(Integrand):
+    """The count itself."""
+
+    value = staticmethod(lambda k, log_mass: k)
+
+
+class Surprise(Integrand):
+    """-log q(k)."""
+
+    value = staticmethod(lambda k, log_mass: -log_mass.masked_fill(log_mass == -torch.inf, 0))
+
+
+class AtMost(Integrand):
+    """Whether the count is at most the argument."""
+
+    tables = staticmethod(lambda k, value: ((k <= value).to(value.dtype),))
+    value = staticmethod(lambda k, log_mass, indicator: indicator)
+    gradient = staticmethod(lambda indicator: (None,))
+
+
+class LogQOverP(Integrand):
+    """log q(k) - log p(k); its arguments are p's parameters, and p's log normalizer if its weights do not sum to 1."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.key = register_part(self, f"log {family.key}")
 
     def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors (width, n) that it needs, from counts (width, 1) or (width, n) and its arguments (n,).
+        """Return log p and its derivatives in the arguments."""
+        family = self.family
+        if family.normalized:
+            return family.log_weight(k, *arguments), *family.scores(k, *arguments)
+        *own, log_sum = arguments
+        zero = torch.zeros_like(log_sum)
+        scores = (zero if t is None else zero + t for t in family.scores(k, *own))
+        return family.log_weight(k, *own) - log_sum, *scores, zero - 1
 
-        Both may also be of one flat shape; each element then belongs to a count and its arguments.
-        """
-        ...
+    @staticmethod
+    def value(k: Tensor, log_mass: Tensor, *tables: Tensor) -> Tensor:
+        return (log_mass - tables[0]).masked_fill(log_mass == -torch.inf, 0)
 
-    def value(self, k: Tensor, log_mass: Tensor, *tables: Tensor) -> Tensor:
-        """Return f_k, (width, n), from log q_k."""
-        ...
-
-    def gradient(self, *tables: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the derivatives in its arguments, (width, n)."""
-        ...
-
-
-@runtime_checkable
-class LogRatio(Integrand, Protocol):
-    """The integrand log q - log p; its tables are log p and the derivatives of log p."""
-
-    smooth: bool  # whether log p is a smooth function of the count, from 1 on
+    @staticmethod
+    def gradient(*tables: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(-score for score in tables[1:])
 
 
-def _sums(
-    name: str,
-    work: Callable[..., tuple[Tensor, ...]],
-    family: Weights,
-    tables: Callable[..., tuple[Tensor, ...]],
-    compiled_form: Callable[..., list[Tensor] | None] | None = None,
-) -> Kernel:
-    """Make a kernel that is a sum over windows; it is nan where a parameter is not allowed or a window does not fit.
+def _over_windows(
+    family: Family, own: Sequence[Tensor], outputs: int, work: Callable[..., Sequence[Tensor | None]]
+) -> list[Tensor]:
+    """Return the results of ``work(k, index, *parameters)`` for each group of elements, put together.
+
+    They are nan where a parameter is not allowed or a window does not fit.
 
     Args:
-        name: name of the kernel.
-        work: maps the counts (width, 1) or (width, m), a family's parameters (m,) each, and tables (width, m) to the
-            value and the derivatives in all arguments, (m,) each.
-        family: its parameters are the first arguments.
-        tables: maps the counts and the other arguments to the tables.
-        compiled_form: maps the parameters, the other arguments (both flat) and each element's index in the latter to
-            the value and the derivatives, by a compiled loop; returns None if that would not be faster.
+        family: the family.
+        own: its parameters, (n,) each.
+        outputs: number of results.
+        work: maps counts (width, 1) or (width, m), the indices of m elements and their parameters to ``outputs``
+            tensors (m,), of which all but the first may be None for 0.
     """
-    parameters = len(family.arg_constraints)
-
-    def run(*arguments: Tensor) -> tuple[Tensor, ...]:
-        shape = arguments[0].shape
-        own = [a.reshape(-1) for a in arguments[:parameters]]
-        rest, column = unexpanded(arguments[parameters:], shape)
-        results = None
-        if compiled_form is not None and not torch.is_grad_enabled() and is_compiled_for(own[0]):
-            with unsplit():
-                results = compiled_form(own, rest, column)
-        if results is None:
-            with torch.no_grad():
-                low, high = family.window(NATS[own[0].dtype], *own)
-                fine = fits(low, high) & allowed(family, own)
-            results = only_where(fine, lambda own, *more: within(own, rest, *more), own, column, low, high)
-        return tuple(r.reshape(shape) for r in results)
-
-    def within(own: list[Tensor], rest: list[Tensor], column: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
-        if not own[0].numel():
-            return [torch.zeros_like(own[0]) for _ in range(1 + len(own) + len(rest))]
-        # a prior's parameters are the same for every observation, so one small table serves a batch
-        few = rest and 4 * len(rest[0]) <= len(own[0])
-        results: list[tuple[Tensor, ...]] = []
-        indices: list[Tensor] = []
-        last: Tensor | None = None
-        for k, index in groups(low, high):
-            if few and k.shape[1] == 1:
-                if k is not last:
-                    table, last = [t.expand(len(k), len(rest[0])) for t in tables(k, *rest)], k
-                read = [t.index_select(1, column[index]) for t in table]
-            else:
-                read = list(tables(k, *(a[column[index]] for a in rest)))
-            results.append(work(k, *(a[index] for a in own), *read))
-            indices.append(index)
-        order = torch.cat(indices)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        return [torch.cat(part)[place] for part in zip(*results, strict=True)]
-
-    def gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
-        return run(*arguments_and_wanted[:-1])[1:]
-
-    return Kernel(name, run, gradient)
+    with torch.no_grad():
+        low, high = family.window(NATS[own[0].dtype], *own)
+        fine = _fits(low, high) & _allowed(family, own)
+        some = None if bool(fine.all()) else fine.nonzero()[:, 0]
+    found: list[list[Tensor]] = []
+    order: list[Tensor] = []
+    for k, group in groups(low, high) if some is None else groups(low[some], high[some]):
+        index = group if some is None else some[group]
+        first, *others = work(k, index, *(p[index] for p in own))
+        assert first is not None
+        found.append([first, *(torch.zeros_like(first) if part is None else part for part in others)])
+        order.append(index)
+    nothing = torch.full_like(own[0], torch.nan)
+    if not order:
+        return [nothing] * outputs
+    return [nothing.index_copy(0, torch.cat(order), torch.cat(parts)) for parts in zip(*found, strict=True)]
 
 
-def _log_normalizer(name: str, family: Weights) -> Kernel:
-    def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
-        _, q, log_sum = masses(family, k, *own)
-        scores = family.scores(k, *own)
-        return log_sum, *(torch.zeros_like(log_sum) if t is None else (q * t).sum(0) for t in scores)
+def log_normalizer(family: Family, own: Sequence[Tensor]) -> list[Tensor]:
+    """Return the log of the sum of all weights, and its derivatives; arguments and results as :func:`expectation`."""
 
-    return _sums(name, work, family, lambda k: ())
+    def work(k: Tensor, _: Tensor, *own: Tensor) -> list[Tensor | None]:
+        _, q, log_sum = _masses(family, k, *own)
+        return [log_sum, *(None if t is None else (q * t).sum(0) for t in family.scores(k, *own))]
+
+    return _over_windows(family, own, 1 + len(own), work)
 
 
-def _expectation(name: str, family: Weights, integrand: Integrand) -> Kernel:
-    parameters = len(family.arg_constraints)
+def expectation(
+    family: Family, integrand: Integrand, own: Sequence[Tensor], rest: Sequence[Tensor], table_row: Tensor
+) -> list[Tensor]:
+    """Return the mean of an integrand, and its derivatives in the family's parameters and the integrand's arguments.
 
-    def work(k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        own, tables = arguments[:parameters], arguments[parameters:]
-        log_weight, q, log_sum = masses(family, k, *own)
+    Args:
+        family: the family.
+        integrand: the integrand.
+        own: parameters, (n,) each.
+        rest: arguments of the integrand, (rows,) each.
+        table_row: for each element its index in ``rest``, (n,).
+
+    Returns:
+        Tensors (n,), nan where a parameter is not allowed or a window is too wide.
+    """
+    # a prior's parameters are the same for every observation, so one small table serves a batch
+    few = bool(rest) and 4 * len(rest[0]) <= len(own[0])
+    cached: tuple[Tensor, list[Tensor]] | None = None
+
+    def work(k: Tensor, index: Tensor, *own: Tensor) -> list[Tensor | None]:
+        nonlocal cached
+        row = table_row[index]
+        if few and k.shape[1] == 1:
+            if cached is None or cached[0] is not k:
+                cached = k, [t.expand(len(k), len(rest[0])) for t in integrand.tables(k, *rest)]
+            tables = [t.index_select(1, row) for t in cached[1]]
+        else:
+            tables = list(integrand.tables(k, *(a[row] for a in rest)))
+        log_weight, q, log_sum = _masses(family, k, *own)
         f = integrand.value(k, log_weight - log_sum, *tables)
         value = (q * f).sum(0)
         centred = q * (f - value)
-        derivatives = [None if t is None else (centred * t).sum(0) for t in family.scores(k, *own)]
-        derivatives += [None if d is None else (q * d).sum(0) for d in integrand.gradient(*tables)]
-        return value, *(torch.zeros_like(value) if d is None else d for d in derivatives)
+        of_own = (None if t is None else (centred * t).sum(0) for t in family.scores(k, *own))
+        of_rest = (None if d is None else (q * d).sum(0) for d in integrand.gradient(*tables))
+        return [value, *of_own, *of_rest]
 
-    form = None
-    if hasattr(family, "as_com_poisson") and isinstance(integrand, LogRatio):
-        form = functools.partial(_compiled_log_ratio, family, integrand)
-    return _sums(name, work, family, integrand.tables, form)
+    return _over_windows(family, own, 1 + len(own) + len(rest), work)
 
 
-def _variance(name: str, family: Weights) -> Kernel:
-    def work(k: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
-        _, q, _ = masses(family, k, *own)
+def variance(family: Family, own: Sequence[Tensor]) -> list[Tensor]:
+    """Return the variance, and its derivatives; arguments and results as :func:`expectation`."""
+
+    def work(k: Tensor, _: Tensor, *own: Tensor) -> list[Tensor | None]:
+        _, q, _ = _masses(family, k, *own)
         square = (k - (q * k).sum(0)).square()
         value = (q * square).sum(0)
         centred = q * (square - value)
-        scores = family.scores(k, *own)
-        return value, *(torch.zeros_like(value) if t is None else (centred * t).sum(0) for t in scores)
+        return [value, *(None if t is None else (centred * t).sum(0) for t in family.scores(k, *own))]
 
-    return _sums(name, work, family, lambda k: ())
-
-
-def _mode(name: str, family: Any) -> Kernel:
-    def value(*own: Tensor) -> tuple[Tensor]:
-        return (most_probable(family, own),)
-
-    def gradient(*own_and_wanted: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros_like(p) for p in own_and_wanted[:-1])
-
-    return Kernel(name, value, gradient)
+    return _over_windows(family, own, 1 + len(own), work)
 
 
-KERNELS.makers |= {"log_normalizer": _log_normalizer, "expectation": _expectation, "variance": _variance, "mode": _mode}
+def mode(family: Family, own: Sequence[Tensor]) -> list[Tensor]:
+    """Return the most probable count, the smallest if several are; nan as :func:`expectation`."""
+
+    def work(k: Tensor, _: Tensor, *own: Tensor) -> list[Tensor | None]:
+        best = family.log_weight(k, *own).argmax(0)
+        return [k.expand(-1, len(best)).gather(0, best[None])[0]]
+
+    return _over_windows(family, own, 1, work)
 
 
-def log_normalizer(family: Any, *parameters: Tensor) -> Tensor:
-    r"""Return :math:`\log \sum_k w_k`; elementwise in the parameters, differentiable twice."""
-    return evaluate(f"log_normalizer/{family.key}", *parameters)
-
-
-def mode(family: Any, *parameters: Tensor) -> Tensor:
-    """Return the most probable count; elementwise in the parameters, of which its derivatives are 0."""
-    return evaluate(f"mode/{family.key}", *parameters)
-
-
-def variance(family: Any, *parameters: Tensor) -> Tensor:
-    """Return the variance of the count; elementwise in the parameters, differentiable twice."""
-    return evaluate(f"variance/{family.key}", *parameters)
-
-
-def expectation(family: Any, integrand: Any, *arguments: Tensor) -> Tensor:
-    r"""Return :math:`\sum_k q_k f_k`, of a family's parameters and an integrand's arguments.
-
-    It is elementwise and differentiable twice. That ``f`` may depend on :math:`\log q_k` adds nothing to the
-    derivative: :math:`E[\partial \log q_k] = 0`.
-    """
-    return evaluate(f"expectation/{family.key}/{integrand.key}", *arguments)
-
-
-def _compiled_log_ratio(
-    family: Any, integrand: LogRatio, own: list[Tensor], rest: list[Tensor], column: Tensor
-) -> list[Tensor] | None:
-    rate, nu = (p.contiguous() for p in family.as_com_poisson(*own))
-    end = -NATS[rate.dtype]
-    high = torch.empty_like(rate, dtype=torch.float64)
-    in_pieces(compiled().com_poisson_reach, len(rate), rate, nu, high, options=(end,))
-    reach = high.new_zeros(len(rest[0])).scatter_reduce_(0, column, high, "amax")
-    counts = reach.long() + 2
-    ends = counts.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
-    if total > 16 * len(rate):  # many counts, few latents: the tables would be most of the work
-        return None
-    starts, row = ends - counts, torch.repeat_interleave(counts)
-    k = torch.arange(total) - starts[row]
-    read = [t.expand(total) for t in integrand.tables(k.double(), *(a.double()[row] for a in rest))]
-    value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(read))
-    options = torch.stack(read).numpy(), starts.numpy(), integrand.smooth, end
-    arrays = rate, nu, high, column.contiguous(), value, derivatives
-    in_pieces(compiled().com_poisson_log_ratio, len(rate), *arrays, options=options)
-    return [value, *derivatives[:, : len(own)].unbind(1), *derivatives[:, 2:].unbind(1)]
-
-
-def most_probable(family: Any, parameters: Sequence[Tensor]) -> Tensor:
-    """Return the most probable count of each element, of the parameters' shape; nan as :func:`draw`."""
-    own = [p.reshape(-1) for p in parameters]
-    low, high = family.window(NATS[own[0].dtype], *own)
-
-    def search(own: Sequence[Tensor], low: Tensor, high: Tensor) -> list[Tensor]:
-        found = torch.zeros_like(own[0])
-        for k, index in groups(low, high):
-            best = family.log_weight(k, *(p[index] for p in own)).argmax(0)
-            found.index_copy_(0, index, k.expand(-1, len(index)).gather(0, best[None])[0])
-        return [found]
-
-    return only_where(fits(low, high) & allowed(family, own), search, own, low, high)[0].reshape(parameters[0].shape)
-
-
-def draw(family: Any, parameters: Sequence[Tensor], uniform: Tensor | None = None) -> list[Tensor]:
+def invert(family: Family, own: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
     r"""Draw counts by inversion, with the derivatives of :class:`~pyro_nbvae.distributions.Integer`.
 
     .. math:: \frac{dz}{d\theta} = -\frac{1}{q_z} \sum_k m_k\, q_k\, (T_k - E[T]), \qquad
@@ -372,39 +325,26 @@ def draw(family: Any, parameters: Sequence[Tensor], uniform: Tensor | None = Non
     The sum over all counts is 0, so above the median it is computed from the other side, which avoids cancellation.
 
     Args:
-        parameters: (n,) each.
-        uniform: uniform numbers in (0, 1) that determine the counts, (n,); by default they are drawn.
+        family: the family.
+        own: parameters, (n,) each.
+        uniform: uniform numbers in (0, 1) that determine the counts, (n,).
 
     Returns:
-        The counts and their derivative in each parameter, (n,) each. They are nan where a parameter is not allowed or a
-        window does not fit.
+        The counts and their derivative in each parameter, (n,) each; nan as :func:`expectation`.
     """
-    like = parameters[0]
-    u = torch.rand_like(like) if uniform is None else uniform
-    if hasattr(family, "as_com_poisson") and is_compiled_for(like):
-        rate, nu = family.as_com_poisson(*parameters)
-        arrays = [a.contiguous() for a in (rate, nu, u)], [torch.empty_like(like) for _ in range(3)]
-        in_pieces(compiled().com_poisson_integers, len(like), *arrays[0], *arrays[1], options=(-NATS[like.dtype],))
-        return arrays[1][: 1 + len(parameters)]
-    low, high = family.window(NATS[like.dtype], *parameters)
-    fine = fits(low, high) & allowed(family, parameters)
-    return only_where(fine, functools.partial(_invert, family), parameters, u, low, high)
 
-
-def _invert(family: Weights, parameters: Sequence[Tensor], u: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
-    out = [torch.zeros_like(u) for _ in range(1 + len(parameters))]
-    for k, index in groups(low, high):
-        own = [p[index] for p in parameters]
-        _, q, log_sum = masses(family, k, *own)
-        level = u[index]
-        summed = running_sum(q.clone())
+    def work(k: Tensor, index: Tensor, *own: Tensor) -> list[Tensor | None]:
+        _, q, log_sum = _masses(family, k, *own)
+        level = uniform[index]
+        summed = _running_sum(q.clone())
         z = k[0] + torch.lt(summed, level, out=summed).sum(0).clamp_(max=len(k) - 1)
-        out[0].index_copy_(0, index, z.masked_fill(log_sum.isnan(), torch.nan))
         side = torch.where(level > 0.5, -1.0, 1.0).to(level.dtype)  # 1: sum from below
         share_of = (z - k).mul_(side).add_(0.5).clamp_(0, 1).mul_(q)
         scale = side.neg().div_(q.gather(0, (z - k[0]).long()[None])[0].clamp(min=torch.finfo(q.dtype).tiny))
-        for derivative, t in zip(out[1:], family.scores(k, *own), strict=True):
-            if t is not None:
-                part = (share_of * t).sum(0) - share_of.sum(0) * (q * t).sum(0)
-                derivative.index_copy_(0, index, part.mul_(scale))
-    return out
+        derivatives = (
+            None if t is None else ((share_of * t).sum(0) - share_of.sum(0) * (q * t).sum(0)).mul_(scale)
+            for t in family.scores(k, *own)
+        )
+        return [z.masked_fill(log_sum.isnan(), torch.nan), *derivatives]
+
+    return _over_windows(family, own, 1 + len(own), work)

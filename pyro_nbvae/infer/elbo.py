@@ -19,8 +19,11 @@ See also: docs/mathematics.md, section 6.2 (Which values are bounds).
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypedDict, cast
 
 import torch
@@ -39,14 +42,15 @@ from torch.distributions import Distribution, HalfNormal, Independent, Transform
 from torch.distributions.constraints import Constraint
 from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
 
-from pyro_nbvae.distributions.kl import negative_binomial_log_ratio
+from pyro_nbvae.distributions.divergences import negative_binomial_log_q_over_p
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
 
 # A model or a guide, and what both are called with.
-Program = Callable[..., object]
-Arguments = tuple[object, ...]
-Options = dict[str, object]
+_Program = Callable[..., object]
+_Arguments = tuple[object, ...]
+_Options = dict[str, object]
+_Rerun = Callable[[], tuple[Trace, Trace]]
 
 
 class Site(TypedDict):
@@ -61,13 +65,13 @@ class Site(TypedDict):
     log_prob_sum: Tensor
 
 
-def family(distribution: object) -> str:
+def name_of(distribution: object) -> str:
     """Return the name of a distribution's class; a mask around it is named too, an Independent is not."""
     if isinstance(distribution, Independent):
-        return family(distribution.base_dist)
+        return name_of(distribution.base_dist)
     name = type(distribution).__name__
     base = getattr(distribution, "base_dist", None)
-    return name if base is None or not isinstance(distribution, MaskedDistribution) else f"{name} of {family(base)}"
+    return name if base is None or not isinstance(distribution, MaskedDistribution) else f"{name} of {name_of(base)}"
 
 
 def _sampled(trace: Trace) -> dict[str, Site]:
@@ -121,6 +125,24 @@ def _unchecked(distribution: Distribution) -> Distribution:
     return d
 
 
+@contextmanager
+def _named(site: str, *errors: type[Exception]) -> Iterator[None]:
+    """Context that puts the name of a site before the message of these errors."""
+    try:
+        yield
+    except errors as error:
+        raise type(error)(f"site {site!r}: {error}") from error
+
+
+def _check_bounds(distribution: Distribution, value: Tensor) -> None:
+    """With validation on, check that values are within the bounds of a support, integers or not."""
+    base = base_distribution(distribution)
+    low, high = (getattr(base.support, name, None) for name in ("lower_bound", "upper_bound"))
+    least, most = -torch.inf if low is None else low, torch.inf if high is None else high
+    if base._validate_args and not bool(((value >= least) & (value <= most)).all()):
+        raise ValueError(f"counts outside the support of {name_of(distribution)}, {low} to {high}: {value}")
+
+
 def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
     """Return ``log_prob``, also at relaxed counts.
 
@@ -134,33 +156,21 @@ def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
     support: Constraint | None = getattr(base, "support", None)
     if support is None or not (support.is_discrete and support.event_dim == 0):
         return distribution.log_prob(value)
-    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     if isinstance(base, ZeroInflatedDistribution) and not bool((value == value.round()).all()):
         raise NotImplementedError(
-            f"{family(distribution)} jumps at 0 and has no mass at relaxed counts: use Integer(), or straight_through"
+            f"{name_of(distribution)} jumps at 0 and has no mass at relaxed counts: use Integer(), or straight_through"
         )
-    if base._validate_args and not bool(
-        ((value >= (-torch.inf if low is None else low)) & (value <= (torch.inf if high is None else high))).all()
-    ):
-        raise ValueError(f"counts outside the support of {family(distribution)}, {low} to {high}: {value}")
+    _check_bounds(distribution, value)
     return _unchecked(distribution).log_prob(value)
 
 
-def _log_mass_at(name: str, distribution: Distribution, value: Tensor) -> Tensor:
-    try:
-        return log_mass(distribution, value)
-    except (ValueError, NotImplementedError) as error:
-        raise type(error)(f"site {name!r}: {error}") from error
-
-
-def _negative_binomial_log_ratio(name: str, q: Distribution, p: Distribution, samples: list[Tensor]) -> Tensor:
+def _negative_binomial_log_q_over_p(q: Distribution, p: Distribution, samples: list[Tensor]) -> Tensor:
     """log q - log p, summed over samples."""
+    for distribution, z in itertools.product((q, p), samples):
+        _check_bounds(distribution, z)
     a, b = base_distribution(q), base_distribution(p)
-    for z in samples if a._validate_args or b._validate_args else ():
-        if not bool((z >= 0).all()):
-            raise ValueError(f"site {name!r}: counts outside the support of {family(q)}, 0 to inf: {z}")
-    ratio = negative_binomial_log_ratio(samples, a.total_count, a.logits, b.total_count, b.logits)
-    return ratio.flatten(ratio.dim() - len(q.event_shape)).sum(-1) if q.event_shape else ratio
+    total = negative_binomial_log_q_over_p(samples, a.total_count, a.logits, b.total_count, b.logits)
+    return total.flatten(total.dim() - len(q.event_shape)).sum(-1) if q.event_shape else total
 
 
 def _warn_of_integers(name: str, q: Distribution) -> None:
@@ -177,22 +187,17 @@ def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> 
         if name not in guide_sites:
             enumerable = getattr(site["fn"], "has_enumerate_support", False)
             raise ValueError(
-                f"site {name!r} is sampled by the model ({family(site['fn'])}) and missing in the guide: add it to the "
-                f"guide or observe it{', or use pyro.infer.TraceEnum_ELBO to sum it out' * enumerable}"
+                f"site {name!r} is sampled by the model ({name_of(site['fn'])}) and missing in the guide: add it to "
+                f"the guide or observe it{', or use pyro.infer.TraceEnum_ELBO to sum it out' * enumerable}"
             )
-        ours, theirs = guide_sites[name]["fn"].event_shape, site["fn"].event_shape
-        if ours != theirs:
-            raise ValueError(
-                f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has event shape {tuple(ours)} and "
-                f"{family(site['fn'])} of the model has {tuple(theirs)}: make them equal with .to_event or .expand"
-            )
-        ours, theirs = (torch.Size(one["fn"].batch_shape) for one in (guide_sites[name], site))
-        most = max(len(ours), len(theirs))
-        if (1,) * (most - len(ours)) + ours != (1,) * (most - len(theirs)) + theirs:  # one draw would count for several
-            raise ValueError(
-                f"site {name!r}: {family(guide_sites[name]['fn'])} of the guide has batch shape {tuple(ours)} and "
-                f"{family(site['fn'])} of the model has {tuple(theirs)}: sample both in the same plates"
-            )
+        q, p = guide_sites[name]["fn"], site["fn"]
+        shapes = [(f"event shape {tuple(d.event_shape)}", f"batch shape {_leading(d)}") for d in (q, p)]
+        for ours, theirs in zip(*shapes, strict=True):
+            if ours != theirs:  # one draw would count for several
+                raise ValueError(
+                    f"site {name!r}: {name_of(q)} of the guide has {ours} and {name_of(p)} of the model has "
+                    f"{theirs}: sample both in the same plates, with .to_event or .expand where they differ"
+                )
 
 
 def _check_reparametrised(guide_sites: dict[str, Site]) -> None:
@@ -201,10 +206,15 @@ def _check_reparametrised(guide_sites: dict[str, Site]) -> None:
         if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
             enumerable = getattr(site["fn"], "has_enumerate_support", False)
             raise NotImplementedError(
-                f"site {name!r}: {family(site['fn'])} has no rsample, so there is no pathwise gradient: give a count "
+                f"site {name!r}: {name_of(site['fn'])} has no rsample, so there is no pathwise gradient: give a count "
                 "a relaxation, or use pyro.infer.Trace_ELBO (score function)"
                 f"{' or pyro.infer.TraceEnum_ELBO (enumeration)' * enumerable}"
             )
+
+
+def _leading(distribution: Distribution) -> tuple[int, ...]:
+    """Return the batch shape without its first dimensions of size 1."""
+    return tuple(itertools.dropwhile(lambda size: size == 1, distribution.batch_shape))
 
 
 def _out_of_order(model_sites: Iterable[str], guide_sites: Iterable[str]) -> list[tuple[str, str]]:
@@ -259,12 +269,12 @@ class SiteKL_ELBO(Trace_ELBO):
         """
         raise NotImplementedError
 
-    def _guess_max_plate_nesting(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> None:
+    def _guess_max_plate_nesting(self, model: _Program, guide: _Program, args: _Arguments, kwargs: _Options) -> None:
         # Relaxed counts may lie outside the support of an exact prior, which Pyro's validation would reject here.
         with validation_enabled(False):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: _Program, guide: _Program, args: _Arguments, kwargs: _Options) -> tuple[Trace, Trace]:
         # As in Pyro, but without the log densities of the latent sites: the KL replaces them.
         unwrapped = poutine.unwrap(guide)
         if isinstance(unwrapped, GuideMessenger):  # runs the model itself
@@ -300,17 +310,24 @@ class SiteKL_ELBO(Trace_ELBO):
         term = _total(kl, model_site)
         if not all(_same(guide_site[key], model_site[key]) for key in ("scale", "mask")):
             _warn_of_integers(name, guide_site["fn"])
-            log_q = _log_mass_at(name, guide_site["fn"], guide_site["value"])
+            with _named(name, ValueError, NotImplementedError):
+                log_q = log_mass(guide_site["fn"], guide_site["value"])
             term = term + _total(log_q, guide_site) - _total(log_q, model_site)
         return term
 
     def _sampled_term(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         value = guide_site["value"]
-        log_q, log_p = (_log_mass_at(name, site["fn"], value) for site in (guide_site, model_site))
+        with _named(name, ValueError, NotImplementedError):
+            log_q, log_p = (log_mass(site["fn"], value) for site in (guide_site, model_site))
         return _total(log_q, guide_site) - _total(log_p, model_site)
 
-    def _divergence(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        """Return the KL of all latent sites plus the log density of the sites that only the guide has."""
+    def _divergence(self, model_trace: Trace, guide_trace: Trace, rerun: _Rerun) -> Tensor:
+        """Return the KL of all latent sites plus the log density of the sites that only the guide has.
+
+        Args:
+            model_trace, guide_trace: of one run of both programs.
+            rerun: runs them again, independently, and returns both traces.
+        """
         model_sites, guide_sites = _latents(model_trace), _latents(guide_trace)
         for a, b in _out_of_order(model_sites, guide_sites):
             if not isinstance(base_distribution(guide_sites[b]["fn"]), Delta):
@@ -327,27 +344,29 @@ class SiteKL_ELBO(Trace_ELBO):
         sites = [site for name, site in _sampled(guide_trace).items() if name not in model_sites]
         return sum((_total(site["fn"].log_prob(site["value"]), site) for site in sites), torch.zeros(()))
 
-    def _negative_elbo(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+    def _negative_elbo(self, model_trace: Trace, guide_trace: Trace, rerun: _Rerun) -> Tensor:
         observed = [site for site in _sampled(model_trace).values() if site["is_observed"]]
         likelihood = sum((site["log_prob_sum"] for site in observed), torch.zeros(()))
-        divergence = self._divergence(model_trace, guide_trace)
+        divergence = self._divergence(model_trace, guide_trace, rerun)
         together = self.num_particles if self.vectorize_particles else 1
         self.terms = likelihood.detach() / together, divergence.detach() / together
         return self.kl_weight * divergence - likelihood
 
     def _particles(
-        self, model: Program, guide: Program, args: Arguments, kwargs: Options, differentiable: bool
+        self, model: _Program, guide: _Program, args: _Arguments, kwargs: _Options, differentiable: bool
     ) -> Iterator[Tensor]:
         """Iterate over the particles' parts of the negative ELBO."""
+        run = self._get_vectorized_trace if self.vectorize_particles else self._get_trace
+        rerun = functools.partial(run, model, guide, args, kwargs)
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if differentiable and torch.is_grad_enabled():
                 _check_reparametrised(_latents(guide_trace))
-            loss = self._negative_elbo(model_trace, guide_trace) / self.num_particles
+            loss = self._negative_elbo(model_trace, guide_trace, rerun) / self.num_particles
             if is_validation_enabled():
                 warn_if_nan(loss, "loss")
             yield loss
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def differentiable_loss(self, model: _Program, guide: _Program, *args: object, **kwargs: object) -> Tensor:
         """Return the negative ELBO in nats, summed over the batch, as a tensor to differentiate.
 
         Args:
@@ -361,18 +380,18 @@ class SiteKL_ELBO(Trace_ELBO):
         total: Any = sum(self._particles(model, guide, args, kwargs, differentiable=True))
         return total
 
-    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+    def loss(self, model: _Program, guide: _Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, for any latents, including integer counts.
 
-        Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
+        _Arguments and errors as :meth:`differentiable_loss`, but no site needs ``rsample``.
         """
         with torch.no_grad():
             return sum(map(torch_item, self._particles(model, guide, args, kwargs, differentiable=False)))
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+    def loss_and_grads(self, model: _Program, guide: _Program, *args: object, **kwargs: object) -> float:
         """Return the negative ELBO in nats as a number, and add its gradient to every parameter's ``grad``.
 
-        Arguments and errors as :meth:`differentiable_loss`.
+        _Arguments and errors as :meth:`differentiable_loss`.
         """
         total = 0.0
         for loss in self._particles(model, guide, args, kwargs, differentiable=True):
@@ -390,21 +409,26 @@ def _folds(distribution: Distribution) -> bool:
     return any(not transform.bijective for transform in distribution.transforms)
 
 
-def _law(family: Any) -> Any:
+def _is_of_a_package(thing: object) -> bool:
+    """Whether a class or function is of torch, Pyro or this package, and not of a user."""
+    return getattr(thing, "__module__", "torch").split(".")[0] in ("torch", "pyro", "pyro_nbvae")
+
+
+def _log_prob_owner(family: Any) -> Any:
     """The class that a user's family has its ``log_prob`` from; for a family of a package's, Distribution."""
-    law = next(c for c in family.__mro__ if "log_prob" in vars(c))
-    return Distribution if law.__module__.split(".")[0] in ("torch", "pyro", "pyro_nbvae") else law
+    owner = next(c for c in family.__mro__ if "log_prob" in vars(c))
+    return Distribution if _is_of_a_package(owner) else owner
 
 
-def has_own_law(distribution: Distribution) -> bool:
+def has_own_log_prob(distribution: Distribution) -> bool:
     """Whether a distribution has a ``log_prob`` of a user's."""
-    return _law(type(base_distribution(distribution))) is not Distribution
+    return _log_prob_owner(type(base_distribution(distribution))) is not Distribution
 
 
-def _is_of_another_law(q: Distribution, p: Distribution) -> bool:
+def _has_another_log_prob(q: Distribution, p: Distribution) -> bool:
     """Whether the KL of the pair is registered only for classes above, whose ``log_prob`` a subclass has replaced."""
     of_q, of_p = (type(base_distribution(d)) for d in (q, p))
-    a, b = _law(of_q), _law(of_p)
+    a, b = _log_prob_owner(of_q), _log_prob_owner(of_p)
     return not (a is b is Distribution) and not any(
         issubclass(of_q, x) and issubclass(of_p, y) and issubclass(x, a) and issubclass(y, b) for x, y in _KL_REGISTRY
     )
@@ -421,17 +445,18 @@ def registered_kl(q: Distribution, p: Distribution) -> Tensor:
         NoKLError: if there is none, or if it would be that of folded distributions before they are folded, or of a
             family whose ``log_prob`` a subclass has replaced. An error of a KL that a user registered is not changed.
     """
-    if _folds(q) or _folds(p) or _is_of_another_law(q, p):
-        raise NoKLError
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError as error:
-        a, b = base_distribution(q), base_distribution(p)
-        owner = getattr(_dispatch_kl(type(a), type(b)), "__module__", "torch")
-        # rules of packages are for classes of families, and call other KLs, of which some do not exist
-        if owner.split(".")[0] in ("torch", "pyro", "pyro_nbvae"):
-            raise NoKLError from error
-        raise
+    if not (_folds(q) or _folds(p) or _has_another_log_prob(q, p)):
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:
+            # rules of packages are for classes of families, and call other KLs, of which some do not exist
+            rule = _dispatch_kl(type(base_distribution(q)), type(base_distribution(p)))
+            if not _is_of_a_package(rule):
+                raise
+    raise NoKLError(
+        f"there is no KL for {name_of(q)} (guide) and {name_of(p)} (model); register one with "
+        "torch.distributions.register_kl or use MonteCarloKL_ELBO"
+    )
 
 
 class AnalyticKL_ELBO(SiteKL_ELBO):
@@ -460,14 +485,8 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
     """
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
-        q, p = guide_site["fn"], model_site["fn"]
-        try:
-            return registered_kl(q, p)
-        except NoKLError:
-            raise NotImplementedError(
-                f"site {name!r}: there is no KL for {family(q)} (guide) and {family(p)} (model); register one with "
-                "torch.distributions.register_kl or use MonteCarloKL_ELBO"
-            ) from None
+        with _named(name, NoKLError):
+            return registered_kl(guide_site["fn"], model_site["fn"])
 
 
 class MonteCarloKL_ELBO(SiteKL_ELBO):
@@ -508,35 +527,27 @@ class MonteCarloKL_ELBO(SiteKL_ELBO):
         q, p, z = guide_site["fn"], model_site["fn"], guide_site["value"]
         _warn_of_integers(name, q)
         more = torch.Size([self.num_samples - 1])
-        # a subclass may have a log_prob of its own
-        if all(type(base_distribution(d)) is RelaxedNegativeBinomial for d in (q, p)):
-            others = q(more).unbind(0) if self.num_samples > 1 else ()
-            return _negative_binomial_log_ratio(name, q, p, [z, *others]) / self.num_samples
-        # use the same tensor that was drawn: a flow without an inverse knows the density only there
-        ratio = _log_mass_at(name, q, z) - _log_mass_at(name, p, z)
-        if self.num_samples > 1:
-            z = q(more)
-            ratio = ratio + (_log_mass_at(name, q, z) - _log_mass_at(name, p, z)).sum(0)
-        return ratio / self.num_samples
+        with _named(name, ValueError, NotImplementedError):
+            # a subclass may have a log_prob of its own
+            if all(type(base_distribution(d)) is RelaxedNegativeBinomial for d in (q, p)):
+                others = q(more).unbind(0) if self.num_samples > 1 else ()
+                return _negative_binomial_log_q_over_p(q, p, [z, *others]) / self.num_samples
+            # use the same tensor that was drawn: a flow without an inverse knows the density only there
+            log_q_over_p = log_mass(q, z) - log_mass(p, z)
+            if self.num_samples > 1:
+                z = q(more)
+                log_q_over_p = log_q_over_p + (log_mass(q, z) - log_mass(p, z)).sum(0)
+            return log_q_over_p / self.num_samples
 
-    def _get_trace(self, model: Program, guide: Program, args: Arguments, kwargs: Options) -> tuple[Trace, Trace]:
-        pair: Any = super()._get_trace(model, guide, args, kwargs)
-        if _out_of_order(*map(_latents, pair)):
-            fresh = [
-                super(MonteCarloKL_ELBO, self)._get_trace(model, guide, args, kwargs)
-                for _ in range(self.num_samples - 1)
-            ]
-            pair[0].joint_samples = [pair, *fresh]
-        return pair
-
-    def _divergence(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        pairs = getattr(model_trace, "joint_samples", None)
-        if pairs is None:
-            return super()._divergence(model_trace, guide_trace)
+    def _divergence(self, model_trace: Trace, guide_trace: Trace, rerun: _Rerun) -> Tensor:
+        if not _out_of_order(_latents(model_trace), _latents(guide_trace)):
+            return super()._divergence(model_trace, guide_trace, rerun)
         total = torch.zeros(())
-        for one_model, one_guide in pairs:
-            model_sites, guide_sites = _latents(one_model), _latents(one_guide)
+        for k in range(self.num_samples):
+            if k:
+                model_trace, guide_trace = rerun()
+            model_sites, guide_sites = _latents(model_trace), _latents(guide_trace)
             for name, site in model_sites.items():
                 total = total + self._sampled_term(name, _unmasked(guide_sites[name]), _unmasked(site))
-            total = total + self._guide_alone(model_sites, one_guide)
-        return total / len(pairs)
+            total = total + self._guide_alone(model_sites, guide_trace)
+        return total / self.num_samples

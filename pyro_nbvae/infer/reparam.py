@@ -10,16 +10,16 @@ from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 
 from pyro_nbvae.distributions import NegativeBinomial, Relaxation, RelaxedNegativeBinomial, RelaxedPoisson
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
-from pyro_nbvae.infer.elbo import family
+from pyro_nbvae.infer.elbo import name_of
 
 # Subclasses are not accepted: they may be other distributions.
-NEGATIVE_BINOMIALS = (
+_NEGATIVE_BINOMIALS = (
     NegativeBinomial,
     RelaxedNegativeBinomial,
     pyro.distributions.NegativeBinomial,
     torch.distributions.NegativeBinomial,
 )
-POISSONS = (RelaxedPoisson, pyro.distributions.Poisson, torch.distributions.Poisson)
+_POISSONS = (RelaxedPoisson, pyro.distributions.Poisson, torch.distributions.Poisson)
 
 
 class RelaxReparam(Reparam):
@@ -64,15 +64,15 @@ class RelaxReparam(Reparam):
         while isinstance(fn, torch.distributions.Independent):
             fn = fn.base_dist
         relaxed: RelaxedNegativeBinomial | RelaxedPoisson
-        if type(fn) in NEGATIVE_BINOMIALS:
+        if type(fn) in _NEGATIVE_BINOMIALS:
             relaxation = followed(self, fn.total_count)
             given = {"probs": fn.probs} if "probs" in vars(fn) and "logits" not in vars(fn) else {"logits": fn.logits}
             options = {"relaxation": relaxation, "validate_args": fn._validate_args}
             relaxed = RelaxedNegativeBinomial(fn.total_count, **given, **options)
-        elif type(fn) in POISSONS:
+        elif type(fn) in _POISSONS:
             relaxed = RelaxedPoisson(fn.rate, relaxation=followed(self, fn.rate), validate_args=fn._validate_args)
         else:
             raise TypeError(
-                f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {family(fn)}"
+                f"site {msg['name']!r}: RelaxReparam relaxes NegativeBinomial and Poisson, not {name_of(fn)}"
             )
         return {"fn": self._wrap(relaxed, event_dim), "value": msg["value"], "is_observed": False}

@@ -12,10 +12,10 @@ from torch.distributions import Distribution, Independent, Laplace, Normal
 from torch.nn.functional import logsigmoid
 
 from pyro_nbvae.batching import BATCH, evenly_spaced
-from pyro_nbvae.distributions.counts import Counted, as_q
+from pyro_nbvae.distributions.divergences import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
-from pyro_nbvae.distributions.masses import NegativeBinomialMass
-from pyro_nbvae.infer.elbo import has_own_law
+from pyro_nbvae.distributions.families import negative_binomial
+from pyro_nbvae.infer.elbo import has_own_log_prob
 from pyro_nbvae.vae import AmortizedGuide
 
 # Maximum number of observations whose posteriors are compared.
@@ -99,14 +99,14 @@ def _units(q: TorchDistribution) -> Distribution:
 def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
     """Return the information of each unit as a sum, nan if it has too many points; an empty list for other families."""
     q = posteriors[0]
-    if has_own_law(q):
+    if has_own_log_prob(q):
         return []
     if isinstance(q, Counted):
         family = as_q(q)[0]
-        log_weight = _negative_binomial if family is NegativeBinomialMass else family.log_weight  # type: ignore[attr-defined]
+        log_weight = _negative_binomial if family is negative_binomial else family.log_weight
         found = []
         for own in _by_unit([as_q(each)[1] for each in posteriors]):  # type: ignore[arg-type]
-            low, high = family.window(NATS, *own)  # type: ignore[attr-defined]
+            low, high = family.window(NATS, *own)
             first, last = float(low.min().clamp(min=0).floor()), float(high.max().ceil())
             found.append(_on_points(first, last, 1.0, log_weight, own))
         return found

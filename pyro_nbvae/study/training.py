@@ -350,7 +350,7 @@ class Trainer:
         if isinstance(self.elbo, SiteKL_ELBO):
             row["kl_weight"] = self.elbo.kl_weight
         if hasattr(self.config.relaxation, "temperature_at"):
-            row["temperature"] = self.guide.relaxation.temperature  # type: ignore[union-attr]
+            row["temperature"] = self.guide.relaxation.temperature
         return {"epoch": epoch + 1, **row, "seconds": time.perf_counter() - began}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:

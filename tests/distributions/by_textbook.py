@@ -2,28 +2,28 @@
 
 import torch
 
-from pyro_nbvae.distributions.relaxations import arrival_times, gumbel_softmax
+from pyro_nbvae.distributions.kernels.reference import TAIL
+from pyro_nbvae.distributions.relaxations.gumbel_softmax import _window
 
 
 def close(got, expected):
     torch.testing.assert_close(got.double(), expected.detach(), rtol=2e-5, atol=2e-5)
 
 
-def arrivals(sampler, noise, poisson, indicator, per_latent, hard):
-    """A sampler like ``count_arrivals``; ``noise(rows, n)`` are the exponentials that it draws next."""
+def arrivals(sampler, noise, poisson, indicator, varied, hard):
+    """A kernel ``arrivals`` with its seed given; ``noise(rows, n)`` are the exponentials that it draws next."""
     n = 150  # of means from 0.1 to 60, dispersions up to 1e4
     r = torch.logspace(-1, 4, n, dtype=torch.float64).requires_grad_()
     log_mean = torch.linspace(-2.3, 4.1, n, dtype=torch.float64)
     logits = (log_mean if poisson else log_mean - r.detach().log()).requires_grad_()
-    tau = torch.linspace(0.05, 1.0, n) if per_latent else torch.tensor(0.3)
+    tau = torch.linspace(0.05, 1.0, n) if varied else torch.full((n,), 0.3)
     gaps = noise(600, n)
     count = None if poisson else r.detach().float()
-    tail = arrival_times.TAIL[indicator]
-    given = tau if per_latent else 0.3
-    z, d_l, d_r = sampler(count, logits.detach().float(), given, indicator, hard)
+    tail = TAIL[indicator]
+    z, *derivatives = sampler(count, logits.detach().float(), tau, indicator, hard)
     textbook, integers = [], []
     for i in range(n):
-        t = float(tau[i] if per_latent else tau)
+        t = float(tau[i])
         b = torch.exp(-logits[i])
         if poisson:
             u = b * gaps[:, i].cumsum(0)
@@ -40,30 +40,27 @@ def arrivals(sampler, noise, poisson, indicator, per_latent, hard):
             textbook.append((0.5 + 0.75 * x - 0.25 * x**3).sum())
         integers.append((u < 1).sum())
     soft = torch.stack(textbook)
-    expected = torch.autograd.grad(soft.sum(), (logits,) if poisson else (logits, r))
+    expected = torch.autograd.grad(soft.sum(), (logits,) if poisson else (r, logits))
     close(z, torch.stack(integers).double() if hard else soft)
-    close(d_l, expected[0])
-    assert (d_r is None) == poisson
-    if not poisson:
-        close(d_r, expected[1])
+    for ours, theirs in zip(derivatives, expected, strict=True):
+        close(ours, theirs)
 
 
-def races(sampler, noise, per_latent, hard):
-    """A sampler like ``run_races``."""
-    n, max_count = 150, 130  # rates from 0.1 to 150: some windows begin above 0, some are cut off
+def races(sampler, noise, varied, hard):
+    """A kernel ``races`` with its seed given."""
+    n, max_count = 150, 130  # rates from 0.1 to 150: some windows begin above 0, some are truncated
     log_rate = torch.linspace(5, -2, n, dtype=torch.float64).requires_grad_()
-    tau = torch.linspace(0.1, 1.0, n) if per_latent else torch.tensor(0.5)
+    tau = torch.linspace(0.1, 1.0, n) if varied else torch.full((n,), 0.5)
     rate = log_rate.detach().float()
-    given = tau if per_latent else 0.5
-    first, last = gumbel_softmax.gumbel_window(rate.exp(), given, max_count)
+    first, last = _window(rate.exp(), tau, max_count)
     assert first.max() > 0 and last.max() == max_count
     exponentials = noise(int((last - first).max()) + 1, n)
-    z, dz = sampler(rate, first, last, given, hard)
+    z, dz = sampler(rate, first, last, tau, hard)
     textbook, winners = [], []
     for i in range(n):
         k = torch.arange(float(first[i]), float(last[i]) + 1, dtype=torch.float64)
         score = k * log_rate[i] - torch.lgamma(k + 1) - exponentials[: len(k), i].log()
-        textbook.append((torch.softmax(score / float(tau[i] if per_latent else tau), 0) * k).sum())
+        textbook.append((torch.softmax(score / float(tau[i]), 0) * k).sum())
         winners.append(k[score.argmax()])
     soft = torch.stack(textbook)
     close(z, torch.stack(winners).double() if hard else soft)

@@ -19,10 +19,11 @@ from pyro_nbvae.distributions import (
     NegativeBinomial,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
+    kernels,
     windows,
 )
-from pyro_nbvae.distributions.relaxations import DivergedError, noise
-from pyro_nbvae.distributions.windows import draw, groups
+from pyro_nbvae.distributions.kernels import cpu, reference
+from pyro_nbvae.distributions.relaxations import DivergedError
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 MEANS = (1e-3, 0.05, 0.7, 3.0, 40.0, 1e3)
@@ -42,7 +43,7 @@ def rate_of(mean, nu):
     return mean if mean >= 1 else mean ** (1 / nu)
 
 
-def reference(rate, nu):
+def masses(rate, nu):
     """Counts and log masses by direct summation in double precision, about the mode."""
     reach = int(rate + 60 * math.sqrt(rate / nu) + 100 / nu + 60)
     k = np.arange(reach + 1.0)
@@ -59,7 +60,7 @@ def test_accuracy(mean, nu, dtype):
     if torch.tensor(rate, dtype=dtype) < torch.finfo(dtype).tiny:
         pytest.skip("the rate is below the smallest number")
     d = ConwayMaxwellPoisson(torch.tensor(rate, dtype=dtype), torch.tensor(nu, dtype=dtype))
-    k, log_q = reference(float(d.rate), float(d.nu))
+    k, log_q = masses(float(d.rate), float(d.nu))
     q = np.exp(log_q)
     m = float((q * k).sum())
     likely = log_q > -30
@@ -174,7 +175,7 @@ class Pairs(CountDistribution):
 @pytest.mark.parametrize("nu", [0.3, 1.0, 8.0])
 def test_kl_to_a_family_whose_masses_are_not_smooth(rate, nu):
     """All counts of the window are read for it."""
-    k, log_q = reference(rate, nu)
+    k, log_q = masses(rate, nu)
     log_w = k * math.log(rate) - scipy.special.gammaln(k + 1) + np.cos(math.pi * k)
     exact = float((np.exp(log_q) * (log_q - log_w + scipy.special.logsumexp(log_w))).sum())
     for rows in (1, 64):  # a table for a few, a loop for many
@@ -224,7 +225,7 @@ def test_wide_windows_of_smooth_masses(nu, rate, dtype, tolerance):
     """A sum over every h-th count: the KL and its derivatives in log rate and log nu against sums over all counts."""
     leaves = [torch.full((1024,), math.log(v), dtype=dtype, requires_grad=True) for v in (rate, nu)]
     nu = leaves[1].exp()[0].item()  # with its rounding, to which the derivatives of wide sums are sensitive
-    k, log_q = (torch.from_numpy(v) for v in reference(leaves[0].exp()[0].item(), nu))
+    k, log_q = (torch.from_numpy(v) for v in masses(leaves[0].exp()[0].item(), nu))
     log_p = torch.distributions.NegativeBinomial(3.0, logits=torch.tensor(2.0).double()).log_prob(k)
     q, ratio = log_q.exp(), log_q - log_p
     kl = (q * ratio).sum()
@@ -266,7 +267,7 @@ def test_the_compiled_loop_is_the_sum(p, dtype):
 @pytest.mark.parametrize("rate", [0.4, 5.0, 60.0])
 def test_samples_fit_the_masses(rate, nu):
     d = ConwayMaxwellPoisson(rate, torch.tensor(nu), relaxation=Integer())
-    k, log_q = reference(float(d.rate), float(d.nu))
+    k, log_q = masses(float(d.rate), float(d.nu))
     z = d.rsample(torch.Size([100_000])).numpy()
     edges = [0, *np.flatnonzero(np.diff(np.floor(np.exp(log_q).cumsum() * 20))) + 1, len(k)]
     observed = np.histogram(z, bins=np.array(edges) - 0.5)[0]
@@ -281,18 +282,8 @@ def test_the_compiled_draw_is_the_general_one():
     generator = torch.Generator().manual_seed(0)
     rate, nu = (torch.randn(5_000, generator=generator, dtype=torch.float64).exp() for _ in range(2))
     uniform = torch.rand(5_000, generator=generator, dtype=torch.float64)
-
-    class General(ConwayMaxwellPoisson):
-        as_com_poisson = property()
-
-    class Plain:
-        window, log_weight, scores = General.window, General.log_weight, General.scores
-        arg_constraints = General.arg_constraints
-
-    for ours, theirs in zip(
-        draw(ConwayMaxwellPoisson, [rate, nu], uniform), draw(Plain, [rate, nu], uniform), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    ours, theirs = (place.com_poisson_integers(rate, nu, uniform) for place in (cpu, reference))
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("sharing", [("cpu",), ()], ids=["as on a CPU", "as on a GPU"])
@@ -301,7 +292,7 @@ def test_every_window_is_in_one_group(sharing, monkeypatch):
     low = torch.tensor([0.0, 0, 3, 90, 95, 1000, 7, 0])
     high = low + torch.tensor([0.0, 5, 11, 40, 17, 700, 3, 300])
     seen = torch.zeros(len(low))
-    for k, index in groups(low, high):
+    for k, index in windows.groups(low, high):
         assert (k[0] <= low[index]).all() and (k[-1] >= high[index]).all()
         seen[index] += 1
     assert (seen == 1).all()
@@ -310,8 +301,8 @@ def test_every_window_is_in_one_group(sharing, monkeypatch):
 @pytest.mark.parametrize("relaxation", [Integer(), None])
 def test_sums_by_width_are_those_of_shared_counts(relaxation, monkeypatch):
     """Samples, KL and log normalizer with their derivatives, in pieces: what a GPU computes is what a CPU computes."""
-    monkeypatch.setattr(windows, "is_compiled_for", lambda x: False)
-    monkeypatch.setitem(noise.PIECE, "cpu", 1 << 10)
+    monkeypatch.setattr(kernels, "_module", lambda name: None)
+    monkeypatch.setitem(windows.NOISE_CHUNK_SIZE, "cpu", 1 << 10)
     prior = NegativeBinomial(torch.linspace(0.3, 40, 10), logits=torch.tensor(0.5))
     found = []
     for sharing in (("cpu",), ()):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.distributions import kl_divergence
 
 from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
-from pyro_nbvae.distributions.special import negative_binomial_log_prob
+from pyro_nbvae.distributions.families.negative_binomial import log_prob as negative_binomial_log_prob
 
 DTYPES = (torch.float32, torch.float64)
 exponents = st.lists(st.floats(-12, 12), min_size=20, max_size=20)

@@ -6,7 +6,8 @@ from torch import func
 from torch.distributions import NegativeBinomial, Poisson
 
 from pyro_nbvae.distributions import negative_binomial_kl, shared_dispersion_kl
-from pyro_nbvae.distributions.special import negative_binomial_log_prob, poisson_log_prob
+from pyro_nbvae.distributions.families.negative_binomial import log_prob as negative_binomial_log_prob
+from pyro_nbvae.distributions.families.poisson import log_prob as poisson_log_prob
 
 torch_version = {
     "negative binomial": lambda z, r, logits: NegativeBinomial(r, logits=logits, validate_args=False).log_prob(z),

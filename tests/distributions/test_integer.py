@@ -16,8 +16,8 @@ from pyro_nbvae.distributions import (
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
-from pyro_nbvae.distributions.relaxations import integer
-from pyro_nbvae.distributions.windows import draw
+from pyro_nbvae.distributions.kernels import cpu, reference
+from pyro_nbvae.distributions.windows import invert
 
 F64 = torch.float64
 
@@ -51,7 +51,7 @@ def test_negative_binomial_is_unbiased_for_quadratics(r, mean):
     logits = math.log(mean / r)
     exact = NegativeBinomial(torch.tensor(r, dtype=F64), logits=torch.tensor(logits, dtype=F64))
     k, mass, uniform = every_count(exact.log_prob(torch.arange(40_000.0, dtype=F64)))
-    z, d_r, d_logits = integer.draw_negative_binomial(torch.full_like(k, r), torch.full_like(k, logits), uniform)
+    z, d_r, d_logits = cpu.negative_binomial_integers(torch.full_like(k, r), torch.full_like(k, logits), uniform)
     assert torch.equal(z, k)
     for moment, slope in ((first, torch.ones_like(k)), (second, 2 * k)):
         for ours, theirs in zip((d_r, d_logits), truth(moment, r, logits), strict=True):
@@ -84,7 +84,7 @@ def test_com_poisson_is_unbiased_for_quadratics(rate, nu):
 
     point = torch.tensor(rate, dtype=F64), torch.tensor(nu, dtype=F64)
     k, mass, uniform = every_count(d(*point).log_prob(torch.arange(600.0, dtype=F64)))
-    z, *slopes = draw(ConwayMaxwellPoisson, [torch.full_like(k, rate), torch.full_like(k, nu)], uniform)
+    z, *slopes = cpu.com_poisson_integers(torch.full_like(k, rate), torch.full_like(k, nu), uniform)
     assert torch.equal(z, k)
     moments = (
         (lambda a, b: d(a, b).mean, torch.ones_like(k)),
@@ -103,7 +103,7 @@ def test_large_dispersion_is_the_poisson():
     r, mean = 1e7, 3.0
     uniform = torch.rand(2_000, dtype=F64)
     logits = torch.full_like(uniform, math.log(mean / r))
-    z, d_r, d_logits = integer.draw_negative_binomial(torch.full_like(uniform, r), logits, uniform)
+    z, d_r, d_logits = cpu.negative_binomial_integers(torch.full_like(uniform, r), logits, uniform)
     expected = (mean + z) / 2
     torch.testing.assert_close(d_logits, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(d_r * r, expected, rtol=1e-5, atol=1e-6)
@@ -144,18 +144,6 @@ def test_finite_over_the_whole_range(dtype):
     assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (a, b)))
 
 
-@pytest.mark.parametrize("mean", [0.3, 40.0])
-def test_the_compiled_loop_is_the_general_form(mean, monkeypatch):
-    """On the same uniforms."""
-    r = torch.tensor([0.07, 1.0, 50.0], dtype=F64).repeat(500)
-    logits = (mean / r).log()
-    uniform = torch.rand_like(r)
-    compiled = integer.draw_negative_binomial(r, logits, uniform)
-    monkeypatch.setattr(integer, "is_compiled_for", lambda x: False)
-    for ours, theirs in zip(compiled, integer.draw_negative_binomial(r, logits, uniform), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
-
-
 @pytest.mark.parametrize("relaxation", [Integer(), ArrivalTimes(0.2), GumbelSoftmax(0.3)], ids=str)
 def test_draws_do_not_depend_on_the_number_of_threads(relaxation):
     r, logits = torch.rand(3, 20_000)[:2] * 3
@@ -194,26 +182,23 @@ def test_the_two_sides_of_the_median_agree():
         window = staticmethod(lambda nats, logits: (0 * logits, nats / torch.nn.functional.softplus(-logits)))
 
     u = torch.tensor([0.5 - 1e-9, 0.5, 0.5 + 1e-9], dtype=F64)
-    compiled = ConwayMaxwellPoisson, [torch.full((3,), v, dtype=F64) for v in (3.7, 1.6)]
-    for family, own in (compiled, (Geometric, [torch.full((3,), 1.3, dtype=F64)])):
-        z, *derivatives = draw(family, own, uniform=u)
+    compiled = cpu.com_poisson_integers(*(torch.full((3,), v, dtype=F64) for v in (3.7, 1.6)), u)
+    for z, *derivatives in (compiled, invert(Geometric, [torch.full((3,), 1.3, dtype=F64)], u)):
         assert torch.equal(z, z[:1].expand(3))
         for derivative in derivatives:
             assert derivative[0] != 0
             torch.testing.assert_close(derivative, derivative[:1].expand(3), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kernels", [cpu, reference])
 @pytest.mark.parametrize("r, logits", [(1e-3, 11.0), (1e-3, 13.0), (1e-2, 9.0)])
-def test_rare_bursts_are_not_cut_off(r, logits, compiled, monkeypatch):
+def test_rare_bursts_are_not_truncated(r, logits, kernels):
     """Of uniforms at equal distances the mean is that of the counts, in single precision, within 1 %."""
-    if not compiled:
-        monkeypatch.setattr(integer, "is_compiled_for", lambda *_: False)
     number = 2000
     # closer together near 1, where the bursts are: v has the density 2 v of 1 - u
     v = (torch.arange(number, dtype=F64) + 0.5) / number
     upper = 20 * r
-    z, *_ = integer.draw_negative_binomial(
+    z, *_ = kernels.negative_binomial_integers(
         torch.full((number,), r), torch.full((number,), logits), (1 - upper * v**2).float()
     )
     mean = float((z.double() * 2 * v * upper).mean())

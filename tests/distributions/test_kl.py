@@ -23,14 +23,9 @@ from pyro_nbvae.distributions import (
     poisson_kl,
     shared_dispersion_kl,
 )
-from pyro_nbvae.distributions.kl import (
-    _RULES,
-    _exact_value,
-    _value_by,
-    _value_by_operations,
-    negative_binomial_log_ratio,
-)
-from pyro_nbvae.distributions.special import negative_binomial_log_prob
+from pyro_nbvae.distributions.divergences import negative_binomial_log_q_over_p
+from pyro_nbvae.distributions.families.negative_binomial import log_prob as negative_binomial_log_prob
+from pyro_nbvae.distributions.kernels import cpu, reference
 from pyro_nbvae.models import NegativeBinomialModel
 
 
@@ -144,34 +139,38 @@ def test_the_form_is_shared_only_where_the_dispersion_is_one_quantity():
     # equal by value alone, while one of them can move
     assert kl_form(NegativeBinomial(r, logits=logits), NegativeBinomial(torch.ones(3), logits=logits)) == "exact"
     assert kl_form(NegativeBinomial(r * 1.0, logits=logits), NegativeBinomial(r, logits=logits)) == "exact"
-    # made twice from one parameter, as Pyro marks it
+    # made twice from one parameter, which both name
     prior = NegativeBinomialModel((1, 8, 8), 3, decoder="linear").prior
-    one, two = prior.total_count, prior.total_count
-    assert one is not two and kl_form(NegativeBinomial(one, logits=0.0), NegativeBinomial(two, logits=1.0)) == "shared"
+    one, two = (
+        NegativeBinomial(prior.total_count, logits=logits, dispersion_source=prior.log_total_count) for _ in range(2)
+    )
+    assert kl_form(one, two) == "shared" and kl_form(one, NegativeBinomial(prior.total_count, logits=0.0)) == "exact"
 
 
 @pytest.mark.parametrize("case", ["before and after", "frozen", "detached view", "two views"])
 def test_one_parameter_at_two_times_or_with_two_gradients_is_not_one_quantity(case):
     """Value and gradients against negative_binomial_kl on copies."""
-    prior = NegativeBinomialModel((1, 8, 8), 3, decoder="linear").prior
+    prior, source = NegativeBinomialModel((1, 8, 8), 3, decoder="linear").prior, {}
     leaf = torch.full((3,), 2.0, requires_grad=True)
-    if case == "before and after":
-        r_q, r_p = prior.total_count, None
-        with torch.no_grad():
-            prior.log_total_count.add_(1.0)
-        r_p = prior.total_count
-    elif case == "frozen":
+    logits = torch.tensor([0.3, -0.4, 0.0])
+    if case in ("before and after", "frozen"):
+        source = {"dispersion_source": prior.log_total_count}
         r_q = prior.total_count
+        q = NegativeBinomial(r_q, logits=logits, **source)
         with torch.no_grad():
+            if case == "before and after":
+                prior.log_total_count.add_(1.0)
             r_p = prior.total_count
+        r_p = prior.total_count if case == "before and after" else r_p
     elif case == "detached view":
         r_q = leaf
         with torch.no_grad():
             r_p = leaf[:]
     else:
         r_q, r_p = leaf.view_as(leaf), leaf.view_as(leaf)
-    logits = torch.tensor([0.3, -0.4, 0.0])
-    got = kl_divergence(NegativeBinomial(r_q, logits=logits), NegativeBinomial(r_p, logits=0.2)).sum()
+    if not source:
+        q = NegativeBinomial(r_q, logits=logits)
+    got = kl_divergence(q, NegativeBinomial(r_p, logits=0.2, **source)).sum()
     copies = [r.detach().clone().requires_grad_() for r in (r_q, r_p)]
     expected = negative_binomial_kl(copies[0], logits, copies[1], torch.tensor(0.2)).sum()
     torch.testing.assert_close(got, expected)
@@ -285,24 +284,24 @@ def test_gradients_at_every_mean_equal_direct_summation(means, dtype):
 )
 def test_a_rule_agrees_with_the_finest_on_all_that_it_serves(dtype, level, value, derivative):
     """KL and derivatives in log r and l; half of the parameters are near the rule's limits."""
-    rule, finest = _RULES[dtype][level], _RULES[dtype][-1]
+    rule, finest = reference.RULES[dtype][level], reference.RULES[dtype][-1]
     rng = np.random.default_rng(12)
 
     def within(limit, number=8000):
         ends = rng.choice([-limit, limit], number) * rng.uniform(0.95, 1, number)
         return np.where(rng.random(number) < 0.5, ends, rng.uniform(-limit, limit, number))
 
-    log_r = within(rule.reach)
-    r_q, r_p, m_q, m_p = (
-        torch.tensor(np.exp(x)) for x in (log_r + within(rule.ratio), log_r, within(rule.reach), within(rule.reach))
-    )
+    log_r, log_m_q, log_m_p = (within(rule.log_range) for _ in range(3))
+    log_ratio = within(rule.log_dispersion_ratio)
+    r_q, r_p, m_q, m_p = (torch.tensor(np.exp(x)) for x in (log_r + log_ratio, log_r, log_m_q, log_m_p))
     at = r_q, (m_q / r_q).log(), r_p, (m_p / r_p).log()
     served = rule.serves(*at)
     assert served.sum() > 3000
     at = tuple(x[served] for x in at)
     tolerances = value, *[derivative] * 4
     scales = 1, at[0], 1, at[2], 1
-    for got, best, scale, most in zip(_value_by(rule, *at), _value_by(finest, *at), scales, tolerances, strict=True):
+    found = (reference.by_rule(each, *at) for each in (rule, finest))
+    for got, best, scale, most in zip(*found, scales, tolerances, strict=True):
         assert ((got - best) * scale).abs().le(most * (best * scale).abs().clamp(min=1)).all()
 
 
@@ -355,13 +354,13 @@ def test_finite_far_outside_the_measured_range(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_operations_of_a_gpu_equal_the_compiled_loop(dtype):
+def test_operations_equal_the_compiled_loop(dtype):
     """KL and derivatives; one element in eight is extreme, with r up to 1e5 or down to 1e-5."""
     arguments = parameters(400, dtype, seed=8)
     arguments[0][::16], arguments[2][::16] = 1e5, 7e4
     arguments[0][8::16] = 1e-5
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-8}[dtype]
-    ours, theirs = _exact_value(*arguments), _value_by_operations(*arguments)
+    ours, theirs = cpu.negative_binomial_kl(*arguments), reference.negative_binomial_kl(*arguments)
     for one, other in zip(ours, theirs, strict=True):
         assert ((one - other).abs() <= tolerance * one.abs().clamp(min=1)).all()
 
@@ -455,11 +454,11 @@ def test_kl_lies_between_zero_and_the_kl_of_the_gammas(log_r, log_ratio, log_mea
     assert -slack <= kl <= float(rates) * (1 + 1e-5) + slack
 
 
-# --- the log ratio --------------------------------------------------------------------------------------------------
+# --- log q - log p --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_log_ratio_is_the_difference_of_log_masses(dtype):
+def test_log_q_over_p_is_the_difference_of_log_masses(dtype):
     """In double precision by the mass functions, over r from 1e-3 to 1e6 and relaxed counts up to 1e3."""
     generator = torch.Generator().manual_seed(0)
 
@@ -471,13 +470,13 @@ def test_log_ratio_is_the_difference_of_log_masses(dtype):
     arguments = [x.to(dtype) for x in (*z, r_q, (mean_q / r_q).log(), r_p, (mean_p / r_p).log())]
     *z, r_q, l_q, r_p, l_p = (x.double() for x in arguments)
     expected = sum(negative_binomial_log_prob(x, r_q, l_q) - negative_binomial_log_prob(x, r_p, l_p) for x in z)
-    value = negative_binomial_log_ratio(arguments[:3], *arguments[3:])
+    value = negative_binomial_log_q_over_p(arguments[:3], *arguments[3:])
     size = sum(negative_binomial_log_prob(x, r_q, l_q).abs() + negative_binomial_log_prob(x, r_p, l_p).abs() for x in z)
     error = (value.double() - expected).abs() / size.clamp(min=1)
     assert error.max() < (1e-8 if dtype == torch.float64 else 1e-6)
 
 
-def test_log_ratio_derivatives():
+def test_log_q_over_p_derivatives():
     """Of a batch over one prior, once and twice, against finite differences."""
     z = [torch.tensor([[0.0, 2.3], [5.1, 1.0]]).double(), torch.tensor([[1.0, 0.2], [3.0, 7.5]]).double()]
     q = [torch.tensor([[0.5, 2.0], [1.0, 9.0]]).double(), torch.tensor([[0.3, -1.0], [0.7, -0.5]]).double()]
@@ -485,7 +484,7 @@ def test_log_ratio_derivatives():
     points = [x.requires_grad_() for x in (*z, *q, *p)]
 
     def ratio(a, b, *parameters):
-        return negative_binomial_log_ratio([a, b], *parameters)
+        return negative_binomial_log_q_over_p([a, b], *parameters)
 
     assert torch.autograd.gradcheck(ratio, points, atol=1e-5)
     assert torch.autograd.gradgradcheck(ratio, [points[0] + 0.5, *points[1:]], atol=1e-5)

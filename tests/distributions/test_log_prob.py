@@ -7,13 +7,9 @@ import scipy.stats
 import torch
 
 from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
-from pyro_nbvae.distributions.special import (
-    negative_binomial_log_prob,
-    omega,
-    poisson_log_prob,
-    rho,
-    softplus_difference,
-)
+from pyro_nbvae.distributions.families.negative_binomial import log_prob as negative_binomial_log_prob
+from pyro_nbvae.distributions.families.poisson import log_prob as poisson_log_prob
+from pyro_nbvae.distributions.special import omega, rho, softplus_difference
 
 mpmath.mp.dps = 60
 

@@ -10,7 +10,6 @@ import scipy.integrate
 import scipy.stats
 import torch
 from torch.distributions import kl_divergence
-from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions import (
     ArrivalTimes,
@@ -18,10 +17,11 @@ from pyro_nbvae.distributions import (
     NegativeBinomial,
     RelaxedNegativeBinomial,
     RelaxedPoisson,
-    loops,
+    kernels,
 )
-from pyro_nbvae.distributions.relaxations import arrival_times, gumbel_softmax
-from pyro_nbvae.distributions.relaxations import noise as noise_module
+from pyro_nbvae.distributions.families.poisson import largest_count
+from pyro_nbvae.distributions.kernels import cpu, reference
+from pyro_nbvae.distributions.relaxations import gumbel_softmax
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from tests.distributions import by_textbook
 
@@ -205,71 +205,42 @@ def test_pathwise_gradients_equal_the_analytic_ones(relaxation):
 # --- the textbook on the same noise ---------------------------------------------------------------------------------
 
 
-class Recorded:
-    """Unit exponentials for latents that are told apart by ``like``, kept so that the textbook can use them again."""
-
-    def __init__(self, like):
-        self.like = like
-        self.drawn = [[] for _ in like]
-
-    def __call__(self, width, like):
-        noise = noise_module.unit_exponentials(width, like)
-        for column, value in enumerate(like.tolist()):
-            self.drawn[self.like.index(value)].append(noise[:, column].clone())
-        return noise
-
-    def __iter__(self):
-        return (torch.cat(pieces) for pieces in self.drawn)
+SEED = 3_141_592_653_589_793
+places = pytest.mark.parametrize("place", [cpu, reference], ids=["cpu", "reference"])
 
 
-@pytest.mark.parametrize("indicator", ["sigmoid", "smoothstep"])
-@pytest.mark.parametrize("per_latent", [False, True])
+def noise(rows, n):
+    """The unit exponentials that the kernels draw with this seed, (rows, n)."""
+    drawn = [[cpu._exponential(SEED, i, k) for i in range(n)] for k in range(rows)]
+    return torch.tensor(drawn, dtype=torch.float64)
+
+
+def test_the_noise_of_the_reference_is_that_of_the_compiled_loops():
+    k, element = torch.arange(50)[:, None], torch.arange(40)
+    torch.testing.assert_close(reference.exponentials(SEED, element, k), noise(50, 40), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("indicator", reference.TAIL)
 @pytest.mark.parametrize("poisson", [False, True])
-def test_arrivals_and_their_derivatives_equal_autograd(indicator, per_latent, poisson, monkeypatch):
+@places
+def test_arrivals_equal_the_textbook_on_their_noise(place, poisson, indicator, hard):
     """u_k = e^-l (e^S_k - 1), S_k a running sum of E_j / (r + j), every intermediate kept by autograd, and the mean of
     what comes after the last arrival; of a Poisson process u_k = e^-l times a running sum of E_j."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setitem(noise_module.PIECE, "cpu", 16)  # many pieces
-    r = torch.linspace(0.2, 4.0, 40).requires_grad_()
-    logits = torch.linspace(-2, 2.5, 40).requires_grad_()
-    temperature = torch.linspace(0.05, 1.0, 40) if per_latent else torch.tensor(0.3)
-    # a latent's e^-l names it
-    noise = Recorded(torch.exp(-logits.detach()).tolist())
-    z, d_logits, d_r = arrival_times.count_arrivals(
-        None if poisson else r.detach(), logits.detach(), temperature, indicator, noise=noise
-    )
+    by_textbook.arrivals(functools.partial(place.arrivals, SEED), noise, poisson, indicator, poisson != hard, hard)
 
-    textbook = []
-    for i, gaps in enumerate(noise):
-        tau = temperature[i] if per_latent else temperature
-        if poisson:
-            u = torch.exp(-logits[i]) * gaps.cumsum(0)
-            future = logits[i].exp()
-        else:
-            u = torch.exp(-logits[i]) * torch.expm1((gaps / (r[i] + torch.arange(len(gaps)))).cumsum(0))
-            future = (r[i] + len(gaps)) / (torch.exp(-logits[i]) + u[-1])
-        # drawn in rounds of 2, 4, 8, ... as long as none is late
-        before = (len(u) - 2) // 2
-        assert u[-1] >= arrival_times.horizon(tau, indicator) and (
-            before == 0 or u[before - 1] < arrival_times.horizon(tau, indicator)
-        )
-        x = (1 - u) / tau
-        if indicator == "sigmoid":
-            textbook.append(torch.sigmoid(x).sum() + future * tau * softplus(x[-1]))
-        else:
-            inside = x.clamp(-1, 1)
-            textbook.append((0.5 + 0.75 * inside - 0.25 * inside**3).sum())
-    textbook = torch.stack(textbook)
-    torch.testing.assert_close(z, textbook.detach())
-    parameters = (logits,) if poisson else (logits, r)
-    expected = torch.autograd.grad(textbook.sum(), parameters)
-    torch.testing.assert_close((d_logits,) if poisson else (d_logits, d_r), expected)
+
+@pytest.mark.parametrize("hard", [False, True])
+@places
+def test_races_equal_the_textbook_on_their_noise(place, hard):
+    """softmax((log Poisson(k) + g_k) / temperature) over the counts that take part, by autograd."""
+    by_textbook.races(functools.partial(place.races, SEED), noise, varied=hard, hard=hard)
 
 
 def test_the_arrivals_of_a_gamma_mixture_are_a_polya_process():
     """The relaxed negative binomial has the law of a relaxed Poisson at a Gamma rate: moments and Laplace transform."""
     r, logits = torch.full((DRAWS,), 0.7), torch.full((DRAWS,), 0.5)
-    for indicator in arrival_times.TAIL:
+    for indicator in reference.TAIL:
         options = dict(relaxation=ArrivalTimes(0.5, indicator=indicator))
         direct = RelaxedNegativeBinomial(r, logits=logits, **options).sample().double()
         mixture = RelaxedPoisson((log_standard_gamma(r) + logits).exp(), **options).sample().double()
@@ -279,44 +250,18 @@ def test_the_arrivals_of_a_gamma_mixture_are_a_polya_process():
             assert abs(float(a.mean() - b.mean())) < 4 * error
 
 
-@pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_gumbel_backward_equals_autograd(temperature, monkeypatch):
-    """softmax((log Poisson(k) + g_k) / temperature) over the counts that take part, by autograd."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setitem(noise_module.PIECE, "cpu", 64)
-    log_rate = torch.linspace(5, -2, 30).requires_grad_()
-    first, last = gumbel_softmax.gumbel_window(log_rate.detach().exp(), temperature, 150)
-    tables = []
-    for straight_through in (False, True):
-        noise = Recorded(log_rate.tolist())
-        torch.manual_seed(1)
-        tables.append(gumbel_softmax.run_races(log_rate.detach(), first, last, temperature, straight_through, noise))
-    (z, dz), (hard, _) = tables
-
-    textbook, winners = [], []
-    for i, exponentials in enumerate(noise):
-        k = torch.arange(float(first[i]), float(last[i]) + 1)
-        score = k * log_rate[i] - log_rate[i].exp() - torch.lgamma(k + 1) - exponentials[: len(k)].log()
-        textbook.append((torch.softmax(score / temperature, 0) * k).sum())
-        winners.append(k[score.argmax()])
-    textbook = torch.stack(textbook)
-    torch.testing.assert_close(z, textbook.detach())
-    torch.testing.assert_close(dz, torch.autograd.grad(textbook.sum(), log_rate)[0])
-    torch.testing.assert_close(hard, torch.stack(winners).to(hard.dtype))
-
-
 def test_counts_out_of_reach_are_as_rare_as_promised():
     rate = torch.tensor([1e-6, 0.01, 0.5, 3.0, 40.0, 2000.0], dtype=torch.float64)
     for nats in (7.0, 20.0):
-        k = gumbel_softmax.largest_count(rate, nats).ceil().numpy()
+        k = largest_count(rate, nats).ceil().numpy()
         assert (scipy.stats.poisson.logsf(k - 1, rate.numpy()) <= -nats).all()
         assert (k <= 1.5 * scipy.stats.poisson.isf(math.exp(-nats), rate.numpy()) + 4).all()
-    single = torch.tensor([3.0, 2e3, 1e6, gumbel_softmax.LARGEST - 1])
-    k = gumbel_softmax.largest_count(single, 20.0).ceil().numpy()
+    single = torch.tensor([3.0, 2e3, 1e6, reference.LARGEST - 1])
+    k = largest_count(single, 20.0).ceil().numpy()
     assert (scipy.stats.poisson.logsf(k - 1, single.double().numpy()) <= -19.9).all()
-    first, last = (bound.numpy() for bound in gumbel_softmax.gumbel_window(rate, 0.5))
-    assert (scipy.stats.poisson.logcdf(first - 1, rate.numpy()) <= -gumbel_softmax.CUT).all()
-    assert (last - first <= 14 * rate.sqrt().numpy() + 2 * gumbel_softmax.CUT).all()
+    first, last = (bound.numpy() for bound in gumbel_softmax._window(rate, torch.full_like(rate, 0.5)))
+    assert (scipy.stats.poisson.logcdf(first - 1, rate.numpy()) <= -gumbel_softmax._TAIL_NATS).all()
+    assert (last - first <= 14 * rate.sqrt().numpy() + 2 * gumbel_softmax._TAIL_NATS).all()
 
 
 def test_rsample_gives_the_samplers_own_derivatives():
@@ -329,26 +274,10 @@ def test_rsample_gives_the_samplers_own_derivatives():
     got = torch.autograd.grad((weight * z).sum(), (r, logits))
     torch.manual_seed(5)
     seed = int(torch.randint(1 << 62, ()))
-    again, d_logits, d_r = arrival_times.compiled_arrivals(seed, r.detach(), logits.detach(), 0.2, "sigmoid", False)
+    tau = torch.full_like(r, 0.2)
+    again, d_r, d_logits = cpu.arrivals(seed, r.detach(), logits.detach(), tau, "sigmoid", False)
     torch.testing.assert_close(z.detach(), again)
     torch.testing.assert_close(got, (weight * d_r, weight * d_logits))
-
-
-SEED = 3_141_592_653_589_793
-
-
-def compiled_noise(rows, n):
-    """The unit exponentials that the compiled loops draw with this seed, (rows, n)."""
-    drawn = [[loops.exponential(SEED, i, k) for i in range(n)] for k in range(rows)]
-    return torch.tensor(drawn, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("indicator", arrival_times.TAIL)
-@pytest.mark.parametrize("poisson", [False, True])
-def test_compiled_arrivals_equal_the_textbook_on_their_noise(poisson, indicator, hard):
-    sampler = functools.partial(arrival_times.compiled_arrivals, SEED)
-    by_textbook.arrivals(sampler, compiled_noise, poisson, indicator, poisson != hard, hard)
 
 
 @pytest.mark.parametrize("temperature", [0.25, 20.0, 100.0])
@@ -365,19 +294,12 @@ def test_wide_windows_are_drawn(temperature):
 @pytest.mark.parametrize("rate", [8.0, 60.0, 121.0, 300.0])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_largest_count_truncates_the_poisson(rate, compiled, monkeypatch):
-    monkeypatch.setattr(gumbel_softmax, "is_compiled_for", lambda x: compiled)
+    monkeypatch.setattr(kernels, "_module", lambda name: cpu if compiled else None)
     k = np.arange(101)
     mass = scipy.stats.poisson.pmf(k, rate) / scipy.stats.poisson.cdf(100, rate)
     relaxation = GumbelSoftmax(0.25, max_count=100, straight_through=True)
     z = RelaxedPoisson(torch.full((4000,), rate), relaxation=relaxation).sample()
     within(z, mass @ k)
-
-
-@pytest.mark.parametrize("hard", [False, True])
-def test_compiled_races_equal_the_textbook_on_their_noise(hard):
-    by_textbook.races(
-        functools.partial(gumbel_softmax.compiled_races, SEED), compiled_noise, per_latent=hard, hard=hard
-    )
 
 
 def test_functions_of_the_compiled_loops():
@@ -386,9 +308,9 @@ def test_functions_of_the_compiled_loops():
     small = 10.0 ** -rng.uniform(0, 15, 500)
     wide = [*rng.uniform(-700, 700, 500), *small, *-small]
     cases = (
-        (loops._log_of, mpmath.log, [*small, *(1 - small[small < 0.5]), *rng.uniform(0.5, 2, 500), *1 / small]),
-        (loops._exp, mpmath.exp, wide),
-        (loops._expm1, mpmath.expm1, wide),
+        (cpu._log_of, mpmath.log, [*small, *(1 - small[small < 0.5]), *rng.uniform(0.5, 2, 500), *1 / small]),
+        (cpu._exp, mpmath.exp, wide),
+        (cpu._expm1, mpmath.expm1, wide),
     )
     for ours, theirs, points in cases:
         for x in points:
@@ -409,7 +331,7 @@ def test_cold_arrivals_are_counts(temperature):
 
 def test_compiled_noise_is_exponential():
     """Moments of 200,000 within 4 standard errors, and no correlation of neighbours in either direction."""
-    drawn = compiled_noise(400, 500).numpy()
+    drawn = noise(400, 500).numpy()
     for power, moment in ((1, 1), (2, 2), (3, 6)):
         error = math.sqrt((math.factorial(2 * power) - moment**2) / drawn.size)
         assert abs((drawn**power).mean() - moment) < 4 * error

@@ -1,37 +1,46 @@
-"""Gamma draws on the log scale."""
+"""Poisson draws, and Gamma draws on the log scale."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
-from pyro_nbvae.distributions.relaxations.base import SAMPLERS, pathwise
-from pyro_nbvae.distributions.relaxations.noise import pieces, unit_exponentials
+from pyro_nbvae.distributions.elementwise import KERNELS, pathwise, sampler
+from pyro_nbvae.distributions.windows import chunks
 
 
-def _draw(seed: int, parameters: Sequence[Tensor], temperature: None) -> tuple[Tensor, Tensor]:
+def exact_counts(rate: Tensor) -> Tensor:
+    """Draw Poisson counts; nan where a rate is negative or nan.
+
+    Rates saturate at 2^53, the largest number up to which doubles hold every integer.
+    """
+    allowed = rate >= 0
+    return torch.poisson(torch.where(allowed, rate, 0).clamp(max=2.0**53)).masked_fill(~allowed, math.nan)
+
+
+def _draw(seed: int, temperature: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     """Draw log Gamma(shape, 1), with its derivative: -inf and 0 at shape 0, nan where the shape is not allowed."""
-    (given,) = parameters
     positive = (given > 0) & (given < torch.inf)
     shape = torch.where(positive, given, 1.0)
     value, slope = torch.empty_like(shape), torch.empty_like(shape)
-    for piece in pieces(len(shape), 4, shape.device):
-        a = shape[piece]
+    for chunk in chunks(len(shape), 4, shape.device):
+        a = shape[chunk]
         boosted = a + (a < 1)
         draw = torch._standard_gamma(boosted)
         # log U / shape for the draws that are boosted, 0 for the others
-        boost = unit_exponentials(1, a)[0].neg_().mul_(a < 1).div_(a)
-        value[piece] = draw.log().add_(boost)
+        # rand returns multiples of eps / 2 in [0, 1); its 0 stands for all values below half of that
+        boost = torch.rand_like(a).clamp_(min=torch.finfo(a.dtype).eps / 4).log_().mul_(a < 1).div_(a)
+        value[chunk] = draw.log().add_(boost)
         # finite at the smallest shapes too, where the count that is drawn with it is 0
         change = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
-        slope[piece] = change.clamp_(max=torch.finfo(a.dtype).max)
+        slope[chunk] = change.clamp_(max=torch.finfo(a.dtype).max)
     edge = torch.where(given == 0, 0.0, torch.nan).to(shape.dtype)
     return torch.where(positive, value, edge - torch.inf), torch.where(positive, slope, edge)
 
 
-SAMPLERS["log_gamma"] = _draw
+KERNELS["log_gamma"] = sampler("log_gamma", _draw)
 
 
 def log_standard_gamma(shape: Tensor) -> Tensor:

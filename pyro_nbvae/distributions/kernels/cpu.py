@@ -1,32 +1,41 @@
-"""CPU loops compiled by numba. Each runs over the latents of one piece, in double precision inside."""
+"""The kernels as loops compiled for a CPU by numba: each over the elements of one chunk, in double precision inside.
+
+The functions that :func:`pyro_nbvae.distributions.kernels.choose` returns are at the end.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit, types
 from numba.extending import intrinsic
+from torch import Tensor
 
-from pyro_nbvae.distributions.threads import PIECE
+from pyro_nbvae.distributions import windows
+from pyro_nbvae.distributions.kernels import reference
+from pyro_nbvae.distributions.kernels.reference import END, LARGEST, RULES, START, TAIL
+from pyro_nbvae.distributions.threads import CHUNK_ELEMENTS, in_chunks, unsplit
 
-# Numbers that are computed together; a multiple of 8 that divides 2 * REACH.
-WIDTH = 32
-compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
+# Numbers that are computed together; a multiple of 8 that divides 2 * _MAX_HALF_WIDTH.
+_WIDTH = 32
+_compile_loop: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 # With a product and a sum in one instruction.
-compile_fused: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-compile_inline: Callable[..., Any] = njit(nogil=True, error_model="numpy", inline="always")
+_compile_fused: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_compile_inline: Callable[..., Any] = njit(nogil=True, error_model="numpy", inline="always")
 # Sums in any order, as many terms at once as the processor's vectors hold.
-compile_sum: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_compile_sum: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 # The largest of numbers that are not NaN, in vectors as well.
-compile_largest: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+_compile_largest: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
 
 # Number of counts on each side of the mode whose weights a loop keeps.
-REACH = 1 << 20
+_MAX_HALF_WIDTH = 1 << 20
 # log k! of the first counts. Larger ones would lose digits in a difference.
-LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(1 << 12), 1).astype(np.longdouble))).astype(np.float64)
+_LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(1 << 12), 1).astype(np.longdouble))).astype(np.float64)
 
 
 def _reinterpreted(source: Any, target: Any) -> Any:
@@ -48,7 +57,7 @@ _of_bits = _reinterpreted(types.int64, types.float64)
 # compiler computes as many numbers at once as the processor's vectors hold.
 
 
-@compile_fused
+@_compile_fused
 def _log_of(x):
     """Return log(x): x = 2^e m, log m = 2 atanh((m - 1) / (m + 1)).
 
@@ -68,7 +77,7 @@ def _log_of(x):
     return power * 0.6931471805599453 + 2 * (s + s * series)
 
 
-@compile_fused
+@_compile_fused
 def _power_and_rest(x):
     """Return 2^n and exp(f) - 1, with x = n log 2 + f, for x from -700 to 700."""
     shifted = x * 1.4426950408889634 + 6755399441055744.0  # 1.5 * 2^52: the last bits hold n
@@ -80,31 +89,31 @@ def _power_and_rest(x):
     return _of_bits((_bits_of(shifted) + 1023) << 52), f + f * series
 
 
-@compile_fused
+@_compile_fused
 def _exp(x):
     power, rest = _power_and_rest(x)
     return power + power * rest
 
 
-@compile_fused
+@_compile_fused
 def _expm1(x):
     power, rest = _power_and_rest(x)
     return power * rest + (power - 1)
 
 
-@compile_loop
+@_compile_loop
 def _log1p(x):
     """Return log(1 + x) for x from 0 to 1e300."""
     y = 1 + x
     return _log_of(y) - ((y - 1) - x) / y  # the second term is the rounding of y
 
 
-@compile_inline
+@_compile_inline
 def _softplus(x):
     return max(x, 0.0) + _log1p(_exp(-min(abs(x), 700.0)))
 
 
-@compile_inline
+@_compile_inline
 def _softplus_difference(x, y):
     """Return softplus(x) - softplus(y) without cancellation."""
     low, high = min(x, y), max(x, y)
@@ -113,7 +122,7 @@ def _softplus_difference(x, y):
     return difference if x > y else -difference
 
 
-@compile_loop
+@_compile_loop
 def _digamma(x):
     value = 0.0
     while x < 8:
@@ -123,9 +132,9 @@ def _digamma(x):
     return value + math.log(x) - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y / 132))))
 
 
-@compile_loop
-def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, start, end, most):
-    """Loop of :func:`pyro_nbvae.distributions.relaxations.integer.draw_negative_binomial`.
+@_compile_loop
+def _negative_binomial_integers_loop(chunk, r, logits, uniform, z, d_r, d_logits, start, end, most):
+    """Loop of :func:`negative_binomial_integers`.
 
     It is nan where a parameter is not allowed, or where more than about ``most`` counts would be summed. It starts
     about ``start`` nats below the mode and ends beyond the mean where the masses that are left, about
@@ -159,7 +168,7 @@ def negative_binomial_integers(piece, r, logits, uniform, z, d_r, d_logits, star
         d_logits[i] = 0.5 * (k + (k + shape) * success)
 
 
-@compile_loop
+@_compile_loop
 def _stride(rate, nu, end):
     """Return the distance of counts whose sum, times it, is the sum over all counts, up to exp(end).
 
@@ -175,7 +184,7 @@ def _stride(rate, nu, end):
     return max(1, int(2 * math.pi / (wide * math.acos(1 + end / decay))))
 
 
-@compile_loop
+@_compile_loop
 def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
     """Compute the weights of every ``stride``-th count around the mode, relative to the mode's, and their logs over nu.
 
@@ -188,14 +197,17 @@ def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
     depth = -end / nu
     up = 1 + depth / 3 + math.sqrt(depth * depth / 9 + 2 * depth * (mode + 1))
     down = 1 + math.sqrt(2 * depth * mode)
-    high, low = int(min(1 + up / stride, REACH - 1)), -int(min(1 + down / stride, mode // stride, REACH - 1))
+    high, low = (
+        int(min(1 + up / stride, _MAX_HALF_WIDTH - 1)),
+        -int(min(1 + down / stride, mode // stride, _MAX_HALF_WIDTH - 1)),
+    )
     first, last = mode + low * stride, mode + high * stride
     log_weights = log_weight[: high - low + 1]
     # slices, because an index that might be negative is not computed in vectors
-    if last < len(LOG_FACTORIALS):
-        factorials = LOG_FACTORIALS[first : last + 1 : stride]
+    if last < len(_LOG_FACTORIALS):
+        factorials = _LOG_FACTORIALS[first : last + 1 : stride]
         for i in range(len(log_weights)):
-            log_weights[i] = (low + i) * stride * log_rate - (factorials[i] - LOG_FACTORIALS[mode])
+            log_weights[i] = (low + i) * stride * log_rate - (factorials[i] - _LOG_FACTORIALS[mode])
     else:
         x = 0.0
         for k in range(mode, last):
@@ -213,14 +225,14 @@ def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
     while nu * log_weights[stop - 1] < end:
         stop -= 1
     # whole vectors; what is beyond the end is not read
-    size = (stop - start + WIDTH - 1) // WIDTH * WIDTH
+    size = (stop - start + _WIDTH - 1) // _WIDTH * _WIDTH
     filled, logs = weight[:size], log_weight[start : start + size]
     for i in range(size):
         filled[i] = _exp(nu * logs[i])
     return low + start, weight[: stop - start], log_weights[start:stop]
 
 
-@compile_sum
+@_compile_sum
 def _sum_of(weights, values):
     total = 0.0
     for i in range(len(weights)):
@@ -228,7 +240,7 @@ def _sum_of(weights, values):
     return total
 
 
-@compile_sum
+@_compile_sum
 def _sums(weights, log_weights, low):
     """Return the sums of the weights, of the weights times j, which starts at ``low``, and times the log weights."""
     total, by_count, by_log = 0.0, 0.0, 0.0
@@ -239,8 +251,8 @@ def _sums(weights, log_weights, low):
     return total, by_count, by_log
 
 
-@compile_sum
-def _sums_of_ratio(weights, log_weights, low, nu, log_p):
+@_compile_sum
+def _sums_of_log_q_over_p(weights, log_weights, low, nu, log_p):
     """Return the sums of the weights times f = nu log_weight - log p, times f j and times f log_weight."""
     total, by_count, by_log = 0.0, 0.0, 0.0
     for i in range(len(weights)):
@@ -251,39 +263,39 @@ def _sums_of_ratio(weights, log_weights, low, nu, log_p):
     return total, by_count, by_log
 
 
-@compile_loop
-def _spread(rate, nu, end):
+@_compile_loop
+def _half_width(rate, nu, end):
     """Return a bound (Bernstein's) on how far the counts of a window are from the rate.
 
-    It is 0 at rate 0, and nan where a parameter is not allowed or the window has more than REACH counts.
+    It is 0 at rate 0, and nan where a parameter is not allowed or the window has more than _MAX_HALF_WIDTH counts.
     """
     if not (0 <= rate < 2.0**52 and 0 < nu < np.inf):  # larger counts are not exact
         return np.nan
     if rate == 0:
         return 0.0
     nats = -end / nu
-    spread = nats + math.sqrt(2 * nats * rate)
-    return spread if spread < REACH / 2 else np.nan
+    half_width = nats + math.sqrt(2 * nats * rate)
+    return half_width if half_width < _MAX_HALF_WIDTH / 2 else np.nan
 
 
-@compile_loop
-def com_poisson_reach(piece, rate, nu, reach, end):
+@_compile_loop
+def _largest_counts_loop(chunk, rate, nu, largest_count, end):
     """Compute a count above each window, and 0 where there is none."""
     for i in range(len(rate)):
         mu = np.float64(rate[i])
-        last = mu + _spread(mu, np.float64(nu[i]), end)
-        reach[i] = last if last >= 0 else 0.0
+        last = mu + _half_width(mu, np.float64(nu[i]), end)
+        largest_count[i] = last if last >= 0 else 0.0
 
 
-@compile_loop
-def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
-    """Loop of :func:`pyro_nbvae.distributions.windows.draw`."""
-    weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
+@_compile_loop
+def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
+    """Loop of :func:`com_poisson_integers`."""
+    weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
-        spread = _spread(mu, v, end)
-        if mu == 0 or not spread < REACH / 2:
-            z[i] = d_rate[i] = d_nu[i] = spread
+        half_width = _half_width(mu, v, end)
+        if mu == 0 or not half_width < _MAX_HALF_WIDTH / 2:
+            z[i] = d_rate[i] = d_nu[i] = half_width
             continue
         mode = int(mu)
         low, weights, log_weights = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
@@ -307,33 +319,33 @@ def com_poisson_integers(piece, rate, nu, uniform, z, d_rate, d_nu, end):
         d_nu[i] = -step * (moment_log / w + 0.5 * (log_weights[j] - mean_log))
 
 
-@compile_loop
-def com_poisson_log_ratio(piece, rate, nu, reach, column, value, derivatives, tables, starts, smooth, end):
+@_compile_loop
+def _com_poisson_kl_loop(chunk, rate, nu, largest_count, table_row, value, derivatives, tables, starts, smooth, end):
     """Compute E[log q - log p] and its derivatives in the rate, in nu and in p's arguments.
 
     Args:
-        reach: what :func:`com_poisson_reach` computes.
-        column: the row of the tables that each latent reads.
+        largest_count: what :func:`_largest_counts_loop` computes.
+        table_row: the row of the tables that each element reads.
         derivatives: (n, 2 + number of p's arguments), an output.
         tables: log p and its derivatives, (1 + number of p's arguments, counts of all rows), where a row has the counts
-            from 0 that its latents reach.
+            from 0 that its elements reach.
         starts: the first place of each row.
         smooth: whether log p is a smooth function of the count, so that some of the counts are enough.
     """
-    weight, log_weight = np.empty(2 * REACH), np.empty(2 * REACH)
+    weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
     for i in range(len(rate)):
-        mu, v, row = np.float64(rate[i]), np.float64(nu[i]), column[i]
-        if not reach[i] > 0:  # every count is 0, or nan
-            spread = _spread(mu, v, end)
-            value[i], derivatives[i, :2] = spread - tables[0, starts[row]], spread
-            derivatives[i, 2:] = spread - tables[1:, starts[row]]
+        mu, v, row = np.float64(rate[i]), np.float64(nu[i]), table_row[i]
+        if not largest_count[i] > 0:  # every count is 0, or nan
+            half_width = _half_width(mu, v, end)
+            value[i], derivatives[i, :2] = half_width - tables[0, starts[row]], half_width
+            derivatives[i, 2:] = half_width - tables[1:, starts[row]]
             continue
         mode = int(mu)
         stride = _stride(mu, v, end) if smooth else 1
         low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
         of_p = tables[:, starts[row] + mode + low * stride :: stride]
         total, by_count, by_log = _sums(weights, log_weights, low)
-        f_total, f_count, f_log = _sums_of_ratio(weights, log_weights, low, v, of_p[0])
+        f_total, f_count, f_log = _sums_of_log_q_over_p(weights, log_weights, low, v, of_p[0])
         mean = f_total / total
         value[i] = mean - math.log(stride * total)
         derivatives[i, 0] = (f_count - mean * by_count) * stride / total * v / mu
@@ -342,7 +354,7 @@ def com_poisson_log_ratio(piece, rate, nu, reach, column, value, derivatives, ta
             derivatives[i, 1 + s] = -_sum_of(weights, of_p[s]) / total
 
 
-@compile_loop
+@_compile_loop
 def _mix(x):
     """Mixing function of splitmix64 (Steele, Lea and Flood, 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -350,31 +362,33 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@compile_loop
-def _uniform(seed, latent, k):
-    """Return the k-th draw of a latent, uniform in (0, 1)."""
-    stream = _mix(np.uint64(seed) + np.uint64(latent) * np.uint64(0x9E3779B97F4A7C15))
+@_compile_loop
+def _uniform(seed, element, k):
+    """Return the k-th draw of a element, uniform in (0, 1)."""
+    stream = _mix(np.uint64(seed) + np.uint64(element) * np.uint64(0x9E3779B97F4A7C15))
     bits = _mix(stream + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15))
     return (np.float64(bits >> np.uint64(12)) + 0.5) * 2.0**-52  # with one bit more it could round to 1
 
 
-@compile_loop
-def exponential(seed, latent, k):
-    """Return the k-th Exponential(1) draw of a latent."""
-    return -_log_of(_uniform(seed, latent, k))
+@_compile_loop
+def _exponential(seed, element, k):
+    """Return the k-th Exponential(1) draw of a element."""
+    return -_log_of(_uniform(seed, element, k))
 
 
-@compile_loop
-def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through, most):
-    """Loop of :func:`pyro_nbvae.distributions.relaxations.arrival_times.count_arrivals`.
+@_compile_loop
+def _arrivals_loop(
+    chunk, r, logits, temperature, z, d_r, d_logits, seed, poisson, smoothstep, tail, straight_through, most
+):
+    """Loop of :func:`arrivals`.
 
     It is 0 where the rate is 0, and nan where there is no rate or it is above ``most``.
 
     Args:
         r: not used if ``poisson``.
     """
-    gaps, clocks, drifts = np.empty(WIDTH), np.empty(WIDTH), np.zeros(WIDTH)
-    times, soft_ones, slopes = np.empty(WIDTH), np.empty(WIDTH), np.empty(WIDTH)
+    gaps, clocks, drifts = np.empty(_WIDTH), np.empty(_WIDTH), np.zeros(_WIDTH)
+    times, soft_ones, slopes = np.empty(_WIDTH), np.empty(_WIDTH), np.empty(_WIDTH)
     for i in range(len(logits)):
         rate = math.exp(np.float64(logits[i])) * (1.0 if poisson else np.float64(r[i]))
         if not 0 < rate <= most:
@@ -384,13 +398,13 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
         scale = math.exp(-min(max(np.float64(logits[i]), -80.0), 80.0))
         latest = 1 + tail * tau
         expected = latest / scale if poisson else latest * shape / scale
-        width = int(min(8 + 2 * expected, WIDTH)) // 8 * 8
+        width = int(min(8 + 2 * expected, _WIDTH)) // 8 * 8
         clock, drift, u, h = 0.0, 0.0, 0.0, 0.0
         soft, hard, in_l, in_r = 0.0, 0.0, 0.0, 0.0
         n = 0
         while u < latest:
             for j in range(width):
-                gaps[j] = exponential(seed, piece * PIECE + i, n + j)
+                gaps[j] = _exponential(seed, chunk * CHUNK_ELEMENTS + i, n + j)
             if poisson:
                 for j in range(width):
                     clock += gaps[j]
@@ -438,7 +452,7 @@ def arrivals(piece, r, logits, temperature, z, d_r, d_logits, seed, poisson, smo
         d_r[i] = in_r
 
 
-@compile_largest
+@_compile_largest
 def _largest(values):
     highest = values[0]
     for i in range(len(values)):
@@ -446,7 +460,7 @@ def _largest(values):
     return highest
 
 
-@compile_sum
+@_compile_sum
 def _moments(scores, top, start):
     """Return the sums of w, w k and w k^2 with w = exp(score - top) and k counted from ``start``."""
     s0, s1, s2 = 0.0, 0.0, 0.0
@@ -458,16 +472,16 @@ def _moments(scores, top, start):
     return s0, s1, s2
 
 
-@compile_loop
-def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, straight_through, most):
-    """Loop of :func:`pyro_nbvae.distributions.relaxations.gumbel_softmax.run_races`.
+@_compile_loop
+def _races_loop(chunk, log_rate, temperature, lowest, highest, z, d_log_rate, seed, straight_through, most):
+    """Loop of :func:`races`.
 
     It is 0 where the rate is 0, and nan where there is no rate or it is above ``most``.
 
     Args:
-        lowest, highest: the first and the last count of each latent.
+        lowest, highest: the first and the last count of each element.
     """
-    scores, noise = np.empty(WIDTH), np.empty(WIDTH)
+    scores, noise = np.empty(_WIDTH), np.empty(_WIDTH)
     for i in range(len(log_rate)):
         colder, log_mean, first = 1 / np.float64(temperature[i]), np.float64(log_rate[i]), np.float64(lowest[i])
         rate = math.exp(log_mean)
@@ -476,10 +490,10 @@ def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, st
             continue
         number, log_mass, top, winner = int(np.float64(highest[i]) - first) + 1, 0.0, -1e300, 0
         s0, s1, s2 = 0.0, 0.0, 0.0
-        for done in range(0, number, WIDTH):
-            width = min(WIDTH, (number - done + 7) // 8 * 8)
+        for done in range(0, number, _WIDTH):
+            width = min(_WIDTH, (number - done + 7) // 8 * 8)
             for j in range(width):
-                noise[j] = exponential(seed, piece * PIECE + i, done + j)
+                noise[j] = _exponential(seed, chunk * CHUNK_ELEMENTS + i, done + j)
             for j in range(width):
                 noise[j] = _log_of(noise[j])
             for j in range(width):
@@ -504,7 +518,7 @@ def races(piece, log_rate, temperature, lowest, highest, z, d_log_rate, seed, st
         d_log_rate[i] = max(s2 / s0 - average * average, 0.0) * colder
 
 
-@compile_loop
+@_compile_loop
 def _log_gamma_and_digamma(x):
     """Return log Gamma(x) and digamma(x), by Stirling's series above 8 and by the recurrence below."""
     product, harmonic = 1.0, 0.0
@@ -520,27 +534,21 @@ def _log_gamma_and_digamma(x):
     return value, log - 0.5 * inverse - y * slope - harmonic
 
 
-@compile_loop
-def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p, prior):
-    """Loop of :func:`pyro_nbvae.distributions.kl.negative_binomial_log_ratio`.
-
-    Args:
-        z, d_z: (n, samples); d_z is an output.
-        column: the row of ``prior``, (rows, 2), that each latent reads.
-        d_q, d_p: (n, 2), outputs.
-    """
+@_compile_loop
+def _negative_binomial_log_q_over_p_loop(chunk, z, r_q, l_q, r_p, l_p, value, d_z, d_rq, d_lq, d_rp, d_lp):
+    """Loop of :func:`negative_binomial_log_q_over_p`; z and d_z are (n, samples)."""
     for i in range(len(r_q)):
-        a, x, row = np.float64(r_q[i]), np.float64(l_q[i]), column[i]
-        b, y = prior[row, 0], prior[row, 1]
+        a, x, b, y = np.float64(r_q[i]), np.float64(l_q[i]), np.float64(r_p[i]), np.float64(l_p[i])
         if not (0 <= a < np.inf and 0 <= b < np.inf):
-            value[i], d_z[i], d_q[i], d_p[i] = np.nan, np.nan, np.nan, np.nan
+            value[i] = d_rq[i] = d_lq[i] = d_rp[i] = d_lp[i] = np.nan
+            d_z[i] = np.nan
             continue
         a, b = max(a, 1e-300), max(b, 1e-300)
         fired_q, fired_p = 1 / (1 + math.exp(-x)), 1 / (1 + math.exp(-y))
         # logs of sigma(-l)
         rest_q = -x - math.log1p(math.exp(-x)) if x > 0 else -math.log1p(math.exp(x))
         rest_p = -y - math.log1p(math.exp(-y)) if y > 0 else -math.log1p(math.exp(y))
-        gain = x + rest_q - y - rest_p
+        count_coefficient = x + rest_q - y - rest_p
         of_a, slope_a = _log_gamma_and_digamma(a)
         of_b, slope_b = _log_gamma_and_digamma(b)
         total, count, in_a, in_b = 0.0, 0.0, 0.0, 0.0
@@ -549,19 +557,19 @@ def negative_binomial_log_ratio(piece, z, r_q, l_q, column, value, d_z, d_q, d_p
             k = np.float64(z[i, s])
             with_a, slope_with_a = _log_gamma_and_digamma(k + a)
             with_b, slope_with_b = _log_gamma_and_digamma(k + b)
-            total += with_a - with_b + k * gain
+            total += with_a - with_b + k * count_coefficient
             count += k
             in_a += slope_with_a
             in_b += slope_with_b
-            d_z[i, s] = slope_with_a - slope_with_b + gain
+            d_z[i, s] = slope_with_a - slope_with_b + count_coefficient
         value[i] = total + samples * (of_b - of_a + a * rest_q - b * rest_p)
-        d_q[i, 0] = in_a + samples * (rest_q - slope_a)
-        d_q[i, 1] = count * (1 - fired_q) - samples * a * fired_q
-        d_p[i, 0] = samples * (slope_b - rest_p) - in_b
-        d_p[i, 1] = samples * b * fired_p - count * (1 - fired_p)
+        d_rq[i] = in_a + samples * (rest_q - slope_a)
+        d_lq[i] = count * (1 - fired_q) - samples * a * fired_q
+        d_rp[i] = samples * (slope_b - rest_p) - in_b
+        d_lp[i] = samples * b * fired_p - count * (1 - fired_p)
 
 
-@compile_loop
+@_compile_loop
 def _dispersion_integrand(table, scale, a, odds, b, mean, of_value, of_a, of_b, of_l):
     """Compute the terms of J and of its derivatives in r_q (a), in r_p (b) and, over the mean, in l_q.
 
@@ -569,26 +577,26 @@ def _dispersion_integrand(table, scale, a, odds, b, mean, of_value, of_a, of_b, 
     """
     nodes, weights = table[0], table[1]
     for i in range(len(nodes)):
-        gone = -_expm1(-min(scale * nodes[i], 700.0))
-        grown = odds * gone
-        of_value[i] = gone
-        of_a[i] = _log_of(1 + grown) - (((1 + grown) - 1) - grown) / (1 + grown)  # log(1 + grown)
+        one_minus_s = -_expm1(-min(scale * nodes[i], 700.0))
+        increase = odds * one_minus_s
+        of_value[i] = one_minus_s
+        of_a[i] = _log_of(1 + increase) - (((1 + increase) - 1) - increase) / (1 + increase)  # log(1 + increase)
     for i in range(len(nodes)):
         of_l[i] = -_expm1(-min(a * of_a[i], 700.0))
     for i in range(len(nodes)):
-        t, gone, exponent, lost = scale * nodes[i], of_value[i], of_a[i], of_l[i]
-        inverse, inverse_gone = 1 / (1 + odds * gone), 1 / gone
-        bracket = mean - lost * inverse_gone
+        t, one_minus_s, exponent, one_minus_g = scale * nodes[i], of_value[i], of_a[i], of_l[i]
+        inverse, inverse_s = 1 / (1 + odds * one_minus_s), 1 / one_minus_s
+        bracket = mean - one_minus_g * inverse_s
         from_q, from_p = weights[i] * _exp(-min(a * t, 700.0)), weights[i] * _exp(-min(b * t, 700.0))
         difference, flux = from_q - from_p, t * bracket
-        kept = (1 - lost) * difference
+        g_difference = (1 - one_minus_g) * difference
         of_value[i] = bracket * difference
-        of_a[i] = odds * difference - exponent * kept * inverse_gone - flux * from_q
+        of_a[i] = odds * difference - exponent * g_difference * inverse_s - flux * from_q
         of_b[i] = flux * from_p
-        of_l[i] = difference - kept * inverse
+        of_l[i] = difference - g_difference * inverse
 
 
-@compile_sum
+@_compile_sum
 def _sum(terms):
     total = 0.0
     for i in range(len(terms)):
@@ -596,18 +604,16 @@ def _sum(terms):
     return total
 
 
-@compile_loop
-def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, tables, log_tail, reach, ratio):
-    """Loop of :func:`pyro_nbvae.distributions.kl.negative_binomial_kl`.
-
-    Args:
-        tables, log_tail, reach, ratio: of the three rules, see :class:`pyro_nbvae.distributions.kl.Rule`.
-    """
+@_compile_loop
+def _negative_binomial_kl_loop(
+    chunk, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_lp, tables, log_tail, log_range, log_dispersion_ratio
+):
+    """Loop of :func:`negative_binomial_kl`; the options are of three :class:`reference.Rule`."""
     n = len(r_q)
     odds, mean, scale, terms = np.empty(n), np.empty(n), np.empty(n), np.empty((5, n))
     rule, work = np.empty(n, np.int64), np.empty((4, tables[-1].shape[1]))
     coarse, middle, finest = log_tail
-    # all but the integrals, in vectors of latents
+    # all but the integrals, in vectors of elements
     for i in range(n):
         a, x, b, y = np.float64(r_q[i]), np.float64(l_q[i]), np.float64(r_p[i]), np.float64(l_p[i])
         log_a, log_b, within = _log_of(a), _log_of(b), max(min(x, 700.0), -700.0)
@@ -615,18 +621,18 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
         mean[i] = a * odds[i]
         furthest = max(max(log_a + max(x, 0.0), log_b + max(y, 0.0)), max(-log_a, -log_b))
         apart = abs(log_a - log_b)
-        above = (furthest > reach[0]) | (apart > ratio[0])
-        far_above = (furthest > reach[1]) | (apart > ratio[1])
+        above = (furthest > log_range[0]) | (apart > log_dispersion_ratio[0])
+        far_above = (furthest > log_range[1]) | (apart > log_dispersion_ratio[1])
         rule[i] = np.int64(above) + np.int64(far_above)
         tail = finest if far_above else middle if above else coarse
-        # the abscissas are those of pyro_nbvae.distributions.kl._abscissas
+        # the abscissas are those of reference.by_rule
         last = (_log1p(mean[i]) - tail) / min(a, b)
         scale[i] = max(last / math.e, 1e-100)
-        gain, soft_p = log_a - log_b + _softplus_difference(-y, -within), _softplus(y)
+        mean_coefficient, soft_p = log_a - log_b + _softplus_difference(-y, -within), _softplus(y)
         odds_p = _exp(max(min(y, 700.0), -700.0))
-        terms[0, i] = mean[i] * gain - a * _softplus_difference(x, y) + (b - a) * soft_p
-        terms[1, i] = odds[i] * gain + odds[i] - _softplus(x)
-        terms[2, i] = mean[i] * gain
+        terms[0, i] = mean[i] * mean_coefficient - a * _softplus_difference(x, y) + (b - a) * soft_p
+        terms[1, i] = odds[i] * mean_coefficient + odds[i] - _softplus(x)
+        terms[2, i] = mean[i] * mean_coefficient
         terms[3, i] = soft_p - mean[i] / b
         terms[4, i] = (b * odds_p - mean[i]) / (1 + odds_p)
     for i in range(n):
@@ -651,3 +657,87 @@ def negative_binomial_kl(piece, r_q, l_q, r_p, l_p, value, d_rq, d_lq, d_rp, d_l
         d_lq[i] = terms[2, i] + mean[i] * _sum(of_l)
         d_rp[i] = terms[3, i] + _sum(of_b)
         d_lp[i] = terms[4, i]
+
+
+# --- kernels: signatures and results as in reference.py ---------------------------------------------------------------
+
+
+def arrivals(
+    seed: int, r: Tensor | None, logits: Tensor, temperature: Tensor, indicator: str, straight_through: bool
+) -> list[Tensor]:
+    """As :func:`reference.arrivals`."""
+    z, d_r, d_logits = (torch.empty_like(logits) for _ in range(3))
+    arrays = logits if r is None else r, logits, temperature, z, d_r, d_logits
+    options = seed, r is None, indicator == "smoothstep", TAIL[indicator], straight_through, LARGEST
+    in_chunks(_arrivals_loop, len(logits), *arrays, options=options)
+    return [z, d_logits] if r is None else [z, d_r, d_logits]
+
+
+def races(
+    seed: int, log_rate: Tensor, first: Tensor, last: Tensor, temperature: Tensor, straight_through: bool
+) -> list[Tensor]:
+    """As :func:`reference.races`."""
+    drawn = [torch.empty_like(log_rate) for _ in range(2)]
+    arrays = log_rate, temperature, first, last, *drawn
+    in_chunks(_races_loop, len(log_rate), *arrays, options=(seed, straight_through, LARGEST))
+    return drawn
+
+
+def negative_binomial_integers(r: Tensor, logits: Tensor, uniform: Tensor) -> list[Tensor]:
+    """As :func:`reference.negative_binomial_integers`."""
+    drawn = [torch.empty_like(r) for _ in range(3)]
+    options = START[r.dtype], math.exp(-END[r.dtype]), LARGEST
+    in_chunks(_negative_binomial_integers_loop, len(r), r, logits, uniform, *drawn, options=options)
+    return drawn
+
+
+def com_poisson_integers(rate: Tensor, nu: Tensor, uniform: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_integers`."""
+    drawn = [torch.empty_like(rate) for _ in range(3)]
+    end = -windows.NATS[rate.dtype]
+    in_chunks(_com_poisson_integers_loop, len(rate), rate, nu, uniform, *drawn, options=(end,))
+    return drawn
+
+
+def com_poisson_kl(
+    rate: Tensor, nu: Tensor, log_q_over_p: windows.LogQOverP, arguments: list[Tensor], table_row: Tensor
+) -> list[Tensor]:
+    """As :func:`reference.com_poisson_kl`."""
+    end = -windows.NATS[rate.dtype]
+    high = torch.empty_like(rate, dtype=torch.float64)
+    with unsplit():
+        in_chunks(_largest_counts_loop, len(rate), rate, nu, high, options=(end,))
+        largest_count = high.new_zeros(len(arguments[0])).scatter_reduce_(0, table_row, high, "amax")
+        counts = largest_count.long() + 2
+        ends = counts.cumsum(0)
+        total = int(ends[-1]) if len(ends) else 0
+        if total > 16 * len(rate):  # many counts, few elements: the tables would be most of the work
+            return reference.com_poisson_kl(rate, nu, log_q_over_p, arguments, table_row)
+        starts, row = ends - counts, torch.repeat_interleave(counts)
+        k = torch.arange(total) - starts[row]
+        tables = [t.expand(total) for t in log_q_over_p.tables(k.double(), *(a.double()[row] for a in arguments))]
+        value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(tables))
+        options = torch.stack(tables).numpy(), starts.numpy(), log_q_over_p.family.smooth, end
+        in_chunks(_com_poisson_kl_loop, len(rate), rate, nu, high, table_row, value, derivatives, options=options)
+    return [value, *derivatives.unbind(1)]
+
+
+def negative_binomial_log_q_over_p(z: Tensor, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
+    """As :func:`reference.negative_binomial_log_q_over_p`."""
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r_q, z, r_q, r_q, r_q, r_q)]
+    in_chunks(_negative_binomial_log_q_over_p_loop, len(z), z, r_q, l_q, r_p, l_p, *found)
+    return found
+
+
+def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
+    """As :func:`reference.negative_binomial_kl`."""
+    found = [torch.empty_like(r_q) for _ in range(5)]
+    in_chunks(_negative_binomial_kl_loop, len(r_q), r_q, l_q, r_p, l_p, *found, options=_rule_options(r_q.dtype))
+    return found
+
+
+@functools.cache
+def _rule_options(dtype: torch.dtype) -> tuple[Any, ...]:
+    tail, _, _, log_range, log_dispersion_ratio = map(np.array, zip(*RULES[dtype], strict=True))
+    tables = tuple(rule.table() for rule in RULES[dtype])
+    return tables, tuple(np.log(tail).tolist()), log_range, log_dispersion_ratio

@@ -1,33 +1,25 @@
-"""Count distributions that are defined by their weights, and the exact KL divergence between any two of them."""
+"""The base class of count distributions that are defined by their weights."""
 
 from __future__ import annotations
 
 import functools
-import itertools
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
-from torch.distributions import Distribution, register_kl
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
-from pyro_nbvae.distributions import masses, windows
-from pyro_nbvae.distributions.elementwise import PARTS, double, full_precision, register_part
+from pyro_nbvae.distributions import sums
+from pyro_nbvae.distributions.elementwise import PARTS, double, full_precision, pathwise, register_part
 from pyro_nbvae.distributions.family_checks import check_often
-from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, NegativeBinomials
 from pyro_nbvae.distributions.relaxations import Relaxation
-from pyro_nbvae.distributions.relaxations.base import SAMPLERS, check_relaxation, pathwise
+from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats
-from pyro_nbvae.distributions.windows import (
-    draw,
-    expectation,
-    log_normalizer,
-)
-
-_DEFINED = ("arg_constraints", "log_weight", "scores", "window")
+from pyro_nbvae.distributions.windows import AtMost, Count, Integrand, LogQOverP, Surprise
 
 
 class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[override]
@@ -79,11 +71,14 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     """
 
     support: Constraint = constraints.nonnegative_integer
+    normalized = smooth = False
+    as_com_poisson: Callable[..., tuple[Tensor, Tensor]] | None = None
     log_weight: Callable[..., Tensor]
     scores: Callable[..., tuple[Tensor | None, ...]]
     window: Callable[..., tuple[Tensor, Tensor]]
     key: str
-    log_ratio: _LogOther
+    log_q_over_p: LogQOverP
+    uses: Counter[tuple[object, ...]]  # by :func:`check_often`
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
@@ -92,7 +87,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     @classmethod
     def _register(cls) -> None:
         cls.key = register_part(cls, cls.__qualname__)
-        cls.log_ratio = _LogOther(cls)
+        cls.uses = Counter()
+        cls.log_q_over_p = LogQOverP(cls)
 
     def __init__(
         self,
@@ -104,9 +100,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         self.relaxation = check_relaxation(relaxation)
         if PARTS.get(type(self).key) is not type(self):  # of another process, or inherited past __init_subclass__
             self._register()
-        missing = [
-            name for name in _DEFINED if getattr(type(self), name, None) is getattr(CountDistribution, name, None)
-        ]
+        defined = ("arg_constraints", "log_weight", "scores", "window")
+        missing = [n for n in defined if getattr(type(self), n, None) is getattr(CountDistribution, n, None)]
         if missing:
             raise TypeError(f"{type(self).__name__} must define {', '.join(missing)}")
         names = tuple(self.arg_constraints)
@@ -145,23 +140,23 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """The parameters in one precision; half precisions as single precision."""
         return tuple(full_precision(p.to(self.dtype)) for p in self.parameters)
 
-    def _expect(self, integrand: Any, *arguments: Tensor) -> Tensor:
-        return computed(expectation(type(self), integrand, *self.parameters, *arguments), self).to(self.dtype)
+    def _expect(self, integrand: type[Integrand], *arguments: Tensor) -> Tensor:
+        return computed(sums.expectation(type(self), integrand, *self.parameters, *arguments), self).to(self.dtype)
 
     @property
     def log_normalizer(self) -> Tensor:
         """Log of the sum of all weights, of the batch shape."""
-        return computed(log_normalizer(type(self), *self.parameters), self)
+        return computed(sums.log_normalizer(type(self), *self.parameters), self)
 
     @property
     def mean(self) -> Tensor:
         """Mean count, of the batch shape."""
-        return self._expect(masses.Count)
+        return self._expect(Count)
 
     @property
     def variance(self) -> Tensor:
         """Variance of the count, of the batch shape."""
-        return computed(windows.variance(type(self), *self.parameters), self)
+        return computed(sums.variance(type(self), *self.parameters), self)
 
     @property
     def mode(self) -> Tensor:
@@ -169,11 +164,11 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
         It is searched in the window.
         """
-        return computed(windows.mode(type(self), *self.parameters), self)
+        return computed(sums.mode(type(self), *self.parameters), self)
 
     def entropy(self) -> Tensor:
         """Return the entropy in nats, of the batch shape."""
-        return self._expect(masses.Surprise)
+        return self._expect(Surprise)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(count <= value); ``value`` broadcasts with the batch shape.
@@ -183,7 +178,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self._expect(masses.AtMost, value)
+        return self._expect(AtMost, value)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of ``value`` in nats; ``value`` broadcasts with the batch shape.
@@ -196,7 +191,7 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         dtype = torch.promote_types(value.dtype, self.dtype)
         # in double precision, derivatives too: a difference of two numbers that may be large
         precise = [double(p) for p in self.parameters]
-        normalizer = computed(log_normalizer(type(self), *precise), self)
+        normalizer = computed(sums.log_normalizer(type(self), *precise), self)
         k, *own = torch.broadcast_tensors(double(value), *precise)
         return (self.log_weight(k, *own) - normalizer).to(value.device, dtype)
 
@@ -205,67 +200,4 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
         return computed(pathwise(name, *own), self).to(self.dtype)
 
     def integer_sampler(self, shape: Size) -> tuple[str, tuple[Tensor, ...]]:
-        return f"counts/{self.key}", tuple(p.expand(shape) for p in self._full)
-
-
-SAMPLERS.makers["counts"] = lambda name, family: lambda seed, parameters, temperature: draw(family, parameters)
-
-
-class _LogOther(masses.LogRatio):
-    """A CountDistribution as p; the arguments are its parameters and its log normalizer."""
-
-    def __init__(self, family: Any) -> None:
-        self.family = family
-        self.key = register_part(self, f"log {family.key}")
-        self.smooth = hasattr(family, "as_com_poisson")
-
-    def tables(self, k: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        *own, log_sum = arguments
-        scores = self.family.scores(k, *own)
-        zero = torch.zeros_like(log_sum)
-        return (
-            self.family.log_weight(k, *own) - log_sum,
-            *(zero + t if t is not None else zero for t in scores),
-            zero - 1,
-        )
-
-
-Counted: TypeAlias = CountDistribution | torch.distributions.Poisson | NegativeBinomials
-
-
-def as_q(d: Counted) -> tuple[type, tuple[Tensor, ...]]:
-    """Return the left side of a KL: the family, with weights and windows, and its parameters."""
-    if isinstance(d, CountDistribution):
-        return type(d), d.parameters
-    if isinstance(d, torch.distributions.Poisson):
-        return masses.PoissonMass, (d.rate,)
-    return masses.NegativeBinomialMass, (d.total_count, d.logits)
-
-
-def _as_p(d: Counted) -> tuple[Any, tuple[Tensor, ...]]:
-    """A distribution as the right side of a KL."""
-    if isinstance(d, CountDistribution):
-        return d.log_ratio, (*d.parameters, d.log_normalizer)
-    return as_q(d)
-
-
-def _kl_by_sum(q: Counted, p: Counted) -> Tensor:
-    """KL(q || p) in nats, a sum over q's window; elementwise, differentiable twice.
-
-    See also: docs/mathematics.md, section 3.4 (Every other pair of count families).
-    """
-    family, own = as_q(q)
-    integrand, arguments = _as_p(p)
-    return computed(expectation(family, integrand, *own, *arguments), q, p)
-
-
-_NEGATIVE_BINOMIALS = (NegativeBinomial, torch.distributions.NegativeBinomial)
-_POISSONS = (torch.distributions.Poisson,)
-# Pairs with a special form are registered in the files of their families.
-register_kl(CountDistribution, CountDistribution)(_kl_by_sum)
-for _other in (*_NEGATIVE_BINOMIALS, *_POISSONS):
-    register_kl(CountDistribution, _other)(_kl_by_sum)
-    register_kl(_other, CountDistribution)(_kl_by_sum)
-for _nb, _poisson in itertools.product(_NEGATIVE_BINOMIALS, _POISSONS):
-    register_kl(_nb, _poisson)(_kl_by_sum)
-    register_kl(_poisson, _nb)(_kl_by_sum)
+        return f"integers/{self.key}", tuple(p.expand(shape) for p in self._full)

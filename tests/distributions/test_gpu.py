@@ -1,4 +1,4 @@
-"""The fused kernels of a GPU, checked without one."""
+"""The kernels of a GPU, checked without one."""
 
 import os
 import subprocess
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 
-def test_fused_kernels_equal_the_textbook_on_their_noise():
+def test_kernels_equal_the_textbook_on_their_noise():
     """In Triton's interpreter, which has to be chosen before Triton is imported: so in a process of its own."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.distributions.fused_on_cpu"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.distributions.gpu_on_cpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "ok", done.stderr
 

@@ -1,0 +1,126 @@
+"""Each compiled kernel against its reference: values, all derivatives, and nan where a parameter is not allowed."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_nbvae.distributions.families import negative_binomial, poisson
+from pyro_nbvae.distributions.kernels import choose, cpu, reference
+from pyro_nbvae.distributions.relaxations.gumbel_softmax import _window
+from pyro_nbvae.distributions.windows import LogQOverP
+
+NUMBER, SEED = 300, 20_260_101
+NAN, INF = math.nan, math.inf
+generator = torch.Generator().manual_seed(2)
+
+
+def uniform(low, high, *shape):
+    return low + (high - low) * torch.rand(NUMBER, *shape, generator=generator, dtype=torch.float64)
+
+
+R, R_P, RATE, NU = (uniform(-3, 5).exp(), uniform(-3, 5).exp(), uniform(-4, 5).exp(), uniform(-2, 3).exp())
+LOGITS, LOGITS_P, TAU, U = uniform(-2, 2), uniform(-2, 2), uniform(0.05, 1.0), uniform(0.0, 1.0)
+ROWS = torch.arange(NUMBER) % 7
+PRIOR_R, PRIOR_LOGITS = torch.linspace(0.3, 9, 7, dtype=torch.float64), torch.linspace(-1, 1, 7, dtype=torch.float64)
+
+
+def arrivals(indicator, hard):
+    return lambda place, r, logits, tau: place.arrivals(SEED, r, logits, tau, indicator, hard)
+
+
+def races(hard):
+    return lambda place, a, tau: place.races(SEED, a, *_window(a.exp(), tau), tau, hard)
+
+
+def com_poisson_kl(family, *arguments):
+    return lambda place, rate, nu: place.com_poisson_kl(rate, nu, LogQOverP(family), list(arguments), ROWS[: len(rate)])
+
+
+# a kernel as a function of tensors, these tensors, and values of each that are not allowed
+BAD_R, BAD_RATE = (-1.0, NAN, INF), (-1.0, NAN, INF)
+CASES = {
+    **{
+        f"arrivals, {indicator}, {'hard' if hard else 'soft'}": (
+            arrivals(indicator, hard),
+            (R, LOGITS, TAU),
+            ((-1.0, NAN, 1e30), (NAN, 80.0), ()),
+        )
+        for indicator in reference.TAIL
+        for hard in (False, True)
+    },
+    "arrivals of a Poisson": (
+        lambda place, logits, tau: place.arrivals(SEED, None, logits, tau, "sigmoid", False),
+        (RATE.log(), TAU),
+        ((NAN, INF, 20.0), ()),
+    ),
+    "races, soft": (races(False), (RATE.log(), TAU), ((NAN, INF, 20.0), ())),
+    "races, hard": (races(True), (RATE.log(), TAU), ((NAN, INF, 20.0), ())),
+    "negative binomial integers": (
+        lambda place, *own: place.negative_binomial_integers(*own),
+        (R, LOGITS, U),
+        ((-1.0, NAN, INF), (NAN, INF), ()),
+    ),
+    "COM-Poisson integers": (
+        lambda place, *own: place.com_poisson_integers(*own),
+        (RATE, NU, U),
+        (BAD_RATE, (-1.0, 0.0, NAN, INF), ()),
+    ),
+    "COM-Poisson KL to a negative binomial": (
+        com_poisson_kl(negative_binomial, PRIOR_R, PRIOR_LOGITS),
+        (RATE, NU),
+        (BAD_RATE, (-1.0, 0.0, NAN, INF)),
+    ),
+    "COM-Poisson KL to a Poisson": (com_poisson_kl(poisson, PRIOR_R), (RATE, NU), (BAD_RATE, (-1.0, 0.0, NAN, INF))),
+    "negative binomial KL": (
+        lambda place, *own: place.negative_binomial_kl(*own),
+        (R, LOGITS, R_P, LOGITS_P),
+        (BAD_R, (NAN, INF), BAD_R, (NAN, INF)),
+    ),
+    "log q - log p": (
+        lambda place, *own: place.negative_binomial_log_q_over_p(*own),
+        (uniform(0, 40, 3), R, LOGITS, R_P, LOGITS_P),
+        ((), (-1.0, NAN), (NAN,), (-1.0, NAN), (NAN,)),
+    ),
+}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+
+
+@cases
+@dtypes
+def test_a_compiled_kernel_is_its_reference(case, dtype):
+    kernel, arguments, _ = case
+    own = [a.to(dtype) for a in arguments]
+    tolerance = {torch.float64: 1e-7, torch.float32: 2e-4}[dtype]
+    ours, theirs = kernel(cpu, *own), kernel(reference, *(a.double() for a in own))
+    assert all(x.dtype == dtype for x in ours)
+    torch.testing.assert_close([x.double() for x in ours], theirs, rtol=tolerance, atol=tolerance)
+
+
+@cases
+@pytest.mark.parametrize("place", [cpu, reference], ids=["cpu", "reference"])
+def test_a_parameter_that_is_not_allowed_is_nan_alone(place, case):
+    kernel, arguments, bad = case
+    good = kernel(place, *(a[:3] for a in arguments))
+    for i, values in enumerate(bad):
+        for value in values:
+            own = [a[:3].clone() for a in arguments]
+            own[i][1] = value
+            found = kernel(place, *own)
+            assert all(x[1].isnan().all() for x in found[:1]), (i, value, found)
+            for one, other in zip(found, good, strict=True):
+                torch.testing.assert_close(one[::2], other[::2])
+
+
+@cases
+def test_no_elements(case):
+    kernel, arguments, _ = case
+    for place in (cpu, reference):
+        assert all(len(x) == 0 for x in kernel(place, *(a[:0] for a in arguments)))
+
+
+def test_the_fastest_kernel_is_chosen():
+    assert choose("races", torch.ones(3)) is cpu.races
+    assert choose("races", torch.ones(3, dtype=torch.float16)) is reference.races
+    assert choose("negative_binomial_kl", torch.ones(3, device="meta")) is reference.negative_binomial_kl

@@ -121,7 +121,7 @@ def generate(
         Path of the figure.
 
     Raises:
-        InputError: for a folder that contains no trained run, an unknown sampler, a count or seed out of range, and, for
+        InputError: for a folder that contains no trained run, an unknown sampler, a number out of range, and, for
             samplers that need them, data that have changed since the training.
     """
     check_member("sampler", sampler, get_args(SamplerName))

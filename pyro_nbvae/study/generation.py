@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
-from pyro_nbvae.study.errors import check_member, check_number
+from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
@@ -126,6 +126,7 @@ def generate(
     """
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)
+    check_seed(seed)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
 
@@ -181,6 +182,7 @@ def reconstruct(
             training.
     """
     check_number("--count", count, 1, MOST_SHOWN)
+    check_seed(seed)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
     if input is None:

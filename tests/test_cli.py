@@ -174,7 +174,7 @@ def test_latents_that_tell_nothing_are_pointed_out(capsys, folder, tmp_path):
 def test_missing_words(capsys):
     assert "--out" in unread(capsys, "train")
     assert "no run named" in refused(capsys, "evaluate")
-    assert "RUN" in unread(capsys, "generate")
+    assert "a run folder" in unread(capsys, "generate")
     assert "nbvae --help" in unread(capsys, "frobnicate")
     assert "--import needs the name of a module" in refused(capsys, "train", "--import")
 
@@ -203,8 +203,8 @@ def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):
 @pytest.mark.parametrize(
     "array, part",
     [
-        (np.zeros((2, 1, 28, 28), np.float32), "expected (batch, 1, 16, 16)"),
-        (np.zeros((16, 16), np.float32), "expected (batch, 1, 16, 16)"),
+        (np.zeros((2, 1, 28, 28), np.float32), "expected (N, 1, 16, 16)"),
+        (np.zeros((16, 16), np.float32), "expected (N, 1, 16, 16)"),
         (np.full((2, 1, 16, 16), 7.0), "not in [0, 1]"),
         (np.full((2, 1, 16, 16), 3, np.int64), "not in [0, 1]"),
         (np.full((2, 1, 16, 16), np.nan), "512 values that are NaN or infinite, the first at array[0, 0, 0, 0]"),

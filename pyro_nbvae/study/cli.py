@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -286,9 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if arguments is None else arguments
     if list(words) == ["--version"]:
-        from pyro_nbvae import __version__
-
-        print(f"nbvae {__version__}")
+        print(f"nbvae {version('pyro-nbvae')}")
         return
 
     def parse() -> Callable[[], None]:

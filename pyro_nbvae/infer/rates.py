@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 # Learning rate of a learned prior over that of the networks: its few parameters are initially far from their optimum.
-_PRIOR_LR_MULTIPLIER = 10.0
+PRIOR_LR_MULTIPLIER = 10.0
 
 
 def learning_rates(lr: float, **options: float) -> Callable[[str], dict[str, float]]:
@@ -32,6 +32,6 @@ def learning_rates(lr: float, **options: float) -> Callable[[str], dict[str, flo
 
     def options_of(name: str) -> dict[str, float]:
         parts = name.replace("$$$", ".").split(".")  # Pyro's store joins the names of plain modules with $$$
-        return {"lr": _PRIOR_LR_MULTIPLIER * lr if "prior" in parts else lr, **options}
+        return {"lr": PRIOR_LR_MULTIPLIER * lr if "prior" in parts else lr, **options}
 
     return options_of

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,8 +24,6 @@ from pyro_nbvae.study.scales import ClusterName
 
 # Executors of submitit that --cluster takes; None runs on this machine.
 CLUSTERS = (None, *get_args(ClusterName))
-
-
 _KILLED = "its process was killed"
 
 
@@ -62,23 +61,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class LocalProcesses:
+class LocalProcesses(AbstractContextManager["LocalProcesses"]):
     """Pool that runs every job in a separate process, so that a killed process does not affect the others.
 
     Args:
         jobs: number of parallel jobs.
         preload: modules to import once, before the processes are forked.
         device: device of all jobs; ``auto`` distributes the GPUs or, without one, the CPU cores.
-
-    Raises:
-        InputError: for fewer than one job.
     """
 
     def __init__(self, jobs: int, device: str = "auto", *, preload: Sequence[str] = ()) -> None:
         import torch
 
-        if jobs < 1:
-            raise InputError(f"--jobs must be at least 1, got {jobs}")
         gpus = torch.cuda.device_count() if device == "auto" else 0
         self._free: queue.SimpleQueue[str] = queue.SimpleQueue()
         for slot in range(jobs):
@@ -94,9 +88,6 @@ class LocalProcesses:
         # thread may do this at a time.
         self._one_at_a_time = threading.Lock()
         self._ending = False
-
-    def __enter__(self) -> LocalProcesses:
-        return self
 
     def __exit__(self, *reason: object) -> None:
         self._waiting.shutdown(wait=False, cancel_futures=True)
@@ -135,7 +126,7 @@ class LocalProcesses:
             self._free.put(device)
 
 
-class Cluster:
+class Cluster(AbstractContextManager["Cluster"]):
     """Pool that submits every job to a cluster through submitit.
 
     Args:
@@ -161,9 +152,6 @@ class Cluster:
             self._executor.update_parameters(**{k: int(v) if v.isdigit() else v for k, v in pairs})
         except Exception as error:
             raise InputError(f"submitit refuses --cluster {name} {' '.join(options)}: {one_line(error)}") from None
-
-    def __enter__(self) -> Cluster:
-        return self
 
     def __exit__(self, *reason: object) -> None:
         for job in self._jobs:

@@ -26,6 +26,7 @@ from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
+from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
@@ -34,7 +35,7 @@ from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
-from pyro_nbvae.study.tree import LearnedScale, TrainConfig, options
+from pyro_nbvae.study.tree import TrainConfig, options
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
@@ -174,7 +175,7 @@ class Trainer:
 
         # optimiser and learning rates
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
-        multiplier = options(config).get("prior_lr_multiplier", LearnedScale().prior_lr_multiplier)
+        multiplier = options(config).get("prior_lr_multiplier", PRIOR_LR_MULTIPLIER)
         prior = set(self.model.prior.parameters())
         groups = [{"params": [p for p in self.parameters if p not in prior], "lr": self.options.lr}]
         if prior:

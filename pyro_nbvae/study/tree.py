@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # Fields of type Kind and Fixed are not flags: the name of a part's type in config.json, and what a variant decides.
 Positive = Annotated[float, Field(gt=0, le=1e12)]
-Temperature = Annotated[float, Field(gt=0, le=100)]  # arrival times draw as many arrivals as it is high
+# In single precision; arrival times draw as many arrivals as it is high.
+Temperature = Annotated[float, Field(ge=1e-30, le=100)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 Number = Annotated[int, Field(ge=1, le=1_000_000_000)]
 

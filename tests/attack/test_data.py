@@ -52,7 +52,7 @@ def written(folder, kind):
     return path, path
 
 
-@share(250)
+@share(200)
 @given(st.sampled_from([".npy", ".npz", ".stored.npz", ".csv", ".png"]), damages)
 def test_damaged_data(new_folder, kind, damaged):
     path, file = written(new_folder(), kind)
@@ -66,7 +66,7 @@ def test_damaged_data(new_folder, kind, damaged):
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=12)
 
 
-@share(200)
+@share(120)
 @given(arrays.arrays(arrays.scalar_dtypes() | arrays.unicode_string_dtypes(), SHAPES))
 def test_arrays_of_any_shape_and_type(new_folder, array):
     path = new_folder() / "x.npy"
@@ -78,7 +78,7 @@ def test_arrays_of_any_shape_and_type(new_folder, array):
         assert np.array_equal(ours, theirs)
 
 
-@share(100)
+@share(80)
 @given(arrays.arrays(arrays.scalar_dtypes() | arrays.unicode_string_dtypes(), st.just(20) | SHAPES))
 def test_labels_of_any_shape_and_type(new_folder, labels):
     path = new_folder() / "x.npz"

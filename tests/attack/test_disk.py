@@ -53,7 +53,7 @@ def log(run):
 
 
 # A run of two epochs has 15 such steps: three for each of config.json and, twice, checkpoint.pt and log.csv.
-@share(60)
+@share(50)
 @given(st.integers(1, 16), st.sampled_from([Killed(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]))
 def test_a_kill_and_a_full_disk(trained, new_folder, step, error):
     run = new_folder() / "run"

@@ -31,7 +31,7 @@ def equal(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
 
-@share(300)
+@share(200)
 @given(damages)
 def test_a_damaged_checkpoint(trained, new_folder, damaged):
     run = new_folder(trained)
@@ -40,7 +40,7 @@ def test_a_damaged_checkpoint(trained, new_folder, damaged):
     assert found is None or equal(found, weights(trained))
 
 
-@share(100)
+@share(80)
 @given(damages)
 def test_damaged_exported_weights(trained, new_folder, damaged):
     path = Run(trained).export(new_folder() / "weights.safetensors")
@@ -49,7 +49,7 @@ def test_damaged_exported_weights(trained, new_folder, damaged):
     assert found is None or equal(found, weights(trained))
 
 
-@share(150)
+@share(120)
 @given(damages)
 def test_a_damaged_configuration(trained, new_folder, damaged):
     run = new_folder(trained)

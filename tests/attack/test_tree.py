@@ -48,14 +48,14 @@ JSON = st.recursive(
 )
 
 
-@share(200)
+@share(150)
 @given(parts(TrainConfig, {}))
 def test_a_configuration_is_read_as_it_was_written(config):
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
 @pytest.mark.filterwarnings("ignore")
-@share(200)
+@share(150)
 @given(parts(TrainConfig, SMALL))
 def test_a_configuration_trains_or_is_refused(new_folder, config):
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +87,7 @@ def places(tree):
 PLACES = {"data": st.just("digits"), "data_root": st.none()}
 
 
-@share(450)
+@share(350)
 @given(parts(TrainConfig, PLACES).map(lambda config: resolve(config, (1, 16, 16))), st.data())
 def test_a_changed_tree_is_read_as_it_is_or_refused(config, data):
     stored = json.loads(json.dumps(config_json(config, (1, 16, 16))))

@@ -97,7 +97,7 @@ def arrivals(
         with torch.enable_grad():
             own = [p.detach().requires_grad_() for p in given]
             inverse = torch.exp(-own[-1].clamp(-80.0, 80.0))
-            waiting, drawn, u, k = own[0].clamp(min=1e-15), element, inverse[None] * 0, element
+            waiting, u = own[0].clamp(min=1e-15), inverse[None] * 0
             while bool((u[-1] < end).any()):
                 k = torch.arange(number, device=element.device)[:, None]
                 gaps = exponentials(seed, element, k)

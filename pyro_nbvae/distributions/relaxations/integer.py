@@ -61,8 +61,8 @@ class Integer(Relaxation):
         Raises:
             TypeError: for a family without an integer sampler.
         """
-        sampler, parameters = distribution.integer_sampler(shape)
-        return pathwise(sampler, *parameters)
+        name, parameters = distribution.integer_sampler(shape)
+        return pathwise(name, *parameters)
 
 
 def _poisson(seed: int, temperature: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor]:

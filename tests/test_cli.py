@@ -111,10 +111,7 @@ def test_the_bar_shows_the_run(tmp_path, capfd):
         ("--beta 0", "likelihood.gaussian.beta: Input should be greater than 0"),
         ("--beta inf", "likelihood.gaussian.beta: Input should be less than or equal to "),
         ("--kl-warmup -1", ".estimator.AnalyticKL_ELBO.kl_warmup: Input should be greater than or equal to 0"),
-        (
-            "--variant EX-C --temperature 0",
-            ".relaxation.arrival.temperature: Input should be greater than or equal to 1e-30",
-        ),
+        ("--variant EX-C --temperature 0", ".relaxation.arrival.temperature: Input should be greater than "),
         ("--variant C-VAE --categories 0", "vae.categorical.categories: Input should be greater than or equal to 2"),
         ("--data imagenet", "unknown data 'imagenet': choose from digits, "),
         ("--data some/where", "some/where does not exist"),

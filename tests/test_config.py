@@ -366,7 +366,7 @@ def test_the_run_of_a_users_variant_needs_its_module(own_module, capsys):
         assert stop.value.code == 2
         first, second = capsys.readouterr().err.splitlines()
         assert first.startswith("nbvae: run/config.json: vae: Input tag 'my_vae'")
-        assert second.startswith("a variant of your own is known after --import MODULE")
+        assert second.startswith("vae: a variant of your own is known after --import MODULE")
     main(["--import", own_module, "generate", "run", "--count", "2"])
 
 

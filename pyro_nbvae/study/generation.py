@@ -121,8 +121,8 @@ def generate(
         Path of the figure.
 
     Raises:
-        InputError: for a folder that contains no trained run, an unknown sampler, a count or a seed out of range, and for
-            data that a sampler needs and that have changed since the training.
+        InputError: for a folder that contains no trained run, an unknown sampler, a count or a seed out of range, and
+            for data that a sampler needs and that have changed since the training.
     """
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)

@@ -72,7 +72,8 @@ def check_temperature(temperature: float | Tensor) -> None:
     """
     if isinstance(temperature, Tensor) and torch._C._functorch.is_batchedtensor(temperature):
         return  # vmap has no single value
-    lowest, highest = map(float, torch.as_tensor(temperature).detach().aminmax())
+    ends = temperature.detach().aminmax() if isinstance(temperature, Tensor) else (temperature, temperature)
+    lowest, highest = map(float, ends)
     if not (lowest > 0 and math.isfinite(highest)):
         raise ValueError(
             f"temperature must be positive and finite, got {temperature}; relaxation=None draws exact integers"

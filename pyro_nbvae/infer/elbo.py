@@ -191,12 +191,12 @@ def _check_sites(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> 
                 f"the guide or observe it{', or use pyro.infer.TraceEnum_ELBO to sum it out' * enumerable}"
             )
         q, p = guide_sites[name]["fn"], site["fn"]
-        shapes = [(f"event shape {tuple(d.event_shape)}", f"batch shape {_leading(d)}") for d in (q, p)]
-        for ours, theirs in zip(*shapes, strict=True):
+        event_shapes = ("event", tuple(q.event_shape), tuple(p.event_shape))
+        for kind, ours, theirs in (event_shapes, ("batch", _leading(q), _leading(p))):
             if ours != theirs:  # one draw would count for several
                 raise ValueError(
-                    f"site {name!r}: {name_of(q)} of the guide has {ours} and {name_of(p)} of the model has "
-                    f"{theirs}: sample both in the same plates, with .to_event or .expand where they differ"
+                    f"site {name!r}: {name_of(q)} of the guide has {kind} shape {ours} and {name_of(p)} of the model "
+                    f"has {theirs}: sample both in the same plates, with .to_event or .expand where they differ"
                 )
 
 

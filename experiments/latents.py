@@ -26,6 +26,7 @@ def table(representation: Representation) -> Table:
         variants=tuple(VARIANTS),
         data=("mnist",),
         metrics=tuple(f"{prefix}{name}" for name in names),
+        shown=tuple(f"{prefix}{name}" for name in ("knn_200", "logistic_200", *PAPER)),
         paper={} if prefix else {("mnist", name, "MC-C"): value for name, value in PAPER.items()},
         compare={("MC-C", other): tuple(f"{prefix}{name}" for name in PAPER) for other in ("P-VAE", "L-VAE", "CMP")},
     )

@@ -239,7 +239,7 @@ def report(tables: Iterable[Table], chosen: Reproduction, path: Path, kept: Path
                 values = int(each.reindex(columns=list({metric for metric, _ in paper})).count().sum())
                 if values >= best.get(data, (1, ""))[0]:
                     text = f"\n**{data}**, table `{table.name}`, scale `{scale}`\n\n"
-                    text += f"{_markdown(summary(each, table.metrics, paper))}\n\n"
+                    text += f"{_markdown(summary(each, table.shown or table.metrics, paper))}\n\n"
                     best[data] = values, text + f"{caption(table, replace(here, data=(data,)), grid, each)}\n"
         shown += "".join(best[data][1] for data in table.data if data in best)
     if not number:

@@ -35,6 +35,7 @@ class Table:
         variants, data: names of the variants and of the data sets in the grid.
         metrics: the columns, keys of :data:`~pyro_nbvae.study.evaluation.METRICS`.
         varied: maps the resolved configuration of a variant on a data set to {label: options to change}.
+        shown: the columns on the page with the results of all tables. Default: ``metrics``.
         paper: maps (data, metric, label) to the value in the paper, which is shown beside ours.
         compare: maps a pair of labels to the metrics in which to compare them, on every data set.
         within: largest difference that does not matter, by metric: pairs are then also tested for equivalence.
@@ -53,6 +54,7 @@ class Table:
     data: Sequence[str]
     metrics: Sequence[str]
     varied: Callable[[TrainConfig[Any]], Mapping[str, Mapping[str, Any]]] = lambda config: {"": {}}
+    shown: Sequence[str] = ()
     paper: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     compare: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
     within: Mapping[str, float] = field(default_factory=dict)

@@ -6,6 +6,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+from pyro_nbvae.study import plugins
+
 # no limit on the time of an example: a busy machine may stop any of them for long
 settings.register_profile(
     "any machine", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
@@ -22,10 +24,13 @@ def own_cache(monkeypatch, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Every test starts from one seed and an empty parameter store, and leaves torch's defaults as they were."""
+    """Every test starts from one seed, an empty parameter store and validation, and leaves defaults as they were."""
     pyro.clear_param_store()
+    pyro.enable_validation(True)
     pyro.set_rng_seed(0)
+    imported = list(plugins.imported)
     yield
+    plugins.imported[:] = imported
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
 

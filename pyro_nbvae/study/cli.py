@@ -21,7 +21,7 @@ from tyro.extras import subcommand_cli_from_dict
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import commandline, plugins
-from pyro_nbvae.study.config import PRESETS, checked, configure
+from pyro_nbvae.study.config import PRESETS, configure
 from pyro_nbvae.study.scales import FeaturesName, Reproduction
 from pyro_nbvae.study.tree import SamplerName, TrainConfig, choices, options
 from pyro_nbvae.study.variants import VARIANTS
@@ -52,7 +52,7 @@ class _Train:
         from pyro_nbvae.study.processes import local_rank
         from pyro_nbvae.study.training import train
 
-        folder = train(checked(self.config), self.out, resume=self.resume).folder
+        folder = train(self.config, self.out, resume=self.resume).folder
         if local_rank() == 0:
             print(folder)
 

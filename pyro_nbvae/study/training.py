@@ -30,6 +30,7 @@ from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
+from pyro_nbvae.study.config import checked
 from pyro_nbvae.study.data import Data, load
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
@@ -95,7 +96,7 @@ def train(
         ...     sorted(path.name for path in run.folder.glob("*.*") if path.suffix != ".lock")
         ['.lock', 'checkpoint.pt', 'config.json', 'log.csv']
     """
-    run = Run(out)
+    config, run = checked(config), Run(out)
     if resume and run.checkpoint_path.exists():
         config = run.completed(config)
     device = choose_device(config.device)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union
 from pydantic import TypeAdapter, ValidationError
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.study.tree import BY_KIND, TrainConfig, choices, replace, with_options
 from pyro_nbvae.study.variants import KINDS, variant_of
 
@@ -64,8 +65,7 @@ def configure(variant: str = "CMP", *, preset: str = "default", **changes: Any) 
         >>> configure("P-VAE", relaxation="gumbel", temperature=0.5, data="mnist").vae.relaxation.temperature
         0.5
     """
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
+    check_member("preset", preset, PRESETS)
     config: TrainConfig[Any] = TrainConfig(variant=variant, vae=variant_of(variant))
     chosen = {name: changes.pop(name) for name in choices(config) if name in changes}
     config = replace(config, **chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from pyro_nbvae.errors import InputError
@@ -12,14 +11,6 @@ def check_seed(seed: int) -> None:
     """Raise InputError unless a seed is from 0 to 2^32 - 1."""
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
-
-
-def check_positive(name: str, value: float, most: float = math.inf) -> None:
-    """Raise InputError unless a number is positive, finite and at most ``most``."""
-    if not (value > 0 and math.isfinite(value)):
-        raise InputError(f"{name} must be positive, got {value}")
-    if value > most:
-        raise InputError(f"{name} must be at most {most:,g}, got {value:g}")
 
 
 def check_number(name: str, value: int, least: int, most: int = 1_000_000_000) -> None:

@@ -170,8 +170,8 @@ class Trainer:
         self.guide.initialize(self.train_set)
         self.model.initialize(self.train_set)
         for part, whole in (("training", data.train), ("held-out", data.test)):
-            for x in batches(whole, BATCH):
-                self.model.check_support(x, f"{part} data of {data.name}")
+            for batch in batches(whole, BATCH):
+                self.model.check_support(batch, f"{part} data of {data.name}")
         self.warn()
 
         # optimiser and learning rates

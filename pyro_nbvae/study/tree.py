@@ -19,6 +19,7 @@ from tyro.conf import Suppress as Fixed
 from tyro.conf import Suppress as Kind
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.errors import check_member
 
 if TYPE_CHECKING:
     from pyro.infer import ELBO
@@ -428,8 +429,7 @@ def with_options(tree: Tree, changes: Mapping[str, Any]) -> tuple[Tree, set[str]
             found.add(name)
             value = changes[name]
             if parts and isinstance(value, str):
-                if value not in parts:
-                    raise InputError(f"unknown {name} {value!r}: choose from {', '.join(parts)}")
+                check_member(name, value, parts)
                 value = parts[value]
         if dataclasses.is_dataclass(value):
             value, inner = with_options(value, changes)

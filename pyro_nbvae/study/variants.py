@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.study.tree import (
     VAE,
     AnnealedArrivalTimes,
@@ -217,9 +218,5 @@ def variant_of(name: str) -> VAE:
         >>> variant_of("CMP").kind
         'com_poisson'
     """
-    if name not in VARIANTS:
-        raise InputError(
-            f"unknown variant {name!r}: choose from {', '.join(VARIANTS)}; for a variant of your own, import its "
-            "module: nbvae --import MODULE ..."
-        )
+    check_member("variant", name, VARIANTS, "; for a variant of your own, import its module: nbvae --import MODULE ...")
     return VARIANTS[name]

@@ -154,15 +154,15 @@ class Evaluation:
 
         Images whose values are not in [0, 1] are compared on the scale of the training data.
         """
-        figures: dict[str, float] = {}
+        values: dict[str, float] = {}
         sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
         real, bytes_of = self.data.train, partial(to_bytes, limits=self.data.limits)
         if not is_pixels(real):
             real = bytes_of(real)
         for network in self.networks.values():  # drawn again for each network, to save memory
             generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
-            figures |= distances(network, real, generated, seed=self.seed, progress=self.progress)
-        return figures
+            values |= distances(network, real, generated, seed=self.seed, progress=self.progress)
+        return values
 
     @cached_property
     def classification(self) -> dict[Representation, dict[str, float]]:
@@ -181,8 +181,8 @@ class Evaluation:
             if data.train_labels is None or data.test_labels is None:
                 raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
             train, test = (data.train, data.train_labels), (data.test, data.test_labels)
-            figures = latent_classification(self.model, self.guide, train, test, representation, seed=self.seed)
-            self.classification[representation] = figures
+            values = latent_classification(self.model, self.guide, train, test, representation, seed=self.seed)
+            self.classification[representation] = values
         return self.classification[representation].get(name)
 
     @cached_property
@@ -427,10 +427,10 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
 
     So do FID and KID in features that are not asked for now.
     """
-    figures = {one: None if METRICS[one].lacks(this) else METRICS[one].compute(this) for one in names}
-    for one, figure in figures.items():
-        if not isinstance(figure, int | float | None):
-            raise InputError(f"metric {one} gave a {type(figure).__name__}: its function must return a float, or None")
+    values = {one: None if METRICS[one].lacks(this) else METRICS[one].compute(this) for one in names}
+    for one, value in values.items():
+        if not isinstance(value, int | float | None):
+            raise InputError(f"metric {one} gave a {type(value).__name__}: its function must return a float, or None")
     # read afterwards: another process may have added metrics meanwhile
     before = this.run.read_json(metrics_file(this.sampler))
     now = settings(len(this.log), this.seed, this.samples)
@@ -442,7 +442,7 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
         taken = {suffix_of(kind) for kind in networks}
         others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))
         networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
-    kept = {one: v for one, v in before.items() if same and one in METRICS and figures.get(one) is None}
+    kept = {one: v for one, v in before.items() if same and one in METRICS and values.get(one) is None}
     if kept.get("importance_weighted_bound") is not None:
         kept["importance_samples"] = before["importance_samples"]
     content = {
@@ -454,7 +454,7 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
         "train_size": this.trained_on,
         **about,
         **this.made_by,
-        **figures,
+        **values,
         **kept,
     }
     this.run.write_json(metrics_file(this.sampler), content)
@@ -541,13 +541,13 @@ def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
     }
     if found.unit_information is not None:
         about |= {"units": found.unit_information.numel(), "information_per_unit": found.unit_information.tolist()}
-    figures = _write(this, names, about)
+    values = _write(this, names, about)
     if found.fano is not None:
         units = {"across observations": (found.unit_mean, found.unit_variance)}
         if found.posterior_mean is not None and found.posterior_variance is not None:
             units["given one: the posterior"] = found.posterior_mean, found.posterior_variance
         plot_dispersion(units, this.run.folder / "dispersion.png", title=this.config.title)
-    return figures
+    return values
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None) -> list[Metric]:

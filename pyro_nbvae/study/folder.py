@@ -4,7 +4,7 @@
     checkpoint.pt  parameters, optimiser state, random states and log after the last complete epoch
     log.csv        one row per epoch
     metrics.json   results of ``nbvae evaluate``
-    *.png          figures
+    *.png          plots
 
 Files are written under a temporary name and then renamed, so a run that is killed loses at most one epoch.
 """
@@ -172,7 +172,7 @@ def metrics_file(sampler: SamplerName = "prior") -> str:
 
 
 def with_sampler(name: str, sampler: SamplerName) -> str:
-    """Return the name under which the figures of a variant's samples stand."""
+    """Return the name under which the results of a variant's samples stand."""
     return name if sampler == "prior" else f"{name} ({sampler})"
 
 

@@ -17,7 +17,7 @@ from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
-# Maximum number of observations in one figure.
+# Maximum number of observations in one plot.
 MOST_SHOWN = 10_000
 # Maximum number of generated observations.
 MOST_SAMPLES = 10_000_000
@@ -106,7 +106,7 @@ def generate(
     data_root: str | None = None,
     data_path: str | None = None,
 ) -> Path:
-    """Decode exact samples (integer counts) and write them as a figure into the run folder.
+    """Decode exact samples (integer counts) and write them as a plot into the run folder.
 
     Args:
         run: a trained run.
@@ -118,7 +118,7 @@ def generate(
         data_path: where the data of the training are now, if they have moved.
 
     Returns:
-        Path of the figure.
+        Path of the plot.
 
     Raises:
         InputError: for a folder that contains no trained run, an unknown sampler, a count or a seed out of range, and
@@ -175,7 +175,7 @@ def reconstruct(
         data_path: where the data of the training are now, if they have moved.
 
     Returns:
-        Path of the figure.
+        Path of the plot.
 
     Raises:
         InputError: for data whose shape or range does not match the run, and for data that have changed since the

@@ -41,8 +41,8 @@ class ConwayMaxwellPoisson(CountDistribution):
     """
 
     arg_constraints = com_poisson.arg_constraints
-    smooth = True
+    smooth, kernels = True, com_poisson.kernels
     log_weight = staticmethod(com_poisson.log_weight)
     scores = staticmethod(com_poisson.scores)
     window = staticmethod(com_poisson.window)
-    as_com_poisson = staticmethod(com_poisson.as_com_poisson)
+    kernel_parameters = staticmethod(com_poisson.kernel_parameters)

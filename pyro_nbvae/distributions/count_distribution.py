@@ -72,7 +72,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
 
     support: Constraint = constraints.nonnegative_integer
     normalized = smooth = False
-    as_com_poisson: Callable[..., tuple[Tensor, Tensor]] | None = None
+    kernels: str | None = None
+    kernel_parameters: Callable[..., tuple[Tensor, ...]]
     log_weight: Callable[..., Tensor]
     scores: Callable[..., tuple[Tensor | None, ...]]
     window: Callable[..., tuple[Tensor, Tensor]]
@@ -87,6 +88,8 @@ class CountDistribution(RelaxedCount, TorchDistribution):  # type: ignore[overri
     @classmethod
     def _register(cls) -> None:
         cls.key = register_part(cls, cls.__qualname__)
+        if not {"log_weight", "scores"}.isdisjoint(vars(cls)) and "kernels" not in vars(cls):
+            cls.kernels = None  # those of the class above compute another family
         cls.uses = Counter()
         cls.log_q_over_p = LogQOverP(cls)
 

@@ -41,8 +41,7 @@ from pyro_nbvae.distributions.windows import LogQOverP
 
 
 def _kl_value(*parameters: Tensor) -> tuple[Tensor, ...]:
-    shape, flat = parameters[0].shape, [p.reshape(-1) for p in parameters]
-    return tuple(part.reshape(shape) for part in choose("negative_binomial_kl", flat[0])(*flat))
+    return tuple(choose("negative_binomial_kl", parameters[0])(*parameters))
 
 
 def _kl_gradient(*parameters_and_wanted: Any) -> tuple[Tensor, ...]:
@@ -88,20 +87,18 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     return _negative_binomial_kl(r_q, l_q, r_p, l_p)
 
 
-def _log_q_over_p(kernel: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The kernel of flat tensors, whose first argument has all samples."""
-    *samples, r_q, l_q, r_p, l_p = arguments
-    flat = (x.reshape(-1) for x in (r_q, l_q, r_p, l_p))
-    value, d_z, *others = kernel(torch.stack([z.reshape(-1) for z in samples], dim=1), *flat)
-    return tuple(part.reshape(r_q.shape) for part in (value, *d_z.unbind(1), *others))
+def _log_q_over_p_value(*arguments: Tensor) -> tuple[Tensor, ...]:
+    return tuple(choose("negative_binomial_log_q_over_p", arguments[0])(*arguments))
+
+
+def _log_q_over_p_gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
+    arguments = arguments_and_wanted[:-1]
+    _, *found = reference.negative_binomial_log_q_over_p(*(a.reshape(-1) for a in arguments))
+    return tuple(part.reshape(arguments[0].shape) for part in found)
 
 
 _negative_binomial_log_q_over_p = elementwise(
-    "negative_binomial_log_q_over_p",
-    lambda *arguments: _log_q_over_p(choose("negative_binomial_log_q_over_p", arguments[0]), arguments),
-    lambda *arguments_and_wanted: _log_q_over_p(reference.negative_binomial_log_q_over_p, arguments_and_wanted[:-1])[
-        1:
-    ],
+    "negative_binomial_log_q_over_p", _log_q_over_p_value, _log_q_over_p_gradient
 )
 
 

@@ -459,15 +459,13 @@ def elementwise(
 def sampler(name: str, draw: Callable[..., Sequence[Tensor]]) -> Kernel:
     """Make a kernel for :func:`pathwise` of ``draw(seed, temperature, *parameters)``.
 
-    It maps a number and flat tensors (n,) to a sample and its derivative in each parameter, (n,) each.
+    It maps the seed, the temperature (either a number, or of the parameters' shape) and parameters of one shape to a
+    sample and its derivative in each parameter, of that shape.
     """
 
     def value(seed: Tensor, temperature: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        shape = parameters[0].shape
-        flat = [p.reshape(-1) for p in parameters]
         with unsplit():
-            drawn = draw(int(seed), temperature.to(flat[0]).expand(shape).reshape(-1), *flat)
-        return tuple(part.reshape(shape) for part in drawn)
+            return tuple(draw(seed, temperature.to(parameters[0], non_blocking=True), *parameters))
 
     return Kernel(name, value, None)
 
@@ -475,8 +473,9 @@ def sampler(name: str, draw: Callable[..., Sequence[Tensor]]) -> Kernel:
 def pathwise(name: str, *parameters: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Draw a sample with pathwise derivatives in its parameters.
 
-    The seed is a tensor, drawn from torch's generator for the CPU: so noise differs from call to call also where a
-    transform, such as ``torch.compile``, takes calls with the same arguments as one.
+    The seed is a tensor, drawn from torch's generator for the parameters' device. So noise differs from call to call,
+    also where a transform such as ``torch.compile`` takes calls with the same arguments as one, and where a CUDA graph
+    is replayed; and the host does not wait for the device.
 
     Args:
         name: a :func:`sampler` of ``KERNELS``.
@@ -501,9 +500,9 @@ def pathwise(name: str, *parameters: Tensor, temperature: float | Tensor = 1.0) 
     own = [_plain(p) for p in parameters]
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.to(own[0]).expand(own[0].shape)
-    else:
-        temperature = torch.as_tensor(temperature, dtype=torch.float64, device="cpu")
-    seed = torch.randint(1 << 62, (), device="cpu")
+    elif not isinstance(temperature, Tensor):  # torch.full, because torch.tensor waits for a GPU
+        temperature = torch.full((), temperature, dtype=own[0].dtype, device=own[0].device)
+    seed = torch.randint(1 << 62, (), device=own[0].device)
     if torch.compiler.is_compiling():
         _refuse_forward_mode()
         return torch.ops.pyro_nbvae.draw(name, [seed, temperature], own, True)[0]

@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from pyro_nbvae.distributions.families import negative_binomial
 from pyro_nbvae.distributions.relaxations.base import DivergedError, Relaxation
 
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
@@ -138,7 +139,7 @@ class RelaxedCount:
         They are expanded to ``shape``. The sampler returns the counts and their derivative in each parameter.
         """
         r, logits = self.gamma_poisson(shape)
-        return ("poisson_integers", (logits,)) if r is None else ("negative_binomial_integers", (r, logits))
+        return ("poisson_integers", (logits,)) if r is None else (f"integers/{negative_binomial.key}", (r, logits))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Raise an error: there are infinitely many counts.

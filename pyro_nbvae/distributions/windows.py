@@ -150,6 +150,7 @@ class Integrand:
 
     Attributes:
         key: its name in ``PARTS``.
+        name: what its mean is, for families that have a kernel of it.
         tables: returns the tensors (width, n) that it needs, from counts (width, 1) or (width, n) and its arguments
             (n,). Both may also be of one flat shape; each element then belongs to a count and its arguments.
         value: returns f_k, (width, n), from counts, log q_k and the tables.
@@ -157,6 +158,7 @@ class Integrand:
     """
 
     key: str
+    name: str = ""
     value: Callable[..., Tensor]
     tables: Callable[..., tuple[Tensor, ...]] = staticmethod(lambda k: ())
     gradient: Callable[..., tuple[Tensor | None, ...]] = staticmethod(lambda: ())
@@ -169,12 +171,14 @@ class Integrand:
 class Count(Integrand):
     """The count itself."""
 
+    name = "mean"
     value = staticmethod(lambda k, log_mass: k)
 
 
 class Surprise(Integrand):
     """-log q(k)."""
 
+    name = "entropy"
     value = staticmethod(lambda k, log_mass: -log_mass.masked_fill(log_mass == -torch.inf, 0))
 
 

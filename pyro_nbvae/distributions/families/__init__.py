@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 # arg_constraints              constraints of the parameters by name; sums are nan where one is violated
 # normalized                   whether the weights sum to 1
 # smooth                       whether the log weight is a smooth function of the count, from 1 on
-# as_com_poisson(*parameters)  rate and nu, if it is a Conway-Maxwell-Poisson, for which there are kernels: its own
-#                              parameters are the first of these; None for other families
+# kernels                      first part of the names of its kernels, such as "com_poisson"; None for a family without
+# kernel_parameters(*parameters)  what these kernels take: first its own parameters
 # key                          its name in PARTS (elementwise.py)
 Family: TypeAlias = Any

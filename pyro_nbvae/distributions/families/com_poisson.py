@@ -13,6 +13,7 @@ from pyro_nbvae.distributions.families import poisson
 
 arg_constraints = {"rate": constraints.nonnegative, "nu": constraints.positive}
 normalized, smooth = False, True
+kernels = "com_poisson"
 key = register_part(sys.modules[__name__], "ConwayMaxwellPoisson")
 
 
@@ -38,6 +39,6 @@ def window(nats: float, rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
     return poisson.window(nats / nu, rate.clamp(min=torch.finfo(rate.dtype).tiny))
 
 
-def as_com_poisson(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+def kernel_parameters(rate: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
     """Return rate and nu."""
     return rate, nu

@@ -22,7 +22,7 @@ from pyro_nbvae.distributions.special import log_quotient_from_difference, omega
 
 arg_constraints = {"total_count": constraints.nonnegative, "logits": constraints.real}
 normalized = smooth = True
-as_com_poisson = None
+kernels = "negative_binomial"
 key = register_part(sys.modules[__name__], "NegativeBinomial")
 
 
@@ -95,6 +95,11 @@ def scores(k: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The derivatives of log NB(k; r, l) in r and in l; arguments broadcast, differentiable in both parameters."""
     k, r, logits = torch.broadcast_tensors(k, r, logits)
     return _log_prob_gradient(k, r, logits, (False, True, True))[1:]  # type: ignore[return-value]
+
+
+def kernel_parameters(r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return r and l."""
+    return r, logits
 
 
 def window(nats: float, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

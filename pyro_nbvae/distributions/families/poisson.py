@@ -18,10 +18,11 @@ from pyro_nbvae.distributions.special import log_quotient, log_quotient_from_dif
 
 arg_constraints = {"rate": constraints.nonnegative}
 normalized = smooth = True
+kernels = "com_poisson"
 key = register_part(sys.modules[__name__], "Poisson")
 
 
-def as_com_poisson(rate: Tensor) -> tuple[Tensor, Tensor]:
+def kernel_parameters(rate: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rate and nu = 1."""
     return rate, torch.ones_like(rate)
 

@@ -1,8 +1,10 @@
 """The kernels of counts: one signature each, in up to three places.
 
 :mod:`~pyro_nbvae.distributions.kernels.reference` states every kernel in a few operations of PyTorch, ``cpu`` has the
-compiled loops and ``gpu`` those in Triton. A kernel maps flat tensors (n,) of one precision to a list of the value and
-its derivative in each parameter, (n,) each. They are nan where a parameter is not allowed.
+compiled loops and ``gpu`` those in Triton. A kernel maps tensors of one shape and precision to a list of the value and
+its derivative in each parameter, of that shape. They are nan where a parameter is not allowed. The last dimension is
+that of the units, which are alike from one observation to the next: this decides what runs together on a GPU. Those of
+``reference`` and ``cpu`` take flat tensors (n,).
 """
 
 from __future__ import annotations
@@ -27,11 +29,27 @@ def _module(name: str) -> Any:
         return None
 
 
-def choose(name: str, like: Tensor) -> Callable[..., list[Tensor]]:
-    """Return the fastest kernel of this name for tensors of this device and precision."""
+def find(name: str, like: Tensor) -> Callable[..., list[Tensor]]:
+    """Return the fastest kernel of this name for tensors of this device and precision.
+
+    A meta tensor has no values: the kernels of a GPU, which launch nothing for it, return meta tensors.
+    """
     place = None
     if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
         place = _module("cpu")
-    elif like.is_cuda and like.dtype == torch.float32:
+    elif like.device.type in ("cuda", "meta") and like.dtype == torch.float32:
         place = _module("gpu")
     return getattr(place, name, None) or getattr(reference, name)
+
+
+def choose(name: str, like: Tensor) -> Callable[..., list[Tensor]]:
+    """Return :func:`find`'s kernel as a function of tensors of the shape of ``like``."""
+    kernel = find(name, like)
+    if kernel.__module__.endswith(".gpu"):
+        return kernel
+
+    def shaped(*arguments: Any) -> list[Tensor]:
+        found = kernel(*(a.reshape(-1) if isinstance(a, Tensor) else a for a in arguments))
+        return [part.reshape(like.shape) for part in found]
+
+    return shaped

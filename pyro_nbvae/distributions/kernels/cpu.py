@@ -663,23 +663,23 @@ def _negative_binomial_kl_loop(
 
 
 def arrivals(
-    seed: int, r: Tensor | None, logits: Tensor, temperature: Tensor, indicator: str, straight_through: bool
+    seed: Tensor, temperature: Tensor, r: Tensor | None, logits: Tensor, indicator: str, straight_through: bool
 ) -> list[Tensor]:
     """As :func:`reference.arrivals`."""
     z, d_r, d_logits = (torch.empty_like(logits) for _ in range(3))
-    arrays = logits if r is None else r, logits, temperature, z, d_r, d_logits
-    options = seed, r is None, indicator == "smoothstep", TAIL[indicator], straight_through, LARGEST
+    arrays = logits if r is None else r, logits, temperature.expand(len(logits)), z, d_r, d_logits
+    options = int(seed), r is None, indicator == "smoothstep", TAIL[indicator], straight_through, LARGEST
     in_chunks(_arrivals_loop, len(logits), *arrays, options=options)
     return [z, d_logits] if r is None else [z, d_r, d_logits]
 
 
 def races(
-    seed: int, log_rate: Tensor, first: Tensor, last: Tensor, temperature: Tensor, straight_through: bool
+    seed: Tensor, temperature: Tensor, log_rate: Tensor, first: Tensor, last: Tensor, straight_through: bool
 ) -> list[Tensor]:
     """As :func:`reference.races`."""
     drawn = [torch.empty_like(log_rate) for _ in range(2)]
-    arrays = log_rate, temperature, first, last, *drawn
-    in_chunks(_races_loop, len(log_rate), *arrays, options=(seed, straight_through, LARGEST))
+    arrays = log_rate, temperature.expand(len(log_rate)), first, last, *drawn
+    in_chunks(_races_loop, len(log_rate), *arrays, options=(int(seed), straight_through, LARGEST))
     return drawn
 
 
@@ -699,10 +699,10 @@ def com_poisson_integers(rate: Tensor, nu: Tensor, uniform: Tensor) -> list[Tens
     return drawn
 
 
-def com_poisson_kl(
+def com_poisson_kl_by_table(
     rate: Tensor, nu: Tensor, log_q_over_p: windows.LogQOverP, arguments: list[Tensor], table_row: Tensor
 ) -> list[Tensor]:
-    """As :func:`reference.com_poisson_kl`."""
+    """As :func:`reference.com_poisson_kl_by_table`."""
     end = -windows.NATS[rate.dtype]
     high = torch.empty_like(rate, dtype=torch.float64)
     with unsplit():
@@ -712,7 +712,7 @@ def com_poisson_kl(
         ends = counts.cumsum(0)
         total = int(ends[-1]) if len(ends) else 0
         if total > 16 * len(rate):  # many counts, few elements: the tables would be most of the work
-            return reference.com_poisson_kl(rate, nu, log_q_over_p, arguments, table_row)
+            return reference.com_poisson_kl_by_table(rate, nu, log_q_over_p, arguments, table_row)
         starts, row = ends - counts, torch.repeat_interleave(counts)
         k = torch.arange(total) - starts[row]
         tables = [t.expand(total) for t in log_q_over_p.tables(k.double(), *(a.double()[row] for a in arguments))]
@@ -722,11 +722,14 @@ def com_poisson_kl(
     return [value, *derivatives.unbind(1)]
 
 
-def negative_binomial_log_q_over_p(z: Tensor, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
+def negative_binomial_log_q_over_p(*samples_and_parameters: Tensor) -> list[Tensor]:
     """As :func:`reference.negative_binomial_log_q_over_p`."""
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r_q, z, r_q, r_q, r_q, r_q)]
-    in_chunks(_negative_binomial_log_q_over_p_loop, len(z), z, r_q, l_q, r_p, l_p, *found)
-    return found
+    *samples, r_q, l_q, r_p, l_p = samples_and_parameters
+    z = torch.stack(samples, dim=1)
+    value, d_z, *others = (torch.empty_like(x) for x in (r_q, z, r_q, r_q, r_q, r_q))
+    arrays = z, r_q, l_q, r_p, l_p, value, d_z, *others
+    in_chunks(_negative_binomial_log_q_over_p_loop, len(z), *arrays)
+    return [value, *d_z.unbind(1), *others]
 
 
 def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:

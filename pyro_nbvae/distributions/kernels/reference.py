@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def _draw(
 
 
 def arrivals(
-    seed: int, r: Tensor | None, logits: Tensor, temperature: Tensor, indicator: str, straight_through: bool
+    seed: Tensor, temperature: Tensor, r: Tensor | None, logits: Tensor, indicator: str, straight_through: bool
 ) -> list[Tensor]:
     """Draw relaxed counts by arrival times, with their derivatives in r and in the logits.
 
@@ -80,10 +80,10 @@ def arrivals(
     a Poisson process of rate e^l. The relaxed count is the sum of h((1 - u_k) / temperature).
 
     Args:
-        seed: of the noise.
+        seed: of the noise, one number.
+        temperature: one number, or (n,).
         r: dispersions, (n,), or None for a Poisson process.
         logits: l, (n,); the log rate for a Poisson process.
-        temperature: (n,).
         indicator: ``"sigmoid"`` or ``"smoothstep"``.
         straight_through: return the integers #{u_k < 1}, with the derivatives of the relaxed counts.
 
@@ -93,16 +93,16 @@ def arrivals(
     """
 
     def draw(element: Tensor, tau: Tensor, *given: Tensor) -> list[Tensor]:
-        number, end = 16, 1 + TAIL[indicator] * tau
+        drawn_at_once, end = 16, 1 + TAIL[indicator] * tau
         with torch.enable_grad():
             own = [p.detach().requires_grad_() for p in given]
             inverse = torch.exp(-own[-1].clamp(-80.0, 80.0))
             waiting, u = own[0].clamp(min=1e-15), inverse[None] * 0
             while bool((u[-1] < end).any()):
-                k = torch.arange(number, device=element.device)[:, None]
-                gaps = exponentials(seed, element, k)
+                k = torch.arange(drawn_at_once, device=element.device)[:, None]
+                gaps = exponentials(number, element, k)
                 clock = gaps.cumsum(0) if r is None else (gaps / (waiting + k)).cumsum(0).clamp(max=700).expm1()
-                u, number = (clock * inverse).clamp(max=1e30), 2 * number
+                u, drawn_at_once = (clock * inverse).clamp(max=1e30), 2 * drawn_at_once
             drawn = (u < end).sum(0)
             x = (1 - u) / tau
             h = x.sigmoid() if indicator == "sigmoid" else 0.5 + x.clamp(-1, 1) * (0.75 - 0.25 * x.clamp(-1, 1) ** 2)
@@ -114,6 +114,7 @@ def arrivals(
             derivatives = torch.autograd.grad(z.sum(), own)
         return [(u < 1).sum(0).double() if straight_through else z.detach(), *derivatives]
 
+    number, temperature = int(seed), temperature.expand(len(logits))
     parameters = [logits] if r is None else [r, logits]
     rate = functools.reduce(torch.mul, parameters[:-1], logits.exp())
     latest = rate * (1 + TAIL[indicator] * temperature)
@@ -121,7 +122,7 @@ def arrivals(
 
 
 def races(
-    seed: int, log_rate: Tensor, first: Tensor, last: Tensor, temperature: Tensor, straight_through: bool
+    seed: Tensor, temperature: Tensor, log_rate: Tensor, first: Tensor, last: Tensor, straight_through: bool
 ) -> list[Tensor]:
     """Draw relaxed counts by Gumbel-softmax, with their derivative in the log rate.
 
@@ -129,10 +130,10 @@ def races(
     E_k, dz / d(log rate) is the variance of k under w, divided by the temperature.
 
     Args:
-        seed: of the noise.
+        seed: of the noise, one number.
+        temperature: one number, or (n,).
         log_rate: (n,).
         first, last: the first and the last count of each element, (n,).
-        temperature: (n,).
         straight_through: return the arg max, with the derivative of the relaxed count.
 
     Returns:
@@ -143,13 +144,13 @@ def races(
     def draw(element: Tensor, a: Tensor, low: Tensor, high: Tensor, tau: Tensor) -> list[Tensor]:
         steps = torch.arange(int((high - low).max()) + 1 if len(a) else 1, device=a.device)[:, None]
         k = low + steps
-        score = (k * a - torch.lgamma(k + 1) - exponentials(seed, element, steps).log()) / tau
+        score = (k * a - torch.lgamma(k + 1) - exponentials(number, element, steps).log()) / tau
         weight = score.masked_fill(k > high, -torch.inf).softmax(0)
         mean = (weight * k).sum(0)
         slope = (weight * (k - mean).square()).sum(0) / tau
         return [low + weight.argmax(0) if straight_through else mean, slope]
 
-    rate = log_rate.exp()
+    number, temperature, rate = int(seed), temperature.expand(len(log_rate)), log_rate.exp()
     fine = (rate > 0) & (rate <= LARGEST)
     return _draw(draw, 2, fine, rate == 0, last - first, log_rate, first, last, temperature)
 
@@ -222,10 +223,47 @@ def com_poisson_integers(rate: Tensor, nu: Tensor, uniform: Tensor) -> list[Tens
     return windows.invert(com_poisson, [rate, nu], uniform)
 
 
-# --- divergences ----------------------------------------------------------------------------------------------------
+# --- moments and divergences -----------------------------------------------------------------------------------------
 
 
-def com_poisson_kl(
+def _expected(family: Any, integrand: Any, own: list[Tensor], *rest: Tensor) -> list[Tensor]:
+    return windows.expectation(family, integrand, own, rest, torch.arange(len(own[0]), device=own[0].device))
+
+
+def com_poisson_mean(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """Return the mean of a Conway-Maxwell-Poisson and its derivatives, (n,) each."""
+    return _expected(com_poisson, windows.Count, [rate, nu])
+
+
+def com_poisson_variance(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """Return the variance of a Conway-Maxwell-Poisson and its derivatives, (n,) each."""
+    return windows.variance(com_poisson, [rate, nu])
+
+
+def com_poisson_entropy(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """Return the entropy of a Conway-Maxwell-Poisson and its derivatives, (n,) each."""
+    return _expected(com_poisson, windows.Surprise, [rate, nu])
+
+
+def negative_binomial_entropy(r: Tensor, logits: Tensor) -> list[Tensor]:
+    """Return the entropy of a negative binomial and its derivatives, (n,) each."""
+    return _expected(negative_binomial, windows.Surprise, [r, logits])
+
+
+_LOG_Q_OVER_NEGATIVE_BINOMIAL = windows.LogQOverP(negative_binomial)
+
+
+def com_poisson_kl(rate: Tensor, nu: Tensor, r: Tensor, logits: Tensor) -> list[Tensor]:
+    """Return the KL of a Conway-Maxwell-Poisson to a negative binomial and its derivatives, (n,) each.
+
+    Args:
+        rate, nu: of q, (n,).
+        r, logits: of p, (n,).
+    """
+    return _expected(com_poisson, _LOG_Q_OVER_NEGATIVE_BINOMIAL, [rate, nu], r, logits)
+
+
+def com_poisson_kl_by_table(
     rate: Tensor, nu: Tensor, log_q_over_p: windows.LogQOverP, arguments: list[Tensor], table_row: Tensor
 ) -> list[Tensor]:
     """Return E[log q - log p] of a Conway-Maxwell-Poisson q and its derivatives in q's and in p's parameters.
@@ -239,21 +277,22 @@ def com_poisson_kl(
     return windows.expectation(com_poisson, log_q_over_p, [rate, nu], arguments, table_row)
 
 
-def negative_binomial_log_q_over_p(z: Tensor, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
+def negative_binomial_log_q_over_p(*samples_and_parameters: Tensor) -> list[Tensor]:
     """Return the sum over samples of log NB(z; r_q, l_q) - log NB(z; r_p, l_p), and its derivatives.
 
     Args:
-        z: (n, samples).
-        r_q, l_q, r_p, l_p: (n,).
+        *samples_and_parameters: the samples z, any number, then r_q, l_q, r_p and l_p, (n,) each.
 
     Returns:
-        The sum, (n,), and its derivatives in z, (n, samples), and in the parameters, (n,).
+        The sum, and its derivatives in each of the arguments, (n,) each.
     """
+    *samples, r_q, l_q, r_p, l_p = samples_and_parameters
+    z = torch.stack(samples, dim=1)
     q, p = [x[:, None] for x in (r_q, l_q)], [x[:, None] for x in (r_p, l_p)]
     value = negative_binomial.log_prob(z, *q) - negative_binomial.log_prob(z, *p)
     d_z = digamma_difference(z, q[0], p[0]) + softplus_difference(-p[1], -q[1])
     of_q, of_p = negative_binomial.scores(z, *q), negative_binomial.scores(z, *p)
-    return [value.sum(1), d_z, *(t.sum(1) for t in of_q), *(-t.sum(1) for t in of_p)]
+    return [value.sum(1), *d_z.unbind(1), *(t.sum(1) for t in of_q), *(-t.sum(1) for t in of_p)]
 
 
 # Quadrature: trapezoidal rule in v with t = exp(c + v - exp(-v)), a map that is double exponential at both ends. The

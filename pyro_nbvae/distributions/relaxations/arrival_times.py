@@ -82,10 +82,10 @@ class ArrivalTimes(Relaxation):
 
 
 def _arrivals(name: str, indicator: str, straight_through: str) -> Kernel:
-    def draw(seed: int, temperature: Tensor, *parameters: Tensor) -> list[Tensor]:
+    def draw(seed: Tensor, temperature: Tensor, *parameters: Tensor) -> list[Tensor]:
         *dispersion, logits = parameters
         r = dispersion[0] if dispersion else None
-        return choose("arrivals", logits)(seed, r, logits, temperature, indicator, straight_through == "1")
+        return choose("arrivals", logits)(seed, temperature, r, logits, indicator, straight_through == "1")
 
     return sampler(name, draw)
 

@@ -20,13 +20,14 @@ def exact_counts(rate: Tensor) -> Tensor:
     return torch.poisson(torch.where(allowed, rate, 0).clamp(max=2.0**53)).masked_fill(~allowed, math.nan)
 
 
-def _draw(seed: int, temperature: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+def _draw(seed: Tensor, temperature: Tensor, shape: Tensor) -> list[Tensor]:
     """Draw log Gamma(shape, 1), with its derivative: -inf and 0 at shape 0, nan where the shape is not allowed."""
+    given = shape.reshape(-1)
     positive = (given > 0) & (given < torch.inf)
-    shape = torch.where(positive, given, 1.0)
-    value, slope = torch.empty_like(shape), torch.empty_like(shape)
-    for chunk in chunks(len(shape), 4, shape.device):
-        a = shape[chunk]
+    ordinary = torch.where(positive, given, 1.0)
+    value, slope = torch.empty_like(ordinary), torch.empty_like(ordinary)
+    for chunk in chunks(len(ordinary), 4, ordinary.device):
+        a = ordinary[chunk]
         boosted = a + (a < 1)
         draw = torch._standard_gamma(boosted)
         # log U / shape for the draws that are boosted, 0 for the others
@@ -37,7 +38,8 @@ def _draw(seed: int, temperature: Tensor, given: Tensor) -> tuple[Tensor, Tensor
         change = torch._standard_gamma_grad(boosted, draw).div_(draw).sub_(boost.div_(a))
         slope[chunk] = change.clamp_(max=torch.finfo(a.dtype).max)
     edge = torch.where(given == 0, 0.0, torch.nan).to(shape.dtype)
-    return torch.where(positive, value, edge - torch.inf), torch.where(positive, slope, edge)
+    drawn = torch.where(positive, value, edge - torch.inf), torch.where(positive, slope, edge)
+    return [part.reshape(shape.shape) for part in drawn]
 
 
 KERNELS["log_gamma"] = sampler("log_gamma", _draw)

@@ -111,12 +111,12 @@ class GumbelSoftmax(Relaxation):
 def _races(name: str, max_count: str, straight_through: str) -> Kernel:
     limit = int(max_count) or None
 
-    def draw(seed: int, temperature: Tensor, log_rate: Tensor) -> list[Tensor]:
+    def draw(seed: Tensor, temperature: Tensor, log_rate: Tensor) -> list[Tensor]:
         rate = log_rate.exp()
-        if limit and len(rate):
+        if limit and rate.numel():
             _watch.see(rate.max(), limit)
         first, last = _window(rate, temperature, limit)
-        return choose("races", rate)(seed, log_rate, first, last, temperature, straight_through == "1")
+        return choose("races", rate)(seed, temperature, log_rate, first, last, straight_through == "1")
 
     return sampler(name, draw)
 

@@ -18,11 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Size, Tensor
 
 from pyro_nbvae.distributions.elementwise import KERNELS, pathwise, sampler
-from pyro_nbvae.distributions.kernels import choose
 from pyro_nbvae.distributions.relaxations.base import Relaxation
 from pyro_nbvae.distributions.relaxations.gamma import exact_counts
 
@@ -65,16 +63,11 @@ class Integer(Relaxation):
         return pathwise(name, *parameters)
 
 
-def _poisson(seed: int, temperature: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw Poisson counts from log rates (n,), with dz / d(log rate) = (rate + z) / 2."""
+def _poisson(seed: Tensor, temperature: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw Poisson counts from log rates, with dz / d(log rate) = (rate + z) / 2."""
     rate = log_rate.exp()
     z = exact_counts(rate)
     return z, (rate + z).mul_(0.5)
 
 
-def _negative_binomial(seed: int, temperature: Tensor, r: Tensor, logits: Tensor) -> list[Tensor]:
-    return choose("negative_binomial_integers", r)(r, logits, torch.rand_like(r))
-
-
 KERNELS["poisson_integers"] = sampler("poisson_integers", _poisson)
-KERNELS["negative_binomial_integers"] = sampler("negative_binomial_integers", _negative_binomial)

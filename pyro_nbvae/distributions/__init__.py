@@ -3,10 +3,8 @@
 from pyro_nbvae.distributions.categorical import RelaxedOneHotCategorical
 from pyro_nbvae.distributions.com_poisson import ConwayMaxwellPoisson
 from pyro_nbvae.distributions.count_distribution import CountDistribution
-from pyro_nbvae.distributions.divergences import kl_form, negative_binomial_kl
-from pyro_nbvae.distributions.families.negative_binomial import shared_dispersion_kl
+from pyro_nbvae.distributions.divergences import kl_form, negative_binomial_kl, poisson_kl, shared_dispersion_kl
 from pyro_nbvae.distributions.families.poisson import log_weight as poisson_log_weight
-from pyro_nbvae.distributions.families.poisson import poisson_kl
 from pyro_nbvae.distributions.families.poisson import window as poisson_window
 from pyro_nbvae.distributions.family_checks import check_family
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial

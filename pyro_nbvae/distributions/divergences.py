@@ -28,8 +28,6 @@ from torch.distributions import Distribution, Geometric, Poisson, kl_divergence,
 from pyro_nbvae.distributions.count_distribution import CountDistribution
 from pyro_nbvae.distributions.elementwise import elementwise
 from pyro_nbvae.distributions.families import negative_binomial, poisson
-from pyro_nbvae.distributions.families.negative_binomial import shared_dispersion_kl
-from pyro_nbvae.distributions.families.poisson import poisson_kl
 from pyro_nbvae.distributions.kernels import choose, reference
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
@@ -85,6 +83,35 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
         0.0
     """
     return _negative_binomial_kl(r_q, l_q, r_p, l_p)
+
+
+_shared_kl = elementwise(
+    "shared_dispersion_kl",
+    lambda r, l_q, l_p: tuple(choose("shared_dispersion_kl", r)(r, l_q, l_p)),
+    lambda r, l_q, l_p, wanted: negative_binomial.shared_kl(r, l_q, l_p)[1:],
+)
+
+
+def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
+    r"""KL(NB(r, l_q) || NB(r, l_p)) in nats, in closed form, elementwise.
+
+    .. math:: KL = r \Big[ \log\frac{\sigma(-l_q)}{\sigma(-l_p)} + e^{l_q} \log\frac{\sigma(l_q)}{\sigma(l_p)} \Big].
+
+    Args:
+        r: the dispersion of both distributions, not negative; the derivative in r is that of the shared r.
+        l_q, l_p: logits; all three broadcast.
+
+    Returns:
+        The KL of each element, differentiable in all three arguments, twice.
+
+    See also: docs/mathematics.md, section 3.1 (Negative binomials that share their dispersion).
+
+    Example::
+
+        >>> float(shared_dispersion_kl(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(0.5)))
+        0.0
+    """
+    return _shared_kl(r, l_q, l_p)
 
 
 def _log_q_over_p_value(*arguments: Tensor) -> tuple[Tensor, ...]:
@@ -162,6 +189,39 @@ def _kl_negative_binomial(q: _NegativeBinomials, p: _NegativeBinomials) -> Tenso
     else:
         kl = negative_binomial_kl(q.total_count, l_q, p.total_count, l_p)
     return kl.to(torch.promote_types(q.total_count.dtype, p.total_count.dtype))
+
+
+# --- Poissons -------------------------------------------------------------------------------------------------------
+
+
+_poisson_kl = elementwise(
+    "poisson_kl",
+    lambda rate_q, rate_p: tuple(choose("poisson_kl", rate_q)(rate_q, rate_p)),
+    lambda rate_q, rate_p, wanted: poisson.kl_gradient(rate_q, rate_p),
+)
+
+
+def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
+    r"""KL(Poisson(rate_q) || Poisson(rate_p)) in nats, in closed form, elementwise.
+
+    .. math:: KL = \lambda_q \log\frac{\lambda_q}{\lambda_p} - (\lambda_q - \lambda_p)
+
+    The relative error is below 32 times the precision's epsilon, however close the rates are.
+
+    Args:
+        rate_q, rate_p: mean counts, not negative; they broadcast. At rate_p = 0 the KL is infinite, or 0 at rate_q = 0.
+
+    Returns:
+        The KL of each element, differentiable in both arguments, twice.
+
+    See also: docs/mathematics.md, section 3.3 (Poissons).
+
+    Example::
+
+        >>> float(poisson_kl(torch.tensor(2.0), torch.tensor(2.0)))
+        0.0
+    """
+    return _poisson_kl(rate_q, rate_p)
 
 
 def _kl_poisson(q: Poisson, p: Poisson) -> Tensor:

@@ -168,7 +168,8 @@ def at_edges(
     return tuple(torch.where(edge, there, here) for there, here in zip(at_edge, formula(*inside), strict=True))
 
 
-def _shared_value(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+def shared_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
+    """Return the KL of two negative binomials with one r, and its derivatives in r, l_q and l_p."""
     kl, _, d_lq, d_r, d_lp = at_edges(_ordinary_shared_value, r, l_q, r, l_p)
     return kl, d_r, d_lq, d_lp
 
@@ -176,11 +177,6 @@ def _shared_value(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
 def _ordinary_shared_value(r: Tensor, l_q: Tensor, _: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
     d_r, d_lq, d_lp = _ordinary_shared_gradient(r, l_q, l_p)
     return r * d_r, d_r, d_lq, d_r, d_lp
-
-
-def _shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
-    _, _, d_lq, d_r, d_lp = at_edges(_ordinary_shared_value, r, l_q, r, l_p)
-    return d_r, d_lq, d_lp
 
 
 def _ordinary_shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tensor, ...]:
@@ -191,28 +187,3 @@ def _ordinary_shared_gradient(r: Tensor, l_q: Tensor, l_p: Tensor) -> tuple[Tens
         r * odds * mean_coefficient,
         r * (l_p.exp() - odds) * torch.sigmoid(-l_p),
     )
-
-
-_shared_kl = elementwise("shared_dispersion_kl", _shared_value, _shared_gradient)
-
-
-def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
-    r"""KL(NB(r, l_q) || NB(r, l_p)) in nats, in closed form, elementwise.
-
-    .. math:: KL = r \Big[ \log\frac{\sigma(-l_q)}{\sigma(-l_p)} + e^{l_q} \log\frac{\sigma(l_q)}{\sigma(l_p)} \Big].
-
-    Args:
-        r: the dispersion of both distributions, not negative; the derivative in r is that of the shared r.
-        l_q, l_p: logits; all three broadcast.
-
-    Returns:
-        The KL of each element, differentiable in all three arguments, twice.
-
-    See also: docs/mathematics.md, section 3.1 (Negative binomials that share their dispersion).
-
-    Example::
-
-        >>> float(shared_dispersion_kl(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(0.5)))
-        0.0
-    """
-    return _shared_kl(r, l_q, l_p)

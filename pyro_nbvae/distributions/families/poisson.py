@@ -146,7 +146,8 @@ def cdf(z: Tensor, rate: Tensor) -> Tensor:
 _TERMS = {torch.float32: 8, torch.float64: 16}
 
 
-def _kl_value(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
+def kl(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
+    """Return the KL of two Poissons and its derivatives."""
     d = torch.where((rate_q == 0) & (rate_p == 0), -1.0, (rate_q - rate_p) / rate_p)
     near = d.clamp(-0.1, 0.1)
     series = torch.zeros_like(d)
@@ -155,10 +156,11 @@ def _kl_value(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
     far = torch.where(rate_q > 0, rate_q * log_quotient(rate_q, rate_p), 0.0) - (rate_q - rate_p)
     value = torch.where(d.abs() < 0.1, rate_p * near.square() * series, far)
     value = value.masked_fill(~((rate_q >= 0) & (rate_p >= 0)), torch.nan)
-    return value, *_kl_gradient(rate_q, rate_p, ())
+    return value, *kl_gradient(rate_q, rate_p)
 
 
-def _kl_gradient(rate_q: Tensor, rate_p: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+def kl_gradient(rate_q: Tensor, rate_p: Tensor) -> tuple[Tensor, ...]:
+    """Return the derivatives of the KL of two Poissons."""
     difference, empty = rate_q - rate_p, (rate_q == 0) & (rate_p == 0)
     # finite at rate_q = 0, so that a factor of 0 before it, as in a chain of counts, gives 0
     some = rate_q.clamp(min=torch.finfo(rate_q.dtype).tiny)
@@ -166,29 +168,3 @@ def _kl_gradient(rate_q: Tensor, rate_p: Tensor, wanted: Wanted) -> tuple[Tensor
     for_p = torch.where(empty, 1.0, -difference / rate_p)
     wrong = ~((rate_q >= 0) & (rate_p >= 0))
     return for_q.masked_fill(wrong, torch.nan), for_p.masked_fill(wrong, torch.nan)
-
-
-_kl = elementwise("poisson_kl", _kl_value, _kl_gradient)
-
-
-def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:
-    r"""KL(Poisson(rate_q) || Poisson(rate_p)) in nats, in closed form, elementwise.
-
-    .. math:: KL = \lambda_q \log\frac{\lambda_q}{\lambda_p} - (\lambda_q - \lambda_p)
-
-    The relative error is below 32 times the precision's epsilon, however close the rates are.
-
-    Args:
-        rate_q, rate_p: mean counts, not negative; they broadcast. At rate_p = 0 the KL is infinite, or 0 at rate_q = 0.
-
-    Returns:
-        The KL of each element, differentiable in both arguments, twice.
-
-    See also: docs/mathematics.md, section 3.3 (Poissons).
-
-    Example::
-
-        >>> float(poisson_kl(torch.tensor(2.0), torch.tensor(2.0)))
-        0.0
-    """
-    return _kl(rate_q, rate_p)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions import windows
-from pyro_nbvae.distributions.families import com_poisson, negative_binomial
+from pyro_nbvae.distributions.families import com_poisson, negative_binomial, poisson
 from pyro_nbvae.distributions.special import digamma_difference, softplus_difference
 
 # Arrivals are drawn up to the first one after 1 + TAIL * temperature. Later arrivals add their conditional mean to a
@@ -297,7 +297,7 @@ def negative_binomial_log_q_over_p(*samples_and_parameters: Tensor) -> list[Tens
 
 # Quadrature: trapezoidal rule in v with t = exp(c + v - exp(-v)), a map that is double exponential at both ends. The
 # nodes go left from v where v - exp(-v) = 1; c depends on the element, so that all elements share exp(v - exp(-v)).
-_RIGHT = 1.2784645427610738
+RIGHT = 1.2784645427610738
 
 
 class Rule(NamedTuple):
@@ -318,7 +318,7 @@ class Rule(NamedTuple):
 
     def table(self) -> np.ndarray:
         """exp(v - exp(-v)), and the weights of dt / t, (2, nodes)."""
-        v = _RIGHT - self.step * (np.arange(self.nodes) + 0.5)
+        v = RIGHT - self.step * (np.arange(self.nodes) + 0.5)
         return np.stack([np.exp(v - np.exp(-v)), self.step * (1 + np.exp(-v))])
 
     def serves(self, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
@@ -382,3 +382,13 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
         return tuple(part.to(r_q.dtype) for part in found)
 
     return list(negative_binomial.at_edges(ordinary, r_q, l_q, r_p, l_p))
+
+
+def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> list[Tensor]:
+    """Return the KL of two negative binomials with one r, and its derivatives in the three parameters, (n,) each."""
+    return list(negative_binomial.shared_kl(r, l_q, l_p))
+
+
+def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> list[Tensor]:
+    """Return the KL of two Poissons and its derivatives in both rates, (n,) each."""
+    return list(poisson.kl(rate_q, rate_p))

@@ -422,7 +422,7 @@ def _sums(
         mean = tl.log(total) - mean
         with_j, with_t = -with_j, -with_t
     if NB:
-        of_first, of_second = with_t, with_j * (1.0 - success)
+        of_first, of_second = with_t, with_j * _sigmoid(-b)
     else:
         of_first, of_second = with_j * nu / a, with_t
     at_0 = zero
@@ -435,7 +435,7 @@ def _sums(
         at_0 = given_r * _softplus(given_l)
         fired = _sigmoid(given_l)
         of_prior = tl.where(point, 0.0, -score_at_mode - of_r / total)
-        of_l = tl.where(point, 0.0, r * fire - (mode + mean_j) * (1.0 - fire))
+        of_l = tl.where(point, 0.0, r * fire - (mode + mean_j) * _sigmoid(-logit))
         of_prior = tl.where(empty, _softplus(given_l), of_prior)
         of_l = tl.where(empty, given_r * fired, of_l)
         of_first = tl.where(point, 0.0, of_first)

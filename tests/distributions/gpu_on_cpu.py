@@ -43,7 +43,7 @@ CASES = {
     "com_poisson_mean": ((MEAN, NU), (NOT_A_RATE, NOT_A_NU), 1e-4),
     "com_poisson_variance": ((MEAN, NU), (NOT_A_RATE, NOT_A_NU), 2e-4),
     "com_poisson_entropy": ((MEAN, NU), (NOT_A_RATE, NOT_A_NU), 1e-4),
-    "com_poisson_kl": ((MEAN, NU, R_P, LOGITS_P), (NOT_A_RATE, NOT_A_NU, NOT_AN_R, NOT_LOGITS), 2e-4),
+    "com_poisson_kl": ((MEAN, NU, R_P, LOGITS_P), (NOT_A_RATE, NOT_A_NU, NOT_AN_R, (NAN,)), 2e-4),
     "com_poisson_integers": ((MEAN, NU, U), (NOT_A_RATE, NOT_A_NU, (NAN,)), 5e-4),
     "negative_binomial_integers": ((R, SHORT, U), (NOT_AN_R, NOT_LOGITS, (NAN,)), 5e-4),
     "negative_binomial_entropy": ((R, SHORT), (NOT_AN_R, NOT_LOGITS), 1e-4),

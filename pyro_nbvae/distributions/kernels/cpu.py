@@ -320,7 +320,9 @@ def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
 
 
 @_compile_loop
-def _com_poisson_kl_loop(chunk, rate, nu, largest_count, table_row, value, derivatives, tables, starts, smooth, end):
+def _com_poisson_kl_by_table_loop(
+    chunk, rate, nu, largest_count, table_row, value, derivatives, tables, starts, smooth, end
+):
     """Compute E[log q - log p] and its derivatives in the rate, in nu and in p's arguments.
 
     Args:
@@ -352,6 +354,178 @@ def _com_poisson_kl_loop(chunk, rate, nu, largest_count, table_row, value, deriv
         derivatives[i, 1] = (f_log - mean * by_log) / total
         for s in range(1, len(of_p)):
             derivatives[i, 1 + s] = -_sum_of(weights, of_p[s]) / total
+
+
+@_compile_loop
+def _stirling(x):
+    """Return log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2 and digamma(x) - log x, for x from 8."""
+    inverse = 1 / x
+    y = inverse * inverse
+    value = inverse * (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * 691 / 360360)))))
+    slope = 1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y * (1 / 132 - y * 691 / 32760))))
+    return value, -0.5 * inverse - y * slope
+
+
+@_compile_inline
+def _pairs(x):
+    """Return x (x + 1) ... (x + 7) and the sum of the factors' inverses."""
+    a, b, c, d = x * (x + 7), (x + 1) * (x + 6), (x + 2) * (x + 5), (x + 3) * (x + 4)
+    return (a * b) * (c * d), (2 * x + 7) * (1 / a + 1 / b + 1 / c + 1 / d)
+
+
+@_compile_loop
+def _rising(x, low, stride, log_gamma, digamma):
+    """Compute log Gamma(x + d) - log Gamma(x) and digamma(x + d) - digamma(x) at d = low stride, (low + 1) stride, ...
+
+    Both are differences of the terms of Stirling's series, so that they stay accurate where x is large.
+    """
+    shift = 8.0 if min(x, x + low * stride) < 8 else 0.0
+    base = x + shift
+    inverse, log_base = 1 / base, math.log(base)
+    value, slope = _stirling(base)
+    for i in range(len(log_gamma)):
+        d = np.float64((low + i) * stride)
+        u = 1 + d * inverse
+        log = _log_of(u) - ((u - 1) - d * inverse) / u
+        of_x, slope_of_x = _stirling(base + d)
+        log_gamma[i] = (base + d - 0.5) * log + d * (log_base - 1) + (of_x - value)
+        digamma[i] = log + (slope_of_x - slope)
+    if shift:
+        product, harmonic = _pairs(x)
+        log_product = math.log(product)
+        for i in range(len(log_gamma)):
+            factors, inverses = _pairs(x + (low + i) * stride)
+            log_gamma[i] -= _log_of(factors) - log_product
+            digamma[i] -= inverses - harmonic
+
+
+@_compile_loop
+def _com_poisson_kl_loop(chunk, rate, nu, r, logits, value, d_rate, d_nu, d_r, d_logits, end):
+    """Loop of :func:`com_poisson_kl`."""
+    weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
+    log_gamma, digamma = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
+    to_mode, score = np.empty(1), np.empty(1)
+    for i in range(len(rate)):
+        mu, v, shape, logit = np.float64(rate[i]), np.float64(nu[i]), np.float64(r[i]), np.float64(logits[i])
+        half_width = _half_width(mu, v, end)
+        if not (half_width < _MAX_HALF_WIDTH / 2 and 0 <= shape < np.inf and logit <= np.inf):
+            value[i] = d_rate[i] = d_nu[i] = d_r[i] = d_logits[i] = np.nan
+            continue
+        if logit == np.inf or (mu > 0 and (shape == 0 or logit == -np.inf)):  # p has no mass there
+            value[i] = np.inf
+            d_rate[i] = d_nu[i] = d_r[i] = d_logits[i] = 0.0
+            continue
+        fired = 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+        log_rest = -logit - math.log1p(math.exp(-logit)) if logit > 0 else -math.log1p(math.exp(logit))
+        if mu == 0:  # every count is 0: -log p(0)
+            value[i], d_rate[i], d_nu[i], d_r[i] = -shape * log_rest, 0.0, 0.0, -log_rest
+            d_logits[i] = shape * fired
+            continue
+        mode, log_mu = int(mu), math.log(mu)
+        log_fired = logit + log_rest
+        stride = _stride(mu, v, end)
+        low, weights, log_weights = _weights(log_mu, v, mode, stride, end, weight, log_weight)
+        total, by_count, by_log = _sums(weights, log_weights, low)
+        log_p, of_r = log_gamma[: len(weights)], digamma[: len(weights)]
+        _rising(shape + mode, low, stride, log_p, of_r)
+        slant = (log_fired - log_mu) * stride
+        for j in range(len(log_p)):  # relative to that at the mode
+            log_p[j] += (low + j) * slant + log_weights[j]
+        f_total, f_count, f_log = _sums_of_log_q_over_p(weights, log_weights, low, v, log_p)
+        mean = f_total / total
+        _rising(shape, mode, 1, to_mode, score)
+        at_mode = to_mode[0] - math.lgamma(mode + 1.0) + mode * log_fired + shape * log_rest
+        value[i] = mean - math.log(stride * total) - at_mode
+        d_rate[i] = (f_count - mean * by_count) * stride / total * v / mu
+        d_nu[i] = (f_log - mean * by_log) / total
+        d_r[i] = -log_rest - score[0] - _sum_of(weights, of_r) / total
+        d_logits[i] = shape * fired - (mode + stride * by_count / total) * math.exp(log_rest)
+
+
+@_compile_sum
+def _higher_sums(weights, log_weights, low):
+    """Return the sums of the weights times j^2, j x, x^2, j^3 and j^2 x; j starts at ``low``, x is the log weight."""
+    jj, jx, xx, jjj, jjx = 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(len(weights)):
+        w, j, x = weights[i], np.float64(low + i), log_weights[i]
+        jj += w * j * j
+        jx += w * j * x
+        xx += w * x * x
+        jjj += w * j * j * j
+        jjx += w * j * j * x
+    return jj, jx, xx, jjj, jjx
+
+
+_MEAN, _VARIANCE, _ENTROPY = range(3)
+
+
+@_compile_loop
+def _com_poisson_moments_loop(chunk, rate, nu, value, d_rate, d_nu, what, end):
+    """Loop of :func:`com_poisson_mean`, :func:`com_poisson_variance` and :func:`com_poisson_entropy`."""
+    weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
+    for i in range(len(rate)):
+        mu, v = np.float64(rate[i]), np.float64(nu[i])
+        half_width = _half_width(mu, v, end)
+        if mu == 0 or not half_width < _MAX_HALF_WIDTH / 2:
+            value[i] = d_rate[i] = d_nu[i] = half_width
+            continue
+        mode, stride = int(mu), _stride(mu, v, end)
+        low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
+        total, j, x = _sums(weights, log_weights, low)
+        jj, jx, xx, jjj, jjx = _higher_sums(weights, log_weights, low)
+        j, x, jj, jx, xx, jjj, jjx = j / total, x / total, jj / total, jx / total, xx / total, jjj / total, jjx / total
+        variance, with_log = jj - j * j, jx - j * x
+        if what == _MEAN:
+            value[i] = mode + stride * j
+            by_count, by_log = variance * stride, with_log * stride
+        elif what == _VARIANCE:
+            value[i] = variance * stride * stride
+            by_count = (jjj - 3 * j * jj + 2 * j * j * j) * stride * stride
+            by_log = (jjx - jj * x - 2 * j * with_log) * stride * stride
+        else:
+            value[i] = math.log(stride * total) - v * x
+            by_count, by_log = -v * with_log, -v * (xx - x * x)
+        d_rate[i] = by_count * stride * v / mu
+        d_nu[i] = by_log
+
+
+@_compile_loop
+def _negative_binomial_entropy_loop(chunk, r, logits, value, d_r, d_logits, start, end, most):
+    """Loop of :func:`negative_binomial_entropy`; its counts are those of :func:`_negative_binomial_integers_loop`.
+
+    With logs x of the weights and scores t, both relative to the first count's, the entropy is log(sum of the weights)
+    - E[x], and its derivatives are covariances of x.
+    """
+    for i in range(len(r)):
+        shape, logit = np.float64(r[i]), np.float64(logits[i])
+        odds = math.exp(min(logit, 700.0))
+        mean = shape * odds
+        if not (shape >= 0 and math.sqrt(2 * start * mean * (1 + odds)) + (1 + odds) <= most):
+            value[i], d_r[i], d_logits[i] = np.nan, np.nan, np.nan
+            continue
+        if mean == 0:
+            value[i], d_r[i], d_logits[i] = 0.0, 0.0, 0.0
+            continue
+        success = odds / (1 + odds)
+        k = max(math.floor(mean - math.sqrt(2 * start * mean * (1 + odds))), 0.0)
+        mass, x, t = 1.0, 0.0, 0.0
+        total, by_k, by_x, by_t, xk, xt = 1.0, k, 0.0, 0.0, 0.0, 0.0
+        while mass * (1 + odds) > end * total or k < mean:
+            ratio = (shape + k) * success / (k + 1)
+            t += 1 / (shape + k)
+            mass *= ratio
+            x += _log_of(ratio)
+            k += 1
+            total += mass
+            by_k += mass * k
+            by_x += mass * x
+            by_t += mass * t
+            xk += mass * x * k
+            xt += mass * x * t
+        by_k, by_x, by_t, xk, xt = by_k / total, by_x / total, by_t / total, xk / total, xt / total
+        value[i] = math.log(total) - by_x
+        d_r[i] = -(xt - by_x * by_t)
+        d_logits[i] = -(xk - by_x * by_k) / (1 + odds)
 
 
 @_compile_loop
@@ -526,12 +700,9 @@ def _log_gamma_and_digamma(x):
         product *= x
         harmonic += 1 / x
         x += 1
-    log, inverse = math.log(x), 1 / x
-    y = inverse * inverse
-    series = inverse * (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * 691 / 360360)))))
-    value = (x - 0.5) * log - x + 0.9189385332046727 + series - math.log(product)
-    slope = 1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y * (1 / 132 - y * 691 / 32760))))
-    return value, log - 0.5 * inverse - y * slope - harmonic
+    log = math.log(x)
+    series, slope = _stirling(x)
+    return (x - 0.5) * log - x + 0.9189385332046727 + series - math.log(product), log + slope - harmonic
 
 
 @_compile_loop
@@ -699,6 +870,43 @@ def com_poisson_integers(rate: Tensor, nu: Tensor, uniform: Tensor) -> list[Tens
     return drawn
 
 
+def com_poisson_kl(rate: Tensor, nu: Tensor, r: Tensor, logits: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_kl`."""
+    found = [torch.empty_like(rate) for _ in range(5)]
+    arrays = rate, nu, r, logits, *found
+    in_chunks(_com_poisson_kl_loop, len(rate), *arrays, options=(-windows.NATS[rate.dtype],))
+    return found
+
+
+def _moment(what: int, rate: Tensor, nu: Tensor) -> list[Tensor]:
+    found = [torch.empty_like(rate) for _ in range(3)]
+    in_chunks(_com_poisson_moments_loop, len(rate), rate, nu, *found, options=(what, -windows.NATS[rate.dtype]))
+    return found
+
+
+def com_poisson_mean(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_mean`."""
+    return _moment(_MEAN, rate, nu)
+
+
+def com_poisson_variance(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_variance`."""
+    return _moment(_VARIANCE, rate, nu)
+
+
+def com_poisson_entropy(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_entropy`."""
+    return _moment(_ENTROPY, rate, nu)
+
+
+def negative_binomial_entropy(r: Tensor, logits: Tensor) -> list[Tensor]:
+    """As :func:`reference.negative_binomial_entropy`."""
+    found = [torch.empty_like(r) for _ in range(3)]
+    options = START[r.dtype], math.exp(-END[r.dtype]), LARGEST
+    in_chunks(_negative_binomial_entropy_loop, len(r), r, logits, *found, options=options)
+    return found
+
+
 def com_poisson_kl_by_table(
     rate: Tensor, nu: Tensor, log_q_over_p: windows.LogQOverP, arguments: list[Tensor], table_row: Tensor
 ) -> list[Tensor]:
@@ -718,7 +926,9 @@ def com_poisson_kl_by_table(
         tables = [t.expand(total) for t in log_q_over_p.tables(k.double(), *(a.double()[row] for a in arguments))]
         value, derivatives = torch.empty_like(rate), rate.new_empty(len(rate), 1 + len(tables))
         options = torch.stack(tables).numpy(), starts.numpy(), log_q_over_p.family.smooth, end
-        in_chunks(_com_poisson_kl_loop, len(rate), rate, nu, high, table_row, value, derivatives, options=options)
+        in_chunks(
+            _com_poisson_kl_by_table_loop, len(rate), rate, nu, high, table_row, value, derivatives, options=options
+        )
     return [value, *derivatives.unbind(1)]
 
 

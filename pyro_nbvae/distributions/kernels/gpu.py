@@ -342,8 +342,8 @@ def _sums(
     if KL:
         given_r = _load(r_p, r_row, r_column, unit, row, there)
         given_l = _load(l_p, l_row, l_column, unit, row, there)
-        bad |= ~((given_r >= 0) & (given_r < INFINITY)) | ~(given_l < INFINITY)
-        point = (given_r == 0) | (given_l == -INFINITY)
+        bad |= ~((given_r >= 0) & (given_r < INFINITY)) | (given_l != given_l)
+        point = (given_r == 0) | (tl.abs(given_l) == INFINITY)  # no mass above 0, or nowhere
         r = tl.where(bad | point, 1.0, given_r)
         logit = tl.where(bad | point, 0.0, given_l)
         fire = _sigmoid(logit)
@@ -438,6 +438,7 @@ def _sums(
         of_l = tl.where(point, 0.0, r * fire - (mode + mean_j) * _sigmoid(-logit))
         of_prior = tl.where(empty, _softplus(given_l), of_prior)
         of_l = tl.where(empty, given_r * fired, of_l)
+        at_0 = tl.where(given_l == INFINITY, INFINITY, at_0)
         of_first = tl.where(point, 0.0, of_first)
         of_second = tl.where(point, 0.0, of_second)
         tl.store(d_r + i, tl.where(bad, NAN, of_prior), mask=there)

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
+from pyro_nbvae.distributions import negative_binomial_kl as kl
 from pyro_nbvae.distributions.families import negative_binomial, poisson
 from pyro_nbvae.distributions.kernels import cpu, find, reference
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import _window
@@ -180,3 +182,23 @@ def test_the_fastest_kernel_is_chosen():
     assert find("races", torch.ones(3)) is cpu.races
     assert find("races", torch.ones(3, dtype=torch.float16)) is reference.races
     assert find("negative_binomial_kl", torch.ones(3, device="meta").double()) is reference.negative_binomial_kl
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory is measured on the CPU")
+@pytest.mark.parametrize("order", [0, 2])
+def test_the_memory_of_a_kl_in_units_of_its_output(order):
+    """What 20,000 more elements take, by the reference's operations and for second derivatives: no nodes are kept."""
+
+    def peak(number):
+        own = [torch.linspace(*ends, number).double() for ends in ((0.5, 3), (-1, 1), (2, 4), (0, 1))]
+
+        def run():
+            if order == 0:
+                return reference.negative_binomial_kl(*own)
+            leaves = [x.clone().requires_grad_() for x in own]
+            first = torch.autograd.grad(kl(*leaves).sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+        return peak_bytes(run)
+
+    assert peak(40_000) - peak(20_000) < 50 * 20_000 * 8

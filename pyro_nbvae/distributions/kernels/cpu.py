@@ -194,6 +194,17 @@ def _stirling(inverse):
 
 
 @_compile_fused
+def _log_gamma_ratio(base, inverse_base, log_base, d):
+    """Return log Gamma(base + d) and digamma(base + d) up to constants, by Stirling's series; both arguments from 8."""
+    x = d * inverse_base
+    y = 1 + x
+    inverse_y = 1 / y
+    log = _log_of(y) - ((y - 1) - x) * inverse_y  # log(1 + x), as in _log1p
+    value, slope = _stirling(inverse_y * inverse_base)
+    return (base + d - 0.5) * log + d * (log_base - 1) + value, log + slope
+
+
+@_compile_fused
 def _log_gamma_ratios(r, mode, low, stride, log_gamma, digamma):
     """Compute log Gamma(k + r) and digamma(k + r), up to constants, at the counts k = mode + (low + i) * stride.
 
@@ -219,13 +230,7 @@ def _log_gamma_ratios(r, mode, low, stride, log_gamma, digamma):
     small = min(max(math.ceil((8 - min(r, 8.0) - mode) / stride) - low, 0), len(log_gamma))
     for i in range(len(log_gamma)):
         d = np.float64((low + i) * stride) + ((8.0 if i < small else 0.0) - up)
-        x = d * inverse_base
-        y = 1 + x
-        inverse_y = 1 / y
-        log = _log_of(y) - ((y - 1) - x) * inverse_y  # log(1 + x), as in _log1p
-        value, slope = _stirling(inverse_y * inverse_base)
-        log_gamma[i] = (base + d - 0.5) * log + d * (log_base - 1) + value
-        digamma[i] = log + slope
+        log_gamma[i], digamma[i] = _log_gamma_ratio(base, inverse_base, log_base, d)
     # whole vectors, of which the last may go beyond the small ones
     for i in range(min((small + 7) // 8 * 8, len(log_gamma))):
         x = (mode + (low + i) * stride) + r
@@ -355,19 +360,102 @@ def _largest_counts_loop(chunk, rate, nu, largest_count, end):
         largest_count[i] = last if last >= 0 else 0.0
 
 
+# Gauss's quadrature of a sum over 16, 32, 64, ... successive counts: nodes and weights.
+_NODES = 8
+
+
+def _gauss(counts: int) -> np.ndarray:
+    """Return the nodes from 0 to ``counts`` - 1 and their weights, (2, _NODES), by Gram's polynomials."""
+    n = np.arange(1.0, _NODES)
+    beside = np.sqrt(n * n * (counts**2 - n * n) / (4 * (4 * n * n - 1)))
+    nodes, vectors = np.linalg.eigh(np.diag(beside, 1) + np.diag(beside, -1))
+    return np.stack([nodes + (counts - 1) / 2, counts * vectors[0] ** 2])
+
+
+_BLOCKS = np.stack([_gauss(16 << i) for i in range(14)])
+
+
+@_compile_loop
+def _block(mu, nu, end):
+    """Return i so that 16 << i counts are a block for :func:`_blocks`; negative where counts one by one are as fast.
+
+    A block is at most a standard deviation and a third wide, and the window begins at least a block above 0.
+    """
+    size = math.sqrt(mu / nu)
+    if size < 24:
+        return -1
+    i = min(int(math.log2(size * 4 / 3)), 17) - 4
+    return i if mu - math.sqrt(-2 * end / nu * mu) > 2 * (16 << i) else -1
+
+
+@_compile_fused
+def _log_weights_at(distance, log_rate, nu, mode, weight, log_weight):
+    """Compute weights relative to that of the mode, and their logs over nu, at real distances from the mode."""
+    base = mode + 1.0
+    inverse_base, log_base = 1 / base, math.log(base)
+    at_mode = _log_gamma_ratio(base, inverse_base, log_base, 0.0)[0]
+    for i in range(len(distance)):
+        d = distance[i]
+        log_weight[i] = d * log_rate - (_log_gamma_ratio(base, inverse_base, log_base, d)[0] - at_mode)
+    for i in range(len(distance)):
+        weight[i] = _exp(max(nu * log_weight[i], -700.0))
+
+
+@_compile_sum
+def _sums_of_block(nodes, weights, distances, log_weights):
+    total, by_count, by_log = 0.0, 0.0, 0.0
+    for i in range(_NODES):
+        w = nodes[i] * weights[i]
+        total += w
+        by_count += w * distances[i]
+        by_log += w * log_weights[i]
+    return total, by_count, by_log
+
+
+@_compile_loop
+def _blocks(log_rate, nu, mode, block, end, blocks, distance, weight, log_weight):
+    """Compute sums over blocks of counts by quadrature.
+
+    Returns:
+        The first count minus the mode, and the number of blocks; ``blocks`` has a row for each: the sum of the weights,
+        relative to that of the mode, and the sums of these times the count minus the mode and times the log weight
+        over nu.
+    """
+    depth, counts, nodes = -end / nu, 16 << block, _BLOCKS[block]
+    low = -int(1 + math.sqrt(2 * depth * mode))
+    high = int(1 + depth / 3 + math.sqrt(depth * depth / 9 + 2 * depth * (mode + 1)))
+    number = (high - low) // counts + 1
+    for b in range(number):
+        for i in range(_NODES):
+            distance[b * _NODES + i] = low + b * counts + nodes[0, i]
+    _log_weights_at(distance[: number * _NODES], log_rate, nu, mode, weight, log_weight)
+    for b in range(number):
+        own = slice(b * _NODES, (b + 1) * _NODES)
+        blocks[b, 0], blocks[b, 1], blocks[b, 2] = _sums_of_block(nodes[1], weight[own], distance[own], log_weight[own])
+    return low, number
+
+
 @_compile_loop
 def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
-    """Loop of :func:`com_poisson_integers`."""
+    """Loop of :func:`com_poisson_integers`.
+
+    Where counts are many, sums of blocks find the block of the count, and only there they are one by one.
+    """
     weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
+    blocks, distance = np.empty((_MAX_HALF_WIDTH // 16, 3)), np.empty(_MAX_HALF_WIDTH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
         half_width = _half_width(mu, v, end)
         if mu == 0 or not half_width < _MAX_HALF_WIDTH / 2:
             z[i] = d_rate[i] = d_nu[i] = half_width
             continue
-        mode = int(mu)
-        low, number, weights, log_weights = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
-        total, by_count, by_log = _sums(weights, log_weights, low)
+        mode, log_mu, block = int(mu), math.log(mu), _block(mu, v, end)
+        if block < 0:
+            low, number, weights, log_weights = _weights(log_mu, v, mode, 1, end, weight, log_weight)
+            total, by_count, by_log = _sums(weights, log_weights, low)
+        else:
+            low, number = _blocks(log_mu, v, mode, block, end, blocks, distance, weight, log_weight)
+            total, by_count, by_log = blocks[:number, 0].sum(), blocks[:number, 1].sum(), blocks[:number, 2].sum()
         mean_count, mean_log = by_count / total, by_log / total
         # sum from the nearer end, which avoids cancellation
         level = np.float64(uniform[i]) * total
@@ -375,6 +463,19 @@ def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
         if level > 0.5 * total:
             j, step, left = number - 1, -1, total - level
         moment_count, moment_log = 0.0, 0.0
+        if block >= 0:
+            while left > blocks[j, 0] and 0 <= j + step < number:
+                left -= blocks[j, 0]
+                moment_count += blocks[j, 1] - mean_count * blocks[j, 0]
+                moment_log += blocks[j, 2] - mean_log * blocks[j, 0]
+                j += step
+            number = 16 << block
+            low += j * number
+            weights, log_weights = weight[:number], log_weight[:number]
+            for k in range(number):
+                distance[k] = low + k
+            _log_weights_at(distance[:number], log_mu, v, mode, weights, log_weights)
+            j = 0 if step == 1 else number - 1
         w = weights[j]
         while left > w and 0 <= j + step < number:
             left -= w

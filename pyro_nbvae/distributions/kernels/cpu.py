@@ -415,8 +415,8 @@ def _com_poisson_kl_loop(chunk, rate, nu, r, logits, value, d_rate, d_nu, d_r, d
             value[i] = np.inf
             d_rate[i] = d_nu[i] = d_r[i] = d_logits[i] = 0.0
             continue
-        fired = 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-        log_rest = -logit - math.log1p(math.exp(-logit)) if logit > 0 else -math.log1p(math.exp(logit))
+        small = math.exp(-abs(logit))
+        fired, log_rest = (1.0 if logit > 0 else small) / (1 + small), -max(logit, 0.0) - math.log1p(small)
         if mu == 0:  # every count is 0: -log p(0)
             value[i], d_rate[i], d_nu[i], d_r[i] = -shape * log_rest, 0.0, 0.0, -log_rest
             d_logits[i] = shape * fired
@@ -433,13 +433,18 @@ def _com_poisson_kl_loop(chunk, rate, nu, r, logits, value, d_rate, d_nu, d_r, d
             log_p[j] += (low + j) * slant + log_weights[j]
         f_total, f_count, f_log = _sums_of_log_q_over_p(weights, log_weights, low, v, log_p)
         mean = f_total / total
-        _rising(shape, mode, 1, to_mode, score)
-        at_mode = to_mode[0] - math.lgamma(mode + 1.0) + mode * log_fired + shape * log_rest
+        at_mode, score_at_mode = shape * log_rest, log_rest
+        if mode > 0:
+            _rising(shape, mode, 1, to_mode, score)
+            factorial = _LOG_FACTORIALS[mode] if mode < len(_LOG_FACTORIALS) else math.lgamma(mode + 1.0)
+            at_mode += to_mode[0] - factorial + mode * log_fired
+            score_at_mode += score[0]
         value[i] = mean - math.log(stride * total) - at_mode
         d_rate[i] = (f_count - mean * by_count) * stride / total * v / mu
         d_nu[i] = (f_log - mean * by_log) / total
-        d_r[i] = -log_rest - score[0] - _sum_of(weights, of_r) / total
-        d_logits[i] = shape * fired - (mode + stride * by_count / total) * math.exp(log_rest)
+        d_r[i] = -score_at_mode - _sum_of(weights, of_r) / total
+        rest = (small if logit > 0 else 1.0) / (1 + small)
+        d_logits[i] = shape * fired - (mode + stride * by_count / total) * rest
 
 
 @_compile_sum

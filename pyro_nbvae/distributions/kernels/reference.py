@@ -370,16 +370,22 @@ def by_rule(rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> t
 
 def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
     """Return the KL of two negative binomials and its derivatives in the four parameters, (n,) each."""
+    _, usual, finest = RULES[torch.float64]
 
-    def ordinary(*parameters: Tensor) -> tuple[Tensor, ...]:
-        parameters = tuple(x.double() for x in parameters)
-        _, usual, finest = RULES[torch.float64]
+    def part(*parameters: Tensor) -> tuple[Tensor, ...]:
         extreme = ~usual.serves(*parameters)
         found = by_rule(usual, *parameters)
         if bool(extreme.any()):
             fine = by_rule(finest, *(x[extreme] for x in parameters))
             found = tuple(part.masked_scatter(extreme, one) for part, one in zip(found, fine, strict=True))
-        return tuple(part.to(r_q.dtype) for part in found)
+        return found
+
+    def ordinary(*parameters: Tensor) -> tuple[Tensor, ...]:
+        flat = [x.reshape(-1).double() for x in parameters]
+        # an element has a number of each node in several tables
+        pieces = windows.chunks(len(flat[0]), usual.nodes, flat[0].device)
+        found = zip(*(part(*(x[piece] for x in flat)) for piece in pieces), strict=True)
+        return tuple(torch.cat(parts).reshape(r_q.shape).to(r_q.dtype) for parts in found)
 
     return list(negative_binomial.at_edges(ordinary, r_q, l_q, r_p, l_p))
 

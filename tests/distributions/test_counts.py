@@ -348,3 +348,26 @@ def test_wrong_parameters():
         ConwayMaxwellPoisson(1.0, -1.0, validate_args=True)
     with pytest.raises(ValueError, match="support"):
         ConwayMaxwellPoisson(1.0, 1.0, validate_args=True).log_prob(torch.tensor(0.5))
+
+
+class Tilted(ConwayMaxwellPoisson):
+    """A subclass with other weights: e^(k / 2) times as large, which are those of the rate times e^(1 / (2 nu))."""
+
+    log_weight = staticmethod(lambda k, rate, nu: ConwayMaxwellPoisson.log_weight(k, rate, nu) + 0.5 * k)
+    window = staticmethod(lambda nats, rate, nu: ConwayMaxwellPoisson.window(nats, rate * (0.5 / nu).exp(), nu))
+
+
+def test_a_subclass_with_other_weights_does_not_use_the_kernels_of_its_base():
+    rate, nu = torch.tensor([0.3, 4.0, 30.0]).double(), torch.tensor([0.7, 1.0, 2.0]).double()
+    ours, same = Tilted(rate, nu), ConwayMaxwellPoisson(rate * (0.5 / nu).exp(), nu)
+    prior = NegativeBinomial(torch.tensor(2.0).double(), logits=torch.tensor(1.0).double()).expand((3,))
+    for a, b in (
+        (ours.mean, same.mean),
+        (ours.variance, same.variance),
+        (ours.entropy(), same.entropy()),
+        (kl_divergence(ours, prior), kl_divergence(same, prior)),
+    ):
+        torch.testing.assert_close(a, b)
+    torch.manual_seed(0)
+    drawn = Tilted(rate, nu, relaxation=Integer()).rsample(torch.Size([20_000]))
+    assert ((drawn.mean(0) - same.mean).abs() < 5 * (same.variance / 20_000).sqrt()).all()

@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from pyro_nbvae.arriving import Arriving
 from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
@@ -169,9 +170,12 @@ class Trainer:
         self.guide.to(device)
         self.guide.initialize(self.train_set)
         self.model.initialize(self.train_set)
+        # the check goes to the data: to move the parameters is cheap, to move all data as floats is not
+        self.model.to("cpu")
         for part, whole in (("training", data.train), ("held-out", data.test)):
             for batch in batches(whole, BATCH):
                 self.model.check_support(batch, f"{part} data of {data.name}")
+        self.model.to(device)
         self.warn()
 
         # optimiser and learning rates
@@ -332,15 +336,18 @@ class Trainer:
         """
         began = time.perf_counter()
         totals = torch.zeros(3, device=self.device)  # loss, log likelihood and KL
+        arriving: Arriving[float] = Arriving()  # totals for the bar, with the factor that makes them means
         self.model.train()
         self.guide.train()
         for step, x in enumerate(self.batches(epoch)):
             self.anneal(epoch + step / self.steps)
             with self.finite(epoch):
                 totals += self.step(x)
-            if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn: reading totals waits for a GPU
+            if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn
                 seen = min(len(self.train_set), (step + 1) * self.options.batch_size)
-                self.show(bar, self.means(totals * self.group.number / seen))
+                arriving.send(totals, self.group.number / seen)
+                for values, factor in arriving.arrived()[-1:]:
+                    self.show(bar, self.means(values * factor))
         row = self.means(self.group.total(totals) / len(self.train_set))
         if not math.isfinite(row["loss"]):
             raise self.diverged(epoch, "the loss is not finite")

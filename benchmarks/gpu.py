@@ -73,11 +73,7 @@ def kernels(place: torch.device) -> list[dict[str, Any]]:
 
         return run
 
-    def arrivals(r: Tensor | None, logits: Tensor, tau: Tensor, indicator: str, hard: bool) -> list[Tensor]:
-        return there(tests.gpu.arrivals)(tau, r, logits, indicator, hard)
-
-    def races(log_rate: Tensor, first: Tensor, last: Tensor, tau: Tensor, hard: bool) -> list[Tensor]:
-        return there(tests.gpu.races)(tau, log_rate, first, last, hard)
+    arrivals, races = there(tests.gpu.arrivals), there(tests.gpu.races)
 
     def agree(check: Callable[..., object], *arguments: Any, **options: Any) -> Callable[[], list[float]]:
         def run() -> list[float]:

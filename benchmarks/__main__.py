@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-Name = Literal["samplers", "kl", "step", "scaling", "contention", "inception"]
+Name = Literal["samplers", "kl", "step", "scaling", "contention", "inception", "gpu"]
 
 
 def main(
@@ -16,7 +16,7 @@ def main(
     """Run benchmarks on a quiet machine; each writes its table to ``results/benchmarks``.
 
     Args:
-        names: which. ``inception`` needs torch-fidelity's weights.
+        names: which. ``inception`` needs torch-fidelity's weights, ``gpu`` an NVIDIA GPU.
     """
     for name in names:
         importlib.import_module(f"benchmarks.{name}").main()

@@ -75,6 +75,14 @@ def progress(items: Sequence[Any], what: str) -> tqdm:
     return tqdm(items, desc=what, leave=False)
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]], note: str) -> None:
-    """Print a table, and write it to ``results/benchmarks``, from where docs/performance.md includes it."""
-    print(write_page(FOLDER / f"{name}.md", rows, note, f"python -m benchmarks.{name}", device().type))
+def report(name: str, rows: Sequence[Mapping[str, Any]], note: str, benchmark: str | None = None) -> None:
+    """Print a table, and write it to ``results/benchmarks``, from where docs/performance.md includes it.
+
+    Args:
+        name: name of the file.
+        rows: rows of the table.
+        note: caption of the table.
+        benchmark: the module that was run. Default: ``name``.
+    """
+    command = f"python -m benchmarks.{benchmark or name}"
+    print(write_page(FOLDER / f"{name}.md", rows, note, command, device().type))

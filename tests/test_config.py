@@ -262,7 +262,7 @@ def test_the_command_gives_the_same_configuration(variant, preset, commanded):
         "--variant P-NB --relaxation auto --prior-lr-multiplier 2.0 --encoder mlp --decoder released_linear",
         "--variant C-VAE --categories 4 --anneal-epochs 3.0 --beta 0.5 --seed 7 --device cpu --data-root here",
         "--variant L-VAE --validate --patience 3 --tensorboard --mixed-precision --epochs 2 --lr 0.5 --batch-size 9",
-        "--variant G-VAE --estimator RenyiELBO --train-size 100 --epochs None",
+        "--variant G-VAE --estimator RenyiELBO --train-size 100 --deterministic --epochs None",
         "--relaxation integer --variant DS-C --preset published --relaxation arrival --indicator smoothstep",
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import bernoulli_vae, hierarchy, neurons, own_family, state_space
+from examples import bernoulli_vae, cuda_graph, hierarchy, neurons, own_family, state_space
 from pyro_nbvae.study.cli import main
 from pyro_nbvae.study.variants import VARIANTS
 from tests.pairs import pair
@@ -21,8 +21,9 @@ from tests.pairs import pair
         (lambda out: neurons.main(steps=30, trials=500, neurons=12, out=out), "correlation"),
         (lambda out: hierarchy.main(steps=3), "AnalyticKL_ELBO on the bottom-up guide"),
         (lambda out: state_space.main(steps=4, out=out), "score function"),
+        (lambda out: cuda_graph.main(steps=3), "of the counts differ"),
     ],
-    ids=["own_family", "bernoulli_vae", "neurons", "hierarchy", "state_space"],
+    ids=["own_family", "bernoulli_vae", "neurons", "hierarchy", "state_space", "cuda_graph"],
 )
 def test_every_example_runs(run, says, tmp_path, capsys):
     run(tmp_path)
@@ -31,6 +32,12 @@ def test_every_example_runs(run, says, tmp_path, capsys):
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 100 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_noise_differs_from_replay_to_replay(capsys):
+    cuda_graph.main(steps=3)
+    (differ,) = re.findall(r"(\d+)% of the counts differ", capsys.readouterr().out)
+    assert int(differ) > 50
 
 
 def test_the_decoder_of_the_papers_baselines_reads_a_sigmoid(tmp_path, capsys, monkeypatch):

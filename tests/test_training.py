@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.files import write_atomically
 from pyro_nbvae.study.folder import LOCK, Run
 from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.results import stored_config
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import options, replace
 from pyro_nbvae.study.variants import VARIANTS, register_variant
@@ -59,6 +61,38 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path):
     runs = [train(replace(TINY, seed=s), tmp_path / str(k), progress=False) for k, s in enumerate((5, 5, 6))]
     pd.testing.assert_frame_equal(numbers(runs[0]), numbers(runs[1]))
     assert same_parameters(runs[0], runs[1]) and not same_parameters(runs[0], runs[2])
+
+
+def global_settings():
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    return enabled, warns, torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_deterministic_training_gives_the_same_numbers_and_restores_the_settings(workspace, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if workspace:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", workspace)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before, during = global_settings(), []
+    config = tiny(epochs=2, deterministic=True)
+    runs = [
+        train(config, tmp_path / k, progress=False, on_epoch=lambda row: during.append(global_settings())) for k in "ab"
+    ]
+    assert same_parameters(*runs) and global_settings() == before
+    assert set(during) == {(True, False, False, workspace or ":4096:8")}
+
+    def ends(row):
+        raise EndedError
+
+    with pytest.raises(EndedError):
+        train(config, tmp_path / "ended", progress=False, on_epoch=ends)
+    assert global_settings() == before
+    # the option may change when a run is resumed, and rows of results are of both
+    other = replace(config, deterministic=False)
+    train(other, tmp_path / "ended", resume=True, progress=False, on_epoch=lambda row: during.append(global_settings()))
+    assert during[-1] == before and same_parameters(runs[0], Run(tmp_path / "ended"))
+    assert stored_config(other) == stored_config(config)
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):

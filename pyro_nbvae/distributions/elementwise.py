@@ -346,22 +346,34 @@ class _Derivatives(Function):
         return output, tuple(0 for _ in output)
 
 
+_CURVATURE_CHUNK = 1 << 14
+
+
+def _curvature_of(kernel: Kernel, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the product of :class:`_Curvature` for flat tensors."""
+    number = len(arguments) // 2
+    with torch.enable_grad():
+        # elements of their own: an expanded tensor would have the sum of their derivatives in one
+        own = [a.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for a in arguments[:number]]
+        first = kernel.derivatives(own, [True] * number)
+        terms = zip(first, arguments[number:], strict=True)
+        product = sum((d * v).sum() for d, v in terms if d.requires_grad)
+        if not isinstance(product, Tensor):  # a linear function
+            return tuple(map(torch.zeros_like, own))
+        found = torch.autograd.grad(product, own, allow_unused=True)
+    return tuple(torch.zeros_like(a) if d is None else d for d, a in zip(found, own, strict=True))
+
+
 class _Curvature(Function):
     """The matrix of second derivatives of each element, times a vector of as many tensors as there are arguments."""
 
     @staticmethod
     def forward(kernel: Kernel, *arguments: Tensor) -> tuple[Tensor, ...]:
-        number = len(arguments) // 2
-        with torch.enable_grad():
-            # elements of their own: an expanded tensor would have the sum of their derivatives in one
-            own = [a.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for a in arguments[:number]]
-            first = kernel.derivatives(own, [True] * number)
-            terms = zip(first, arguments[number:], strict=True)
-            product = sum((d * v).sum() for d, v in terms if d.requires_grad)
-            if not isinstance(product, Tensor):  # a linear function
-                return tuple(map(torch.zeros_like, own))
-            found = torch.autograd.grad(product, own, allow_unused=True)
-        return tuple(torch.zeros_like(a) if d is None else d for d, a in zip(found, own, strict=True))
+        shape = arguments[0].shape
+        # in chunks, since PyTorch keeps what each of the many operations computes
+        pieces = zip(*(a.reshape(-1).split(_CURVATURE_CHUNK) for a in arguments), strict=True)
+        products = zip(*(_curvature_of(kernel, piece) for piece in pieces), strict=True)
+        return tuple(torch.cat(parts).reshape(shape) for parts in products)
 
     @staticmethod
     def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

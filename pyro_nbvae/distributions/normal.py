@@ -39,7 +39,8 @@ class IsotropicNormal(dist.Normal):
         if isinstance(scale, Tensor):
             raise TypeError("scale must be a number, it is a constant; use pyro.distributions.Normal for a tensor")
         self.deviation = float(scale)
-        super().__init__(loc, self.deviation, validate_args=validate_args)
+        # torch would copy the number to the device and wait for it; new_full writes it there
+        super().__init__(loc, loc.new_full((), self.deviation), validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> IsotropicNormal:
         new = self._get_checked_instance(IsotropicNormal, _instance)

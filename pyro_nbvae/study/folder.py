@@ -42,7 +42,7 @@ SCHEMA = 6
 OLDER = "0.1.0"
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 # Options that may change when a run is resumed.
-_MAY_CHANGE = {"epochs", "patience", "tensorboard", "device", "data_root"}
+_MAY_CHANGE = {"epochs", "patience", "tensorboard", "deterministic", "device", "data_root"}
 
 
 def identity(config: TrainConfig[Any]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from pyro_nbvae.study.tree import TrainConfig
 
 # Folder of the saved rows, in the repository.
 RESULTS = Path("results")
-# Options that do not affect the results of a run.
+# Options that do not affect the results of a run, and those of its training.
 _PLACE = ("device", "data_root")
+_MANNER = ("deterministic",)
 # What identifies a row: a file has one for each position, and it counts only with the configuration of a cell.
 _POSITION = ["data", "run", "seed"]
 _KEY = [*_POSITION, "config"]
@@ -36,6 +37,7 @@ def stored_config(config: TrainConfig[Any]) -> str:
     The version of run folders is part of it, so that rows of models of an older version do not count.
     """
     stored = {k: v for k, v in to_json(config).items() if k not in _PLACE}
+    stored["training"] = {k: v for k, v in stored["training"].items() if k not in _MANNER}
     return json.dumps({"schema_version": SCHEMA, **stored}, sort_keys=True)
 
 

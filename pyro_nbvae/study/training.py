@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ from torch.distributions import Distribution
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from pyro_nbvae.arriving import Arriving
 from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
 from pyro_nbvae.distributions import CountDistribution, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
@@ -43,6 +45,8 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 LOGGED = 2_000
 # Images in [0, 1] whose values do not reach this are probably on another range.
 DIM = 0.1
+# Variable that makes cuBLAS deterministic.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # Held-out metrics in the log.
 _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim")
 # Number of held-out observations whose posterior Fano factor is logged: it costs more than the others together.
@@ -100,32 +104,57 @@ def train(
     if resume and run.checkpoint_path.exists():
         config = run.completed(config)
     device = choose_device(config.device)
-    group = processes(device)
-    # rank 0 downloads and prepares missing data before the other processes load them
-    data = load(config.data, config.data_root) if group.leads else None
-    group.gather(None)
-    if data is None:
-        data = load(config.data, config.data_root)
-    compared: list[dict[str, Any]] = []
-    if getattr(config.relaxation, "kind", None) == "auto":
-        config, compared = choose(config, data, device)
-    config = resolve(config, data.event_shape, data)
-    trainer = Trainer(run, config, data, device, group)
-    trainer.try_out()
-    with trainer.folder(resume) as state:
-        if state is not None:
-            trainer.restore(state)
-        if group.leads:  # last, so that an earlier error leaves the folder unchanged
-            if state is None:  # metrics of a run whose checkpoint is gone are not this run's
-                run.remove_metrics()
-            run.write_config(config, data.event_shape)
-            if compared:
-                run.write_json("relaxation.json", {"candidates": compared})
-                if progress:
-                    tqdm.write(explain(compared), file=sys.stderr)
-        trainer.fit(progress and group.leads, on_epoch)
-        group.gather(None)  # no process goes on before the last checkpoint is written
+    with deterministic(config.training.deterministic):
+        group = processes(device)
+        # rank 0 downloads and prepares missing data before the other processes load them
+        data = load(config.data, config.data_root) if group.leads else None
+        group.gather(None)
+        if data is None:
+            data = load(config.data, config.data_root)
+        compared: list[dict[str, Any]] = []
+        if getattr(config.relaxation, "kind", None) == "auto":
+            config, compared = choose(config, data, device)
+        config = resolve(config, data.event_shape, data)
+        trainer = Trainer(run, config, data, device, group)
+        trainer.try_out()
+        with trainer.folder(resume) as state:
+            if state is not None:
+                trainer.restore(state)
+            if group.leads:  # last, so that an earlier error leaves the folder unchanged
+                if state is None:  # metrics of a run whose checkpoint is gone are not this run's
+                    run.remove_metrics()
+                run.write_config(config, data.event_shape)
+                if compared:
+                    run.write_json("relaxation.json", {"candidates": compared})
+                    if progress:
+                        tqdm.write(explain(compared), file=sys.stderr)
+            trainer.fit(progress and group.leads, on_epoch)
+            group.gather(None)  # no process goes on before the last checkpoint is written
     return run
+
+
+@contextlib.contextmanager
+def deterministic(chosen: bool) -> Iterator[None]:
+    """Context in which PyTorch uses only deterministic operations, if that is chosen; its settings are restored.
+
+    cuBLAS reads its variable when it is first used: in a process that has used it before, set it at the start.
+    """
+    if not chosen:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = cudnn.benchmark, os.environ.get(CUBLAS_WORKSPACE)
+    try:
+        torch.use_deterministic_algorithms(True)
+        cudnn.benchmark = False
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 def tensorboard_writer() -> Any:
@@ -169,9 +198,12 @@ class Trainer:
         self.guide.to(device)
         self.guide.initialize(self.train_set)
         self.model.initialize(self.train_set)
+        # the check goes to the data: to move the parameters is cheap, to move all data as floats is not
+        self.model.to("cpu")
         for part, whole in (("training", data.train), ("held-out", data.test)):
             for batch in batches(whole, BATCH):
                 self.model.check_support(batch, f"{part} data of {data.name}")
+        self.model.to(device)
         self.warn()
 
         # optimiser and learning rates
@@ -332,15 +364,18 @@ class Trainer:
         """
         began = time.perf_counter()
         totals = torch.zeros(3, device=self.device)  # loss, log likelihood and KL
+        arriving: Arriving[float] = Arriving()  # totals for the bar, with the factor that makes them means
         self.model.train()
         self.guide.train()
         for step, x in enumerate(self.batches(epoch)):
             self.anneal(epoch + step / self.steps)
             with self.finite(epoch):
                 totals += self.step(x)
-            if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn: reading totals waits for a GPU
+            if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn
                 seen = min(len(self.train_set), (step + 1) * self.options.batch_size)
-                self.show(bar, self.means(totals * self.group.number / seen))
+                arriving.send(totals, self.group.number / seen)
+                for values, factor in arriving.arrived()[-1:]:
+                    self.show(bar, self.means(values * factor))
         row = self.means(self.group.total(totals) / len(self.train_set))
         if not math.isfinite(row["loss"]):
             raise self.diverged(epoch, "the loss is not finite")

@@ -314,6 +314,9 @@ class Training:
     mixed_precision: bool = False
     """use bfloat16 multiplications in the networks during training, which is faster on hardware that supports it;
     densities and evaluation stay in single precision"""
+    deterministic: bool = False
+    """use only operations that give the same numbers each time, which may be slower on a GPU; one that has no such
+    version is an error"""
     tensorboard: bool = False
     """also write the log for TensorBoard (pip install tensorboard)"""
 

@@ -20,7 +20,7 @@ def arrivals(sampler, noise, poisson, indicator, varied, hard):
     gaps = noise(600, n)
     count = None if poisson else r.detach().float()
     tail = TAIL[indicator]
-    z, *derivatives = sampler(count, logits.detach().float(), tau, indicator, hard)
+    z, *derivatives = sampler(tau, count, logits.detach().float(), indicator, hard)
     textbook, integers = [], []
     for i in range(n):
         t = float(tau[i])
@@ -55,7 +55,7 @@ def races(sampler, noise, varied, hard):
     first, last = _window(rate.exp(), tau, max_count)
     assert first.max() > 0 and last.max() == max_count
     exponentials = noise(int((last - first).max()) + 1, n)
-    z, dz = sampler(rate, first, last, tau, hard)
+    z, dz = sampler(tau, rate, first, last, hard)
     textbook, winners = [], []
     for i in range(n):
         k = torch.arange(float(first[i]), float(last[i]) + 1, dtype=torch.float64)

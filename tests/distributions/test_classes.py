@@ -429,6 +429,11 @@ def test_the_isotropic_normal_is_the_normal(scale):
         IsotropicNormal(loc, -scale, validate_args=True)
 
 
+def test_a_temperature_on_a_gpu_is_not_read():
+    """Its value would be an error on the meta device; on a GPU the host would wait for it."""
+    assert GumbelSoftmax(torch.ones((), device="meta")).at(torch.ones(3, device="meta")).temperature.is_meta
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_mixed_precisions_promote_as_torchs_do(order):
     """Whatever the order of the arguments."""

@@ -202,3 +202,23 @@ def test_the_memory_of_a_kl_in_units_of_its_output(order):
         return peak_bytes(run)
 
     assert peak(40_000) - peak(20_000) < 50 * 20_000 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("com_poisson_kl", (1e5, 1.0, 3.0, math.log(3e4))),
+        ("com_poisson_kl", (20.0, math.exp(-3), 1e6, math.log(2e-5))),
+        ("com_poisson_kl", (20.0, math.exp(3), 1e12, math.log(3e-11))),
+        ("com_poisson_kl", (0.01, math.exp(3), 1e-3, math.log(10.0))),
+        ("com_poisson_mean", (1e5, 0.5)),
+        ("com_poisson_variance", (1e5, 2.0)),
+        ("com_poisson_entropy", (1e5, 1.0)),
+        ("negative_binomial_entropy", (1e-3, math.log(1e3))),
+        ("negative_binomial_entropy", (1e6, math.log(1e-1))),
+    ],
+)
+def test_extreme_parameters(name, arguments):
+    own = [torch.full((2,), x, dtype=torch.float64) for x in arguments]
+    ours, theirs = (getattr(place, name)(*own) for place in (cpu, reference))
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)

@@ -22,7 +22,7 @@ from pyro_nbvae.distributions import (
 from pyro_nbvae.distributions.families.poisson import largest_count
 from pyro_nbvae.distributions.kernels import cpu, reference
 from pyro_nbvae.distributions.relaxations import gumbel_softmax
-from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
+from pyro_nbvae.distributions.relaxations.gamma import _counts_of_a_gpu, exact_counts, log_standard_gamma
 from tests.distributions import by_textbook
 
 DRAWS = 200_000
@@ -126,6 +126,40 @@ def test_smoothstep_counts_have_the_exact_mean_and_gradient(temperature):
     (gradient,) = torch.autograd.grad(z.sum(), rate)
     within(z.detach(), 3.0)
     within(gradient, 1.0)
+
+
+@pytest.mark.parametrize("draw", [exact_counts, _counts_of_a_gpu])
+@pytest.mark.parametrize("rate", [1e8, 1e10, 1e12])
+def test_counts_of_large_rates(rate, draw):
+    """Both laws of a GPU's counts; torch.poisson has 32 bits there."""
+    z = draw(torch.full((DRAWS,), rate, dtype=torch.float64))
+    assert (z == z.round()).all()
+    centred = z - rate
+    within(centred, 0.0)
+    within(centred.square() / rate, 1.0)
+
+
+@pytest.mark.parametrize("rate", [2.0**24 + 1, 1e8])
+def test_the_law_of_a_gpus_large_counts(rate):
+    """Its distribution function, also where it is steep, is the Poisson's but for an error of O(1 / rate)."""
+    g = torch.linspace(-4, 4, 401, dtype=torch.float64)
+    law = scipy.stats.poisson(rate)
+    counts = torch.tensor([rate], dtype=torch.float64) + math.sqrt(rate) * g + (g * g - 1) / 6
+    # the rounded counts are at most k if the unrounded ones are below k + 1 / 2
+    k = counts.floor()
+    root = (-math.sqrt(rate) + (rate + (2 / 3) * (k + 0.5 - rate) + 1 / 9).sqrt()) * 3
+    found, expected = scipy.stats.norm.cdf(root.numpy()), law.cdf(k.numpy())
+    assert np.abs(found - expected).max() < 1 / rate + 1e-11
+
+
+def test_small_counts_of_a_gpu_are_torchs():
+    rate = torch.tensor([0.0, 0.3, 20.0, 2.0**24, math.inf, math.nan], dtype=torch.float64)
+    torch.manual_seed(0)
+    expected = torch.poisson(rate[:4])
+    torch.manual_seed(0)
+    assert _counts_of_a_gpu(rate[:4]).equal(expected)
+    assert float(exact_counts(rate)[4]) == pytest.approx(2.0**53, rel=1e-6)
+    assert exact_counts(rate)[5].isnan()
 
 
 def test_large_dispersion_samples_as_poisson():
@@ -273,9 +307,9 @@ def test_rsample_gives_the_samplers_own_derivatives():
     weight = torch.linspace(-1, 2, 50)
     got = torch.autograd.grad((weight * z).sum(), (r, logits))
     torch.manual_seed(5)
-    seed = int(torch.randint(1 << 62, ()))
+    seed = torch.randint(1 << 62, ())
     tau = torch.full_like(r, 0.2)
-    again, d_r, d_logits = cpu.arrivals(seed, r.detach(), logits.detach(), tau, "sigmoid", False)
+    again, d_r, d_logits = cpu.arrivals(seed, tau, r.detach(), logits.detach(), "sigmoid", False)
     torch.testing.assert_close(z.detach(), again)
     torch.testing.assert_close(got, (weight * d_r, weight * d_logits))
 

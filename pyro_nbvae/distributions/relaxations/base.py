@@ -67,11 +67,15 @@ def check_relaxation(relaxation: Any, kind: type = Relaxation) -> Any:
 def check_temperature(temperature: float | Tensor) -> None:
     """Check that a temperature is a positive and finite number, or a tensor of such numbers.
 
+    A tensor on a GPU is not checked, because the host would wait for it: samples are nan where it is out of range.
+
     Raises:
         ValueError: if it is not.
     """
-    if isinstance(temperature, Tensor) and torch._C._functorch.is_batchedtensor(temperature):
-        return  # vmap has no single value
+    if isinstance(temperature, Tensor):
+        batched = torch._C._functorch.is_batchedtensor(temperature)  # vmap has no single value
+        if batched or temperature.device.type != "cpu":
+            return
     ends = temperature.detach().aminmax() if isinstance(temperature, Tensor) else (temperature, temperature)
     lowest, highest = map(float, ends)
     if not (lowest > 0 and math.isfinite(highest)):

@@ -10,6 +10,11 @@ from torch import Tensor
 from pyro_nbvae.distributions.elementwise import KERNELS, pathwise, sampler
 from pyro_nbvae.distributions.windows import chunks
 
+# A GPU draws counts of rates above this from rounded normals: torch.poisson has 32-bit counts there.
+_LARGE = 2.0**24
+# Devices on which torch.poisson draws every count that doubles hold.
+_EXACT = ("cpu", "mps")
+
 
 def exact_counts(rate: Tensor) -> Tensor:
     """Draw Poisson counts; nan where a rate is negative or nan.
@@ -17,7 +22,20 @@ def exact_counts(rate: Tensor) -> Tensor:
     Rates saturate at 2^53, the largest number up to which doubles hold every integer.
     """
     allowed = rate >= 0
-    return torch.poisson(torch.where(allowed, rate, 0).clamp(max=2.0**53)).masked_fill(~allowed, math.nan)
+    given = torch.where(allowed, rate, 0).clamp(max=2.0**53)
+    counts = torch.poisson(given) if rate.device.type in _EXACT else _counts_of_a_gpu(given)
+    return counts.masked_fill(~allowed, math.nan)
+
+
+def _counts_of_a_gpu(rate: Tensor) -> Tensor:
+    """Draw Poisson counts where ``torch.poisson`` saturates at 32 bits; the host waits for no value."""
+    small = torch.poisson(rate.clamp(max=_LARGE))
+    # A normal variable with the Poisson's skewness (Cornish and Fisher), rounded: its distribution function differs
+    # from the Poisson's by O(1 / rate), below 1e-7 here.
+    large = rate.detach().double()
+    g = torch.randn_like(large)
+    drawn = (large + large.sqrt() * g + (g * g - 1) / 6).round_()
+    return torch.where(rate > _LARGE, drawn.to(rate.dtype), small)
 
 
 def _draw(seed: Tensor, temperature: Tensor, shape: Tensor) -> list[Tensor]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Size, Tensor
 
+from pyro_nbvae.arriving import Arriving
 from pyro_nbvae.distributions.elementwise import KERNELS, Kernel, pathwise, sampler
 from pyro_nbvae.distributions.families.poisson import largest_count
 from pyro_nbvae.distributions.kernels import choose
@@ -114,7 +115,9 @@ def _races(name: str, max_count: str, straight_through: str) -> Kernel:
     def draw(seed: Tensor, temperature: Tensor, log_rate: Tensor) -> list[Tensor]:
         rate = log_rate.exp()
         if limit and rate.numel():
-            _watch.see(rate.max(), limit)
+            _largest_rates.send(rate.max(), limit)
+            for largest, its_limit in _largest_rates.arrived():
+                _warn_if_truncated(largest, its_limit)
         first, last = _window(rate, temperature, limit)
         return choose("races", rate)(seed, temperature, log_rate, first, last, straight_through == "1")
 
@@ -148,23 +151,5 @@ def _warn_if_truncated(largest: Tensor, max_count: int) -> None:
         )
 
 
-class _Watch:
-    """Checks the largest rates of draws on a GPU once they have reached the host, without waiting for them."""
-
-    def __init__(self) -> None:
-        self.coming: list[tuple[torch.cuda.Event, Tensor, int]] = []
-
-    def see(self, largest: Tensor, max_count: int) -> None:
-        if not largest.is_cuda:
-            _warn_if_truncated(largest, max_count)
-            return
-        host = torch.empty((), dtype=largest.dtype, pin_memory=True).copy_(largest, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(largest.device))
-        self.coming.append((event, host, max_count))
-        while self.coming and self.coming[0][0].query():
-            _, arrived, limit = self.coming.pop(0)
-            _warn_if_truncated(arrived, limit)
-
-
-_watch = _Watch()
+# The largest rates of draws, each with its max_count: on a GPU they are checked once they have reached the host.
+_largest_rates: Arriving[int] = Arriving()

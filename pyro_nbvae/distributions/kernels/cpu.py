@@ -289,19 +289,18 @@ def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
     start, stop = 0, len(log_weights)
     while nu * log_weights[start] < end:
         start += 1
-    while (
-        stop > 2 - low and nu * log_weights[stop - 1] < end
-    ):  # one above the mode: derivatives at tiny rates are of it
+    # at least one above the mode, of which the derivatives at tiny rates are
+    while stop > 2 - low and nu * log_weights[stop - 1] < end:
         stop -= 1
     number = stop - start
-    size = (number + 8 - 1) // 8 * 8
+    for i in range(8):
+        log_weight[stop + i] = 0.0
+    size = (number + 7) // 8 * 8
     filled, logs = weight[:size], log_weight[start : start + size]
-    for i in range(number, size):
-        logs[i] = 0.0
     for i in range(size):
         filled[i] = _exp(max(nu * logs[i], -700.0))
-    for i in range(number, size):
-        filled[i] = 0.0
+    for i in range(8):
+        weight[number + i] = 0.0
     return low + start, number, filled, logs
 
 
@@ -381,10 +380,9 @@ def _block(mu, nu, end):
 
     A block is at most a standard deviation and a third wide, and the window begins at least a block above 0.
     """
-    size = math.sqrt(mu / nu)
-    if size < 24:
+    if mu < 576 * nu:
         return -1
-    i = min(int(math.log2(size * 4 / 3)), 17) - 4
+    i = min(int(math.log2(math.sqrt(mu / nu) * 4 / 3)), 17) - 4
     return i if mu - math.sqrt(-2 * end / nu * mu) > 2 * (16 << i) else -1
 
 
@@ -435,16 +433,71 @@ def _blocks(log_rate, nu, mode, block, end, blocks, distance, weight, log_weight
     return low, number
 
 
+@_compile_inline
+def _invert(uniform, weights, log_weights, low, total, by_count, by_log):
+    """Return the j of the count, and -dz/dT summed up to it for the scores T = j and T = log weight.
+
+    It sums from the nearer end, which avoids cancellation.
+    """
+    mean_count, mean_log = by_count / total, by_log / total
+    level = uniform * total
+    j, step, left = 0, 1, level
+    if level > 0.5 * total:
+        j, step, left = len(weights) - 1, -1, total - level
+    moment_count, moment_log = 0.0, 0.0
+    w = weights[j]
+    while left > w and 0 <= j + step < len(weights):
+        left -= w
+        moment_count += w * (low + j - mean_count)
+        moment_log += w * (log_weights[j] - mean_log)
+        j += step
+        w = weights[j]
+    of_count = step * (moment_count / w + 0.5 * (low + j - mean_count))
+    return low + j, of_count, step * (moment_log / w + 0.5 * (log_weights[j] - mean_log))
+
+
+@_compile_loop
+def _invert_by_blocks(uniform, log_rate, nu, mode, block, end, blocks, distance, weight, log_weight):
+    """As :func:`_invert`, where only the counts of one block are summed one by one."""
+    low, number = _blocks(log_rate, nu, mode, block, end, blocks, distance, weight, log_weight)
+    total, by_count, by_log = 0.0, 0.0, 0.0
+    for b in range(number):
+        total += blocks[b, 0]
+        by_count += blocks[b, 1]
+        by_log += blocks[b, 2]
+    mean_count, mean_log = by_count / total, by_log / total
+    level = uniform * total
+    b, step, left = 0, 1, level
+    if level > 0.5 * total:
+        b, step, left = number - 1, -1, total - level
+    moment_count, moment_log = 0.0, 0.0
+    while left > blocks[b, 0] and 0 <= b + step < number:
+        left -= blocks[b, 0]
+        moment_count += blocks[b, 1] - mean_count * blocks[b, 0]
+        moment_log += blocks[b, 2] - mean_log * blocks[b, 0]
+        b += step
+    counts = 16 << block
+    low += b * counts
+    for k in range(counts):
+        distance[k] = low + k
+    _log_weights_at(distance[:counts], log_rate, nu, mode, weight, log_weight)
+    j = 0 if step == 1 else counts - 1
+    while left > weight[j] and 0 <= j + step < counts:
+        left -= weight[j]
+        moment_count += weight[j] * (low + j - mean_count)
+        moment_log += weight[j] * (log_weight[j] - mean_log)
+        j += step
+    of_count = step * (moment_count / weight[j] + 0.5 * (low + j - mean_count))
+    return low + j, of_count, step * (moment_log / weight[j] + 0.5 * (log_weight[j] - mean_log))
+
+
 @_compile_loop
 def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
-    """Loop of :func:`com_poisson_integers`.
-
-    Where counts are many, sums of blocks find the block of the count, and only there they are one by one.
-    """
+    """Loop of :func:`com_poisson_integers`."""
     weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
     blocks, distance = np.empty((_MAX_HALF_WIDTH // 16, 3)), np.empty(_MAX_HALF_WIDTH)
     for i in range(len(rate)):
-        mu, v = np.float64(rate[i]), np.float64(nu[i])
+        mu, v, u = np.float64(rate[i]), np.float64(nu[i]), np.float64(uniform[i])
         half_width = _half_width(mu, v, end)
         if mu == 0 or not half_width < _MAX_HALF_WIDTH / 2:
             z[i] = d_rate[i] = d_nu[i] = half_width
@@ -452,40 +505,14 @@ def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
         mode, log_mu, block = int(mu), math.log(mu), _block(mu, v, end)
         if block < 0:
             low, number, weights, log_weights = _weights(log_mu, v, mode, 1, end, weight, log_weight)
+            weights, log_weights = weights[:number], log_weights[:number]
             total, by_count, by_log = _sums(weights, log_weights, low)
+            count, of_count, of_log = _invert(u, weights, log_weights, low, total, by_count, by_log)
         else:
-            low, number = _blocks(log_mu, v, mode, block, end, blocks, distance, weight, log_weight)
-            total, by_count, by_log = blocks[:number, 0].sum(), blocks[:number, 1].sum(), blocks[:number, 2].sum()
-        mean_count, mean_log = by_count / total, by_log / total
-        # sum from the nearer end, which avoids cancellation
-        level = np.float64(uniform[i]) * total
-        j, step, left = 0, 1, level
-        if level > 0.5 * total:
-            j, step, left = number - 1, -1, total - level
-        moment_count, moment_log = 0.0, 0.0
-        if block >= 0:
-            while left > blocks[j, 0] and 0 <= j + step < number:
-                left -= blocks[j, 0]
-                moment_count += blocks[j, 1] - mean_count * blocks[j, 0]
-                moment_log += blocks[j, 2] - mean_log * blocks[j, 0]
-                j += step
-            number = 16 << block
-            low += j * number
-            weights, log_weights = weight[:number], log_weight[:number]
-            for k in range(number):
-                distance[k] = low + k
-            _log_weights_at(distance[:number], log_mu, v, mode, weights, log_weights)
-            j = 0 if step == 1 else number - 1
-        w = weights[j]
-        while left > w and 0 <= j + step < number:
-            left -= w
-            moment_count += w * (low + j - mean_count)
-            moment_log += w * (log_weights[j] - mean_log)
-            j += step
-            w = weights[j]
-        z[i] = mode + low + j
-        d_rate[i] = -step * (moment_count / w + 0.5 * (low + j - mean_count)) * v / mu
-        d_nu[i] = -step * (moment_log / w + 0.5 * (log_weights[j] - mean_log))
+            count, of_count, of_log = _invert_by_blocks(
+                u, log_mu, v, mode, block, end, blocks, distance, weight, log_weight
+            )
+        z[i], d_rate[i], d_nu[i] = mode + count, -of_count * v / mu, -of_log
 
 
 @_compile_loop

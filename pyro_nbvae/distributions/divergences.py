@@ -43,7 +43,9 @@ def _kl_value(*parameters: Tensor) -> tuple[Tensor, ...]:
 
 
 def _kl_gradient(*parameters_and_wanted: Any) -> tuple[Tensor, ...]:
-    return tuple(reference.negative_binomial_kl(*parameters_and_wanted[:-1])[1:])
+    parameters = parameters_and_wanted[:-1]
+    _, *found = reference.negative_binomial_kl(*(p.reshape(-1) for p in parameters))
+    return tuple(part.reshape(parameters[0].shape) for part in found)
 
 
 _negative_binomial_kl = elementwise("negative_binomial_kl", _kl_value, _kl_gradient)

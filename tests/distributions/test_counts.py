@@ -286,6 +286,29 @@ def test_the_compiled_draw_is_the_general_one():
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("nu", [0.3, 1.0, 8.0])
+@pytest.mark.parametrize("mean", [600.0, 5e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_draw_by_blocks_is_the_one_count_by_count(mean, nu, dtype):
+    """On the same uniforms: where counts are many, only those of one block are summed one by one."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.linspace(1e-5, 1 - 1e-5, 400, dtype=dtype)
+    rate = (mean * (1 + torch.rand(400, generator=generator))).to(dtype)
+    ours = cpu.com_poisson_integers(rate, torch.full_like(rate, nu), u)
+    theirs = reference.com_poisson_integers(*(x.double() for x in (rate, torch.full_like(rate, nu), u)))
+    assert torch.equal(ours[0].double(), theirs[0])
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}[dtype]
+    torch.testing.assert_close([x.double() for x in ours[1:]], theirs[1:], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("counts", [16, 1024])
+def test_the_quadrature_of_a_block_is_exact_for_polynomials(counts):
+    nodes, weights = cpu._gauss(counts)
+    x = np.arange(counts) / counts
+    for power in range(2 * len(nodes)):
+        assert (weights * (nodes / counts) ** power).sum() == pytest.approx((x**power).sum(), rel=1e-12)
+
+
 @pytest.mark.parametrize("sharing", [("cpu",), ()], ids=["as on a CPU", "as on a GPU"])
 def test_every_window_is_in_one_group(sharing, monkeypatch):
     monkeypatch.setattr(windows, "SHARING", sharing)

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
+from pyro_nbvae.distributions import negative_binomial_kl as kl
 from pyro_nbvae.distributions.families import negative_binomial, poisson
 from pyro_nbvae.distributions.kernels import cpu, find, reference
 from pyro_nbvae.distributions.relaxations.gumbel_softmax import _window
@@ -124,6 +126,36 @@ def test_a_compiled_kernel_is_its_reference(case, dtype):
     torch.testing.assert_close([x.double() for x in ours], theirs, rtol=tolerance, atol=tolerance)
 
 
+def one_by_one(*arguments):
+    """Every combination, as flat tensors."""
+    return [t.reshape(-1) for t in torch.meshgrid(*(torch.tensor(a).double() for a in arguments), indexing="ij")]
+
+
+EXTREME_R, EXTREME_LOGITS = (1e-20, 1e-3, 7.9, 8.1, 1e6), (-30.0, -3.0, 0.5, 30.0)
+EXTREMES = {
+    **{
+        f"com_poisson_{what}": one_by_one((1e-20, 0.5, 3.5, 40.0, 1e3, 1e5), (math.exp(-3), 1.0, math.exp(3)))
+        for what in ("mean", "variance", "entropy")
+    },
+    "com_poisson_kl": one_by_one(
+        (1e-20, 0.5, 3.5, 40.0, 1e3, 1e5), (math.exp(-3), 1.0, math.exp(3)), EXTREME_R, EXTREME_LOGITS
+    ),
+    "com_poisson_integers": one_by_one((0.5, 3.5, 40.0, 1e5), (math.exp(-3), 1.0, math.exp(3)), (0.01, 0.7)),
+    "negative_binomial_kl": one_by_one((1e-3, 1e6), (-13.0, -2.0, 7.0), (1e-3, 8.0, 1e6), (-13.0, 1.0, 7.0)),
+    "negative_binomial_entropy": [
+        torch.tensor(x).double() for x in zip(*((1e-3, 5.0), (0.05, 7.6), (1e6, -2.3), (1e6, -20.0)), strict=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_a_compiled_kernel_is_its_reference_at_extremes(name):
+    """Relative to the larger of the value and 1."""
+    ours, theirs = (torch.stack(getattr(place, name)(*EXTREMES[name])) for place in (cpu, reference))
+    scale = torch.maximum(theirs[0].abs(), theirs.abs()).clamp(min=1)
+    torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=1e-8)
+
+
 @cases
 @pytest.mark.parametrize("place", [cpu, reference], ids=["cpu", "reference"])
 def test_a_parameter_that_is_not_allowed_is_nan_alone(place, case):
@@ -150,6 +182,26 @@ def test_the_fastest_kernel_is_chosen():
     assert find("races", torch.ones(3)) is cpu.races
     assert find("races", torch.ones(3, dtype=torch.float16)) is reference.races
     assert find("negative_binomial_kl", torch.ones(3, device="meta").double()) is reference.negative_binomial_kl
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory is measured on the CPU")
+@pytest.mark.parametrize("order", [0, 2])
+def test_the_memory_of_a_kl_in_units_of_its_output(order):
+    """What 20,000 more elements take, by the reference's operations and for second derivatives: no nodes are kept."""
+
+    def peak(number):
+        own = [torch.linspace(*ends, number).double() for ends in ((0.5, 3), (-1, 1), (2, 4), (0, 1))]
+
+        def run():
+            if order == 0:
+                return reference.negative_binomial_kl(*own)
+            leaves = [x.clone().requires_grad_() for x in own]
+            first = torch.autograd.grad(kl(*leaves).sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+        return peak_bytes(run)
+
+    assert peak(40_000) - peak(20_000) < 50 * 20_000 * 8
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,13 @@ def test_softplus_difference_does_not_cancel():
         expected = mpmath.log1p(mpmath.exp(x)) - mpmath.log1p(mpmath.exp(y))
         assert abs(got - expected) <= 3e-7 * abs(expected)
     assert softplus_difference(a, b)[-1] == 0
+
+
+def test_the_derivative_in_a_tiny_dispersion():
+    """At count 0 it is -log(1 + e^l), in which 1 / r does not enter."""
+    r = torch.tensor([1e-20, 1e-10, 1e-3], dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(0.5, dtype=torch.float64)
+    for z, exact in ((0.0, -torch.nn.functional.softplus(logits)), (1.0, 1 / r - torch.nn.functional.softplus(logits))):
+        log_prob = NegativeBinomial(r, logits=logits).log_prob(torch.tensor(z).double())
+        (slope,) = torch.autograd.grad(log_prob.sum(), r)
+        torch.testing.assert_close(slope, exact.detach().expand(3), rtol=1e-12, atol=0)

@@ -59,12 +59,11 @@ def _log_prob_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> 
     mean = r * logits.exp()
     common = log_quotient_from_difference(z - mean, r + z, r + mean)
     for_z = for_r = for_logits = None
-    if any(wanted[:2]):
-        common = common + rho(r + z)
+    of_sum = rho(r + z) if any(wanted[:2]) else common
     if wanted[0]:
-        for_z = common - rho(1 + z) + (r.log() + logits - torch.log1p(z))
+        for_z = common + of_sum - rho(1 + z) + (r.log() + logits - torch.log1p(z))
     if wanted[1]:
-        for_r = common - rho(r)
+        for_r = common + (of_sum - rho(r))  # 0 at count 0, where both are about 1 / r
     if wanted[2]:
         # (z - m) / (1 + e^l), in a form that neither overflows nor cancels.
         for_logits = z * torch.sigmoid(-given_logits) - given_r * torch.sigmoid(given_logits)

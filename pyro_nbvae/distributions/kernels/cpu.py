@@ -184,13 +184,86 @@ def _stride(rate, nu, end):
     return max(1, int(2 * math.pi / (wide * math.acos(1 + end / decay))))
 
 
+@_compile_fused
+def _stirling(inverse):
+    """Return log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2 and digamma(x) - log x, of 1 / x for x from 8."""
+    y = inverse * inverse
+    value = inverse * (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * (691 / 360360))))))
+    slope = 1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y * (1 / 132 - y * (691 / 32760)))))
+    return value, -0.5 * inverse - y * slope
+
+
+@_compile_fused
+def _log_gamma_ratio(base, inverse_base, log_base, d):
+    """Return log Gamma(base + d) and digamma(base + d) up to constants, by Stirling's series; both arguments from 8."""
+    x = d * inverse_base
+    y = 1 + x
+    inverse_y = 1 / y
+    log = _log_of(y) - ((y - 1) - x) * inverse_y  # log(1 + x), as in _log1p
+    value, slope = _stirling(inverse_y * inverse_base)
+    return (base + d - 0.5) * log + d * (log_base - 1) + value, log + slope
+
+
+@_compile_fused
+def _log_gamma_ratios(r, mode, low, stride, log_gamma, digamma):
+    """Compute log Gamma(k + r) and digamma(k + r), up to constants, at the counts k = mode + (low + i) * stride.
+
+    A few successive small numbers are multiplied. Others are differences from the terms of Stirling's series at a point
+    near the mode, which stay accurate where that is large; arguments below 8 are moved up by 8.
+    """
+    first = (mode + low * stride) + r  # in this order: the count is exact, and r may be tiny
+    if stride == 1 and first < 8 and len(log_gamma) <= 128:  # 136! / 8! is a number
+        for i in range(len(digamma)):
+            digamma[i] = 1 / (first + i)
+        product, inverses = 1.0, 0.0
+        for i in range(len(log_gamma)):
+            inverse = digamma[i]
+            log_gamma[i], digamma[i] = product, inverses
+            product *= first + i
+            inverses += inverse
+        for i in range(len(log_gamma)):
+            log_gamma[i] = _log_of(log_gamma[i])
+        return
+    up = 8.0 if mode + r < 8 else 0.0
+    base = mode + r + up
+    inverse_base, log_base = 1 / base, math.log(base)
+    small = min(max(math.ceil((8 - min(r, 8.0) - mode) / stride) - low, 0), len(log_gamma))
+    for i in range(len(log_gamma)):
+        d = np.float64((low + i) * stride) + ((8.0 if i < small else 0.0) - up)
+        log_gamma[i], digamma[i] = _log_gamma_ratio(base, inverse_base, log_base, d)
+    # whole vectors, of which the last may go beyond the small ones
+    for i in range(min((small + 7) // 8 * 8, len(log_gamma))):
+        x = (mode + (low + i) * stride) + r
+        t = x * (x + 7)  # x (x + 1) ... (x + 7) = t (t + 6) (t + 10) (t + 12)
+        outer, inner = t * (t + 6), (t + 10) * (t + 12)
+        log_gamma[i] -= _log_of(outer * inner) if i < small else 0.0
+        digamma[i] -= (2 * x + 7) * ((2 * t + 6) * inner + (2 * t + 22) * outer) / (outer * inner) if i < small else 0.0
+
+
+@_compile_loop
+def _log_rising(r, k):
+    """Return log Gamma(r + k) - log Gamma(r) and digamma(r + k) - digamma(r), for a count k."""
+    product, inverses = 1.0, 0.0
+    while k > 0 and r < 8:
+        product *= r
+        inverses += 1 / r
+        r += 1
+        k -= 1
+    if k == 0:
+        return math.log(product), inverses
+    log, of_r, of_sum = math.log1p(k / r), _stirling(1 / r), _stirling(1 / (r + k))
+    value = (r + k - 0.5) * log + k * (math.log(r) - 1) + (of_sum[0] - of_r[0])
+    return value + math.log(product), log + (of_sum[1] - of_r[1]) + inverses
+
+
 @_compile_loop
 def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
     """Compute the weights of every ``stride``-th count around the mode, relative to the mode's, and their logs over nu.
 
     Returns:
-        j of the first count, mode + j * stride, with a log weight above ``end``; and from there to the last such count
-        the weights and their logs over nu, which are views of the arrays.
+        j of the first count, mode + j * stride, with a log weight above ``end``; the number of counts from there to the
+        last such count, and at least to one above the mode; and their weights and logs over nu. These are views of the
+        arrays, of whole vectors, which are 0 after the last count.
     """
     # The log weight over nu at a distance d + 1 above the mode is below -d^2 / 2 / (mode + 1 + d / 3), and at d + 1
     # below the mode below -d^2 / 2 / mode.
@@ -209,27 +282,27 @@ def _weights(log_rate, nu, mode, stride, end, weight, log_weight):
         for i in range(len(log_weights)):
             log_weights[i] = (low + i) * stride * log_rate - (factorials[i] - _LOG_FACTORIALS[mode])
     else:
-        x = 0.0
-        for k in range(mode, last):
-            x += log_rate - math.log(k + 1)
-            if (k + 1 - first) % stride == 0:
-                log_weights[(k + 1 - first) // stride] = x
-        x = 0.0
-        for k in range(mode, first - 1, -1):
-            if (k - first) % stride == 0:
-                log_weights[(k - first) // stride] = x
-            x -= log_rate - math.log(k)
+        _log_gamma_ratios(1.0, mode, low, stride, log_weights, weight[: len(log_weights)])
+        at_mode = log_weights[-low]
+        for i in range(len(log_weights)):
+            log_weights[i] = (low + i) * stride * log_rate - (log_weights[i] - at_mode)
     start, stop = 0, len(log_weights)
     while nu * log_weights[start] < end:
         start += 1
-    while nu * log_weights[stop - 1] < end:
+    while (
+        stop > 2 - low and nu * log_weights[stop - 1] < end
+    ):  # one above the mode: derivatives at tiny rates are of it
         stop -= 1
-    # whole vectors; what is beyond the end is not read
-    size = (stop - start + _WIDTH - 1) // _WIDTH * _WIDTH
+    number = stop - start
+    size = (number + 8 - 1) // 8 * 8
     filled, logs = weight[:size], log_weight[start : start + size]
+    for i in range(number, size):
+        logs[i] = 0.0
     for i in range(size):
-        filled[i] = _exp(nu * logs[i])
-    return low + start, weight[: stop - start], log_weights[start:stop]
+        filled[i] = _exp(max(nu * logs[i], -700.0))
+    for i in range(number, size):
+        filled[i] = 0.0
+    return low + start, number, filled, logs
 
 
 @_compile_sum
@@ -287,28 +360,124 @@ def _largest_counts_loop(chunk, rate, nu, largest_count, end):
         largest_count[i] = last if last >= 0 else 0.0
 
 
+# Gauss's quadrature of a sum over 16, 32, 64, ... successive counts: nodes and weights.
+_NODES = 8
+
+
+def _gauss(counts: int) -> np.ndarray:
+    """Return the nodes from 0 to ``counts`` - 1 and their weights, (2, _NODES), by Gram's polynomials."""
+    n = np.arange(1.0, _NODES)
+    beside = np.sqrt(n * n * (counts**2 - n * n) / (4 * (4 * n * n - 1)))
+    nodes, vectors = np.linalg.eigh(np.diag(beside, 1) + np.diag(beside, -1))
+    return np.stack([nodes + (counts - 1) / 2, counts * vectors[0] ** 2])
+
+
+_BLOCKS = np.stack([_gauss(16 << i) for i in range(14)])
+
+
+@_compile_loop
+def _block(mu, nu, end):
+    """Return i so that 16 << i counts are a block for :func:`_blocks`; negative where counts one by one are as fast.
+
+    A block is at most a standard deviation and a third wide, and the window begins at least a block above 0.
+    """
+    size = math.sqrt(mu / nu)
+    if size < 24:
+        return -1
+    i = min(int(math.log2(size * 4 / 3)), 17) - 4
+    return i if mu - math.sqrt(-2 * end / nu * mu) > 2 * (16 << i) else -1
+
+
+@_compile_fused
+def _log_weights_at(distance, log_rate, nu, mode, weight, log_weight):
+    """Compute weights relative to that of the mode, and their logs over nu, at real distances from the mode."""
+    base = mode + 1.0
+    inverse_base, log_base = 1 / base, math.log(base)
+    at_mode = _log_gamma_ratio(base, inverse_base, log_base, 0.0)[0]
+    for i in range(len(distance)):
+        d = distance[i]
+        log_weight[i] = d * log_rate - (_log_gamma_ratio(base, inverse_base, log_base, d)[0] - at_mode)
+    for i in range(len(distance)):
+        weight[i] = _exp(max(nu * log_weight[i], -700.0))
+
+
+@_compile_sum
+def _sums_of_block(nodes, weights, distances, log_weights):
+    total, by_count, by_log = 0.0, 0.0, 0.0
+    for i in range(_NODES):
+        w = nodes[i] * weights[i]
+        total += w
+        by_count += w * distances[i]
+        by_log += w * log_weights[i]
+    return total, by_count, by_log
+
+
+@_compile_loop
+def _blocks(log_rate, nu, mode, block, end, blocks, distance, weight, log_weight):
+    """Compute sums over blocks of counts by quadrature.
+
+    Returns:
+        The first count minus the mode, and the number of blocks; ``blocks`` has a row for each: the sum of the weights,
+        relative to that of the mode, and the sums of these times the count minus the mode and times the log weight
+        over nu.
+    """
+    depth, counts, nodes = -end / nu, 16 << block, _BLOCKS[block]
+    low = -int(1 + math.sqrt(2 * depth * mode))
+    high = int(1 + depth / 3 + math.sqrt(depth * depth / 9 + 2 * depth * (mode + 1)))
+    number = (high - low) // counts + 1
+    for b in range(number):
+        for i in range(_NODES):
+            distance[b * _NODES + i] = low + b * counts + nodes[0, i]
+    _log_weights_at(distance[: number * _NODES], log_rate, nu, mode, weight, log_weight)
+    for b in range(number):
+        own = slice(b * _NODES, (b + 1) * _NODES)
+        blocks[b, 0], blocks[b, 1], blocks[b, 2] = _sums_of_block(nodes[1], weight[own], distance[own], log_weight[own])
+    return low, number
+
+
 @_compile_loop
 def _com_poisson_integers_loop(chunk, rate, nu, uniform, z, d_rate, d_nu, end):
-    """Loop of :func:`com_poisson_integers`."""
+    """Loop of :func:`com_poisson_integers`.
+
+    Where counts are many, sums of blocks find the block of the count, and only there they are one by one.
+    """
     weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
+    blocks, distance = np.empty((_MAX_HALF_WIDTH // 16, 3)), np.empty(_MAX_HALF_WIDTH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
         half_width = _half_width(mu, v, end)
         if mu == 0 or not half_width < _MAX_HALF_WIDTH / 2:
             z[i] = d_rate[i] = d_nu[i] = half_width
             continue
-        mode = int(mu)
-        low, weights, log_weights = _weights(math.log(mu), v, mode, 1, end, weight, log_weight)
-        total, by_count, by_log = _sums(weights, log_weights, low)
+        mode, log_mu, block = int(mu), math.log(mu), _block(mu, v, end)
+        if block < 0:
+            low, number, weights, log_weights = _weights(log_mu, v, mode, 1, end, weight, log_weight)
+            total, by_count, by_log = _sums(weights, log_weights, low)
+        else:
+            low, number = _blocks(log_mu, v, mode, block, end, blocks, distance, weight, log_weight)
+            total, by_count, by_log = blocks[:number, 0].sum(), blocks[:number, 1].sum(), blocks[:number, 2].sum()
         mean_count, mean_log = by_count / total, by_log / total
         # sum from the nearer end, which avoids cancellation
         level = np.float64(uniform[i]) * total
         j, step, left = 0, 1, level
         if level > 0.5 * total:
-            j, step, left = len(weights) - 1, -1, total - level
+            j, step, left = number - 1, -1, total - level
         moment_count, moment_log = 0.0, 0.0
+        if block >= 0:
+            while left > blocks[j, 0] and 0 <= j + step < number:
+                left -= blocks[j, 0]
+                moment_count += blocks[j, 1] - mean_count * blocks[j, 0]
+                moment_log += blocks[j, 2] - mean_log * blocks[j, 0]
+                j += step
+            number = 16 << block
+            low += j * number
+            weights, log_weights = weight[:number], log_weight[:number]
+            for k in range(number):
+                distance[k] = low + k
+            _log_weights_at(distance[:number], log_mu, v, mode, weights, log_weights)
+            j = 0 if step == 1 else number - 1
         w = weights[j]
-        while left > w and 0 <= j + step < len(weights):
+        while left > w and 0 <= j + step < number:
             left -= w
             moment_count += w * (low + j - mean_count)
             moment_log += w * (log_weights[j] - mean_log)
@@ -344,7 +513,8 @@ def _com_poisson_kl_by_table_loop(
             continue
         mode = int(mu)
         stride = _stride(mu, v, end) if smooth else 1
-        low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
+        low, number, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
+        weights, log_weights = weights[:number], log_weights[:number]
         of_p = tables[:, starts[row] + mode + low * stride :: stride]
         total, by_count, by_log = _sums(weights, log_weights, low)
         f_total, f_count, f_log = _sums_of_log_q_over_p(weights, log_weights, low, v, of_p[0])
@@ -356,47 +526,24 @@ def _com_poisson_kl_by_table_loop(
             derivatives[i, 1 + s] = -_sum_of(weights, of_p[s]) / total
 
 
-@_compile_loop
-def _stirling(x):
-    """Return log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2 and digamma(x) - log x, for x from 8."""
-    inverse = 1 / x
-    y = inverse * inverse
-    value = inverse * (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * 691 / 360360)))))
-    slope = 1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y * (1 / 132 - y * 691 / 32760))))
-    return value, -0.5 * inverse - y * slope
+@_compile_sum
+def _sums_of_kl(weights, log_weights, low, nu, slant, log_gamma, of_mode, digamma, slope_of_mode):
+    """Return the sums of :func:`_sums`, the sums of the weights times f, f j and f log_weight, and times digamma.
 
-
-@_compile_inline
-def _pairs(x):
-    """Return x (x + 1) ... (x + 7) and the sum of the factors' inverses."""
-    a, b, c, d = x * (x + 7), (x + 1) * (x + 6), (x + 2) * (x + 5), (x + 3) * (x + 4)
-    return (a * b) * (c * d), (2 * x + 7) * (1 / a + 1 / b + 1 / c + 1 / d)
-
-
-@_compile_loop
-def _rising(x, low, stride, log_gamma, digamma):
-    """Compute log Gamma(x + d) - log Gamma(x) and digamma(x + d) - digamma(x) at d = low stride, (low + 1) stride, ...
-
-    Both are differences of the terms of Stirling's series, so that they stay accurate where x is large.
+    f = log q - log p is (nu - 1) log_weight - log Gamma(k + r) + j slant here, and 0 at the mode, as is digamma.
     """
-    shift = 8.0 if min(x, x + low * stride) < 8 else 0.0
-    base = x + shift
-    inverse, log_base = 1 / base, math.log(base)
-    value, slope = _stirling(base)
-    for i in range(len(log_gamma)):
-        d = np.float64((low + i) * stride)
-        u = 1 + d * inverse
-        log = _log_of(u) - ((u - 1) - d * inverse) / u
-        of_x, slope_of_x = _stirling(base + d)
-        log_gamma[i] = (base + d - 0.5) * log + d * (log_base - 1) + (of_x - value)
-        digamma[i] = log + (slope_of_x - slope)
-    if shift:
-        product, harmonic = _pairs(x)
-        log_product = math.log(product)
-        for i in range(len(log_gamma)):
-            factors, inverses = _pairs(x + (low + i) * stride)
-            log_gamma[i] -= _log_of(factors) - log_product
-            digamma[i] -= inverses - harmonic
+    total, by_count, by_log, f_total, f_count, f_log, slope = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(len(weights)):
+        j, w, log = np.float64(low + i), weights[i], log_weights[i]
+        f = w * (nu * log - log - (log_gamma[i] - of_mode) + j * slant)
+        total += w
+        by_count += w * j
+        by_log += w * log
+        f_total += f
+        f_count += f * j
+        f_log += f * log
+        slope += w * (digamma[i] - slope_of_mode)
+    return total, by_count, by_log, f_total, f_count, f_log, slope
 
 
 @_compile_loop
@@ -404,7 +551,6 @@ def _com_poisson_kl_loop(chunk, rate, nu, r, logits, value, d_rate, d_nu, d_r, d
     """Loop of :func:`com_poisson_kl`."""
     weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
     log_gamma, digamma = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
-    to_mode, score = np.empty(1), np.empty(1)
     for i in range(len(rate)):
         mu, v, shape, logit = np.float64(rate[i]), np.float64(nu[i]), np.float64(r[i]), np.float64(logits[i])
         half_width = _half_width(mu, v, end)
@@ -415,35 +561,31 @@ def _com_poisson_kl_loop(chunk, rate, nu, r, logits, value, d_rate, d_nu, d_r, d
             value[i] = np.inf
             d_rate[i] = d_nu[i] = d_r[i] = d_logits[i] = 0.0
             continue
-        small = math.exp(-abs(logit))
-        fired, log_rest = (1.0 if logit > 0 else small) / (1 + small), -max(logit, 0.0) - math.log1p(small)
+        odds = math.exp(-abs(logit))  # at most 1
+        fired, rest = (1 / (1 + odds), odds / (1 + odds)) if logit > 0 else (odds / (1 + odds), 1 / (1 + odds))
+        soft = math.log1p(odds)
+        log_fired, log_rest = min(logit, 0.0) - soft, -max(logit, 0.0) - soft
         if mu == 0:  # every count is 0: -log p(0)
             value[i], d_rate[i], d_nu[i], d_r[i] = -shape * log_rest, 0.0, 0.0, -log_rest
             d_logits[i] = shape * fired
             continue
-        mode, log_mu = int(mu), math.log(mu)
-        log_fired = logit + log_rest
+        shape, mode, log_mu = max(shape, 1e-300), int(mu), math.log(mu)
         stride = _stride(mu, v, end)
-        low, weights, log_weights = _weights(log_mu, v, mode, stride, end, weight, log_weight)
-        total, by_count, by_log = _sums(weights, log_weights, low)
-        log_p, of_r = log_gamma[: len(weights)], digamma[: len(weights)]
-        _rising(shape + mode, low, stride, log_p, of_r)
-        slant = (log_fired - log_mu) * stride
-        for j in range(len(log_p)):  # relative to that at the mode
-            log_p[j] += (low + j) * slant + log_weights[j]
-        f_total, f_count, f_log = _sums_of_log_q_over_p(weights, log_weights, low, v, log_p)
+        low, _, weights, log_weights = _weights(log_mu, v, mode, stride, end, weight, log_weight)
+        ratios, slopes = log_gamma[: len(weights)], digamma[: len(weights)]
+        _log_gamma_ratios(shape, mode, low, stride, ratios, slopes)
+        slant = (log_mu - log_fired) * stride
+        total, by_count, by_log, f_total, f_count, f_log, slope = _sums_of_kl(
+            weights, log_weights, low, v, slant, ratios, ratios[-low], slopes, slopes[-low]
+        )
         mean = f_total / total
-        at_mode, score_at_mode = shape * log_rest, log_rest
-        if mode > 0:
-            _rising(shape, mode, 1, to_mode, score)
-            factorial = _LOG_FACTORIALS[mode] if mode < len(_LOG_FACTORIALS) else math.lgamma(mode + 1.0)
-            at_mode += to_mode[0] - factorial + mode * log_fired
-            score_at_mode += score[0]
-        value[i] = mean - math.log(stride * total) - at_mode
+        log_rising, score = _log_rising(shape, mode)
+        factorial = _LOG_FACTORIALS[mode] if mode < len(_LOG_FACTORIALS) else math.lgamma(mode + 1.0)
+        of_mode = log_rising - factorial + mode * log_fired + shape * log_rest  # log p
+        value[i] = mean - math.log(stride * total) - of_mode
         d_rate[i] = (f_count - mean * by_count) * stride / total * v / mu
         d_nu[i] = (f_log - mean * by_log) / total
-        d_r[i] = -score_at_mode - _sum_of(weights, of_r) / total
-        rest = (small if logit > 0 else 1.0) / (1 + small)
+        d_r[i] = -slope / total - score - log_rest
         d_logits[i] = shape * fired - (mode + stride * by_count / total) * rest
 
 
@@ -475,7 +617,7 @@ def _com_poisson_moments_loop(chunk, rate, nu, value, d_rate, d_nu, what, end):
             value[i] = d_rate[i] = d_nu[i] = half_width
             continue
         mode, stride = int(mu), _stride(mu, v, end)
-        low, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
+        low, _, weights, log_weights = _weights(math.log(mu), v, mode, stride, end, weight, log_weight)
         total, j, x = _sums(weights, log_weights, low)
         jj, jx, xx, jjj, jjx = _higher_sums(weights, log_weights, low)
         j, x, jj, jx, xx, jjj, jjx = j / total, x / total, jj / total, jx / total, xx / total, jjj / total, jjx / total
@@ -706,7 +848,7 @@ def _log_gamma_and_digamma(x):
         harmonic += 1 / x
         x += 1
     log = math.log(x)
-    series, slope = _stirling(x)
+    series, slope = _stirling(1 / x)
     return (x - 0.5) * log - x + 0.9189385332046727 + series - math.log(product), log + slope - harmonic
 
 

@@ -368,26 +368,53 @@ def by_rule(rule: Rule, r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> t
     )
 
 
-def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
-    """Return the KL of two negative binomials and its derivatives in the four parameters, (n,) each."""
-    _, usual, finest = RULES[torch.float64]
+def _kl_by_rules(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """Return the KL of two negative binomials and its derivatives, in differentiable operations."""
 
-    def part(*parameters: Tensor) -> tuple[Tensor, ...]:
+    def ordinary(*parameters: Tensor) -> tuple[Tensor, ...]:
+        dtype = parameters[0].dtype
+        parameters = tuple(x.double() for x in parameters)
+        _, usual, finest = RULES[torch.float64]
         extreme = ~usual.serves(*parameters)
         found = by_rule(usual, *parameters)
         if bool(extreme.any()):
             fine = by_rule(finest, *(x[extreme] for x in parameters))
             found = tuple(part.masked_scatter(extreme, one) for part, one in zip(found, fine, strict=True))
-        return found
+        return tuple(part.to(dtype) for part in found)
 
-    def ordinary(*parameters: Tensor) -> tuple[Tensor, ...]:
-        flat = [x.reshape(-1).double() for x in parameters]
-        # an element has a number of each node in several tables
-        pieces = windows.chunks(len(flat[0]), usual.nodes, flat[0].device)
-        found = zip(*(part(*(x[piece] for x in flat)) for piece in pieces), strict=True)
-        return tuple(torch.cat(parts).reshape(r_q.shape).to(r_q.dtype) for parts in found)
+    return negative_binomial.at_edges(ordinary, *parameters)
 
-    return list(negative_binomial.at_edges(ordinary, r_q, l_q, r_p, l_p))
+
+class _KLOfChunk(torch.autograd.Function):
+    """:func:`_kl_by_rules`, of which autograd keeps the parameters only, and not the nodes: it computes them twice."""
+
+    @staticmethod
+    def forward(*parameters: Tensor) -> tuple[Tensor, ...]:
+        return _kl_by_rules(*parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            own = [p.detach().requires_grad_() for p in ctx.saved_tensors]
+            found = _kl_by_rules(*own)
+        return torch.autograd.grad(found, own, gradients)
+
+
+def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> list[Tensor]:
+    """Return the KL of two negative binomials and its derivatives in the four parameters, (n,) each.
+
+    It is computed in chunks, and differentiable once.
+    """
+    nodes = RULES[torch.float64][1].nodes
+    parts = [
+        _KLOfChunk.apply(*(x[chunk] for x in (r_q, l_q, r_p, l_p)))
+        for chunk in windows.chunks(len(r_q), nodes, r_q.device)
+    ]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Training: reproducible, resumable, and on the schedules it says."""
 
+import contextlib
 import json
 import math
 import os
@@ -93,6 +94,19 @@ def test_deterministic_training_gives_the_same_numbers_and_restores_the_settings
     train(other, tmp_path / "ended", resume=True, progress=False, on_epoch=lambda row: during.append(global_settings()))
     assert during[-1] == before and same_parameters(runs[0], Run(tmp_path / "ended"))
     assert stored_config(other) == stored_config(config)
+
+
+def test_a_variable_with_which_cublas_is_not_deterministic_is_an_error_on_a_gpu_only(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    before = global_settings()
+    with training.deterministic(True, torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+    for chosen in (False, True):
+        message = r"needs CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8, got ':0:0'"
+        refused = pytest.raises(InputError, match=message) if chosen else contextlib.nullcontext()
+        with refused, training.deterministic(chosen, torch.device("cuda")):
+            assert global_settings() == before
+    assert global_settings() == before
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):

@@ -24,10 +24,12 @@ from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.files import write_atomically
 from pyro_nbvae.study.folder import LOCK, Run
 from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.results import stored_config
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import options, replace
 from pyro_nbvae.study.variants import VARIANTS, register_variant
+from pyro_nbvae.vae import GenerativeModel
 
 SMALL = {"data": "digits", "latents": 8, "encoder": "linear", "decoder": "linear", "device": "cpu"}
 
@@ -404,6 +406,27 @@ def test_learning_rates_follow_their_schedule(schedule, factor, steps, tmp_path)
     done = [k / 15 for k in range(15)] + [k / 20 for k in range(15, 20)]
     for step, share in zip(steps, done, strict=True):
         assert step["lr"] == pytest.approx([0.01 * factor(share), 0.03 * factor(share)], rel=1e-12)
+
+
+def test_data_are_checked_on_the_host(tmp_path, monkeypatch):
+    """A GPU would get all of them as floats; the model comes to them instead, and returns."""
+    happened, move, check = [], GenerativeModel.to, GenerativeModel.check_support
+
+    def to(model, device):
+        happened.append(str(device))
+        return move(model, device)
+
+    def checked(model, x, what="data"):
+        happened.append(what.split()[0])
+        check(model, x, what)
+
+    monkeypatch.setattr(GenerativeModel, "to", to)
+    monkeypatch.setattr(GenerativeModel, "check_support", checked)
+    data = load("digits")
+    device = torch.device("cpu", 0)  # which differs from the host by its name
+    training.Trainer(Run(tmp_path), resolve(TINY, data.event_shape, data), data, device, Processes())
+    assert list(dict.fromkeys(happened[1:-1])) == ["cpu", "training", "held-out"]
+    assert happened[0] == happened[-1] == "cpu:0"
 
 
 def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(steps, tmp_path):

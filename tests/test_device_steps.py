@@ -95,7 +95,11 @@ def step(name, monkeypatch, **options):
     return counter.number
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# without those that other tests register
+OURS = [name for name, variant in VARIANTS.items() if type(variant).__module__.startswith("pyro_nbvae.")]
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_a_step_asks_the_device_for_nothing_and_has_few_launches(name, monkeypatch):
     number = step(name, monkeypatch)
     assert number <= LIMITS.get(name, LIMIT)

@@ -32,15 +32,6 @@ from pyro_nbvae.study.variants import VARIANTS
 STEPS = 20
 
 
-def checks() -> Any:
-    """Return the cases of the tests of the kernels, without the setting that the tests need in the interpreter."""
-    gpu: Any = importlib.import_module("pyro_nbvae.distributions.kernels.gpu")
-    lanes = gpu.SIZE
-    found = importlib.import_module("tests.distributions.gpu_on_cpu")
-    gpu.SIZE = lanes
-    return found
-
-
 def difference(name: str, check: Callable[[], list[float]]) -> dict[str, Any]:
     """Return the row of a kernel; an error in one kernel does not end the benchmark."""
     row: dict[str, Any] = {"kernel": name}
@@ -56,7 +47,7 @@ def difference(name: str, check: Callable[[], list[float]]) -> dict[str, Any]:
 
 def kernels(place: torch.device) -> list[dict[str, Any]]:
     """Return the largest errors of every kernel on a device, relative to max(1, value)."""
-    tests = checks()
+    tests: Any = importlib.import_module("tests.distributions.gpu_on_cpu")
     textbook = tests.by_textbook
     seed = tests.SEED.to(place)
 

@@ -38,7 +38,8 @@ class Arriving(Generic[About]):
                 self._coming.append((None, values.to("cpu", copy=True), about))
         elif not torch.cuda.is_current_stream_capturing():
             # only a copy to pinned memory is asynchronous
-            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            host = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
+            host.copy_(values, non_blocking=True)
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(values.device))
             self._coming.append((event, host, about))
@@ -46,10 +47,13 @@ class Arriving(Generic[About]):
     def arrived(self) -> list[tuple[Tensor, About]]:
         """Return what has arrived since the last call, in the order in which it was sent."""
         found: list[tuple[Tensor, About]] = []
-        while self._coming:
-            event, host, about = self._coming[0]
+        while True:
+            try:
+                first = self._coming.popleft()  # before it is looked at: another thread may do the same
+            except IndexError:
+                return found
+            event, host, about = first
             if event is not None and (torch.cuda.is_current_stream_capturing() or not event.query()):
-                break
-            self._coming.popleft()
+                self._coming.appendleft(first)
+                return found
             found.append((host, about))
-        return found

@@ -1,5 +1,6 @@
 """Training: reproducible, resumable, and on the schedules it says."""
 
+import contextlib
 import json
 import math
 import os
@@ -23,10 +24,12 @@ from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.files import write_atomically
 from pyro_nbvae.study.folder import LOCK, Run
 from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.results import stored_config
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import options, replace
 from pyro_nbvae.study.variants import VARIANTS, register_variant
+from pyro_nbvae.vae import GenerativeModel
 
 SMALL = {"data": "digits", "latents": 8, "encoder": "linear", "decoder": "linear", "device": "cpu"}
 
@@ -93,6 +96,19 @@ def test_deterministic_training_gives_the_same_numbers_and_restores_the_settings
     train(other, tmp_path / "ended", resume=True, progress=False, on_epoch=lambda row: during.append(global_settings()))
     assert during[-1] == before and same_parameters(runs[0], Run(tmp_path / "ended"))
     assert stored_config(other) == stored_config(config)
+
+
+def test_a_variable_with_which_cublas_is_not_deterministic_is_an_error_on_a_gpu_only(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    before = global_settings()
+    with training.deterministic(True, torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+    for chosen in (False, True):
+        message = r"needs CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8, got ':0:0'"
+        refused = pytest.raises(InputError, match=message) if chosen else contextlib.nullcontext()
+        with refused, training.deterministic(chosen, torch.device("cuda")):
+            assert global_settings() == before
+    assert global_settings() == before
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):
@@ -390,6 +406,27 @@ def test_learning_rates_follow_their_schedule(schedule, factor, steps, tmp_path)
     done = [k / 15 for k in range(15)] + [k / 20 for k in range(15, 20)]
     for step, share in zip(steps, done, strict=True):
         assert step["lr"] == pytest.approx([0.01 * factor(share), 0.03 * factor(share)], rel=1e-12)
+
+
+def test_data_are_checked_on_the_host(tmp_path, monkeypatch):
+    """A GPU would get all of them as floats; the model comes to them instead, and returns."""
+    happened, move, check = [], GenerativeModel.to, GenerativeModel.check_support
+
+    def to(model, device):
+        happened.append(str(device))
+        return move(model, device)
+
+    def checked(model, x, what="data"):
+        happened.append(what.split()[0])
+        check(model, x, what)
+
+    monkeypatch.setattr(GenerativeModel, "to", to)
+    monkeypatch.setattr(GenerativeModel, "check_support", checked)
+    data = load("digits")
+    device = torch.device("cpu", 0)  # which differs from the host by its name
+    training.Trainer(Run(tmp_path), resolve(TINY, data.event_shape, data), data, device, Processes())
+    assert list(dict.fromkeys(happened[1:-1])) == ["cpu", "training", "held-out"]
+    assert happened[0] == happened[-1] == "cpu:0"
 
 
 def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(steps, tmp_path):

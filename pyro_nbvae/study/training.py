@@ -45,8 +45,9 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 LOGGED = 2_000
 # Images in [0, 1] whose values do not reach this are probably on another range.
 DIM = 0.1
-# Variable that makes cuBLAS deterministic.
+# Variable that makes cuBLAS deterministic, and the values that do.
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_REPEATABLE = (":4096:8", ":16:8")
 # Held-out metrics in the log.
 _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim")
 # Number of held-out observations whose posterior Fano factor is logged: it costs more than the others together.
@@ -87,8 +88,8 @@ def train(
         The run.
 
     Raises:
-        InputError: for an invalid configuration, for data, a device or a folder that cannot be used, and if training
-            diverges.
+        InputError: for an invalid configuration, for data, a device or a folder that cannot be used, if training
+            diverges, and as :func:`deterministic`.
 
     Example::
 
@@ -104,7 +105,7 @@ def train(
     if resume and run.checkpoint_path.exists():
         config = run.completed(config)
     device = choose_device(config.device)
-    with deterministic(config.training.deterministic):
+    with deterministic(config.training.deterministic, device):
         group = processes(device)
         # rank 0 downloads and prepares missing data before the other processes load them
         data = load(config.data, config.data_root) if group.leads else None
@@ -134,21 +135,30 @@ def train(
 
 
 @contextlib.contextmanager
-def deterministic(chosen: bool) -> Iterator[None]:
+def deterministic(chosen: bool, device: torch.device) -> Iterator[None]:
     """Context in which PyTorch uses only deterministic operations, if that is chosen; its settings are restored.
 
     cuBLAS reads its variable when it is first used: in a process that has used it before, set it at the start.
+
+    Raises:
+        InputError: on a GPU, if the variable has a value with which cuBLAS is not deterministic.
     """
     if not chosen:
         yield
         return
+    given = os.environ.get(CUBLAS_WORKSPACE, _REPEATABLE[0])
+    if device.type == "cuda" and given not in _REPEATABLE:
+        raise InputError(
+            f"deterministic training on a GPU needs {CUBLAS_WORKSPACE}={' or '.join(_REPEATABLE)}, got {given!r}: "
+            "change or unset this environment variable"
+        )
     cudnn = torch.backends.cudnn
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, workspace = cudnn.benchmark, os.environ.get(CUBLAS_WORKSPACE)
     try:
         torch.use_deterministic_algorithms(True)
         cudnn.benchmark = False
-        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+        os.environ.setdefault(CUBLAS_WORKSPACE, _REPEATABLE[0])
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)

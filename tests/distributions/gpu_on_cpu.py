@@ -18,8 +18,6 @@ from pyro_nbvae.distributions.relaxations.gumbel_softmax import _window
 from tests.distributions import by_textbook
 
 NAN, INF, SEED = math.nan, math.inf, torch.tensor(271_828_182_845)
-# one program for all elements: the interpreter takes as long for many lanes as for one
-gpu.SIZE = 4096
 generator = torch.Generator().manual_seed(5)
 
 
@@ -66,6 +64,13 @@ EXTREME = {
     "negative_binomial_log_q_over_p": (1e5, 1e4, math.log(10.0), 2e3, math.log(40.0)),
 }
 kernels = pytest.mark.parametrize("name", CASES)
+# one program for all elements: the interpreter takes as long for many lanes as for one
+LANES = 4096
+
+
+@pytest.fixture(autouse=True)
+def lanes(monkeypatch):
+    monkeypatch.setattr(gpu, "SIZE", LANES)
 
 
 def errors(name, arguments):
@@ -138,18 +143,15 @@ def test_points_at_0():
         torch.testing.assert_close(found, [e.float() for e in exact], rtol=1e-5, atol=1e-6)
 
 
-def test_units_that_share_their_parameters():
+def test_units_that_share_their_parameters(monkeypatch):
     """Parameters of a shape that is expanded, more observations than a program has lanes, and several dimensions."""
-    lanes, gpu.SIZE = gpu.SIZE, 8
-    try:
-        rate, nu = MEAN[:60].clamp(max=4).reshape(2, 10, 3), NU[:60].clamp(min=1).reshape(2, 10, 3)
-        r, logits = R_P[:3].expand(2, 10, 3), LOGITS_P[:3].expand(2, 10, 3)
-        assert gpu.layout(rate.shape) == (20, 3)
-        assert max(errors("com_poisson_kl", [rate, nu, r, logits])) < 2e-4
-        assert max(errors("com_poisson_kl", [x.transpose(0, 1) for x in (rate, nu, r, logits)])) < 2e-4
-        assert all(x.shape == (0, 3) for x in gpu.poisson_kl(rate[0, :0], rate[0, :0]))
-    finally:
-        gpu.SIZE = lanes
+    monkeypatch.setattr(gpu, "SIZE", 8)
+    rate, nu = MEAN[:60].clamp(max=4).reshape(2, 10, 3), NU[:60].clamp(min=1).reshape(2, 10, 3)
+    r, logits = R_P[:3].expand(2, 10, 3), LOGITS_P[:3].expand(2, 10, 3)
+    assert gpu.layout(rate.shape) == (20, 3)
+    assert max(errors("com_poisson_kl", [rate, nu, r, logits])) < 2e-4
+    assert max(errors("com_poisson_kl", [x.transpose(0, 1) for x in (rate, nu, r, logits)])) < 2e-4
+    assert all(x.shape == (0, 3) for x in gpu.poisson_kl(rate[0, :0], rate[0, :0]))
 
 
 # --- relaxed counts: on the kernel's own noise ----------------------------------------------------------------------
@@ -216,5 +218,6 @@ def test_every_kernel_is_tested():
 
 
 if __name__ == "__main__":
+    gpu.SIZE = LANES
     for name, (arguments, _, _) in CASES.items():
         print(f"{name:32}", *(f"{e:.0e}" for e in errors(name, arguments)))

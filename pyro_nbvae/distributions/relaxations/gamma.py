@@ -12,7 +12,8 @@ from pyro_nbvae.distributions.windows import chunks
 
 # A GPU draws counts of rates above this from rounded normals: torch.poisson has 32-bit counts there.
 _LARGE = 2.0**24
-# Devices on which torch.poisson draws every count that doubles hold.
+# Devices on which torch.poisson draws at every rate. A CPU has 64-bit counts; their variance was accurate up to rates
+# of 1e13, about 1 % off at 1e15 and 20 % at 2^53. MPS was not measured.
 _EXACT = ("cpu", "mps")
 
 

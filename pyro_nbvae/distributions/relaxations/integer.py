@@ -45,6 +45,7 @@ class Integer(Relaxation):
 
     Example::
 
+        >>> import torch
         >>> from pyro_nbvae.distributions import RelaxedPoisson
         >>> rate = torch.tensor([3.0], requires_grad=True)
         >>> z = RelaxedPoisson(rate, relaxation=Integer()).rsample()

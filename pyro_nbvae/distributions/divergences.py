@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import pyro.distributions as dist
@@ -38,17 +38,24 @@ from pyro_nbvae.distributions.windows import LogQOverP
 # --- negative binomials ---------------------------------------------------------------------------------------------
 
 
-def _kl_value(*parameters: Tensor) -> tuple[Tensor, ...]:
-    return tuple(choose("negative_binomial_kl", parameters[0])(*parameters))
+def _by_kernel(name: str) -> Callable[..., Tensor]:
+    """Make a differentiable function of a kernel; its second derivatives are those of the reference."""
+
+    def value(*arguments: Tensor) -> tuple[Tensor, ...]:
+        return tuple(choose(name, arguments[0])(*arguments))
+
+    def gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
+        arguments = arguments_and_wanted[:-1]
+        _, *found = getattr(reference, name)(*(a.reshape(-1) for a in arguments))
+        return tuple(part.reshape(arguments[0].shape) for part in found)
+
+    return elementwise(name, value, gradient)
 
 
-def _kl_gradient(*parameters_and_wanted: Any) -> tuple[Tensor, ...]:
-    parameters = parameters_and_wanted[:-1]
-    _, *found = reference.negative_binomial_kl(*(p.reshape(-1) for p in parameters))
-    return tuple(part.reshape(parameters[0].shape) for part in found)
-
-
-_negative_binomial_kl = elementwise("negative_binomial_kl", _kl_value, _kl_gradient)
+_negative_binomial_kl = _by_kernel("negative_binomial_kl")
+_negative_binomial_log_q_over_p = _by_kernel("negative_binomial_log_q_over_p")
+_shared_kl = _by_kernel("shared_dispersion_kl")
+_poisson_kl = _by_kernel("poisson_kl")
 
 
 def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> Tensor:
@@ -87,13 +94,6 @@ def negative_binomial_kl(r_q: Tensor, l_q: Tensor, r_p: Tensor, l_p: Tensor) -> 
     return _negative_binomial_kl(r_q, l_q, r_p, l_p)
 
 
-_shared_kl = elementwise(
-    "shared_dispersion_kl",
-    lambda r, l_q, l_p: tuple(choose("shared_dispersion_kl", r)(r, l_q, l_p)),
-    lambda r, l_q, l_p, wanted: negative_binomial.shared_kl(r, l_q, l_p)[1:],
-)
-
-
 def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
     r"""KL(NB(r, l_q) || NB(r, l_p)) in nats, in closed form, elementwise.
 
@@ -114,21 +114,6 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> Tensor:
         0.0
     """
     return _shared_kl(r, l_q, l_p)
-
-
-def _log_q_over_p_value(*arguments: Tensor) -> tuple[Tensor, ...]:
-    return tuple(choose("negative_binomial_log_q_over_p", arguments[0])(*arguments))
-
-
-def _log_q_over_p_gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
-    arguments = arguments_and_wanted[:-1]
-    _, *found = reference.negative_binomial_log_q_over_p(*(a.reshape(-1) for a in arguments))
-    return tuple(part.reshape(arguments[0].shape) for part in found)
-
-
-_negative_binomial_log_q_over_p = elementwise(
-    "negative_binomial_log_q_over_p", _log_q_over_p_value, _log_q_over_p_gradient
-)
 
 
 def negative_binomial_log_q_over_p(
@@ -194,13 +179,6 @@ def _kl_negative_binomial(q: _NegativeBinomials, p: _NegativeBinomials) -> Tenso
 
 
 # --- Poissons -------------------------------------------------------------------------------------------------------
-
-
-_poisson_kl = elementwise(
-    "poisson_kl",
-    lambda rate_q, rate_p: tuple(choose("poisson_kl", rate_q)(rate_q, rate_p)),
-    lambda rate_q, rate_p, wanted: poisson.kl_gradient(rate_q, rate_p),
-)
 
 
 def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> Tensor:

@@ -190,6 +190,26 @@ def _end(first):
 
 
 @triton.jit
+def _outward(j, x, t, mode, first, success, NB: tl.constexpr, DOWN: tl.constexpr):
+    """One count further from the mode: its distance, log weight and second score, and the larger of the two counts"""
+    if DOWN:
+        k = tl.maximum(mode + j, 1.0)
+        x -= _log_ratio(k, first, success, NB)
+        if NB:
+            t -= tl.div_rn(1.0, first + (k - 1.0))
+        j -= 1.0
+    else:
+        k = mode + j + 1.0
+        x += _log_ratio(k, first, success, NB)
+        if NB:
+            t += tl.div_rn(1.0, first + (k - 1.0))
+        j += 1.0
+    if not NB:
+        t = x
+    return j, x, t, k
+
+
+@triton.jit
 def _integers(
     first, first_row, first_column, second, second_row, second_column, uniform, uniform_row, uniform_column,
     z, d_first, d_second, rows, columns, NB: tl.constexpr, SIZE: tl.constexpr,
@@ -225,19 +245,7 @@ def _integers(
         t = zero
         go = there & ~(bad | empty)
         while _any(go):
-            if DOWN:
-                k = tl.maximum(mode + j, 1.0)
-                x -= _log_ratio(k, a, success, NB)
-                if NB:
-                    t -= tl.div_rn(1.0, a + (k - 1.0))
-                j -= 1.0
-            else:
-                x += _log_ratio(mode + j + 1.0, a, success, NB)
-                if NB:
-                    t += tl.div_rn(1.0, a + (mode + j))
-                j += 1.0
-            if not NB:
-                t = x
+            j, x, t, _ = _outward(j, x, t, mode, a, success, NB, DOWN)
             go = go & (nu * x > end) & (mode + j >= 0)
             w = tl.where(go, tl.exp(nu * x), 0.0)
             total += w
@@ -363,28 +371,12 @@ def _sums(
         score = zero
         go = there & ~(bad | empty)
         while _any(go):
-            if DOWN:
-                k = tl.maximum(mode + j, 1.0)
-                x -= _log_ratio(k, a, success, NB)
-                if NB:
-                    t -= tl.div_rn(1.0, a + (k - 1.0))
-                if KL:
-                    before = r + (k - 1.0)
-                    log_p -= tl.log(tl.div_rn(before * fire, k))
-                    score -= tl.div_rn(1.0, before)
-                j -= 1.0
-            else:
-                k = mode + j + 1.0
-                x += _log_ratio(k, a, success, NB)
-                if NB:
-                    t += tl.div_rn(1.0, a + (k - 1.0))
-                if KL:
-                    before = r + (k - 1.0)
-                    log_p += tl.log(tl.div_rn(before * fire, k))
-                    score += tl.div_rn(1.0, before)
-                j += 1.0
-            if not NB:
-                t = x
+            j, x, t, k = _outward(j, x, t, mode, a, success, NB, DOWN)
+            if KL:
+                before = r + (k - 1.0)
+                sign = 1.0 - 2.0 * DOWN
+                log_p += sign * tl.log(tl.div_rn(before * fire, k))
+                score += sign * tl.div_rn(1.0, before)
             go = go & (nu * x > end) & (mode + j >= 0)
             w = tl.where(go, tl.exp(nu * x), 0.0)
             if WHAT == 0:

@@ -137,3 +137,26 @@ def test_terminals_and_environments(tmp_path):
         process.kill()
     assert process.returncode == 143 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("nbvae: terminated; the same command continues")
+
+
+SWALLOWED = """
+import signal, time
+from pyro_nbvae.study import commandline
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.01)
+
+def command():
+    Finalized()  # Python ignores exceptions of finalizers
+    for _ in range(1000):
+        time.sleep(0.01)
+
+commandline.run(lambda: command, "program")
+"""
+
+
+def test_a_termination_that_a_finalizer_swallows_is_not_lost():
+    process = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert process.returncode == 143 and process.stderr.startswith("program: terminated"), process.stderr

@@ -7,10 +7,11 @@ import functools
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 from tqdm import tqdm
@@ -39,6 +40,8 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 _GOES_ON = "the same command continues from there (nbvae train with --resume)"
+# Seconds until SIGTERM is repeated.
+_AGAIN = 0.05
 
 
 class _Terminated(BaseException):
@@ -47,6 +50,26 @@ class _Terminated(BaseException):
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Context in which SIGTERM raises an exception. If a finalizer swallows it, it is repeated."""
+    report = sys.unraisablehook
+
+    def repeat(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, _Terminated):
+            threading.Timer(_AGAIN, signal.raise_signal, [signal.SIGTERM]).start()
+        else:
+            report(unraisable)
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -84,12 +107,11 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # characters that the terminal cannot show are replaced
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminate)
     try:
-        call = parse()
-        with _warnings_in_one_line(program):
-            call()
+        with _termination():
+            call = parse()
+            with _warnings_in_one_line(program):
+                call()
     except InputError as error:
         _fail(program, str(error))
     except BrokenPipeError:  # the reader of the output has closed it

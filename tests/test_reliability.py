@@ -139,24 +139,34 @@ def test_terminals_and_environments(tmp_path):
     assert err.splitlines()[-1].startswith("nbvae: terminated; the same command continues")
 
 
-SWALLOWED = """
-import signal, time
-from pyro_nbvae.study import commandline
-
+FINALIZER = """
 class Finalized:
-    def __del__(self):
+    def __del__(self):  # Python ignores exceptions of finalizers
         signal.raise_signal(signal.SIGTERM)
         time.sleep(0.01)
 
 def command():
-    Finalized()  # Python ignores exceptions of finalizers
-    for _ in range(1000):
+    Finalized()
+    while True:
         time.sleep(0.01)
-
+"""
+DEADLOCK = """
+def command():
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+"""
+CALL = """
+import ctypes, os, signal, threading, time
+from pyro_nbvae.study import commandline
+commandline.GRACE = 0.2
+{}
 commandline.run(lambda: command, "program")
 """
 
 
-def test_a_termination_that_a_finalizer_swallows_is_not_lost():
-    process = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+@pytest.mark.parametrize("command", [FINALIZER, DEADLOCK])
+def test_a_termination_is_not_lost(command):
+    process = subprocess.run([sys.executable, "-c", CALL.format(command)], capture_output=True, text=True)
     assert process.returncode == 143 and process.stderr.startswith("program: terminated"), process.stderr

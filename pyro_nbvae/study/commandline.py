@@ -6,12 +6,13 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import tyro
 from tqdm import tqdm
@@ -40,8 +41,8 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 _GOES_ON = "the same command continues from there (nbvae train with --resume)"
-# Seconds until SIGTERM is repeated.
-_AGAIN = 0.05
+# Seconds after SIGTERM in which contexts are closed; then the process ends in any case.
+GRACE = 10.0
 
 
 class _Terminated(BaseException):
@@ -52,24 +53,40 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
+def _end_after_grace(program: str, signals: socket.socket) -> None:
+    """End the process after SIGTERM, unless the other end of a socket, to which Python writes signals, is closed."""
+    with signals:
+        while (number := signals.recv(1)) != b"":
+            if number[0] == signal.SIGTERM:
+                signals.settimeout(GRACE)
+                try:
+                    while signals.recv(1) != b"":
+                        pass
+                except TimeoutError:
+                    print(f"{program}: terminated; {_GOES_ON}", file=sys.stderr, flush=True)
+                    os._exit(143)
+                return
+
+
 @contextlib.contextmanager
-def _termination() -> Iterator[None]:
-    """Context in which SIGTERM raises an exception. If a finalizer swallows it, it is repeated."""
-    report = sys.unraisablehook
+def _termination(program: str) -> Iterator[None]:
+    """Context in which SIGTERM raises an exception; if that does not end the process, a thread does.
 
-    def repeat(unraisable: Any) -> None:
-        if issubclass(unraisable.exc_type, _Terminated):
-            threading.Timer(_AGAIN, signal.raise_signal, [signal.SIGTERM]).start()
-        else:
-            report(unraisable)
-
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminate)
-    sys.unraisablehook = repeat
+    A finalizer may swallow the exception, and a lock, or a library that waits for one, may delay it without end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_grace, args=(program, reader), daemon=True).start()
     try:
         yield
     finally:
-        sys.unraisablehook = report
+        signal.set_wakeup_fd(before)
+        writer.close()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -108,7 +125,7 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # characters that the terminal cannot show are replaced
     try:
-        with _termination():
+        with _termination(program):
             call = parse()
             with _warnings_in_one_line(program):
                 call()

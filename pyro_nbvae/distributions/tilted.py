@@ -1,0 +1,387 @@
+r"""Joint distributions over latents, as tilts of a factorised one: mixtures and autoregressive distributions.
+
+A joint prior makes the units depend on each other, so that samples from it are as coherent as the posteriors' own. Each
+is stated relative to a factorised *reference*, such as a negative binomial with parameters r and l for each unit. A
+context c (a component, or the units before) shifts the logits by :math:`\delta(c)`, and the log Gamma functions cancel:
+
+.. math:: \log\frac{p(z \mid c)}{\mathrm{ref}(z)} = \sum_i a_i z_i + b_i, \qquad
+    a = \log\frac{\sigma(l + \delta)}{\sigma(l)}, \quad b = r \log\frac{\sigma(-l - \delta)}{\sigma(-l)}.
+
+This *tilt* is linear in the counts; for a Poisson with rate :math:`\lambda` it has :math:`a = \delta` and
+:math:`b = -\lambda (e^\delta - 1)`; for a normal it is linear in the standardised value and its square. So the KL from
+a factorised posterior is an exact KL and the mean of a tilt, which needs no second sample: it is taken at the sample
+that is decoded anyway.
+
+See also: docs/mathematics.md, section 3.6 (Joint priors).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+from torch.nn.functional import softplus
+
+from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
+from pyro_nbvae.distributions.poisson import RelaxedPoisson
+from pyro_nbvae.distributions.relaxed import Shape
+
+# Largest number of elements (observation, component, unit) of a tilt that are computed at once.
+_MOST_ELEMENTS = 1 << 24
+
+
+class CountShift:
+    """A shift of negative binomials and Poissons: one number for each unit, by which the log odds or the log rate grow.
+
+    For a negative binomial and a Poisson it multiplies the mean by e^shift.
+    """
+
+    parts = 1
+
+    def shifted(self, given: Any, shift: Sequence[Tensor]) -> TorchDistribution:
+        """Return a factorised distribution with this shift, (..., K)."""
+        (delta,) = shift
+        if isinstance(given, NegativeBinomial):
+            return RelaxedNegativeBinomial(given.total_count, logits=given.logits + delta, validate_args=False)
+        return RelaxedPoisson(given.rate * delta.exp(), validate_args=False)
+
+    def tilts(self, given: Any, shift: Sequence[Tensor], value: Tensor) -> Tensor:
+        """Return log p(value) - log given(value), summed over units, for every component: (..., C)."""
+        (delta,) = shift
+        delta = delta.to(value)
+        if not isinstance(given, NegativeBinomial):
+            rate = given.rate.to(value)
+            return value @ delta.mT - rate @ torch.expm1(delta).mT
+        r, logits = given.total_count.to(value), given.logits.to(value)
+        if logits.dim() == 1:  # the same for all observations
+            growth = softplus(logits + delta) - softplus(logits)
+            return value @ (delta - growth).mT - growth @ r
+        shape = torch.broadcast_shapes(value.shape, logits.shape)
+        rows = [each.expand(shape).reshape(-1, shape[-1]) for each in (value + r, logits)]
+        most = max(1, _MOST_ELEMENTS // delta.numel())
+        growths = [
+            ((softplus(own.unsqueeze(-2) + delta) - softplus(own).unsqueeze(-2)) @ total.unsqueeze(-1)).squeeze(-1)
+            for total, own in zip(*(each.split(most) for each in rows), strict=True)
+        ]
+        return value @ delta.mT - torch.cat(growths).reshape(*shape[:-1], len(delta))
+
+    def between(self, given: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        """Return the shifts of components with these means and variances within, (C, K); counts need only the mean."""
+        return ((mean / given.mean).clamp_min(1e-4).log(),)
+
+    def coordinates(self, given: Any, value: Tensor) -> Tensor:
+        """Return values on a scale on which their variance hardly depends on the mean."""
+        return value.clamp_min(0).sqrt()
+
+
+class NormalShift:
+    """A shift of normals: for each unit a location, in scales, and the logarithm of a factor of the scale."""
+
+    parts = 2
+
+    def shifted(self, given: Any, shift: Sequence[Tensor]) -> TorchDistribution:
+        """Return a factorised distribution with this shift, (..., K)."""
+        location, log_scale = shift
+        return Normal(given.loc + given.scale * location, given.scale * log_scale.exp(), validate_args=False)
+
+    def tilts(self, given: Any, shift: Sequence[Tensor], value: Tensor) -> Tensor:
+        """Return log p(value) - log given(value), summed over units, for every component: (..., C)."""
+        location, log_scale = (part.to(value) for part in shift)
+        u, precision = (value - given.loc) / given.scale, (-2 * log_scale).exp()
+        constant = (log_scale + 0.5 * location.square() * precision).sum(-1)
+        return u @ (location * precision).mT + 0.5 * u.square() @ (1 - precision).mT - constant
+
+    def between(self, given: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        """Return the shifts of components with these means and variances within, (C, K)."""
+        return (mean - given.loc) / given.scale, 0.5 * (variance / given.scale.square()).clamp_min(1e-4).log()
+
+    def coordinates(self, given: Any, value: Tensor) -> Tensor:
+        """Return values in units of the scale."""
+        return (value - given.loc) / given.scale
+
+
+def shift_of(reference: Distribution) -> CountShift | NormalShift:
+    """Return how a reference is shifted.
+
+    Raises:
+        TypeError: for another distribution than negative binomials and Poissons of this package, and normals.
+    """
+    if isinstance(reference, NegativeBinomial | RelaxedPoisson):
+        return CountShift()
+    if isinstance(reference, torch.distributions.Normal):
+        return NormalShift()
+    raise TypeError(
+        f"a joint prior needs a reference that is a NegativeBinomial, a RelaxedPoisson or a Normal, got "
+        f"{type(reference).__name__}"
+    )
+
+
+class Tilted(TorchDistribution):
+    r"""Base class of joint distributions that tilt a factorised one.
+
+    .. math:: \log p(z) = \sum_i \log g_i(z_i; z) + \mathrm{tilt}(z)
+
+    g is the reference or, for an autoregressive distribution, that of each unit given those before. The KL from a
+    factorised posterior is :math:`\sum_i KL(q_i \,\|\, g_i)`, exact, minus the mean of the tilt;
+    :class:`~pyro_nbvae.infer.AnalyticKL_ELBO` takes the tilt at the decoded sample. No KL is registered, because a
+    registered one would be sampled.
+
+    A subclass defines :meth:`log_tilt` and :meth:`sample`.
+
+    Args:
+        reference: a factorised distribution, batch shape (..., K).
+        validate_args: as in torch.
+
+    Example::
+
+        >>> class Even(Tilted):
+        ...     '''Counts with an even sum: half of the mass of Poissons, nearly, and twice as likely.'''
+        ...     def log_tilt(self, value):
+        ...         odd = value.sum(-1) % 2
+        ...         none = (1 + (-2 * self.reference.rate.sum(-1)).exp()) / 2
+        ...         return -none.log() + torch.where(odd == 1, -torch.inf, 0.0)
+        >>> d = Even(RelaxedPoisson(torch.tensor([1.0, 2.0])))
+        >>> grid = torch.cartesian_prod(torch.arange(20.0), torch.arange(20.0))
+        >>> d.event_shape, round(float(d.log_prob(grid).exp().sum()), 4)
+        (torch.Size([2]), 1.0)
+    """
+
+    arg_constraints: dict[str, Constraint] = {}
+
+    def __init__(self, reference: Any, *, validate_args: bool | None = None) -> None:
+        self.reference = reference
+        batch_shape, event_shape = reference.batch_shape[:-1], reference.batch_shape[-1:]
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> Constraint:
+        """Vectors of values in the reference's support."""
+        return constraints.independent(self.reference.support, 1)
+
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> Any:
+        # parameters keep their shape: a tilt of shared parameters is a matrix product
+        new = copy.copy(self)
+        new._batch_shape = torch.Size(batch_shape)
+        torch.broadcast_shapes(self.batch_shape, new._batch_shape)
+        return new
+
+    def given(self, value: Tensor) -> TorchDistribution:
+        """Return the factorised distribution that :meth:`log_tilt` is relative to, of batch shape (..., K).
+
+        Args:
+            value: (..., K); each unit may depend on those before it.
+        """
+        return self.reference
+
+    def log_tilt(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
+        """Return log p(value) minus the log mass under :meth:`given`, in nats.
+
+        Args:
+            value: (..., K).
+            given: ``self.given(value)``, if it is known.
+
+        Returns:
+            (...).
+        """
+        raise NotImplementedError
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log mass or density of ``value`` (..., K) in nats, (...).
+
+        Raises:
+            ValueError: with validation on, for values outside the support.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        given = self.given(value)
+        found = given.log_prob(value).sum(-1) + self.log_tilt(value, given)
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
+
+
+class TiltedMixture(Tilted):
+    r"""Mixture whose components shift the parameters of a reference.
+
+    .. math:: p(z) = \sum_c \pi_c \prod_i g(z_i; \delta_{ci}), \qquad
+        \mathrm{tilt}(z) = \log \sum_c \pi_c \exp\Big[\sum_i a_{ci} z_i + b_{ci}\Big]
+
+    Args:
+        reference: a factorised distribution, batch shape (..., K), or a :class:`TiltedAutoregressive`, of which the
+            components then shift every conditional distribution.
+        shift: shifts of the components, (C, K) each: for negative binomials and Poissons (log odds or log rate,); for
+            normals (location in scales, log of a factor of the scale).
+        component_logits: logarithms of the components' weights up to a constant, (C,).
+        validate_args: as in torch.
+
+    Raises:
+        TypeError: for another reference than negative binomials and Poissons of this package, and normals.
+
+    Example::
+
+        >>> d = TiltedMixture(RelaxedPoisson(torch.ones(3)), (torch.randn(5, 3),), torch.zeros(5))
+        >>> d.sample(torch.Size([4])).shape, d.log_prob(torch.ones(4, 3)).shape
+        (torch.Size([4, 3]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        reference: Any,
+        shift: Sequence[Tensor],
+        component_logits: Tensor,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.inner = reference if isinstance(reference, TiltedAutoregressive) else None
+        self.shift, self.component_logits = tuple(shift), component_logits
+        reference = reference if self.inner is None else self.inner.reference
+        self._by = shift_of(reference)
+        super().__init__(reference, validate_args=validate_args)
+
+    def given(self, value: Tensor) -> Any:
+        return self.reference if self.inner is None else self.inner.given(value)
+
+    def component_log_prob(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
+        """Return log p(c, value) - log given(value), in nats, (..., C)."""
+        given = self.given(value) if given is None else given
+        dtype = torch.promote_types(value.dtype, self.component_logits.dtype)
+        weights = self.component_logits.to(dtype).log_softmax(-1)
+        return weights + self._by.tilts(given, self.shift, value.to(dtype))
+
+    def responsibilities(self, value: Tensor) -> Tensor:
+        """Return p(c | value) of each component, (..., C), for values (..., K)."""
+        return self.component_log_prob(value).softmax(-1)
+
+    def log_tilt(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
+        return self.component_log_prob(value, given).logsumexp(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
+        """Draw values of shape sample_shape + batch_shape + (K,)."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        drawn = torch.distributions.Categorical(logits=self.component_logits).sample(shape)
+        return self.sample_given(drawn)
+
+    @torch.no_grad()
+    def sample_given(self, component: Tensor) -> Tensor:
+        """Draw values (..., K), one for each component of a tensor (...) of whole numbers from 0 to C - 1."""
+        shift = [part[component] for part in self.shift]
+        if self.inner is not None:
+            return self.inner.sample_by(component.shape, lambda given: self._by.shifted(given, shift))
+        return self._by.shifted(self.reference, shift).sample()
+
+    @property
+    def components(self) -> TorchDistribution:
+        """The components, a factorised distribution of batch shape (C, K); without those given other units."""
+        return self._by.shifted(self.reference, self.shift)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each unit, (K,); of a mixture of factorised components."""
+        self._factorised("mean")
+        return self.component_logits.softmax(-1) @ self.components.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each unit, (K,); of a mixture of factorised components."""
+        self._factorised("variance")
+        parts = self.components
+        return self.component_logits.softmax(-1) @ (parts.variance + (parts.mean - self.mean).square())
+
+    def _factorised(self, name: str) -> None:
+        if self.inner is not None or self.reference.batch_shape != self.event_shape:
+            raise NotImplementedError(f"a mixture of autoregressive components has no {name} in closed form")
+
+
+class MixtureOfNegativeBinomials(TiltedMixture):
+    r"""Mixture of products of negative binomials that share the dispersion of each unit.
+
+    .. math:: p(z) = \sum_c \pi_c \prod_i \mathrm{NB}(z_i; r_i, l_{ci})
+
+    Its reference is NB(r, l) with the mean of the mixture.
+
+    Args:
+        total_count: dispersions r, (K,), positive.
+        logits: l, (C, K).
+        component_logits: logarithms of the components' weights up to a constant, (C,).
+        validate_args: as in torch.
+
+    Raises:
+        ValueError: for arguments of other shapes.
+
+    Example::
+
+        >>> d = MixtureOfNegativeBinomials(torch.ones(2), torch.tensor([[0.0, -2.0], [-2.0, 0.0]]), torch.zeros(2))
+        >>> round(float(d.log_prob(torch.zeros(2)).exp()), 4)
+        0.4404
+    """
+
+    def __init__(
+        self, total_count: Tensor, logits: Tensor, component_logits: Tensor, *, validate_args: bool | None = None
+    ) -> None:
+        if (total_count.shape, component_logits.shape) != (logits.shape[1:], logits.shape[:1]):
+            raise ValueError(
+                f"total_count {tuple(total_count.shape)}, logits {tuple(logits.shape)} and component_logits "
+                f"{tuple(component_logits.shape)} must be (K,), (C, K) and (C,)"
+            )
+        middle = (component_logits.log_softmax(-1)[:, None] + logits).logsumexp(0)
+        reference = NegativeBinomial(total_count, logits=middle, validate_args=validate_args)
+        super().__init__(reference, (logits - middle,), component_logits, validate_args=validate_args)
+
+
+class TiltedAutoregressive(Tilted):
+    r"""Autoregressive distribution: each unit given those of earlier groups.
+
+    .. math:: p(z) = \prod_i g(z_i; z_{<i})
+
+    The KL from a factorised posterior is the mean over draws of the exact KL of each unit given those before.
+
+    Args:
+        reference: a factorised distribution, batch shape (K,).
+        conditional: maps values (..., K) to the factorised distribution of each unit given those of earlier groups, of
+            batch shape (..., K). It may read all units; the distribution of a unit must depend on earlier groups only.
+        group: the group of each unit, (K,), whole numbers from 0.
+        validate_args: as in torch.
+
+    Example::
+
+        >>> def conditional(z):
+        ...     before = torch.cat([torch.zeros_like(z[..., :1]), z[..., :-1]], -1)
+        ...     return RelaxedPoisson(1 + 0.5 * before)
+        >>> d = TiltedAutoregressive(RelaxedPoisson(torch.ones(3)), conditional, torch.arange(3))
+        >>> d.sample(torch.Size([4])).shape, d.log_prob(torch.ones(4, 3)).shape
+        (torch.Size([4, 3]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        reference: Any,
+        conditional: Callable[[Tensor], Any],
+        group: Tensor,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.conditional, self.group = conditional, group
+        super().__init__(reference, validate_args=validate_args)
+
+    def given(self, value: Tensor) -> Any:
+        return self.conditional(value)
+
+    def log_tilt(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
+        return value.new_zeros(value.shape[:-1])
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
+        """Draw values of shape sample_shape + batch_shape + (K,), one group after the other."""
+        return self.sample_by(torch.Size(sample_shape) + self.batch_shape, lambda given: given)
+
+    def sample_by(self, shape: Size, change: Callable[[Any], Any]) -> Tensor:
+        """Draw values of shape ``shape`` + (K,), with every conditional distribution changed by a function."""
+        value = self.reference.sample(shape)
+        for group in range(int(self.group.max()) + 1):
+            value = torch.where(self.group == group, change(self.conditional(value)).sample(), value)
+        return value

@@ -24,11 +24,11 @@ from pyro_nbvae.distributions import (
     poisson_kl,
     shared_dispersion_kl,
 )
+from pyro_nbvae.distributions.bounds import rate_multiplier
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.variants import VARIANTS
-from pyro_nbvae.vae import rate_multiplier
 
 RELAXATION = ArrivalTimes(0.1)
 BATCH, SMALL = 512, 200

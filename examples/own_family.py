@@ -62,7 +62,7 @@ class GeometricPrior(nn.Module):
 class GeometricModel(GenerativeModel):
     prior_class = GeometricPrior
 
-    def prior_distribution(self):
+    def factorised_prior(self):
         return Geometric(self.prior.logits)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.distributions import ConwayMaxwellPoisson, Integer, Relaxation
-from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel, rate_multiplier
+from pyro_nbvae.distributions.bounds import rate_multiplier
+from pyro_nbvae.vae import AmortizedGuide, CountPrior, GenerativeModel
 
 # log nu per unit of the encoder's bounded output, from -5 to 5: nu is from e^-3 to e^3.
 _LOG_DISPERSION_SCALE = 0.6
@@ -17,9 +18,9 @@ _LOG_DISPERSION_SCALE = 0.6
 class ConwayMaxwellPoissonGuide(AmortizedGuide):
     """q(z | x) = COM-Poisson(m * g(x), nu(x)), with m the prior's mean: each unit may be under- or overdispersed.
 
-    The multiplier g is :func:`~pyro_nbvae.vae.rate_multiplier` of the encoder's first output; the second determines the
-    dispersion parameter nu (:class:`~pyro_nbvae.distributions.ConwayMaxwellPoisson`). The posterior is Poisson(m) if
-    the encoder's outputs are 0.
+    The multiplier g is :func:`~pyro_nbvae.distributions.bounds.rate_multiplier` of the encoder's first output; the
+    second determines the dispersion parameter nu (:class:`~pyro_nbvae.distributions.ConwayMaxwellPoisson`). The
+    posterior is Poisson(m) if the encoder's outputs are 0.
 
     Args:
         model: a model with a prior over counts, such as :class:`~pyro_nbvae.models.NegativeBinomialModel`.

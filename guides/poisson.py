@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_nbvae.distributions import RelaxedPoisson
-from pyro_nbvae.vae import AmortizedGuide, CountPrior, rate_multiplier
+from pyro_nbvae.distributions.bounds import rate_multiplier
+from pyro_nbvae.vae import AmortizedGuide, CountPrior
 
 
 class PoissonGuide(AmortizedGuide):
     """q(z | x) = Poisson(m * g(x)), relaxed, with m the prior's mean.
 
-    The multiplier g is :func:`~pyro_nbvae.vae.rate_multiplier` of the encoder's output. The posterior is Poisson(m) if
-    the encoder's outputs are 0.
+    The multiplier g is :func:`~pyro_nbvae.distributions.bounds.rate_multiplier` of the encoder's output. The posterior
+    is Poisson(m) if the encoder's outputs are 0.
 
     Args:
         model: a model with a prior over counts: :class:`~pyro_nbvae.models.PoissonModel` or

@@ -39,6 +39,6 @@ class CategoricalModel(GenerativeModel):
             raise InputError(f"categories must be at least 2 and divide latents ({latents}), got {categories}")
         super().__init__(event_shape, latents, latent_shape=(latents // categories, categories), **options)
 
-    def prior_distribution(self) -> RelaxedOneHotCategorical:
+    def factorised_prior(self) -> RelaxedOneHotCategorical:
         """Return the uniform prior, batch shape (variables,): samples are one-hot, the support is the simplex."""
         return RelaxedOneHotCategorical(logits=self.prior.zeros)

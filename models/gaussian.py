@@ -23,7 +23,7 @@ class GaussianModel(GenerativeModel):
 
     prior: StandardPrior
 
-    def prior_distribution(self) -> dist.Normal:
+    def factorised_prior(self) -> dist.Normal:
         """Return Normal(0, 1), batch shape (K,)."""
         zeros = self.prior.zeros
         return dist.Normal(zeros, zeros + 1)
@@ -67,7 +67,7 @@ class ScaledGaussianModel(GaussianModel):
     prior_class = LearnedScale
     prior: LearnedScale  # type: ignore[assignment]
 
-    def prior_distribution(self) -> dist.Normal:
+    def factorised_prior(self) -> dist.Normal:
         """Return Normal(0, s), batch shape (K,)."""
         scale = self.prior.scale
         return dist.Normal(torch.zeros_like(scale), scale)

@@ -21,7 +21,7 @@ class LaplaceModel(GenerativeModel):
 
     prior: StandardPrior
 
-    def prior_distribution(self) -> dist.Laplace:
+    def factorised_prior(self) -> dist.Laplace:
         """Return Laplace(0, 1), batch shape (K,)."""
         zeros = self.prior.zeros
         return dist.Laplace(zeros, zeros + 1)

@@ -58,7 +58,7 @@ class NegativeBinomialModel(CountModel):
     prior_class = NegativeBinomialPrior
     prior: NegativeBinomialPrior
 
-    def prior_distribution(self) -> RelaxedNegativeBinomial:
+    def factorised_prior(self) -> RelaxedNegativeBinomial:
         """Return NB(r, l), batch shape (K,): samples are integers, the support includes relaxed counts."""
         source = self.prior.log_total_count  # a guide that shares the dispersion has the same
         return RelaxedNegativeBinomial(self.prior.total_count, logits=self.prior.logits, dispersion_source=source)

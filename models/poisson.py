@@ -51,6 +51,6 @@ class PoissonModel(CountModel):
     prior_class = PoissonPrior
     prior: PoissonPrior
 
-    def prior_distribution(self) -> RelaxedPoisson:
+    def factorised_prior(self) -> RelaxedPoisson:
         """Return Poisson(rate), batch shape (K,): samples are integers, the support includes relaxed counts."""
         return RelaxedPoisson(self.prior.rate)

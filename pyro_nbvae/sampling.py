@@ -271,6 +271,36 @@ class PosteriorSampler:
             return self.guide.posterior(self.model.to_input(x)).sample()
 
 
+@torch.no_grad()
+def posterior_samples(model: GenerativeModel, guide: AmortizedGuide, data: Observations, most: int) -> Tensor:
+    """Draw a sample of the posterior for each of N observations, with the guide's current relaxation.
+
+    Args:
+        model, guide: the trained pair, in the context of :func:`~pyro_nbvae.vae.evaluating` for integer counts.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader.
+        most: maximum number of observations; if there are more, evenly spaced ones are used.
+
+    Returns:
+        Latents (N, *latent_shape).
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> from pyro_nbvae.vae import evaluating
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> with evaluating(model, guide, seed=0):
+        ...     posterior_samples(model, guide, torch.rand(20, 5), most=10).shape
+        torch.Size([10, 3])
+    """
+    used = EvenSubset(most)
+    for batch in evaluation_batches(data, "data"):
+        used.add(batch)
+    batches = used.observations.split(BATCH)
+    return torch.cat([guide.posterior(model.to_input(batch)).sample() for batch in batches])
+
+
 def decoded(
     model: GenerativeModel, guide: AmortizedGuide, sampler: Sampler, count: int, *, seed: int = 0
 ) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """Base classes of models and guides: the batch plate, the observation, and the bounds of the encoder's outputs.
 
-A family's model file defines a prior and :meth:`GenerativeModel.prior_distribution`; its guide file defines
+A family's model file defines a prior and :meth:`GenerativeModel.factorised_prior`; its guide file defines
 :meth:`AmortizedGuide.posterior_from`. This module contains everything else.
 """
 
@@ -25,44 +25,14 @@ from torch.distributions import Distribution
 
 from pyro_nbvae.batching import Observations, evaluation_batches, evenly_spaced, is_pixels, to_floats
 from pyro_nbvae.distributions import Integer, Relaxation
+from pyro_nbvae.distributions.bounds import bounded
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
 from pyro_nbvae.networks.initialization import evaluation_mode, initialize
 from pyro_nbvae.networks.outputs import Decoder
-
-_BOUND = 5.0
-
-
-def _bounded(h: Tensor) -> Tensor:
-    """Bound the encoder's outputs smoothly to the range from -5 to 5; 0 stays 0, with slope 1.
-
-    See also: docs/mathematics.md, section 7.1 (Bounds of the encoder).
-    """
-    return _BOUND * torch.tanh(h / _BOUND)
-
-
-def rate_multiplier(h: Tensor) -> Tensor:
-    r"""Return the multiplier of a rate for an encoder's output h: :math:`\log_2(1 + 4^h)`.
-
-    At h = 0 it is 1 with slope 1, like :math:`e^h`. For negative h it decreases exponentially; for large h it
-    approaches 2h, so that large counts are as easy to learn as the location of a Gaussian.
-
-    Args:
-        h: an encoder's outputs, of any shape.
-
-    Returns:
-        Positive tensor of the same shape.
-
-    See also: docs/mathematics.md, section 2.5 (From the prior to the posterior).
-
-    Example::
-
-        >>> [round(g, 3) for g in rate_multiplier(torch.tensor([-3.0, 0.0, 3.0])).tolist()]
-        [0.022, 1.0, 6.022]
-    """
-    return torch.nn.functional.softplus(2 * math.log(2) * h) / math.log(2)
+from pyro_nbvae.priors import JointPrior
 
 
 def _check_shape(x: Tensor, event_shape: torch.Size) -> None:
@@ -215,8 +185,9 @@ class GenerativeModel(_Program):
     .. math:: z \sim p(z), \qquad x \sim p(x \mid z) = \mathrm{likelihood}(\mathrm{decoder}(z))
 
     Sites: latent ``z`` (B, *latent_shape), observation ``x`` (B, *event_shape), plate ``batch``. A family's
-    ``prior_class`` is the module that holds the parameters of p(z); it is constructed from the latent shape. If
-    ``mixed_precision`` is set, the decoder multiplies in bfloat16 during training; densities remain in full precision.
+    ``prior_class`` is the module that holds the parameters of the factorised prior; it is constructed from the latent
+    shape. A joint prior tilts the factorised one, which guides and decoders go on reading. If ``mixed_precision`` is
+    set, the decoder multiplies in bfloat16 during training; densities remain in full precision.
 
     Args:
         event_shape: shape of one observation; for an image (channels, height, width).
@@ -226,9 +197,12 @@ class GenerativeModel(_Program):
         likelihood: a callable from the decoder's output to a distribution over observations. Default: Gaussian(1).
         data_size: number of observations in the data set of which a batch is a subsample; None if a batch is all data.
         latent_shape: shape of z. Default: (latents,); a family may arrange its K numbers in another way.
+        prior: a :class:`~pyro_nbvae.priors.JointPrior`, such as :class:`~pyro_nbvae.priors.Mixture`, of this model
+            alone. Default: the latents are independent.
 
     Raises:
         ValueError: for fewer than one latent, an unknown decoder, or ``"conv"`` for data that are not images.
+        TypeError: for a joint prior of a family that has none, or whose class overrides :meth:`prior_distribution`.
 
     See also: docs/mathematics.md, section 1.1 (The objective).
 
@@ -253,6 +227,7 @@ class GenerativeModel(_Program):
         likelihood: Callable[[Tensor], TorchDistribution] | None = None,
         data_size: int | None = None,
         latent_shape: tuple[int, ...] | None = None,
+        prior: JointPrior | None = None,
     ) -> None:
         super().__init__()
         if latents < 1:
@@ -268,6 +243,11 @@ class GenerativeModel(_Program):
             output = self.likelihood.output(tuple(event_shape))
         self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
+        self.joint_prior = prior
+        if prior is not None:
+            if type(self).prior_distribution is not GenerativeModel.prior_distribution:
+                raise TypeError(f"{type(self).__name__} has a prior_distribution of its own: leave out prior")
+            prior.setup(self.factorised_prior())
 
     @property
     def unit_interval(self) -> bool:
@@ -367,9 +347,17 @@ class GenerativeModel(_Program):
         if support is not None and not bool(support.check(x.to(self.device)).all()):
             raise InputError(f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {advice}")
 
-    def prior_distribution(self) -> TorchDistribution:
-        """Return p(z), batch shape (K,)."""
+    def factorised_prior(self) -> TorchDistribution:
+        """Return the prior of independent latents, batch shape (K,), to which the posterior is relative.
+
+        It is p(z), or the reference of a joint prior.
+        """
         raise NotImplementedError
+
+    def prior_distribution(self) -> TorchDistribution:
+        """Return p(z): batch shape (K,), or event shape (K,) with a joint prior."""
+        reference = self.factorised_prior()
+        return reference if self.joint_prior is None else self.joint_prior(reference)
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode latents (..., *latent_shape) to (..., *event_shape), or to the shape that the likelihood reads."""
@@ -466,7 +454,7 @@ class CountModel(GenerativeModel):
         super().__init__(event_shape, latents, **options)
         self.prior.initialize(prior_mean)
         meta = self.prior.mean.is_meta  # no values: they are loaded later
-        stddev = torch.empty(self.latent_shape) if meta else self.prior_distribution().variance.detach().sqrt()
+        stddev = torch.empty(self.latent_shape) if meta else self.factorised_prior().variance.detach().sqrt()
         self.register_buffer("initial_stddev", stddev)
 
     def standardize(self, z: Tensor) -> Tensor:
@@ -585,7 +573,7 @@ class AmortizedGuide(_Program):
                 f"the encoder's output has shape {tuple(h.shape)}: {type(self).__name__} needs (batch, {self.heads}, "
                 f"{self.latents}), {self.heads} numbers per latent"
             )
-        return _bounded(h.to(x.dtype)).unbind(1)
+        return bounded(h.to(x.dtype)).unbind(1)
 
     def posterior_from(self, outputs: tuple[Tensor, ...]) -> TorchDistribution:
         """Return q(z | x) for the encoder's bounded outputs, with the guide's current relaxation.

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "pyro_nbvae"
 LAYERS = [
     {"errors", "batching", "arriving"},
     {"distributions"},
-    {"infer", "likelihoods", "networks"},
+    {"infer", "likelihoods", "networks", "priors"},
     {"vae"},
     {"models"},
     {"guides"},

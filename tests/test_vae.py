@@ -13,12 +13,12 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.optim import Adam
 
 from pyro_nbvae.distributions import ArrivalTimes
+from pyro_nbvae.distributions.bounds import rate_multiplier
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide, NegativeBinomialGuide, ScaledGaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.models import CategoricalModel, GaussianModel, NegativeBinomialModel, PoissonModel, ScaledGaussianModel
-from pyro_nbvae.vae import rate_multiplier
 
 SHAPE = (1, 8, 8)
 

@@ -13,6 +13,7 @@ from pyro_nbvae.distributions.observations import LogitBernoulli, SoftplusNegati
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
 from pyro_nbvae.distributions.relaxations import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.distributions.relaxed import RelaxedCount
+from pyro_nbvae.distributions.tilted import MixtureOfNegativeBinomials, Tilted, TiltedAutoregressive, TiltedMixture
 
 __all__ = [
     "ArrivalTimes",
@@ -22,6 +23,7 @@ __all__ = [
     "Integer",
     "IsotropicNormal",
     "LogitBernoulli",
+    "MixtureOfNegativeBinomials",
     "NegativeBinomial",
     "Relaxation",
     "RelaxedCount",
@@ -30,6 +32,9 @@ __all__ = [
     "RelaxedPoisson",
     "SoftplusNegativeBinomial",
     "SoftplusPoisson",
+    "Tilted",
+    "TiltedAutoregressive",
+    "TiltedMixture",
     "check_family",
     "kl_form",
     "negative_binomial_kl",

@@ -28,10 +28,13 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
+from pyro_nbvae.distributions.bounds import rate_multiplier
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
 from pyro_nbvae.distributions.relaxed import Shape
 
+# log scale per unit of a network's bounded output, from -5 to 5.
+_LOG_SCALE = 0.6
 # Largest number of elements (observation, component, unit) of a tilt that are computed at once.
 _MOST_ELEMENTS = 1 << 24
 
@@ -43,6 +46,27 @@ class CountShift:
     """
 
     parts = 1
+
+    def heads(self, reference: Any) -> int:
+        """Return the number of outputs that :meth:`conditional` reads."""
+        return 2 if isinstance(reference, NegativeBinomial) else 1
+
+    def standardised(self, reference: Any, value: Tensor) -> Tensor:
+        """Return what a network reads of counts, without a gradient of the reference.
+
+        It is (value - mean) / (standard deviation + 0.3), so that a unit that is nearly always 0 stays small.
+        """
+        mean, deviation = reference.mean.detach(), reference.variance.detach().sqrt()
+        return (value - mean) / (deviation + 0.3)
+
+    def conditional(self, reference: Any, outputs: Sequence[Tensor]) -> TorchDistribution:
+        """Return the distributions with the mean multiplied by g(h) and, for negative binomials, r by e^h'."""
+        log_multiplier = rate_multiplier(outputs[0]).log()
+        if isinstance(reference, NegativeBinomial):
+            log_r = outputs[1]
+            logits = reference.logits + log_multiplier - log_r
+            return RelaxedNegativeBinomial(reference.total_count * log_r.exp(), logits=logits, validate_args=False)
+        return RelaxedPoisson(reference.rate * log_multiplier.exp(), validate_args=False)
 
     def shifted(self, given: Any, shift: Sequence[Tensor]) -> TorchDistribution:
         """Return a factorised distribution with this shift, (..., K)."""
@@ -84,6 +108,18 @@ class NormalShift:
     """A shift of normals: for each unit a location, in scales, and the logarithm of a factor of the scale."""
 
     parts = 2
+
+    def heads(self, reference: Any) -> int:
+        """Return the number of outputs that :meth:`conditional` reads."""
+        return 2
+
+    def standardised(self, reference: Any, value: Tensor) -> Tensor:
+        """Return what a network reads of values: those in scales, without a gradient of the reference."""
+        return (value - reference.loc.detach()) / reference.scale.detach()
+
+    def conditional(self, reference: Any, outputs: Sequence[Tensor]) -> TorchDistribution:
+        """Return the distributions with another location, in scales, and the scale multiplied by e^(0.6 h)."""
+        return self.shifted(reference, (outputs[0], _LOG_SCALE * outputs[1]))
 
     def shifted(self, given: Any, shift: Sequence[Tensor]) -> TorchDistribution:
         """Return a factorised distribution with this shift, (..., K)."""
@@ -132,7 +168,7 @@ class Tilted(TorchDistribution):
     :class:`~pyro_nbvae.infer.AnalyticKL_ELBO` takes the tilt at the decoded sample. No KL is registered, because a
     registered one would be sampled.
 
-    A subclass defines :meth:`log_tilt` and :meth:`sample`.
+    A subclass defines :meth:`factors` and :meth:`sample`.
 
     Args:
         reference: a factorised distribution, batch shape (..., K).
@@ -142,10 +178,10 @@ class Tilted(TorchDistribution):
 
         >>> class Even(Tilted):
         ...     '''Counts with an even sum: half of the mass of Poissons, nearly, and twice as likely.'''
-        ...     def log_tilt(self, value):
-        ...         odd = value.sum(-1) % 2
-        ...         none = (1 + (-2 * self.reference.rate.sum(-1)).exp()) / 2
-        ...         return -none.log() + torch.where(odd == 1, -torch.inf, 0.0)
+        ...     def factors(self, value):
+        ...         odd = value.sum(-1) % 2 == 1
+        ...         mass = (1 + (-2 * self.reference.rate.sum(-1)).exp()) / 2
+        ...         return self.reference, torch.where(odd, -torch.inf, -mass.log())
         >>> d = Even(RelaxedPoisson(torch.tensor([1.0, 2.0])))
         >>> grid = torch.cartesian_prod(torch.arange(20.0), torch.arange(20.0))
         >>> d.event_shape, round(float(d.log_prob(grid).exp().sum()), 4)
@@ -171,23 +207,11 @@ class Tilted(TorchDistribution):
         torch.broadcast_shapes(self.batch_shape, new._batch_shape)
         return new
 
-    def given(self, value: Tensor) -> TorchDistribution:
-        """Return the factorised distribution that :meth:`log_tilt` is relative to, of batch shape (..., K).
-
-        Args:
-            value: (..., K); each unit may depend on those before it.
-        """
-        return self.reference
-
-    def log_tilt(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
-        """Return log p(value) minus the log mass under :meth:`given`, in nats.
+    def factors(self, value: Tensor) -> tuple[Any, Tensor]:
+        """Return the factorised distribution g, of batch shape (..., K), and the tilt at ``value`` in nats, (...).
 
         Args:
             value: (..., K).
-            given: ``self.given(value)``, if it is known.
-
-        Returns:
-            (...).
         """
         raise NotImplementedError
 
@@ -199,8 +223,8 @@ class Tilted(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        given = self.given(value)
-        found = given.log_prob(value).sum(-1) + self.log_tilt(value, given)
+        given, tilt = self.factors(value)
+        found = given.log_prob(value).sum(-1) + tilt
         return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
 
@@ -242,22 +266,20 @@ class TiltedMixture(Tilted):
         self._by = shift_of(reference)
         super().__init__(reference, validate_args=validate_args)
 
-    def given(self, value: Tensor) -> Any:
-        return self.reference if self.inner is None else self.inner.given(value)
-
-    def component_log_prob(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
-        """Return log p(c, value) - log given(value), in nats, (..., C)."""
-        given = self.given(value) if given is None else given
+    def _by_component(self, value: Tensor) -> tuple[Any, Tensor]:
+        """Return g and log p(c, value) - log g(value), (..., C)."""
+        given = self.reference if self.inner is None else self.inner.factors(value)[0]
         dtype = torch.promote_types(value.dtype, self.component_logits.dtype)
         weights = self.component_logits.to(dtype).log_softmax(-1)
-        return weights + self._by.tilts(given, self.shift, value.to(dtype))
+        return given, weights + self._by.tilts(given, self.shift, value.to(dtype))
+
+    def factors(self, value: Tensor) -> tuple[Any, Tensor]:
+        given, tilts = self._by_component(value)
+        return given, tilts.logsumexp(-1)
 
     def responsibilities(self, value: Tensor) -> Tensor:
         """Return p(c | value) of each component, (..., C), for values (..., K)."""
-        return self.component_log_prob(value).softmax(-1)
-
-    def log_tilt(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
-        return self.component_log_prob(value, given).logsumexp(-1)
+        return self._by_component(value)[1].softmax(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
@@ -368,11 +390,8 @@ class TiltedAutoregressive(Tilted):
         self.conditional, self.group = conditional, group
         super().__init__(reference, validate_args=validate_args)
 
-    def given(self, value: Tensor) -> Any:
-        return self.conditional(value)
-
-    def log_tilt(self, value: Tensor, given: TorchDistribution | None = None) -> Tensor:
-        return value.new_zeros(value.shape[:-1])
+    def factors(self, value: Tensor) -> tuple[Any, Tensor]:
+        return self.conditional(value), value.new_zeros(value.shape[:-1])
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:

@@ -45,6 +45,7 @@ from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
 from pyro_nbvae.distributions.divergences import negative_binomial_log_q_over_p
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
+from pyro_nbvae.distributions.tilted import Tilted
 
 # A model or a guide, and what both are called with.
 _Program = Callable[..., object]
@@ -119,7 +120,7 @@ def _unchecked(distribution: Distribution) -> Distribution:
     """Return a copy that does not check its support."""
     d = copy.copy(distribution)
     d._validate_args = False
-    for part in ("base_dist", "_component_distribution"):
+    for part in ("base_dist", "_component_distribution", "reference"):
         if hasattr(d, part):
             setattr(d, part, _unchecked(getattr(d, part)))
     return d
@@ -137,7 +138,9 @@ def _named(site: str, *errors: type[Exception]) -> Iterator[None]:
 def _check_bounds(distribution: Distribution, value: Tensor) -> None:
     """With validation on, check that values are within the bounds of a support, integers or not."""
     base = base_distribution(distribution)
-    low, high = (getattr(base.support, name, None) for name in ("lower_bound", "upper_bound"))
+    support: Any = base.support
+    support = support.base_constraint if isinstance(base, Tilted) else support
+    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     least, most = -torch.inf if low is None else low, torch.inf if high is None else high
     if base._validate_args and not bool(((value >= least) & (value <= most)).all()):
         raise ValueError(f"counts outside the support of {name_of(distribution)}, {low} to {high}: {value}")
@@ -154,7 +157,8 @@ def log_mass(distribution: Distribution, value: Tensor) -> Tensor:
     """
     base = base_distribution(distribution)
     support: Constraint | None = getattr(base, "support", None)
-    if support is None or not (support.is_discrete and support.event_dim == 0):
+    joint = isinstance(base, Tilted)
+    if support is None or not (support.is_discrete and (joint or support.event_dim == 0)):
         return distribution.log_prob(value)
     if isinstance(base, ZeroInflatedDistribution) and not bool((value == value.round()).all()):
         raise NotImplementedError(
@@ -459,10 +463,47 @@ def registered_kl(q: Distribution, p: Distribution) -> Tensor:
     )
 
 
+def _each(q: Distribution) -> Distribution:
+    """Return a distribution with the last dimension of its events in the batch shape.
+
+    Raises:
+        NoKLError: if the events are not independent along it.
+    """
+    if not isinstance(q, Independent):
+        raise NoKLError(f"the KL from {name_of(q)} to a joint prior needs a posterior of independent latents")
+    inner = q.base_dist
+    return inner if q.reinterpreted_batch_ndims == 1 else Independent(inner, q.reinterpreted_batch_ndims - 1)
+
+
+def kl_at(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    r"""Return KL(q || p) in nats, of the batch shape; of a joint prior, its tilt is taken at a sample.
+
+    .. math:: KL(q \,\|\, p) = \sum_i KL(q_i \,\|\, g_i) - \mathrm{E}_q[\mathrm{tilt}(z)]
+
+    The terms of the sum are exact (:class:`~pyro_nbvae.distributions.Tilted`). With a sample z of q it is unbiased.
+
+    Args:
+        q, p: the posterior and the prior.
+        z: a sample of q.
+
+    Raises:
+        NoKLError: as :func:`registered_kl`.
+    """
+    joint = base_distribution(p)
+    if not isinstance(joint, Tilted):
+        return registered_kl(q, p)
+    each = _each(q)
+    given, tilt = joint.factors(z)
+    return registered_kl(each, given.expand(each.batch_shape)).sum(-1) - tilt
+
+
 class AnalyticKL_ELBO(SiteKL_ELBO):
     """ELBO with the KL that is registered for each pair of latent distributions.
 
-    Unlike Pyro's TraceMeanField_ELBO it never falls back on sampling: the reported KL is always the registered one.
+    Unlike Pyro's TraceMeanField_ELBO it never falls back on sampling: the reported KL is always the registered one. Of
+    a joint prior (:class:`~pyro_nbvae.distributions.Tilted`) the KLs of the units are exact, and the tilt is taken at
+    the sample that is decoded: with integer counts the value is unbiased, and the bias of the gradient through
+    :class:`~pyro_nbvae.distributions.Integer` is small (docs/mathematics.md, section 3.6).
 
     Args:
         kl_weight, **options: as :class:`SiteKL_ELBO`.
@@ -486,7 +527,7 @@ class AnalyticKL_ELBO(SiteKL_ELBO):
 
     def site_kl(self, name: str, guide_site: Site, model_site: Site) -> Tensor:
         with _named(name, NoKLError):
-            return registered_kl(guide_site["fn"], model_site["fn"])
+            return kl_at(guide_site["fn"], model_site["fn"], guide_site["value"])
 
 
 class MonteCarloKL_ELBO(SiteKL_ELBO):

@@ -18,7 +18,8 @@ from torch.distributions import Distribution
 from pyro_nbvae.batching import EvenSubset, Observations, is_image_shape, value_kind, value_range
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
-from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
+from pyro_nbvae.distributions.tilted import Tilted
+from pyro_nbvae.infer.elbo import NoKLError, kl_at, log_mass, registered_kl
 from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
@@ -49,7 +50,8 @@ class HeldOut:
             has no mean.
         fano: Fano factor of the posterior (variance over mean), averaged; None if the latents are not counts.
         unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
-        unit_kl: mean KL of each unit in nats, of the prior's batch shape; the total for a joint prior.
+        unit_kl: mean KL of each unit in nats, of the prior's batch shape; to the factorised reference of a joint prior
+            of this package (their sum is then not ``kl``), and the total for another joint prior.
         unit_information: information of each unit in nats, (units,), from at most 1,000 evenly spaced observations
             (:func:`~pyro_nbvae.metrics.unit_information`); None if it was not computed. On the same observations, the
             mean KL of a unit is its information plus the KL of the aggregate posterior to the prior.
@@ -159,16 +161,26 @@ def mean_or_none(observed: Distribution) -> Tensor | None:
     return None if bool(mean.isnan().all()) else mean
 
 
-def _unit_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """Return KL(q || p) in nats, (B, *batch_shape of p); a Monte Carlo KL if none is registered.
+def _kl(q: TorchDistribution, p: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(q || p) in nats, of each unit and in total: (B, *batch_shape of p) and (B,).
+
+    A Monte Carlo KL if none is registered. With a tilted prior, the KLs of units are those to its reference.
 
     Args:
         q: posteriors, of batch shape (B, K) or (B, variables).
         p: the prior. A joint prior, with event shape (K,), has one KL for all units.
+        z: a sample of q, at which the tilt of a joint prior is taken.
     """
+    if isinstance(p, Tilted):
+        each = _registered_or_sampled(q, p.reference.expand(q.batch_shape))
+        return each, double(kl_at(q.to_event(1), p, z))
     joint = max(len(q.event_shape), len(p.event_shape))
     q, p = (d.to_event(joint - len(d.event_shape)) for d in (q, p))
-    p = p.expand(q.batch_shape)
+    each = _registered_or_sampled(q, p.expand(q.batch_shape))
+    return each, each.flatten(1).sum(1) if each.dim() > 1 else each
+
+
+def _registered_or_sampled(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     try:
         return double(registered_kl(q, p))
     except NoKLError:
@@ -267,10 +279,10 @@ def held_out(
                 values.add("squared_error", double(x - mean).square().flatten(1).sum(1))
                 if similarity is not None:
                     similarity.update(mean, x)
-            kl = _unit_kl(q, model.prior_distribution())
-            values.add("kl", kl.flatten(1).sum(1) if kl.dim() > 1 else kl)
-            values.add("elbo", likelihood - values.of["kl"][-1])
-            values.add_sum("unit_kl", kl)
+            unit_kl, kl = _kl(q, model.prior_distribution(), z)
+            values.add("kl", kl)
+            values.add("elbo", likelihood - kl)
+            values.add_sum("unit_kl", unit_kl)
             values.add_sum("z", z)
             values.add_sum("z_squared", double(z).square())
             counts = isinstance(q, RelaxedCount)

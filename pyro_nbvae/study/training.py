@@ -30,6 +30,7 @@ from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out
+from pyro_nbvae.sampling import posterior_samples
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import checked
@@ -50,6 +51,8 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _REPEATABLE = (":4096:8", ":16:8")
 # Held-out metrics in the log.
 _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim")
+# Number of training observations whose posteriors a joint prior begins at.
+STARTED = 20_000
 # Number of held-out observations whose posterior Fano factor is logged: it costs more than the others together.
 DISPERSED = 64
 
@@ -219,13 +222,14 @@ class Trainer:
         # optimiser and learning rates
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         multiplier = options(config).get("prior_lr_multiplier", PRIOR_LR_MULTIPLIER)
-        prior = set(self.model.prior.parameters())
-        groups = [{"params": [p for p in self.parameters if p not in prior], "lr": self.options.lr}]
-        if prior:
-            own = [p for p in self.parameters if p in prior]
-            groups.append({"params": own, "lr": multiplier * self.options.lr})
-        self.optimizer = torch.optim.Adam(groups)
-        self.scheduler = LambdaLR(self.optimizer, self.lr_factor)
+        joint = self.model.joint_prior
+        paces = [(multiplier, list(self.model.prior.parameters())), *(joint.rates() if joint is not None else ())]
+        apart = {p for _, own in paces for p in own}
+        paces = [(1.0, [p for p in self.parameters if p not in apart]), *((m, own) for m, own in paces if own)]
+        self.optimizer = torch.optim.Adam([{"params": own, "lr": m * self.options.lr} for m, own in paces])
+        of_joint = set() if joint is None else set(joint.parameters())
+        factors: list[Any] = [self.decaying_lr_factor if own[0] in of_joint else self.lr_factor for _, own in paces]
+        self.scheduler = LambdaLR(self.optimizer, factors)
         self.loss_scale = 1.0 if self.options.loss == "nats" else self.model.loss_scale
 
         # state
@@ -317,9 +321,10 @@ class Trainer:
         self.run.restore(self.model, self.guide, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+        each = (self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas)
+        for group, lr, factor in zip(*each, strict=True):
             # of this number of epochs, which may be another
-            group["lr"] = lr * self.lr_factor(self.scheduler.last_epoch)
+            group["lr"] = lr * factor(self.scheduler.last_epoch)
         self.log, self.best = state["log"], state["best"]
         if self.group.leads:
             self.run.write_log(self.log)  # the process may have been killed between checkpoint and log
@@ -355,6 +360,8 @@ class Trainer:
                 if self.stopped():
                     break
                 row, state = self.train_epoch(epoch, bar), self.random_state()
+                if epoch == 0:
+                    self.start_joint_prior()
                 rows, states = zip(*self.group.gather((row | self.tested(epoch), state)), strict=True)
                 self.log.append(row := rows[0])
                 if self.group.leads:
@@ -407,10 +414,32 @@ class Trainer:
         for chosen in order.split([*sizes, len(order) - sum(sizes)]):
             yield to_floats(self.train_set[chosen])
 
-    def lr_factor(self, step: int) -> float:
-        """Return the factor of the learning rates at a step of the whole training."""
+    def done(self, step: int) -> float:
+        """Return the part of the whole training that is done at a step."""
         whole, part = divmod(step, self.steps)
-        return _SCHEDULES[self.options.lr_schedule]((whole + part / self.steps) / (self.options.epochs or 1))
+        return (whole + part / self.steps) / (self.options.epochs or 1)
+
+    def lr_factor(self, step: int) -> float:
+        """Return the factor of the learning rates at a step."""
+        return _SCHEDULES[self.options.lr_schedule](self.done(step))
+
+    def decaying_lr_factor(self, step: int) -> float:
+        """Return the factor of the learning rates of a joint prior, which fall to 0 on any schedule."""
+        return _SCHEDULES["cosine"](self.done(step))
+
+    def start_joint_prior(self) -> None:
+        """Move a joint prior to the posteriors of training data; its optimiser begins again."""
+        joint = self.model.joint_prior
+        if joint is None:
+            return
+        if self.group.leads:
+            with evaluating(self.model, self.guide, self.config.seed):
+                z = posterior_samples(self.model, self.guide, self.train_set, STARTED)
+                joint.start(self.model.factorised_prior(), z, self.config.seed)
+        started = self.group.gather([p.detach().cpu() for p in joint.parameters()])[0]
+        for parameter, values in zip(joint.parameters(), started, strict=True):
+            parameter.data.copy_(values)
+            self.optimizer.state.pop(parameter, None)
 
     def anneal(self, epoch: float) -> None:
         """Set the KL weight and the temperature for an epoch, not necessarily whole."""
@@ -529,7 +558,7 @@ class Trainer:
 
     def diverged(self, epoch: int, what: str) -> InputError:
         """Return the error for a run that has diverged."""
-        multiplier = self.optimizer.param_groups[-1]["initial_lr"] / self.options.lr
+        multiplier = options(self.config).get("prior_lr_multiplier", 1.0)
         or_prior = f" or --prior-lr-multiplier (now {multiplier:g})" if multiplier != 1 else ""
         return InputError(
             f"training diverged in epoch {epoch + 1} ({what}): lower --lr (now {self.options.lr:g}){or_prior}; "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pyro_nbvae.distributions import GumbelSoftmax, Relaxation
     from pyro_nbvae.likelihoods import Likelihood
+    from pyro_nbvae.priors import JointPrior
     from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Fields of type Kind and Fixed are not flags: the name of a part's type in config.json, and what a variant decides.
@@ -202,23 +203,87 @@ Estimator = Annotated[AnalyticKL | MonteCarloKL | PyroELBO, BY_KIND]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedScale:
-    """A prior whose scale is learned for every latent."""
+class _Factorised:
+    """A prior of independent latents; a subclass may make it the reference of a joint one."""
 
-    kind: Kind[Literal["scale"]] = "scale"
     prior_lr_multiplier: Positive = 10.0
-    """learning rate of the prior's parameters relative to that of the networks"""
+    """learning rate of the factorised prior's parameters relative to that of the networks"""
+
+    def joint(self) -> JointPrior | None:
+        """Return the joint prior."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedCounts:
-    """A factorised prior over counts whose parameters are learned for every latent."""
+class _Mixture(_Factorised):
+    components: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """number of components of the mixture"""
+
+    def joint(self) -> JointPrior | None:
+        from pyro_nbvae.priors import Mixture
+
+        return Mixture(self.components)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Autoregressive(_Factorised):
+    groups: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    """number of groups of latents; those of one group are independent given the earlier groups"""
+
+    def joint(self) -> JointPrior | None:
+        from pyro_nbvae.priors import Autoregressive
+
+        return Autoregressive(self.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MixtureOfAutoregressive(_Mixture, _Autoregressive):
+    def joint(self) -> JointPrior | None:
+        from pyro_nbvae.priors import Autoregressive, Mixture
+
+        return Mixture(self.components, of=Autoregressive(self.groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedScale(_Factorised):
+    """Independent normals whose scales are learned."""
+
+    kind: Kind[Literal["scale"]] = "scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfNormals(_Mixture, LearnedScale):
+    """A mixture of independent normals."""
+
+    kind: Kind[Literal["mixture"]] = "mixture"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveNormals(_Autoregressive, LearnedScale):
+    """Normals, each given those of earlier groups."""
+
+    kind: Kind[Literal["autoregressive"]] = "autoregressive"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfAutoregressiveNormals(_MixtureOfAutoregressive, LearnedScale):
+    """A mixture on top of autoregressive normals."""
+
+    kind: Kind[Literal["mixture_autoregressive"]] = "mixture_autoregressive"  # type: ignore[assignment]
+
+
+NormalPrior = Annotated[
+    LearnedScale | MixtureOfNormals | AutoregressiveNormals | MixtureOfAutoregressiveNormals, BY_KIND
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedCounts(_Factorised):
+    """Independent counts whose parameters are learned."""
 
     kind: Kind[Literal["factorised"]] = "factorised"
     prior_mean: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """initial mean count. Default: 20; 2 with Gumbel-softmax, which draws noise for every count that is likely"""
-    prior_lr_multiplier: Positive = 10.0
-    """learning rate of the prior's parameters relative to that of the networks"""
 
     @property
     def initial_mean(self) -> float:
@@ -226,6 +291,29 @@ class LearnedCounts:
         assert self.prior_mean is not None
         return self.prior_mean
 
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfCounts(_Mixture, LearnedCounts):
+    """A mixture of independent counts."""
+
+    kind: Kind[Literal["mixture"]] = "mixture"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveCounts(_Autoregressive, LearnedCounts):
+    """Counts, each given those of earlier groups."""
+
+    kind: Kind[Literal["autoregressive"]] = "autoregressive"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfAutoregressiveCounts(_MixtureOfAutoregressive, LearnedCounts):
+    """A mixture on top of autoregressive counts."""
+
+    kind: Kind[Literal["mixture_autoregressive"]] = "mixture_autoregressive"  # type: ignore[assignment]
+
+
+CountPrior = Annotated[LearnedCounts | MixtureOfCounts | AutoregressiveCounts | MixtureOfAutoregressiveCounts, BY_KIND]
 
 # --- likelihoods -----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pyro_nbvae.study.tree import (
     AnnealedArrivalTimes,
     AnnealedCategories,
     AnnealedGumbelSoftmax,
+    CountPrior,
     CountRelaxation,
     Fixed,
     IntegerCounts,
@@ -21,12 +22,17 @@ from pyro_nbvae.study.tree import (
     LearnedCounts,
     LearnedScale,
     MonteCarloKL,
+    NormalPrior,
 )
 
 if TYPE_CHECKING:
     from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 Pair = tuple["GenerativeModel", "AmortizedGuide"]
+
+
+def _prior(prior: LearnedCounts) -> dict[str, Any]:
+    return {"prior_mean": prior.initial_mean, "prior": prior.joint()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +42,13 @@ class NegativeBinomialVAE(VAE):
     kind: Kind[Literal["negative_binomial"]] = "negative_binomial"
     shared_dispersion: Fixed[bool] = False
     relaxation: CountRelaxation = field(default_factory=AnnealedArrivalTimes)
-    prior: LearnedCounts = field(default_factory=LearnedCounts)
+    prior: CountPrior = field(default_factory=LearnedCounts)
 
     def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
         from pyro_nbvae.guides import NegativeBinomialGuide
         from pyro_nbvae.models import NegativeBinomialModel
 
-        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
+        model = NegativeBinomialModel(event_shape, latents, **_prior(self.prior), **options)
         shared, relaxation = self.shared_dispersion, self.relaxation.build()
         return model, NegativeBinomialGuide(model, encoder=encoder, relaxation=relaxation, shared_dispersion=shared)
 
@@ -52,13 +58,13 @@ class ConwayMaxwellPoissonVAE(VAE):
     """COM-Poisson posterior, negative binomial prior."""
 
     kind: Kind[Literal["com_poisson"]] = "com_poisson"
-    prior: LearnedCounts = field(default_factory=LearnedCounts)
+    prior: CountPrior = field(default_factory=LearnedCounts)
 
     def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
         from pyro_nbvae.guides import ConwayMaxwellPoissonGuide
         from pyro_nbvae.models import NegativeBinomialModel
 
-        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
+        model = NegativeBinomialModel(event_shape, latents, **_prior(self.prior), **options)
         return model, ConwayMaxwellPoissonGuide(model, encoder=encoder)
 
 
@@ -68,13 +74,13 @@ class PoissonVAE(VAE):
 
     kind: Kind[Literal["poisson"]] = "poisson"
     relaxation: CountRelaxation = field(default_factory=AnnealedArrivalTimes)
-    prior: LearnedCounts = field(default_factory=LearnedCounts)
+    prior: CountPrior = field(default_factory=LearnedCounts)
 
     def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
         from pyro_nbvae.guides import PoissonGuide
         from pyro_nbvae.models import PoissonModel
 
-        model = PoissonModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
+        model = PoissonModel(event_shape, latents, **_prior(self.prior), **options)
         return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build())
 
 
@@ -84,13 +90,13 @@ class OverdispersedPriorVAE(VAE):
 
     kind: Kind[Literal["poisson_negative_binomial"]] = "poisson_negative_binomial"
     relaxation: CountRelaxation = field(default_factory=IntegerCounts)
-    prior: LearnedCounts = field(default_factory=LearnedCounts)
+    prior: CountPrior = field(default_factory=LearnedCounts)
 
     def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
         from pyro_nbvae.guides import PoissonGuide
         from pyro_nbvae.models import NegativeBinomialModel
 
-        model = NegativeBinomialModel(event_shape, latents, prior_mean=self.prior.initial_mean, **options)
+        model = NegativeBinomialModel(event_shape, latents, **_prior(self.prior), **options)
         return model, PoissonGuide(model, encoder=encoder, relaxation=self.relaxation.build(), initial_output_scale=0.5)
 
 
@@ -113,13 +119,13 @@ class ScaledGaussianVAE(VAE):
     """Gaussian posterior, normal prior with a learned scale for each latent."""
 
     kind: Kind[Literal["scaled_gaussian"]] = "scaled_gaussian"
-    prior: LearnedScale = field(default_factory=LearnedScale)
+    prior: NormalPrior = field(default_factory=LearnedScale)
 
     def build(self, event_shape: tuple[int, ...], latents: int, *, encoder: str, **options: Any) -> Pair:
         from pyro_nbvae.guides import ScaledGaussianGuide
         from pyro_nbvae.models import ScaledGaussianModel
 
-        model = ScaledGaussianModel(event_shape, latents, **options)
+        model = ScaledGaussianModel(event_shape, latents, prior=self.prior.joint(), **options)
         return model, ScaledGaussianGuide(model, encoder=encoder)
 
 

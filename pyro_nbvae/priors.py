@@ -1,0 +1,253 @@
+"""Joint priors over latents, as modules that turn a model's factorised prior into a joint distribution.
+
+With a factorised prior the latents of generated observations are independent, which those of real observations are
+not. A joint prior is an argument of every model::
+
+    NegativeBinomialModel(shape, prior=Mixture(100))
+    NegativeBinomialModel(shape, prior=Autoregressive(groups=16))
+    NegativeBinomialModel(shape, prior=Mixture(100, of=Autoregressive(groups=16)))
+
+The same classes serve Poisson and Gaussian models.
+
+See also: docs/mathematics.md, section 3.6 (Joint priors).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import linear, one_hot
+
+from pyro_nbvae.distributions.bounds import bounded
+from pyro_nbvae.distributions.tilted import TiltedAutoregressive, TiltedMixture, shift_of
+from pyro_nbvae.errors import InputError
+
+# Observations at the reference that a component's mean counts besides its own.
+_PRIOR_OBSERVATIONS = 2.0
+
+
+class JointPrior(nn.Module, ABC):
+    """Base class of joint priors: a module from a model's factorised prior to a joint distribution.
+
+    The factorised prior goes on to be learned: posteriors are relative to it, and decoders standardise counts by it.
+
+    Attributes:
+        lr_multiplier: learning rate of its own parameters relative to that of the networks.
+
+    Example::
+
+        >>> from pyro_nbvae.distributions import TiltedMixture
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> class Twofold(JointPrior):
+        ...     '''Two components, one the mirror image of the other.'''
+        ...     def setup(self, reference):
+        ...         self.shift = nn.Parameter(0.1 * torch.randn(reference.batch_shape))
+        ...     def forward(self, reference):
+        ...         return TiltedMixture(reference, [torch.stack([self.shift, -self.shift])], torch.zeros(2))
+        >>> model = PoissonModel((5,), latents=3, decoder="linear", prior=Twofold())
+        >>> model.prior_distribution().event_shape
+        torch.Size([3])
+    """
+
+    lr_multiplier = 1.0
+
+    @abstractmethod
+    def setup(self, reference: Any) -> None:
+        """Create the parameters for a reference of batch shape (K,); the model calls this when it is constructed."""
+
+    @abstractmethod
+    def forward(self, reference: Any) -> Any:
+        """Return p(z), of event shape (K,), for a factorised prior of batch shape (K,)."""
+
+    def start(self, reference: Any, z: Tensor, seed: int = 0) -> None:
+        """Move the parameters to samples of the posteriors, once these say something: after the first epoch.
+
+        Args:
+            reference: the factorised prior, batch shape (K,).
+            z: a sample of the posterior for each of N observations, (N, K).
+            seed: random seed.
+        """
+
+    def rates(self) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        """Iterate over the parameters in groups, each with its :attr:`lr_multiplier`."""
+        inner = [part for part in self.children() if isinstance(part, JointPrior)]
+        for part in inner:
+            yield from part.rates()
+        others = {id(p) for part in inner for p in part.parameters()}
+        yield self.lr_multiplier, [p for p in self.parameters() if id(p) not in others]
+
+
+class Mixture(JointPrior):
+    """A mixture whose components shift the parameters of the factorised prior, or of an autoregressive one.
+
+    Each component begins at the reference. :meth:`start` places them at the clusters of posterior samples; without it
+    few of many components are used. After that they learn 5 times as fast as the networks.
+
+    Args:
+        components: number of components C.
+        of: an :class:`Autoregressive` prior, of which the components shift every conditional distribution.
+
+    Raises:
+        ValueError: for fewer than one component.
+        TypeError: for latents that are neither counts nor Gaussian.
+
+    Example::
+
+        >>> from pyro_nbvae.models import NegativeBinomialModel
+        >>> model = NegativeBinomialModel((5,), latents=3, decoder="linear", prior=Mixture(10))
+        >>> model.prior_distribution().sample(torch.Size([4])).shape
+        torch.Size([4, 3])
+    """
+
+    lr_multiplier = 5.0
+
+    def __init__(self, components: int = 100, *, of: Autoregressive | None = None) -> None:
+        super().__init__()
+        if components < 1:
+            raise InputError(f"components must be at least 1, got {components}")
+        self.components, self.of = components, of
+        self.component_logits = nn.Parameter(torch.zeros(components))
+
+    def setup(self, reference: Any) -> None:
+        if self.of is not None:
+            self.of.setup(reference)
+        shape = (self.components, *reference.batch_shape)
+        self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(shift_of(reference).parts))
+
+    def forward(self, reference: Any) -> TiltedMixture:
+        inner = reference if self.of is None else self.of(reference)
+        return TiltedMixture(inner, list(self.shift), self.component_logits)
+
+    @torch.no_grad()
+    def start(self, reference: Any, z: Tensor, seed: int = 0) -> None:
+        components, weights = clusters(reference, z, self.components, seed)
+        for parameter, values in zip(self.shift, components, strict=True):
+            parameter.copy_(0.5 * values)  # the posteriors are still moving
+        self.component_logits.copy_(weights.log())
+
+
+def clusters(reference: Any, z: Tensor, number: int, seed: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the shifts of components, (C, K) each, and their weights, (C,), from k-means of samples.
+
+    Counts are clustered by their square roots, whose variance hardly depends on the mean; normals by their standardised
+    values.
+
+    Args:
+        reference: a factorised distribution, batch shape (K,).
+        z: samples (N, K).
+        number: number of components C.
+        seed: random seed.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    by = shift_of(reference)
+    points = by.coordinates(reference, z).double().cpu().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer distinct samples than clusters
+        fitted = MiniBatchKMeans(min(number, len(z)), random_state=seed, n_init=1, batch_size=1024).fit(points)
+    labels = torch.as_tensor(fitted.labels_, device=z.device).long()
+    return maximised(reference, z, one_hot(labels, number).to(z))
+
+
+def maximised(reference: Any, z: Tensor, share: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return shifts and weights of components from the shares that they have in samples: the M step of EM.
+
+    Args:
+        reference: a factorised distribution, batch shape (K,).
+        z: samples (N, K).
+        share: responsibilities (N, C).
+    """
+    of_none = torch.tensor(_PRIOR_OBSERVATIONS).to(z)
+    size = share.sum(0)
+    mean = (share.mT @ z + of_none * reference.mean) / (size + of_none)[:, None]
+    square = (share.mT @ z.square() + of_none * (reference.variance + reference.mean.square())) / (size + of_none)[
+        :, None
+    ]
+    variance = (square - mean.square()).clamp_min(0)
+    return shift_of(reference).between(reference, mean, variance), (size + 1) / (size + 1).sum()
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer of which some weights are fixed at 0.
+
+    Args:
+        mask: whether each weight is free, (outputs, inputs).
+        bias: whether there is a bias.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, *, bias: bool = True) -> None:
+        super().__init__(mask.shape[1], mask.shape[0], bias=bias)
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight * self.mask, self.bias)
+
+
+class Autoregressive(JointPrior):
+    """Each unit given those of earlier groups, by a masked network of two layers (MADE).
+
+    The network changes mean and dispersion of a negative binomial, the rate of a Poisson, or location and scale of a
+    normal. It begins at the factorised prior. Samples are drawn group by group.
+
+    Args:
+        groups: number of groups G; units of one group are independent given the earlier ones.
+        width: number of hidden units of each layer.
+
+    Raises:
+        ValueError: for fewer than one group or hidden unit.
+        TypeError: for latents that are neither counts nor Gaussian.
+
+    Reference: Germain et al., 2015.
+
+    Example::
+
+        >>> from pyro_nbvae.models import NegativeBinomialModel
+        >>> prior = Autoregressive(groups=3)
+        >>> model = NegativeBinomialModel((5,), latents=3, decoder="linear", prior=prior)
+        >>> model.prior_distribution().log_prob(torch.ones(4, 3)).shape
+        torch.Size([4])
+    """
+
+    group: Tensor
+
+    def __init__(self, groups: int = 16, *, width: int = 512) -> None:
+        super().__init__()
+        if groups < 1 or width < 1:
+            raise InputError(f"groups and width must be at least 1, got {groups} and {width}")
+        self.groups, self.width = groups, width
+
+    def setup(self, reference: Any) -> None:
+        (units,) = reference.batch_shape
+        self.register_buffer("group", torch.arange(units) * min(self.groups, units) // units, persistent=False)
+        self.heads = shift_of(reference).heads(reference)
+        hidden = torch.arange(self.width) % max(1, min(self.groups, units) - 1)
+        written = self.group.repeat(self.heads)[:, None]
+        self.read = MaskedLinear(self.group <= hidden[:, None])
+        self.mix = MaskedLinear(hidden <= hidden[:, None])
+        self.write = MaskedLinear(hidden < written)
+        self.direct = MaskedLinear(self.group < written, bias=False)
+        for zero in (self.write.weight, self.write.bias, self.direct.weight):
+            nn.init.zeros_(zero)
+
+    def outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the network's outputs for standardised values (..., K), one tensor of this shape for each head."""
+        h = torch.relu(self.read(x))
+        h = h + torch.relu(self.mix(h))
+        return bounded(self.write(h) + self.direct(x)).chunk(self.heads, -1)
+
+    def forward(self, reference: Any) -> TiltedAutoregressive:
+        by = shift_of(reference)
+
+        def conditional(z: Tensor) -> TorchDistribution:
+            x = by.standardised(reference, z).to(self.write.weight.dtype)
+            return by.conditional(reference, self.outputs(x))
+
+        return TiltedAutoregressive(reference, conditional, self.group)

@@ -1,0 +1,164 @@
+"""Models with joint priors: every family trains, and every reported number is that of the joint model."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.optim import Adam
+from torch import Size
+from torch.distributions import kl_divergence
+
+from pyro_nbvae.batching import to_floats
+from pyro_nbvae.distributions import Integer, RelaxedPoisson, Tilted
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.infer import AnalyticKL_ELBO, learning_rates
+from pyro_nbvae.metrics import held_out, importance_weighted_bound
+from pyro_nbvae.models import CategoricalModel, GaussianModel, NegativeBinomialModel, PoissonModel
+from pyro_nbvae.priors import Autoregressive, Mixture
+from pyro_nbvae.sampling import posterior_samples
+from pyro_nbvae.study.variants import VARIANTS
+from pyro_nbvae.vae import evaluating
+from tests.pairs import estimator, pair
+
+KINDS = ("mixture", "autoregressive", "mixture_autoregressive")
+FAMILIES = [name for name, vae in VARIANTS.items() if hasattr(vae, "prior")]
+
+
+def changed(model, spread=0.5):
+    """The model with a joint prior at random."""
+    torch.manual_seed(4)
+    for parameter in model.joint_prior.parameters():
+        torch.nn.init.normal_(parameter, std=spread)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_with_every_prior(name, kind):
+    """It begins at the factorised model; parameters of the joint prior learn; held-out ELBO and samples work."""
+    torch.manual_seed(0)
+    (model, guide), (plain, other) = pair(name, prior=kind), pair(name)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "joint" not in k})
+    other.load_state_dict(guide.state_dict())
+    images = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8)
+    joint, factorised = (held_out(m, g, images, seed=1) for m, g in ((model, guide), (plain, other)))
+    assert joint.kl == pytest.approx(factorised.kl, rel=1e-4, abs=1e-3)
+    torch.testing.assert_close(joint.unit_kl, factorised.unit_kl, rtol=1e-4, atol=1e-4)
+
+    changed(model, 0.1)
+    x = to_floats(images)
+    loss = estimator(name).differentiable_loss(model, guide, x)
+    loss.backward()
+    gradients = [p.grad for p in model.joint_prior.parameters()]
+    assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
+    assert sum(float(g.abs().sum()) for g in gradients) > 0
+    found = held_out(model, guide, images)
+    assert found.unit_kl.shape == (4,) and math.isfinite(found.elbo)
+    z, mean = model.generate(3)
+    assert z.shape == (3, 4) and mean.shape == (3, 1, 16, 16)
+    assert name == "GS-VAE" or torch.equal(z, z.round())
+
+
+@pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE"])
+def test_bounds_are_those_of_the_joint_model(name):
+    """With one unit p(x) is a sum over its counts: the ELBO is its mean over draws, the bound reaches the evidence."""
+    model, guide = pair(name, latents=1, prior="mixture", components=3, prior_mean=5.0)
+    changed(model)
+    images = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
+    x = to_floats(images)
+    counts = torch.arange(150.0)[:, None]
+    with torch.no_grad(), guide.exact():
+        log_prior = model.prior_distribution().log_prob(counts)
+        assert float(log_prior.exp().sum()) == pytest.approx(1, abs=1e-5)
+        log_likelihood = model.observation(counts[:, None]).log_prob(x)
+        evidence = torch.logsumexp(log_likelihood + log_prior[:, None], 0)
+        log_q = guide.posterior(x).log_prob(counts[:, None]).squeeze(-1)
+        elbo = (log_q.exp() * (log_likelihood + log_prior[:, None] - log_q).clamp(-1e6)).sum(0)
+    drawn = torch.tensor([held_out(model, guide, images, units=False, seed=s).elbo for s in range(200)])
+    assert abs(float(drawn.mean() - elbo.mean())) < 4 * float(drawn.std()) / math.sqrt(200) + 1e-3
+    bounds = torch.stack([importance_weighted_bound(model, guide, images, 500, seed=s) for s in range(20)])
+    error = bounds.std(0) / math.sqrt(20)
+    assert (bounds.mean(0) <= evidence + 4 * error + 1e-3).all()
+    assert (evidence - bounds.mean(0) < 0.1 * (evidence - elbo) + 4 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_observations_as_units(kind):
+    """Nothing broadcasts a joint log p of (B,) against (B, K): a batch of 4 with 4 units is as in a batch of 3."""
+    model, guide = pair("CMP", prior=kind)
+    changed(model)
+    images = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
+    bounds = importance_weighted_bound(model, guide, images, 300)
+    alone = torch.cat([importance_weighted_bound(model, guide, one[None], 300, seed=7) for one in images])
+    assert bounds.shape == (4,) and ((bounds - alone).abs() < 0.05 * bounds.abs()).all()
+    with evaluating(model, guide, 0):
+        q, p = guide.posterior(to_floats(images)), model.prior_distribution()
+        z = q.sample(Size([4000]))
+        sampled = (q.log_prob(z).sum(-1) - p.log_prob(z)).double()
+    draws = torch.tensor([held_out(model, guide, images, units=False, seed=s).kl for s in range(200)])
+    error = math.hypot(float(draws.std()) / math.sqrt(200), float(sampled.mean(1).std()) / math.sqrt(4000))
+    assert abs(float(draws.mean()) - float(sampled.mean())) < 4 * error
+
+
+def test_training_as_a_pyro_program_prefers_the_joint_prior():
+    """Two kinds of observations: a mixture of two tells them apart, and its ELBO is higher."""
+    torch.manual_seed(0)
+    kind = torch.arange(400) % 2
+    x = torch.where(kind[:, None] == 1, 1.0, -1.0) * torch.ones(400, 6) + 0.1 * torch.randn(400, 6)
+    elbos = {}
+    for components in (None, 2):
+        pyro.clear_param_store()
+        torch.manual_seed(1)
+        prior = None if components is None else Mixture(components)
+        model, guide = pair("CMP", (6,), prior_mean=5.0)
+        model = NegativeBinomialModel((6,), 4, decoder="linear", likelihood=model.likelihood, prior=prior)
+        guide = type(guide)(model, encoder="linear")
+        svi = SVI(model, guide, Adam(learning_rates(1e-2)), AnalyticKL_ELBO())
+        for step in range(400):
+            if step == 100 and prior is not None:
+                with evaluating(model, guide, 0):
+                    prior.start(model.factorised_prior(), posterior_samples(model, guide, x, 400))
+            svi.step(x)
+        elbos[components] = held_out(model, guide, x).elbo
+        if prior is not None:
+            with evaluating(model, guide, 0):
+                shares = model.prior_distribution().responsibilities(guide(x))
+            first = shares[:, 0] > 0.5
+            assert bool((first == (kind == 1)).all()) or bool((first == (kind == 0)).all())
+    pyro.clear_param_store()
+    assert elbos[2] > elbos[None] + 0.3
+
+
+def test_what_has_no_joint_prior_says_so():
+    with pytest.raises(TypeError, match="needs a reference that is a NegativeBinomial"):
+        CategoricalModel((5,), latents=16, decoder="linear", prior=Mixture(3))
+
+    class Own(PoissonModel):
+        def prior_distribution(self):
+            return RelaxedPoisson(self.prior.rate)
+
+    with pytest.raises(TypeError, match="prior_distribution of its own"):
+        Own((5,), latents=3, decoder="linear", prior=Mixture(3))
+    for wrong in (lambda: Mixture(0), lambda: Autoregressive(0), lambda: Autoregressive(3, width=0)):
+        with pytest.raises(InputError, match="at least 1"):
+            wrong()
+
+
+def test_a_fixed_scale_takes_a_joint_prior_too():
+    """A standard normal reference; the KL to a mixture with all components at the reference is that to the reference."""
+    model = GaussianModel((5,), latents=3, decoder="linear", prior=Mixture(4))
+    p = model.prior_distribution()
+    z = torch.randn(10, 3)
+    assert isinstance(p, Tilted)
+    torch.testing.assert_close(p.log_prob(z), p.reference.log_prob(z).sum(-1))
+    assert float(kl_divergence(p.reference, p.reference).sum()) == 0
+
+
+def test_integers_are_sampled_by_integer_guides():
+    model, guide = pair("EX-I", prior="mixture_autoregressive")
+    assert isinstance(guide.relaxation, Integer)
+    with evaluating(model, guide, 0):
+        z = posterior_samples(model, guide, torch.rand(40, 1, 16, 16), 16)
+    assert 0 < len(z) <= 16 and torch.equal(z, z.round())

@@ -20,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot
 
 from pyro_nbvae.distributions.bounds import bounded
+from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.tilted import TiltedAutoregressive, TiltedMixture, shift_of
 from pyro_nbvae.errors import InputError
 
@@ -126,6 +127,8 @@ class Mixture(JointPrior):
 
     @torch.no_grad()
     def start(self, reference: Any, z: Tensor, seed: int = 0) -> None:
+        if self.of is not None:  # what its network has learned would leave nothing to the components
+            self.of.reset()
         components, weights = clusters(reference, z, self.components, seed)
         for parameter, values in zip(self.shift, components, strict=True):
             parameter.copy_(0.5 * values)  # the posteriors are still moving
@@ -171,6 +174,120 @@ def maximised(reference: Any, z: Tensor, share: Tensor) -> tuple[tuple[Tensor, .
     ]
     variance = (square - mean.square()).clamp_min(0)
     return shift_of(reference).between(reference, mean, variance), (size + 1) / (size + 1).sum()
+
+
+class FittedMixture(JointPrior):
+    """A mixture that was fitted to latents, with a reference of its own; the model's factorised prior is not used.
+
+    Counts have negative binomials that share the dispersion of each unit, other latents normals.
+
+    Args:
+        counts: whether the latents are counts.
+        reference: r and logits of the reference, or location and scale, (K,) each.
+        shift: shifts of the components, as :class:`~pyro_nbvae.distributions.TiltedMixture`.
+        component_logits: logarithms of the components' weights up to a constant, (C,).
+
+    Example::
+
+        >>> z = torch.poisson(torch.tensor([[1.0, 9.0], [9.0, 1.0]]).repeat(200, 1))
+        >>> fitted = FittedMixture.fit(z, components=2)
+        >>> [round(each, 1) for each in fitted.distribution.component_logits.softmax(-1).tolist()]
+        [0.5, 0.5]
+    """
+
+    component_logits: Tensor
+
+    def __init__(
+        self, counts: bool, reference: Sequence[Tensor], shift: Sequence[Tensor], component_logits: Tensor
+    ) -> None:
+        super().__init__()
+        self.counts, self.parts = counts, len(shift)
+        for k, each in enumerate(reference):
+            self.register_buffer(f"reference_{k}", each)
+        for k, each in enumerate(shift):
+            self.register_buffer(f"shift_{k}", each)
+        self.register_buffer("component_logits", component_logits)
+
+    def setup(self, reference: Any) -> None:
+        """Check that the latents are as many as those of the fit."""
+        if reference.batch_shape != self.distribution.event_shape:
+            raise InputError(f"the mixture was fitted to latents of shape {tuple(self.distribution.event_shape)}")
+
+    @property
+    def distribution(self) -> TiltedMixture:
+        """The mixture."""
+        first, second = self.get_buffer("reference_0"), self.get_buffer("reference_1")
+        reference: Any = _reference(self.counts, first, second)
+        shift = [self.get_buffer(f"shift_{k}") for k in range(self.parts)]
+        return TiltedMixture(reference, shift, self.component_logits, validate_args=False)
+
+    def forward(self, reference: Any) -> TiltedMixture:
+        return self.distribution
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls, z: Tensor, components: int, *, counts: bool | None = None, steps: int = 30, seed: int = 0
+    ) -> FittedMixture:
+        """Fit a mixture by EM, from the clusters of k-means.
+
+        The M step has the means in closed form, and a Newton step for the dispersion of each unit.
+
+        Args:
+            z: latents (N, K).
+            components: number of components C, at most N are used.
+            counts: whether the latents are counts. Default: whether all are non-negative integers.
+            steps: number of EM steps.
+            seed: random seed of k-means.
+
+        Raises:
+            InputError: for values that are not finite, or no values.
+        """
+        if not len(z) or not bool(z.isfinite().all()):
+            raise InputError(f"a mixture needs at least one observation and finite latents, got {tuple(z.shape)}")
+        counts = bool(((z >= 0) & (z == z.round())).all()) if counts is None else counts
+        components = min(components, len(z))
+        mean, variance = z.mean(0).clamp_min(_LEAST_MEAN if counts else -torch.inf), z.var(0, correction=0)
+        if counts:
+            r = (mean.square() / (variance - mean).clamp_min(1e-3 * mean)).clamp(*_DISPERSIONS)
+            first, second = r, (mean / r).log()
+        else:
+            first, second = mean, variance.sqrt().clamp_min(1e-6)
+        seen = slice(None, None, max(1, len(z) // _SEEN))
+        reference = _reference(counts, first, second)
+        shift, weights = clusters(reference, z, components, seed)
+        for _ in range(steps):
+            share = TiltedMixture(reference, shift, weights.log()).responsibilities(z)
+            shift, weights = maximised(reference, z, share)
+            if counts:
+                first = _newton(first, z[seen], share[seen])
+                second = (mean / first).log()
+                reference = _reference(counts, first, second)
+        return cls(counts, (first, second), shift, weights.log())
+
+
+# Range of fitted dispersions, least mean of a unit, and number of observations that a step of the dispersions reads.
+_DISPERSIONS, _LEAST_MEAN, _SEEN = (1e-3, 1e4), 1e-6, 4000
+
+
+def _reference(counts: bool, first: Tensor, second: Tensor) -> Any:
+    if counts:
+        return RelaxedNegativeBinomial(first, logits=second, validate_args=False)
+    return Normal(first, second, validate_args=False)
+
+
+def _newton(r: Tensor, z: Tensor, share: Tensor) -> Tensor:
+    r"""Return dispersions (K,) after a Newton step in log r on the likelihood, with components' shares (N, C).
+
+    .. math:: \frac{dL}{dr} = \sum_n \psi(z_n + r) - \psi(r) + \sum_c N_c \log\frac{r}{r + m_c}
+    """
+    sizes = share.sum(0)
+    means = share.mT @ z / sizes.clamp_min(1e-6)[:, None]  # of the same latents, else the difference below is noise
+    slope = (torch.digamma(z + r) - torch.digamma(r)).sum(0) - sizes @ torch.log1p(means / r)
+    curvature = (torch.polygamma(1, z + r) - torch.polygamma(1, r)).sum(0) + sizes @ (1 / r - 1 / (r + means))
+    gradient, second = r * slope, r * slope + r.square() * curvature
+    step = torch.where(second < 0, -gradient / second, gradient.sign())
+    return (r.log() + step.clamp(-1, 1)).exp().clamp(*_DISPERSIONS)
 
 
 class MaskedLinear(nn.Linear):
@@ -234,6 +351,10 @@ class Autoregressive(JointPrior):
         self.mix = MaskedLinear(hidden <= hidden[:, None])
         self.write = MaskedLinear(hidden < written)
         self.direct = MaskedLinear(self.group < written, bias=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Make every conditional distribution that of the reference."""
         for zero in (self.write.weight, self.write.bias, self.direct.weight):
             nn.init.zeros_(zero)
 

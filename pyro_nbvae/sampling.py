@@ -1,31 +1,28 @@
-"""Samplers for trained models: the prior, a mixture fitted to the posteriors of training data, or these posteriors.
+"""Samplers for trained models: the prior, or the posteriors of training data; and a prior fitted to these afterwards.
 
 Samples from the prior evaluate the whole model. Samples from the aggregate posterior are reconstructions of training
 data, the best that any prior can reach: the increase of FID with the prior is due to its mismatch with the aggregate
-posterior. A mixture fitted to the posteriors is a better prior, found after training (ex-post density estimation, Ghosh
-et al., 2020).
+posterior.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from tqdm.auto import tqdm
 
 from pyro_nbvae.batching import BATCH, EvenSubset, Observations, evaluation_batches
-from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics.held_out import mean_or_none
+from pyro_nbvae.priors import FittedMixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
-# Maximum number of mixture components, number of EM steps, maximum number of training observations for the fit.
-_COMPONENTS, _STEPS, _MAX_FITTED = 100, 30, 20_000
-# Minimum mean count of a unit in a component: with a mean of 0, one count would have probability 0.
-_MIN_MEAN = 1e-4
+# Maximum number of observations that a prior is fitted to; one of so many is held out.
+_MAX_FITTED, _HELD_OUT = 60_000, 10
 
 
 class Sampler(Protocol):
@@ -64,150 +61,35 @@ class PriorSampler:
         return self.model.prior_distribution().sample(torch.Size([count]))
 
 
-@dataclass(frozen=True)
-class CountMixture:
-    r"""Mixture of products of negative binomials (or Poissons, where the variance does not exceed the mean).
+def fit_prior(
+    model: GenerativeModel,
+    guide: AmortizedGuide,
+    data: Observations,
+    components: int = 200,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[FittedMixture, dict[int, float]]:
+    """Fit a mixture to the posteriors of data: a better prior, found after training (ex-post density estimation).
 
-    .. math:: p(z) = \sum_c \pi_c \prod_k NB(z_k; \mathrm{mean}_{ck}, \mathrm{variance}_{ck})
-
-    Args:
-        weights: weights of the components, (C,).
-        mean, variance: moments of the counts in each component, (C, K).
-
-    Example::
-
-        >>> mean = torch.tensor([[1.0, 5.0]])
-        >>> CountMixture(torch.ones(1), mean, 2 * mean).sample(4).shape
-        torch.Size([4, 2])
-    """
-
-    weights: Tensor
-    mean: Tensor
-    variance: Tensor
-
-    @classmethod
-    def fit(cls, mean: Tensor, variance: Tensor, components: int = _COMPONENTS, steps: int = _STEPS) -> CountMixture:
-        """Fit a mixture to the posteriors of N observations.
-
-        The fit is EM with the Poisson quasi-likelihood of the posterior means, initialised by k-means of their square
-        roots. The variances are those of the counts within a component, including the variances of the posteriors.
-
-        Args:
-            mean, variance: moments of the posteriors, (N, K).
-            components: maximum number of components; not more than N are used.
-            steps: number of EM steps.
-
-        Raises:
-            ValueError: by scikit-learn, for means that are negative or not finite.
-
-        Example::
-
-            >>> import torch
-            >>> mean = torch.tensor([[0.0, 9.0], [9.0, 0.0]]).repeat(50, 1)
-            >>> mixture = CountMixture.fit(mean, mean, components=2)
-            >>> mixture.weights
-            tensor([0.5000, 0.5000])
-        """
-        from sklearn.cluster import MiniBatchKMeans
-
-        mean, variance = mean.double(), variance.double()
-        components = min(components, len(mean))
-        labels = MiniBatchKMeans(components, random_state=0, n_init=1).fit_predict(mean.sqrt().numpy())
-        share = torch.nn.functional.one_hot(torch.as_tensor(labels).long(), components).double()
-        for _ in range(steps):
-            weights = share.sum(0) / len(mean)
-            rate = (share.T @ mean / share.sum(0).clamp_min(1e-12)[:, None]).clamp_min(_MIN_MEAN)
-            share = (weights.log() + mean @ rate.log().T - rate.sum(1)).softmax(1)
-        size = share.sum(0).clamp_min(1e-12)[:, None]
-        centre = share.T @ mean / size
-        within = share.T @ (variance + mean.square()) / size - centre.square()
-        return cls((share.sum(0) / len(mean)).float(), centre.float(), within.float())
-
-    def sample(self, count: int) -> Tensor:
-        """Sample integer counts (count, K)."""
-        which = torch.multinomial(self.weights, count, replacement=True)
-        mean, excess = self.mean[which], (self.variance - self.mean)[which]
-        over = (excess > 1e-6 * mean) & (mean > 0)
-        concentration = torch.where(over, mean.square() / excess.clamp_min(1e-30), 1.0)
-        rate = torch.where(over, torch._standard_gamma(concentration) * mean / concentration, mean)
-        return torch.poisson(rate)
-
-
-@dataclass(frozen=True)
-class GaussianMixture:
-    """Mixture of Gaussians with diagonal covariances, for real-valued latents.
-
-    Args:
-        weights: weights of the components, (C,).
-        mean, variance: moments of each component, (C, K).
-
-    Example::
-
-        >>> GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2)).sample(4).shape
-        torch.Size([4, 2])
-    """
-
-    weights: Tensor
-    mean: Tensor
-    variance: Tensor
-
-    @classmethod
-    def fit(cls, mean: Tensor, variance: Tensor, components: int = _COMPONENTS, steps: int = _STEPS) -> GaussianMixture:
-        """Fit a mixture to the posteriors of N observations.
-
-        The mixture is fitted to the posterior means with scikit-learn; the mean posterior variance of each component
-        is added to its variance.
-
-        Args:
-            mean, variance: moments of the posteriors, (N, K).
-            components: maximum number of components; not more than N are used.
-            steps: number of EM steps.
-        """
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture as Fitted
-
-        fitted = Fitted(min(components, len(mean)), covariance_type="diag", max_iter=steps, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is intended
-            share = torch.as_tensor(fitted.fit(mean.numpy()).predict_proba(mean.numpy())).double()
-        inner = share.T @ variance.double() / share.sum(0).clamp_min(1e-12)[:, None]
-        weights, centre, outer = (torch.as_tensor(v) for v in (fitted.weights_, fitted.means_, fitted.covariances_))
-        return cls(weights.float(), centre.float(), (inner + outer).float())
-
-    def sample(self, count: int) -> Tensor:
-        """Sample latents (count, K)."""
-        which = torch.multinomial(self.weights, count, replacement=True)
-        return torch.normal(self.mean[which], self.variance[which].sqrt())
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """Sampler that moves latents to the device of a model and gives them its latent shape."""
-
-    sampler: Sampler
-    like: GenerativeModel
-
-    def sample(self, count: int) -> Tensor:
-        return self.sampler.sample(count).reshape(count, *self.like.latent_shape).to(self.like.device)
-
-
-def fit_mixture(
-    model: GenerativeModel, guide: AmortizedGuide, data: Observations, components: int = _COMPONENTS
-) -> Sampler:
-    """Fit a mixture to the posteriors of data: a CountMixture or, for real-valued latents, a GaussianMixture.
+    Mixtures of ``components``, a half, a quarter and an eighth of them are fitted to one sample of the posterior for
+    each observation but a tenth, whose likelihood chooses the number; the mixture is then fitted to all samples.
+    ``model.set_joint_prior(fitted)`` makes it the prior of a model, for samples and for bounds.
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`); at
-            most 20,000 observations are used, evenly spaced.
-        components: maximum number of components.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`), at
+            least two observations; at most 60,000 are used, evenly spaced.
+        components: largest number of components.
+        seed: random seed.
+        progress: show a progress bar.
 
     Returns:
-        A sampler of latents (count, *latent_shape), on the device of the model.
+        The mixture, on the device of the model, and log p(z) in nats of the held-out tenth, by number of components.
 
     Raises:
-        InputError: for latents that are neither counts nor real numbers, such as categories, and for data without an
-            observation.
+        InputError: for latents that are neither counts nor real numbers, such as categories, and for fewer than two
+            observations.
 
     Reference: Ghosh et al., 2020.
 
@@ -217,24 +99,28 @@ def fit_mixture(
         >>> from pyro_nbvae.models import PoissonModel
         >>> model = PoissonModel((5,), latents=3, decoder="linear")
         >>> guide = PoissonGuide(model, encoder="linear")
-        >>> fit_mixture(model, guide, torch.rand(20, 5), components=2).sample(4).shape
-        torch.Size([4, 3])
+        >>> fitted, scores = fit_prior(model, guide, torch.rand(50, 5), components=4)
+        >>> model.set_joint_prior(fitted)
+        >>> model.generate(2)[0].shape, sorted(scores)
+        (torch.Size([2, 3]), [1, 2, 4])
     """
-    means, variances, counts = [], [], False
-    fitted = EvenSubset(_MAX_FITTED)
-    for batch in evaluation_batches(data, "data"):
-        fitted.add(batch)
-    with evaluating(model, guide, 0):
-        for batch in fitted.observations.split(BATCH):
-            q = guide.posterior(model.to_input(batch))
-            mean = mean_or_none(q)
-            if len(q.event_shape) or mean is None:
-                raise InputError(f"a mixture needs counts or real latents, got {type(q).__name__}")
-            counts = isinstance(q, RelaxedCount) or bool(getattr(q.support, "is_discrete", False))
-            means.append(mean.flatten(1).cpu())
-            variances.append(q.variance.flatten(1).cpu())
-        kind = CountMixture if counts else GaussianMixture
-        return _Placed(kind.fit(torch.cat(means), torch.cat(variances), components), model)
+    if components < 1:
+        raise InputError(f"components must be at least 1, got {components}")
+    with evaluating(model, guide, seed):
+        support: Any = guide.posterior(model.to_input(next(iter(evaluation_batches(data, "data")))[:1])).support
+        if support.event_dim or not (support.is_discrete or support is constraints.real):
+            raise InputError(f"a mixture needs latents that are counts or real numbers, got {support}")
+        z = posterior_samples(model, guide, data, _MAX_FITTED).flatten(1).cpu()
+    if len(z) < 2:
+        raise InputError(f"a mixture needs at least 2 observations, got {len(z)}")
+    held_out = torch.arange(len(z)) % _HELD_OUT == 1
+    numbers = sorted({max(1, components // part) for part in (8, 4, 2, 1)})
+    scores = {}
+    for number in tqdm(numbers, desc="mixtures", unit="fit", disable=not progress, leave=None):
+        fitted = FittedMixture.fit(z[~held_out], number, counts=support.is_discrete, seed=seed)
+        scores[number] = float(fitted.distribution.log_prob(z[held_out]).double().mean())
+    best = max(scores, key=lambda number: scores[number])
+    return FittedMixture.fit(z, best, counts=support.is_discrete, seed=seed).to(model.device), scores
 
 
 @dataclass(frozen=True)

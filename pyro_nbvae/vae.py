@@ -243,11 +243,26 @@ class GenerativeModel(_Program):
             output = self.likelihood.output(tuple(event_shape))
         self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
         self.prior = self.prior_class(*self.latent_shape)
-        self.joint_prior = prior
+        self.set_joint_prior(prior)
+
+    def set_joint_prior(self, prior: JointPrior | None) -> None:
+        """Replace the joint prior, or make the latents independent with None.
+
+        Args:
+            prior: a joint prior, as in the constructor, or one that was fitted
+                (:func:`~pyro_nbvae.sampling.fit_prior`).
+
+        Raises:
+            TypeError: as the class.
+        """
         if prior is not None:
             if type(self).prior_distribution is not GenerativeModel.prior_distribution:
-                raise TypeError(f"{type(self).__name__} has a prior_distribution of its own: leave out prior")
+                raise TypeError(
+                    f"{type(self).__name__} has a prior_distribution of its own and takes no joint prior: rename it "
+                    "factorised_prior if its latents are independent"
+                )
             prior.setup(self.factorised_prior())
+        self.joint_prior = prior
 
     @property
     def unit_interval(self) -> bool:

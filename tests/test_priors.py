@@ -139,7 +139,7 @@ def test_what_has_no_joint_prior_says_so():
         def prior_distribution(self):
             return RelaxedPoisson(self.prior.rate)
 
-    with pytest.raises(TypeError, match="prior_distribution of its own"):
+    with pytest.raises(TypeError, match="prior_distribution of its own and takes no joint prior"):
         Own((5,), latents=3, decoder="linear", prior=Mixture(3))
     for wrong in (lambda: Mixture(0), lambda: Autoregressive(0), lambda: Autoregressive(3, width=0)):
         with pytest.raises(InputError, match="at least 1"):
@@ -147,7 +147,7 @@ def test_what_has_no_joint_prior_says_so():
 
 
 def test_a_fixed_scale_takes_a_joint_prior_too():
-    """A standard normal reference; the KL to a mixture with all components at the reference is that to the reference."""
+    """A standard normal reference: with all components at it, the mixture is the reference."""
     model = GaussianModel((5,), latents=3, decoder="linear", prior=Mixture(4))
     p = model.prior_distribution()
     z = torch.randn(10, 3)

@@ -133,9 +133,9 @@ def evaluate(
             time on a CPU); or classifier and one of these. Default: classifier for images.
         inception_weights: torch-fidelity's weights file. Default: the file in the data root, else it is downloaded.
         samples: number of generated samples for FID and KID.
-        sampler: distribution of their latents: the prior; a mixture fitted to the posteriors of the training data; or
-            posterior, the aggregate posterior of the training data (reconstructions). With a mixture or the posterior
-            only FID and KID are computed, and written to metrics-SAMPLER.json.
+        sampler: distribution of their latents: the prior; mixture, the prior of nbvae fit-prior, which is then the
+            model's in all metrics; or posterior, the aggregate posterior of the training data (reconstructions), with
+            which only FID and KID are computed. The last two are written to metrics-SAMPLER.json.
         importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
     """
     if not runs:
@@ -167,6 +167,24 @@ def evaluate(
         print(*(path for path in written if path.exists()))
 
 
+def fit_prior(run: Positional[str], components: int = 200, where: OmitArgPrefixes[Where] = Where()) -> None:
+    """Fit a mixture to the posteriors of a run's training data; write prior.pt, for --sampler mixture.
+
+    Args:
+        run: a run folder written by nbvae train.
+        components: largest number of components; the likelihood of held-out latents chooses it, or a half, a quarter
+            or an eighth of it.
+    """
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.generation import fit_prior
+
+    scores = fit_prior(Run(run), components=components, **asdict(where))
+    best = max(scores, key=lambda number: scores[number])
+    for number, score in scores.items():
+        print(f"{number} components: log p(z) of held-out latents {score:.2f} nats{' (chosen)' * (number == best)}")
+    print(Run(run).prior_path)
+
+
 def generate(
     run: Positional[str],
     count: int = 100,
@@ -178,8 +196,8 @@ def generate(
     Args:
         run: a run folder written by nbvae train.
         count: number of samples.
-        sampler: distribution of the latents: the prior; a mixture fitted to the posteriors of the training data; or
-            posterior, the aggregate posterior of the training data (reconstructions).
+        sampler: distribution of the latents: the prior; mixture, the prior of nbvae fit-prior; or posterior, the
+            aggregate posterior of the training data (reconstructions).
     """
     from pyro_nbvae.study.folder import Run
     from pyro_nbvae.study.generation import generate
@@ -256,6 +274,7 @@ def reproduce(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
+    "fit-prior": fit_prior,
     "generate": generate,
     "reconstruct": reconstruct,
     "export": export,

@@ -53,7 +53,9 @@ class Evaluation:
             Default: ``classifier`` for images, none for other data.
         inception_weights: torch-fidelity's weights file, if it is not in the data root.
         samples: number of generated observations.
-        sampler: distribution of the latents of generated observations, ``prior``, ``mixture`` or ``posterior``.
+        sampler: distribution of the latents of generated observations: ``prior``; ``mixture``, the prior that was
+            fitted after training (:func:`~pyro_nbvae.study.generation.fit_prior`), which is then the model's in all
+            metrics; or ``posterior``.
         importance_samples: samples per observation for the importance-weighted bound; with 0 it is not computed.
         seed: random seed of the latents and of the subsets for KID.
         device: auto (CUDA if available) or a PyTorch device string.
@@ -84,7 +86,8 @@ class Evaluation:
         check_number("--samples", self.samples, 2, MOST_SAMPLES)
         check_seed(self.seed)
         state = self.run.read_checkpoint()  # read once: a training process may replace it meanwhile
-        self.config, self.model, self.guide = self.run.load_from(state, self.device)
+        fitted = self.sampler == "mixture"
+        self.config, self.model, self.guide = self.run.load_from(state, self.device, fitted=fitted)
         self.log: list[dict[str, float]] = state["log"]
         self.made_by = state.get("made_by", {})
         self.data: Data = self.run.data_of(state, self.data_root, self.data_path)
@@ -482,7 +485,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     A standard metric that is not defined for the run (SSIM without images, for example) is None. The file also contains
     the provenance of the run: ``commit``, ``version``, ``torch_version``, ``machine``, ``threads`` and ``date``.
 
-    With a sampler other than the prior, only the samples are evaluated; the file is ``metrics-SAMPLER.json``.
+    With the sampler ``mixture`` the fitted prior is the model's in all metrics, with ``posterior`` only the samples are
+    evaluated; the file is ``metrics-SAMPLER.json``.
 
     Args:
         run: a trained run.
@@ -496,7 +500,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
 
     Raises:
         InputError: as :class:`Evaluation`, for a metric that is unknown or cannot be computed for the run, and for
-            metrics together with another sampler than the prior.
+            metrics together with the sampler ``posterior``.
 
     Example::
 
@@ -515,8 +519,8 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
         check_member("metric", name, METRICS)
     sampler = options.get("sampler", "prior")
     check_member("sampler", sampler, get_args(SamplerName))
-    if sampler != "prior" and metrics is not None:
-        raise InputError(f"samples of the {sampler} have their own metrics: leave out metrics, or sampler")
+    if sampler == "posterior" and metrics is not None:
+        raise InputError("samples of the posterior have their own metrics: leave out metrics, or sampler")
     this = Evaluation(run, **options)
     for name in names if metrics is not None else ():
         reason = METRICS[name].lacks(this)
@@ -529,9 +533,9 @@ def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
     """Compute metrics, None where they are not defined for the run, and write the files of :func:`evaluate`."""
     from pyro_nbvae.study.plots import plot_dispersion
 
-    if this.sampler != "prior":
+    if this.sampler == "posterior":
         if not this.data.images:
-            raise InputError(f"--sampler {this.sampler} measures FID and KID, which need images; use the prior")
+            raise InputError("--sampler posterior measures FID and KID, which need images; use the prior")
         return _write(this, [name for name in names if METRICS[name].of == "samples"], {})
     found = this.held_out
     about: dict[str, object] = {
@@ -542,7 +546,7 @@ def measure(this: Evaluation, names: Sequence[str]) -> dict[str, object]:
     if found.unit_information is not None:
         about |= {"units": found.unit_information.numel(), "information_per_unit": found.unit_information.tolist()}
     values = _write(this, names, about)
-    if found.fano is not None:
+    if found.fano is not None and this.sampler == "prior":
         units = {"across observations": (found.unit_mean, found.unit_variance)}
         if found.posterior_mean is not None and found.posterior_variance is not None:
             units["given one: the posterior"] = found.posterior_mean, found.posterior_variance

@@ -4,6 +4,7 @@
     checkpoint.pt  parameters, optimiser state, random states and log after the last complete epoch
     log.csv        one row per epoch
     metrics.json   results of ``nbvae evaluate``
+    prior.pt       a mixture fitted to the posteriors by ``nbvae fit-prior``
     *.png          plots
 
 Files are written under a temporary name and then renamed, so a run that is killed loses at most one epoch.
@@ -25,6 +26,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.priors import FittedMixture
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import build, choose_device
 from pyro_nbvae.study.config import from_json, to_json
@@ -166,6 +168,12 @@ def _load_weights(path: Path) -> tuple[GenerativeModel, AmortizedGuide]:
     return model, guide
 
 
+def _fingerprint(state: Checkpoint) -> str:
+    """Return the checksum of the parameters that a checkpoint's evaluation uses."""
+    best: Any = state["best"] or state
+    return _digest("", {f"{part}.{k}": v for part in ("model", "guide") for k, v in best[part].items()})
+
+
 def metrics_file(sampler: SamplerName = "prior") -> str:
     """Return the name of the metrics file in a run folder for this sampler."""
     return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
@@ -181,7 +189,7 @@ LOCK = ".lock"
 DAMAGED = ".damaged"
 # Files that the commands write.
 WRITTEN = {
-    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "tensorboard", LOCK),
+    *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "prior.pt", "tensorboard", LOCK),
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
     *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
     *("reconstructions.png", "weights.safetensors"),
@@ -396,6 +404,36 @@ class Run:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{self.checkpoint_path} cannot be read ({reason}): train the run again") from error
 
+    @property
+    def prior_path(self) -> Path:
+        """Path of the prior that was fitted after training."""
+        return self.folder / "prior.pt"
+
+    def write_prior(self, prior: FittedMixture, state: Checkpoint) -> None:
+        """Write a prior that was fitted to the posteriors of a checkpoint; metrics of an earlier one are removed."""
+        content = {"counts": prior.counts, "parts": prior.parts, "of": _fingerprint(state), **prior.state_dict()}
+        (self.folder / metrics_file("mixture")).unlink(missing_ok=True)
+        write_tensors(self.prior_path, content)
+
+    def read_prior(self, state: Checkpoint) -> FittedMixture:
+        """Read the prior of :meth:`write_prior`.
+
+        Raises:
+            InputError: if there is none, it cannot be read, or it was fitted to another checkpoint.
+        """
+        again = f"nbvae fit-prior {self.folder}"
+        try:
+            content = read_tensors(self.prior_path)
+            if content["of"] != _fingerprint(state):
+                raise InputError(f"{self.prior_path} was fitted to an earlier checkpoint: fit it again with {again}")
+            reference = [content[f"reference_{k}"] for k in range(2)]
+            shift = [content[f"shift_{k}"] for k in range(content["parts"])]
+            return FittedMixture(content["counts"], reference, shift, content["component_logits"])
+        except FileNotFoundError:
+            raise InputError(f"{self.folder} has no fitted prior: fit a mixture with {again}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.prior_path} cannot be read ({error}): fit it again with {again}") from error
+
     def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, Any]) -> None:
         """Load parameters from a checkpoint into a pair.
 
@@ -409,15 +447,22 @@ class Run:
         return self.load_from(self.read_checkpoint(), device)
 
     def load_from(
-        self, state: Checkpoint, device: str = "auto"
+        self, state: Checkpoint, device: str = "auto", *, fitted: bool = False
     ) -> tuple[TrainConfig[Any], GenerativeModel, AmortizedGuide]:
         """Load configuration, model and guide as :meth:`load`, from a checkpoint that is already in memory.
 
         If training was validated they are those of the best epoch, else of the last.
+
+        Args:
+            state: the checkpoint.
+            device: auto (CUDA if available) or a PyTorch device string.
+            fitted: whether the model has the prior of :meth:`write_prior`.
         """
         config, event_shape = self.config()
         model, guide, _ = build(config, event_shape)
         self.restore(model, guide, state["best"] or state)
+        if fitted:
+            model.set_joint_prior(self.read_prior(state))
         chosen = choose_device(device)
         return config, model.to(chosen).eval(), guide.to(chosen).eval()
 

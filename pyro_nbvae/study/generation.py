@@ -9,8 +9,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from pyro_nbvae import sampling
 from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
-from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded, fit_mixture
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.folder import Run, SamplerName
@@ -56,17 +58,16 @@ def sampler_of(
     """Return the sampler with this name for a trained pair.
 
     Args:
-        name: ``prior``, ``mixture`` (:func:`fit_mixture`) or ``posterior`` (:class:`PosteriorSampler`).
+        name: ``prior``; ``mixture``, which is the prior of a model with a fitted one; or ``posterior``
+            (:class:`PosteriorSampler`).
         model, guide: the trained pair.
         train: returns the training data; called only if the sampler needs them.
 
     Raises:
-        InputError: for an unknown name, and for latents to which no mixture can be fitted.
+        InputError: for an unknown name.
     """
     check_member("sampler", name, get_args(SamplerName))
-    if name == "prior":
-        return PriorSampler(model)
-    return fit_mixture(model, guide, train()) if name == "mixture" else PosteriorSampler(model, guide, train())
+    return PosteriorSampler(model, guide, train()) if name == "posterior" else PriorSampler(model)
 
 
 def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
@@ -96,6 +97,48 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *,
         return model.observation(guide.posterior(x.to(model.device)).sample()).mean
 
 
+def fit_prior(
+    run: Run,
+    *,
+    components: int = 200,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+    data_path: str | None = None,
+) -> dict[int, float]:
+    """Fit a mixture to the posteriors of a run's training data and write it to ``prior.pt``.
+
+    Samplers and evaluations with ``mixture`` use it as the model's prior.
+
+    Args:
+        run: a trained run.
+        components: largest number of components (:func:`pyro_nbvae.sampling.fit_prior`).
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+        data_path: where the data of the training are now, if they have moved.
+
+    Returns:
+        log p(z) of held-out samples of the posteriors, in nats, by number of components.
+
+    Raises:
+        InputError: for a folder that contains no trained run, for latents that are neither counts nor real numbers, a
+            number of components below 1 or a seed out of range, and for data that have changed since the training.
+    """
+    check_number("--components", components, 1, 100_000)
+    check_seed(seed)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
+    train = run.data_of(state, data_root, data_path).train[: config.train_size]
+    fitted, scores = sampling.fit_prior(model, guide, train, components, seed=seed, progress=True)
+    try:
+        model.set_joint_prior(fitted)
+    except TypeError as error:
+        raise InputError(str(error)) from None
+    run.write_prior(fitted.cpu(), state)
+    return scores
+
+
 def generate(
     run: Run,
     *,
@@ -111,7 +154,8 @@ def generate(
     Args:
         run: a trained run.
         count: number of samples.
-        sampler: as :func:`sampler_of`; ``prior`` writes ``samples.png``, the others ``samples-SAMPLER.png``.
+        sampler: ``prior``, ``mixture`` (the prior of :func:`fit_prior`) or ``posterior``; ``prior`` writes
+            ``samples.png``, the others ``samples-SAMPLER.png``.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
@@ -128,7 +172,7 @@ def generate(
     check_number("--count", count, 1, MOST_SHOWN)
     check_seed(seed)
     state = run.read_checkpoint()
-    config, model, guide = run.load_from(state, device)
+    config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
 
     def train() -> Tensor:
         return run.data_of(state, data_root, data_path).train[: config.train_size]

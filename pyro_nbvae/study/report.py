@@ -80,8 +80,8 @@ def summary(
 
 
 def by_sampler(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return distances by sampler, over the seeds for which every sampler in the line was evaluated."""
-    distances = [METRICS[name] for name in ("fid_c", "fid") if name in rows]
+    """Return ELBO and distances by sampler, over the seeds for which every sampler in the line was evaluated."""
+    distances = [METRICS[name] for name in ("elbo", "fid_c", "fid") if name in rows]
     columns = [f"{one.heading}, {sampler}" for one in distances for sampler in SAMPLERS]
     table = pd.DataFrame(index=rows["label"].unique(), columns=columns, dtype=object)
     for one in distances:

@@ -174,7 +174,7 @@ POSTERIORS = {
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_kl_and_its_gradient(prior, posterior, mean, bias):
-    """By enumeration: unbiased in value; the bias of the gradient through integers is small, and less for large counts."""
+    """By enumeration: unbiased in value; the gradient through integers has a small bias, less for large counts."""
     reference = RelaxedNegativeBinomial(torch.tensor([0.8, 1.2]) * mean, logits=torch.zeros(2))
     module = tilted(prior, reference)
     means = torch.tensor([1.3 * mean, 0.8 * mean], dtype=torch.float64, requires_grad=True)

@@ -291,10 +291,27 @@ class TiltedMixture(Tilted):
     @torch.no_grad()
     def sample_given(self, component: Tensor) -> Tensor:
         """Draw values (..., K), one for each component of a tensor (...) of whole numbers from 0 to C - 1."""
-        shift = [part[component] for part in self.shift]
-        if self.inner is not None:
-            return self.inner.sample_by(component.shape, lambda given: self._by.shifted(given, shift))
-        return self._by.shifted(self.reference, shift).sample()
+        return self._values([part[component] for part in self.shift], lambda d: d.sample())
+
+    @torch.no_grad()
+    def path(self, first: int, last: int, steps: int) -> Tensor:
+        """Return latents on the way from one component to another, real numbers also for counts.
+
+        Args:
+            first, last: the components.
+            steps: number of points, both ends included.
+
+        Returns:
+            (steps, K): the means of components with shifts on the line between the two; with an autoregressive
+            reference, of each unit given the means before it.
+        """
+        along = torch.linspace(0, 1, steps).to(self.component_logits)[:, None]
+        return self._values([(1 - along) * part[first] + along * part[last] for part in self.shift], lambda d: d.mean)
+
+    def _values(self, shift: Sequence[Tensor], take: Callable[[Any], Tensor]) -> Tensor:
+        if self.inner is None:
+            return take(self._by.shifted(self.reference, shift))
+        return self.inner.by_group(shift[0].shape[:-1], lambda given: take(self._by.shifted(given, shift)))
 
     @property
     def components(self) -> TorchDistribution:
@@ -396,11 +413,11 @@ class TiltedAutoregressive(Tilted):
     @torch.no_grad()
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw values of shape sample_shape + batch_shape + (K,), one group after the other."""
-        return self.sample_by(torch.Size(sample_shape) + self.batch_shape, lambda given: given)
+        return self.by_group(torch.Size(sample_shape) + self.batch_shape, lambda given: given.sample())
 
-    def sample_by(self, shape: Size, change: Callable[[Any], Any]) -> Tensor:
-        """Draw values of shape ``shape`` + (K,), with every conditional distribution changed by a function."""
-        value = self.reference.sample(shape)
+    def by_group(self, shape: Size, take: Callable[[Any], Tensor]) -> Tensor:
+        """Return values of shape ``shape`` + (K,), group by group: ``take`` of the conditional distributions."""
+        value = self.reference.mean.expand(*shape, -1)
         for group in range(int(self.group.max()) + 1):
-            value = torch.where(self.group == group, change(self.conditional(value)).sample(), value)
+            value = torch.where(self.group == group, take(self.conditional(value)), value)
         return value

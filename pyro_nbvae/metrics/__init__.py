@@ -1,6 +1,7 @@
 """Metrics of a trained model and guide, with integer counts."""
 
 from pyro_nbvae.metrics.bound import importance_weighted_bound
+from pyro_nbvae.metrics.clusters import cluster_scores, latent_clusters
 from pyro_nbvae.metrics.distances import distances, reference_statistics
 from pyro_nbvae.metrics.features import ClassifierFeatures, Features, InceptionFeatures
 from pyro_nbvae.metrics.gradients import GradientError, GradientMoments, gradient_errors, gradient_moments
@@ -16,6 +17,7 @@ __all__ = [
     "HeldOut",
     "InceptionFeatures",
     "classification",
+    "cluster_scores",
     "distances",
     "fano_factor",
     "gradient_errors",
@@ -23,6 +25,7 @@ __all__ = [
     "held_out",
     "importance_weighted_bound",
     "latent_classification",
+    "latent_clusters",
     "reference_statistics",
     "represent",
     "unit_information",

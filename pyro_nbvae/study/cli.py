@@ -205,6 +205,25 @@ def generate(
     print(generate(Run(run), count=count, sampler=sampler, **asdict(where)))
 
 
+def components(
+    run: Positional[str],
+    count: int = 10,
+    sampler: Literal["prior", "mixture"] = "prior",
+    where: OmitArgPrefixes[Where] = Where(),
+) -> None:
+    """Show a mixture prior: write components.png, samples of each component, and paths.png, ways between components.
+
+    Args:
+        run: a run folder written by nbvae train.
+        count: number of components, those with the largest weights, and of samples of each.
+        sampler: prior, or mixture for the prior of nbvae fit-prior.
+    """
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.generation import components
+
+    print(*components(Run(run), count=count, sampler=sampler, **asdict(where)), sep="\n")
+
+
 def reconstruct(
     run: Positional[str], input: str | None = None, count: int = 16, where: OmitArgPrefixes[Where] = Where()
 ) -> None:
@@ -252,8 +271,8 @@ def reproduce(
     """Train and evaluate the missing runs of a table, then print and write the table.
 
     Args:
-        table: main, prior, latents, latents-means, latents-counts, decoder, beta, mc-samples, relaxation, families or
-            precision; or a registered table.
+        table: main, prior, priors, latents, latents-means, latents-counts, decoder, beta, mc-samples, relaxation,
+            families or precision; or a registered table.
         report: train nothing; write docs/results.md from the finished runs of all tables.
     """
     from pyro_nbvae.study.report import report as write_report
@@ -276,6 +295,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "fit-prior": fit_prior,
     "generate": generate,
+    "components": components,
     "reconstruct": reconstruct,
     "export": export,
     "data": data,

@@ -25,6 +25,7 @@ from pyro_nbvae.metrics import (
     held_out,
     importance_weighted_bound,
     latent_classification,
+    latent_clusters,
 )
 from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
 from pyro_nbvae.metrics.features import Features
@@ -37,6 +38,7 @@ from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
 from pyro_nbvae.study.folder import Run, SamplerName, metrics_file, with_sampler
 from pyro_nbvae.study.generation import MOST_SAMPLES, sampler_of
+from pyro_nbvae.study.tree import options
 from pyro_nbvae.vae import evaluating
 
 # Batch size and number of draws for gradient_noise.
@@ -189,6 +191,13 @@ class Evaluation:
         return self.classification[representation].get(name)
 
     @cached_property
+    def clusters(self) -> dict[str, dict[str, float]]:
+        """Components of a mixture prior, k-means and Gaussian mixture as clusters."""
+        data: Any = self.data
+        train = self.train_set, data.train_labels[: len(self.train_set)]
+        return latent_clusters(self.model, self.guide, train, (data.test, data.test_labels), seed=self.seed)
+
+    @cached_property
     def elbo(self) -> ELBO:
         """The ELBO estimator of the run."""
         return build(self.config, tuple(self.model.event_shape))[2]
@@ -316,6 +325,35 @@ def _past(name: str, heading: str, digits: int, now: str) -> Metric:
     return Metric(name, heading, digits, None, lambda e: None, False, lacks=lambda e: f"is computed as {now} now")
 
 
+def _no_clusters(method: str, e: Evaluation) -> str | None:
+    if e.data.train_labels is None or e.data.test_labels is None:
+        return f"needs labels, {e.config.data} has none"
+    mixture = hasattr(e.config.vae, "prior") and "components" in options(e.config.vae.prior)
+    if method == "components" and not (mixture or e.sampler == "mixture"):
+        return "needs a mixture as prior: train with prior=mixture, or fit one (nbvae fit-prior)"
+    return None
+
+
+def _clusters() -> list[Metric]:
+    def score(method: str, name: str, evaluation: Evaluation) -> float | None:
+        return evaluation.clusters.get(method, {}).get(name)
+
+    return [
+        Metric(
+            f"{method}_{name}",
+            f"{heading}, {method}",
+            3,
+            "high",
+            partial(score, method, name),
+            standard=False,
+            of="latents",
+            lacks=partial(_no_clusters, method),
+        )
+        for method in ("components", "kmeans", "gaussians")
+        for name, heading in (("accuracy", "accuracy"), ("nmi", "NMI"))
+    ]
+
+
 def _accuracies() -> list[Metric]:
     columns = [
         (f"{key}_{number}", f"{heading} {number}")
@@ -392,6 +430,7 @@ _SHIPPED = (
     _held("overdispersion", "var/mean", 2, lacks=_no_counts),
     Metric("seconds_per_step", "s/step", 3, None, Evaluation.seconds_per_step, of="speed"),
     Metric("gradient_noise", "gradient noise", 2, "low", Evaluation.gradient_noise, standard=False, lacks=_no_loss),
+    *_clusters(),
     *_accuracies(),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _SHIPPED}

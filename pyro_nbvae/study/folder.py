@@ -193,6 +193,7 @@ WRITTEN = {
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
     *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
     *("reconstructions.png", "weights.safetensors"),
+    *(f"{name}{end}.png" for name in ("components", "paths") for end in ("", "-mixture")),
 }
 
 

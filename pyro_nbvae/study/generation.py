@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_nbvae import sampling
 from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
+from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
@@ -186,6 +187,65 @@ def generate(
     else:
         plot_lines({"samples": drawn}, path, title=title)
     return path
+
+
+def components(
+    run: Run,
+    *,
+    count: int = 10,
+    sampler: Literal["prior", "mixture"] = "prior",
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+    data_path: str | None = None,
+) -> list[Path]:
+    """Plot a mixture prior: ``components.png``, samples of each component, and ``paths.png``, ways between components.
+
+    Args:
+        run: a trained run.
+        count: number of components, those with the largest weights, and of samples of each; at least 2.
+        sampler: ``prior``, or ``mixture`` for the prior of :func:`fit_prior`, whose files end in ``-mixture.png``.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root, data_path: not used.
+
+    Returns:
+        Paths of the plots. A row of ``paths.png`` leads from a component to the next one in ``components.png``.
+
+    Raises:
+        InputError: for a folder that contains no trained run, a run whose prior is no mixture, or a number out of
+            range.
+    """
+    check_number("--count", count, 2, 100)
+    check_seed(seed)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
+    with evaluating(model, guide, seed):
+        prior = model.prior_distribution()
+        if not isinstance(prior, TiltedMixture):
+            raise InputError(
+                f"the prior of {run.folder} is no mixture: fit one with nbvae fit-prior, and --sampler mixture"
+            )
+        weights, chosen = prior.component_logits.softmax(-1).sort(descending=True)
+        chosen = chosen[:count]
+        ends = zip(chosen.tolist(), chosen.roll(-1).tolist(), strict=True)
+        pictures = {
+            "components": prior.sample_given(chosen.repeat_interleave(count)),
+            "paths": torch.cat([prior.path(first, last, count) for first, last in ends]),
+        }
+        rows = [f"{weight:.1%}" for weight in weights[: len(chosen)].tolist()]
+        names = {"components": "components of the prior, by weight", "paths": "ways from a component to the next"}
+        written = []
+        for name, z in pictures.items():
+            means = model.observation(z).mean.cpu()
+            path = run.folder / f"{name}{'-mixture' * (sampler == 'mixture')}.png"
+            title = f"{config.title}: {names[name]}"
+            if is_image_shape(model.event_shape):
+                plot_images(means, path, title=title, columns=count, rows=rows, limits=state.get("limits"))
+            else:
+                plot_lines({name: means}, path, title=title)
+            written.append(path)
+    return written
 
 
 def read_observations(path: str | Path) -> Tensor:

@@ -23,13 +23,14 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.arriving import Arriving
 from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
-from pyro_nbvae.distributions import CountDistribution, check_family
+from pyro_nbvae.distributions import CountDistribution, TiltedMixture, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import SiteKL_ELBO
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
-from pyro_nbvae.metrics import fano_factor, held_out
+from pyro_nbvae.metrics import fano_factor, held_out, unit_information
+from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
 from pyro_nbvae.sampling import posterior_samples
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
@@ -55,6 +56,8 @@ _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim")
 STARTED = 20_000
 # Number of held-out observations whose posterior Fano factor is logged: it costs more than the others together.
 DISPERSED = 64
+# Number of held-out observations from which the number of units that are not collapsed is logged.
+INFORMED = 256
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -485,10 +488,18 @@ class Trainer:
         with evaluating(self.model, self.guide, self.config.seed):
             check_families(self.model, self.guide, to_floats(self.test_set[:8]))
             fano = fano_factor(self.guide.posterior(to_floats(self.test_set[:DISPERSED])))
+            informed = unit_information(self.guide, to_floats(self.test_set[:INFORMED]))
+            prior = self.model.prior_distribution()
+            used = None
+            if isinstance(prior, TiltedMixture):
+                z = posterior_samples(self.model, self.guide, self.test_set, LOGGED)
+                used = prior.responsibilities(z).argmax(-1).unique().numel()
         with self.finite(epoch):
             found = held_out(self.model, self.guide, self.test_set, units=False, seed=self.config.seed)
             values = {f"test_{name}": getattr(found, name) for name in _HELD_OUT}
             values["test_fano"] = None if fano is None else float(fano.mean())
+            values["test_active_units"] = float((informed >= COLLAPSED_NATS).sum())
+            values["test_components"] = used
             if self.validated:
                 seed = self.config.seed
                 values["validation_elbo"] = held_out(

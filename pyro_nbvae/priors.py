@@ -28,6 +28,7 @@ from pyro_nbvae.distributions.bounds import bounded
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.tilted import TiltedAutoregressive, TiltedMixture, shift_of
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.infer.rates import MIXTURE_LR_MULTIPLIER, NETWORK_LR_MULTIPLIER
 
 # Observations at the reference that a component's mean counts besides its own.
 _PRIOR_OBSERVATIONS = 2.0
@@ -40,6 +41,7 @@ class JointPrior(nn.Module, ABC):
 
     Attributes:
         lr_multiplier: learning rate of its own parameters relative to that of the networks.
+        lr_decays: whether this rate falls to 0 in the course of training, also where that of the networks does not.
 
     Example::
 
@@ -57,6 +59,7 @@ class JointPrior(nn.Module, ABC):
     """
 
     lr_multiplier = 1.0
+    lr_decays = False
 
     @abstractmethod
     def setup(self, reference: Any) -> None:
@@ -75,13 +78,13 @@ class JointPrior(nn.Module, ABC):
             seed: random seed.
         """
 
-    def rates(self) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        """Iterate over the parameters in groups, each with its :attr:`lr_multiplier`."""
+    def by_rate(self) -> Iterator[tuple[JointPrior, list[nn.Parameter]]]:
+        """Iterate over the parts, this prior last, each with its own parameters."""
         inner = [part for part in self.children() if isinstance(part, JointPrior)]
         for part in inner:
-            yield from part.rates()
+            yield from part.by_rate()
         others = {id(p) for part in inner for p in part.parameters()}
-        yield self.lr_multiplier, [p for p in self.parameters() if id(p) not in others]
+        yield self, [p for p in self.parameters() if id(p) not in others]
 
 
 class Mixture(JointPrior):
@@ -106,7 +109,7 @@ class Mixture(JointPrior):
         torch.Size([4, 3])
     """
 
-    lr_multiplier = 5.0
+    lr_multiplier = MIXTURE_LR_MULTIPLIER
 
     def __init__(self, components: int = 100, *, of: Autoregressive | None = None) -> None:
         super().__init__()
@@ -333,6 +336,8 @@ class Autoregressive(JointPrior):
         torch.Size([4])
     """
 
+    lr_multiplier = NETWORK_LR_MULTIPLIER
+    lr_decays = True
     group: Tensor
 
     def __init__(self, groups: int = 16, *, width: int = 512) -> None:

@@ -226,12 +226,13 @@ class Trainer:
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         multiplier = options(config).get("prior_lr_multiplier", PRIOR_LR_MULTIPLIER)
         joint = self.model.joint_prior
-        paces = [(multiplier, list(self.model.prior.parameters())), *(joint.rates() if joint is not None else ())]
-        apart = {p for _, own in paces for p in own}
-        paces = [(1.0, [p for p in self.parameters if p not in apart]), *((m, own) for m, own in paces if own)]
-        self.optimizer = torch.optim.Adam([{"params": own, "lr": m * self.options.lr} for m, own in paces])
-        of_joint = set() if joint is None else set(joint.parameters())
-        factors: list[Any] = [self.decaying_lr_factor if own[0] in of_joint else self.lr_factor for _, own in paces]
+        paces = [(multiplier, self.lr_factor, list(self.model.prior.parameters()))]
+        for each, own in joint.by_rate() if joint is not None else ():
+            paces.append((each.lr_multiplier, self.decaying_lr_factor if each.lr_decays else self.lr_factor, own))
+        apart = {p for *_, own in paces for p in own}
+        paces = [(1.0, self.lr_factor, [p for p in self.parameters if p not in apart]), *(p for p in paces if p[2])]
+        self.optimizer = torch.optim.Adam([{"params": own, "lr": m * self.options.lr} for m, _, own in paces])
+        factors: list[Any] = [factor for _, factor, _ in paces]
         self.scheduler = LambdaLR(self.optimizer, factors)
         self.loss_scale = 1.0 if self.options.loss == "nats" else self.model.loss_scale
 
@@ -427,7 +428,7 @@ class Trainer:
         return _SCHEDULES[self.options.lr_schedule](self.done(step))
 
     def decaying_lr_factor(self, step: int) -> float:
-        """Return the factor of the learning rates of a joint prior, which fall to 0 on any schedule."""
+        """Return the factor of the learning rate of a prior's network, which falls to 0 on any schedule."""
         return _SCHEDULES["cosine"](self.done(step))
 
     def start_joint_prior(self) -> None:

@@ -11,6 +11,7 @@ from pyro.distributions import FoldedDistribution, Normal
 from torch.distributions import kl_divergence
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from pyro_nbvae import sampling
 from pyro_nbvae.batching import to_bytes, to_floats
 from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
@@ -22,7 +23,7 @@ from pyro_nbvae.metrics import (
     importance_weighted_bound,
 )
 from pyro_nbvae.models import GaussianModel
-from pyro_nbvae.sampling import PriorSampler, decoded, fit_mixture
+from pyro_nbvae.sampling import PriorSampler, decoded
 from pyro_nbvae.study import evaluation
 from pyro_nbvae.study.build import build
 from pyro_nbvae.study.cli import main
@@ -31,7 +32,7 @@ from pyro_nbvae.study.data import SOURCES, Source, load
 from pyro_nbvae.study.evaluation import GRADIENT_DRAWS, METRICS, evaluate, register_metric
 from pyro_nbvae.study.features import build_features, distances
 from pyro_nbvae.study.folder import Run
-from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.generation import fit_prior, generate, reconstruct
 from pyro_nbvae.study.plots import plot_pairs
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.variants import VARIANTS
@@ -169,9 +170,12 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
 
     assert metrics["fid_c"] == pytest.approx(fid(PriorSampler(model), data.train), rel=1e-6)
     assert metrics["fid_c"] != pytest.approx(fid(PriorSampler(model), data.test), rel=0.1)
-    mixture = evaluate(run, samples=40, sampler="mixture", progress=False)["fid_c"]
-    assert mixture == pytest.approx(fid(fit_mixture(model, guide, data.train), data.train), rel=1e-6)
-    assert mixture != pytest.approx(fid(fit_mixture(model, guide, data.test), data.train), rel=0.01)
+    fit_prior(run, components=8)
+    mixture = evaluate(run, samples=40, sampler="mixture", progress=False)
+    fitted, _ = sampling.fit_prior(model, guide, data.train, components=8)
+    model.set_joint_prior(fitted)
+    assert mixture["fid_c"] == pytest.approx(fid(PriorSampler(model), data.train), rel=1e-6)
+    assert mixture["elbo"] == pytest.approx(held_out(model, guide, data.test).elbo, rel=1e-6)
 
 
 def test_a_unit_that_says_nothing_is_collapsed(run):

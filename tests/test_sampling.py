@@ -1,6 +1,7 @@
-"""Samplers after training: a mixture has the moments that it was fitted to, and finds what it was drawn from."""
+"""After training: a fitted prior finds what its latents were drawn from; samplers draw from what they say."""
 
 import json
+import math
 
 import pyro.distributions as dist
 import pytest
@@ -8,86 +9,105 @@ import torch
 
 from pyro_nbvae import sampling
 from pyro_nbvae.batching import to_floats
-from pyro_nbvae.distributions import NegativeBinomial
+from pyro_nbvae.distributions import MixtureOfNegativeBinomials, NegativeBinomial
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import GaussianGuide
+from pyro_nbvae.metrics import held_out
 from pyro_nbvae.models import GaussianModel
-from pyro_nbvae.sampling import CountMixture, GaussianMixture, PosteriorSampler, PriorSampler, decoded, fit_mixture
+from pyro_nbvae.priors import FittedMixture
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, decoded, fit_prior
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.evaluation import evaluate
-from pyro_nbvae.study.generation import generate
+from pyro_nbvae.study.generation import components, generate
+from pyro_nbvae.study.generation import fit_prior as fit_prior_of_run
 from pyro_nbvae.study.training import train
+from pyro_nbvae.study.tree import replace
 
 SMALL = {"data": "digits", "latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 500}
 
 
-@pytest.mark.parametrize("kind", [CountMixture, GaussianMixture])
-def test_samples_have_the_fitted_moments(kind):
-    """Whatever the components are, the mixture's mean and variance are those of all posteriors together."""
-    mean = torch.distributions.Gamma(0.7, 0.3).sample((2000, 3))
-    variance = mean * torch.tensor([1.0, 1.5, 3.0])
-    mixture = kind.fit(mean, variance, components=8)
-    drawn = mixture.sample(200_000).double()
-    total = variance.mean(0) + mean.var(0, correction=0)
-    error = (total / len(drawn)).sqrt()
-    assert (abs(drawn.mean(0) - mean.mean(0)) < 4 * error).all()
-    spread = (drawn - drawn.mean(0)).square()
-    assert (abs(spread.mean(0) - total) < 4 * spread.std(0) / len(drawn) ** 0.5 + 1e-3 * total).all()
-    if kind is CountMixture:
-        assert torch.equal(drawn, drawn.round()) and (drawn >= 0).all()
-
-
 def test_components_are_found():
-    """Three groups of counts far apart: weights and means come back."""
-    centres = torch.tensor([[20.0, 0.0, 1.0], [0.0, 30.0, 1.0], [5.0, 5.0, 60.0]])
-    sizes = [500, 300, 200]
-    counts = torch.cat([torch.poisson(c.expand(n, -1)) for c, n in zip(centres, sizes, strict=True)])
-    mixture = CountMixture.fit(counts, torch.zeros_like(counts), components=3)
-    order = mixture.weights.argsort(descending=True)
-    torch.testing.assert_close(mixture.weights[order], torch.tensor([0.5, 0.3, 0.2]))
-    error = (centres / torch.tensor(sizes)[:, None]).sqrt()
-    assert (abs(mixture.mean[order] - centres) <= 4 * error).all()
+    """Three groups of counts far apart: weights, means and dispersions return, and the likelihood is the truth's."""
+    torch.manual_seed(0)
+    r = torch.tensor([0.5, 3.0, 50.0])
+    means = torch.tensor([[20.0, 0.1, 1.0], [0.1, 30.0, 1.0], [5.0, 5.0, 60.0]])
+    true = MixtureOfNegativeBinomials(r, (means / r).log(), torch.tensor([0.5, 0.3, 0.2]).log())
+    z, others = true.sample((20_000,)), true.sample((20_000,))
+    fitted = FittedMixture.fit(z, 3).distribution
+    order = fitted.component_logits.argsort(descending=True)
+    weights = fitted.component_logits.softmax(-1)[order]
+    torch.testing.assert_close(weights, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0.0)
+    deviation = (means * (1 + means / r)).sqrt() / (20_000 * weights[:, None]).sqrt()
+    assert ((fitted.components.mean[order] - means).abs() < 5 * deviation + 0.02).all()
+    torch.testing.assert_close(fitted.reference.total_count, r, rtol=0.2, atol=0.0)
+    lost = (true.log_prob(others) - fitted.log_prob(others)).double()
+    assert float(lost.mean()) < 0.005 + 4 * float(lost.std()) / 20_000**0.5
 
 
-def test_means_that_are_no_counts():
-    for bad in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
-            CountMixture.fit(torch.full((5, 2), bad), torch.ones(5, 2))
+@pytest.mark.parametrize("counts", [True, False])
+def test_one_component_has_the_moments_of_its_latents(counts):
+    torch.manual_seed(0)
+    rate = torch.distributions.Gamma(2.0, 0.3).sample((40_000, 3))
+    z = torch.poisson(rate) if counts else rate
+    fitted = FittedMixture.fit(z, 1).distribution
+    torch.testing.assert_close(fitted.mean, z.mean(0), rtol=0.01, atol=0.0)
+    torch.testing.assert_close(fitted.variance, z.var(0), rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("z", [torch.full((5, 2), math.nan), torch.full((5, 2), math.inf), torch.zeros(0, 2)])
+def test_latents_without_a_mixture(z):
+    with pytest.raises(InputError, match="at least one observation and finite latents"):
+        FittedMixture.fit(z, 2)
+
+
+@pytest.mark.parametrize("z", [torch.zeros(30, 2), torch.ones(3, 2), torch.full((30, 2), 1e6)])
+def test_constant_latents_have_a_mixture(z):
+    """More components than different latents: what is fitted is finite, and draws are close."""
+    fitted = FittedMixture.fit(z, 20).distribution
+    assert bool(fitted.log_prob(z).isfinite().all())
+    torch.manual_seed(0)
+    drawn = fitted.sample((1000,))
+    error = drawn.std(0) / 1000**0.5
+    assert ((drawn.mean(0) - z.mean(0)).abs() <= 5 * error + 0.01 * z.mean(0)).all()
 
 
 @pytest.mark.parametrize("name", ["CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE", "L-VAE"])
-def test_a_mixture_of_a_trained_pair(name):
+def test_a_prior_fitted_to_a_trained_pair(name):
+    """The ELBO with it is higher than with the model's own prior; samples come in batches of their own."""
     data = load("digits")
     config = resolve(configure(name, **SMALL), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
-    sampler = fit_mixture(model, guide, data.train[:200], components=5)
+    before = held_out(model, guide, data.test)
+    fitted, scores = fit_prior(model, guide, data.train, components=16)
+    assert sorted(scores) == [2, 4, 8, 16] and all(math.isfinite(score) for score in scores.values())
+    model.set_joint_prior(fitted)
+    after = held_out(model, guide, data.test)
+    assert after.log_likelihood == before.log_likelihood and after.kl < before.kl
+    sampler = PriorSampler(model)
     z = sampler.sample(50)
     assert z.shape == (50, 6) and (name in ("G-VAE", "GS-VAE", "L-VAE") or torch.equal(z, z.round()))
     torch.manual_seed(5)
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     batches = list(decoded(model, guide, sampler, 1003, seed=2))
     again = torch.cat(list(decoded(model, guide, sampler, 1003, seed=2)))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.cat(batches), again) and again.shape == (1003, *data.event_shape)
     assert not torch.equal(batches[0][:3], batches[1][:3])
-    assert not torch.equal(again, torch.cat(list(decoded(model, guide, PriorSampler(model), 1003, seed=2))))
 
 
-def test_a_mixture_is_fitted_to_all_parts_of_sorted_data(monkeypatch):
+def test_a_prior_is_fitted_to_all_parts_of_sorted_data(monkeypatch):
     """More data than are used, one picture first and another after it: the mean is that of both, within 5 errors."""
-    monkeypatch.setattr(sampling, "_MAX_FITTED", 20)
+    monkeypatch.setattr(sampling, "_MAX_FITTED", 200)
     data = load("digits")
     config = resolve(configure("CMP", **SMALL), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
     first, second = data.train[:1], data.train[1:2]
-    torch.manual_seed(0)
-    z = fit_mixture(model, guide, torch.cat([first] * 40 + [second] * 40), components=2).sample(4000).double()
-    means = guide.posterior(to_floats(torch.cat([first, second]))).mean.double()
-    error = z.std(0) / 4000**0.5
-    assert ((z.mean(0) - means.mean(0)).abs() <= 5 * error + 1e-6).all()
-    assert ((z.mean(0) - means[0]).abs() > 5 * error).any()
+    fitted, _ = fit_prior(model, guide, torch.cat([first] * 200 + [second] * 200), components=1)
+    q = guide.posterior(to_floats(torch.cat([first, second])))
+    spread = (q.variance.mean(0) + q.mean.var(0)).sqrt()
+    assert ((fitted.distribution.mean - q.mean.mean(0)).abs() <= 5 * spread / 100**0.5 + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["CMP", "EX-C", "EX-G", "P-VAE", "G-VAE", "C-VAE"])
@@ -110,37 +130,48 @@ def test_categories_have_no_mixture():
     data = load("digits")
     config = resolve(configure("C-VAE", **{**SMALL, "latents": 8}), data.event_shape)
     model, guide, _ = build(config, data.event_shape)
-    with pytest.raises(InputError, match="a mixture needs counts or real latents"):
-        fit_mixture(model, guide, data.train[:50])
-
-
-def test_a_posterior_without_a_mean_has_no_mixture():
-    flow = dist.transforms.TanhTransform()
-    model = GaussianModel((5,), latents=3, decoder="linear")
-
-    class Guide(GaussianGuide):
-        def posterior(self, x):
-            return dist.TransformedDistribution(super().posterior(x), [flow])
-
-    with pytest.raises(InputError, match="a mixture needs counts or real latents"):
-        fit_mixture(model, Guide(model, encoder="linear"), torch.rand(4, 5))
+    with pytest.raises(InputError, match="a mixture needs latents that are counts or real numbers"):
+        fit_prior(model, guide, data.train[:50])
 
 
 def test_a_mixture_has_figures_of_its_own(tmp_path):
     run = train(configure("CMP", **SMALL), tmp_path / "run", progress=False)
     prior = evaluate(run, samples=40, importance_samples=0, progress=False)
     file = (run.folder / "metrics.json").read_bytes()
-    mixture = evaluate(run, samples=40, sampler="mixture", progress=False)
+    with pytest.raises(InputError, match="has no fitted prior: fit a mixture with nbvae fit-prior"):
+        evaluate(run, samples=40, sampler="mixture", progress=False)
+    fit_prior_of_run(run, components=8)
+    mixture = evaluate(run, samples=40, importance_samples=2, sampler="mixture", progress=False)
     assert (run.folder / "metrics.json").read_bytes() == file
     assert json.loads((run.folder / "metrics-mixture.json").read_text()) == mixture
-    assert mixture["variant"] == "CMP (mixture)" and "mse" not in mixture
+    assert mixture["variant"] == "CMP (mixture)" and mixture["mse"] == prior["mse"] and mixture["elbo"] > prior["elbo"]
     assert mixture["fid_c"] != prior["fid_c"] and mixture["commit"] == prior["commit"]
     assert generate(run, count=5, sampler="mixture").name == "samples-mixture.png"
     posterior = evaluate(run, samples=40, sampler="posterior", progress=False)
     assert json.loads((run.folder / "metrics-posterior.json").read_text()) == posterior != mixture
     assert generate(run, count=5, sampler="posterior").name == "samples-posterior.png"
+    written = components(run, count=3, sampler="mixture")
+    assert [path.name for path in written] == ["components-mixture.png", "paths-mixture.png"]
+    with pytest.raises(InputError, match="is no mixture"):
+        components(run)
     with pytest.raises(InputError, match="unknown sampler 'flow': choose from prior, mixture, posterior"):
         evaluate(run, samples=40, sampler="flow")
+
+
+def test_a_fitted_prior_is_that_of_its_checkpoint(tmp_path):
+    """After more training, or if it is damaged, it is an error, and the next fit replaces it."""
+    config = configure("EX-I", **SMALL)
+    run = train(config, tmp_path / "run", progress=False)
+    fit_prior_of_run(run, components=4)
+    generate(run, count=4, sampler="mixture")
+    train(replace(config, epochs=2), run.folder, resume=True, progress=False)
+    with pytest.raises(InputError, match="was fitted to an earlier checkpoint: fit it again with nbvae fit-prior"):
+        generate(run, count=4, sampler="mixture")
+    fit_prior_of_run(run, components=4)
+    generate(run, count=4, sampler="mixture")
+    run.prior_path.write_bytes(run.prior_path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cannot be read .*: fit it again with nbvae fit-prior"):
+        generate(run, count=4, sampler="mixture")
 
 
 @pytest.mark.parametrize("law", [dist.Poisson, lambda m: NegativeBinomial(2.0, logits=(m / 2).log())])
@@ -150,7 +181,8 @@ def test_counts_of_any_class_have_a_mixture_of_counts(law):
             return law(super().posterior(x).mean.exp())
 
     model = GaussianModel((5,), 3, decoder="linear")
-    drawn = fit_mixture(model, Rates(model, encoder="linear"), torch.rand(50, 5), components=2).sample(200)
+    fitted, _ = fit_prior(model, Rates(model, encoder="linear"), torch.rand(50, 5), components=2)
+    drawn = fitted.distribution.sample((200,))
     assert torch.equal(drawn, drawn.round()) and (drawn >= 0).all()
 
 

@@ -23,7 +23,7 @@ from pyro_nbvae.study.data import SOURCES, Source, load
 from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.files import write_atomically
 from pyro_nbvae.study.folder import LOCK, Run
-from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.generation import fit_prior, generate, reconstruct
 from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.results import stored_config
 from pyro_nbvae.study.training import train
@@ -588,7 +588,7 @@ def test_a_run_knows_its_data_again(tmp_path, monkeypatch):
     readers = [
         lambda: evaluate(run, ["mse"], samples=2, progress=False),
         lambda: reconstruct(run, count=2),
-        lambda: generate(run, count=2, sampler="mixture"),
+        lambda: fit_prior(run, components=2),
         lambda: generate(run, count=2, sampler="posterior"),
     ]
     for read in readers:

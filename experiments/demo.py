@@ -1,4 +1,4 @@
-"""Demo: train CMP and P-VAE on scikit-learn's digits, and print their metrics and the paths of their plots.
+"""Demo: train the default variant and P-VAE on digits of scikit-learn, and print their metrics and the paths of plots.
 
 python -m experiments.demo [--out FOLDER]    about a minute on two cores
 """
@@ -11,6 +11,7 @@ from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.evaluation import evaluate, plain
 from pyro_nbvae.study.generation import generate, reconstruct
 from pyro_nbvae.study.training import train
+from pyro_nbvae.study.variants import DEFAULT
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -19,7 +20,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
     Args:
         out: folder of the runs; finished runs in it are not trained again.
     """
-    runs = [train(configure(name, data="digits"), out / name, resume=True) for name in ("CMP", "P-VAE")]
+    runs = [train(configure(name, data="digits"), out / name, resume=True) for name in (DEFAULT, "P-VAE")]
     print(plain([evaluate(run, samples=2000) for run in runs], [str(run.folder) for run in runs]))
     for run in runs:
         print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")

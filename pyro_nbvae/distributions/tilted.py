@@ -35,8 +35,44 @@ from pyro_nbvae.distributions.relaxed import Shape
 
 # log scale per unit of a network's bounded output, from -5 to 5.
 _LOG_SCALE = 0.6
-# Largest number of elements (observation, component, unit) of a tilt that are computed at once.
-_MOST_ELEMENTS = 1 << 24
+# Number of elements (observation, component, unit) of a tilt that are computed at once: on a CPU they fit in its cache.
+_ELEMENTS_OF_CPU, _ELEMENTS = 1 << 18, 1 << 24
+
+
+class _Growth(torch.autograd.Function):
+    r"""Sums of log-normalisers, :math:`\sum_i t_{bi} \log(1 + s_{bi} e_{ci})`, (B, C), from t, s (B, K) and e (C, K).
+
+    With :math:`s = \sigma(l)` and :math:`e = e^\delta - 1` the logarithm is softplus(l + delta) - softplus(l). The
+    elements (b, c, i) are computed again in the backward pass, a part at a time.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def _parts(e: Tensor, *rows: Tensor) -> Any:
+        most = max(1, (_ELEMENTS_OF_CPU if e.device.type == "cpu" else _ELEMENTS) // e.numel())
+        return zip(*(each.split(most) for each in rows), strict=True)
+
+    @staticmethod
+    def forward(total: Tensor, s: Tensor, e: Tensor) -> Tensor:
+        parts = _Growth._parts(e, total, s)
+        return torch.cat([(torch.log1p(own.unsqueeze(1) * e) @ t.unsqueeze(2)).squeeze(2) for t, own in parts])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, s, e = ctx.saved_tensors
+        of_total, of_s, of_e = [], [], []
+        for t, own, g in _Growth._parts(e, total, s, gradient):
+            x = own.unsqueeze(1) * e
+            of_total.append((g.unsqueeze(1) @ torch.log1p(x)).squeeze(1))
+            slope = g.unsqueeze(2) / (1 + x)
+            of_s.append((slope * e).sum(1) * t)
+            of_e.append((slope * (t * own).unsqueeze(1)).sum(0))
+        return torch.cat(of_total), torch.cat(of_s), torch.stack(of_e).sum(0)
 
 
 class CountShift:
@@ -87,13 +123,9 @@ class CountShift:
             growth = softplus(logits + delta) - softplus(logits)
             return value @ (delta - growth).mT - growth @ r
         shape = torch.broadcast_shapes(value.shape, logits.shape)
-        rows = [each.expand(shape).reshape(-1, shape[-1]) for each in (value + r, logits)]
-        most = max(1, _MOST_ELEMENTS // delta.numel())
-        growths = [
-            ((softplus(own.unsqueeze(-2) + delta) - softplus(own).unsqueeze(-2)) @ total.unsqueeze(-1)).squeeze(-1)
-            for total, own in zip(*(each.split(most) for each in rows), strict=True)
-        ]
-        return value @ delta.mT - torch.cat(growths).reshape(*shape[:-1], len(delta))
+        total, s = (each.expand(shape).reshape(-1, shape[-1]) for each in (value + r, torch.sigmoid(logits)))
+        growth = _Growth.apply(total, s, torch.expm1(delta))
+        return value @ delta.mT - growth.reshape(*shape[:-1], len(delta))
 
     def between(self, given: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
         """Return the shifts of components with these means and variances within, (C, K); counts need only the mean."""

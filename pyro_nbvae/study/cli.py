@@ -24,20 +24,22 @@ from pyro_nbvae.study import commandline, plugins
 from pyro_nbvae.study.config import PRESETS, configure
 from pyro_nbvae.study.scales import FeaturesName, Reproduction
 from pyro_nbvae.study.tree import SamplerName, TrainConfig, choices, options
-from pyro_nbvae.study.variants import VARIANTS
+from pyro_nbvae.study.variants import DEFAULT, VARIANTS
 
 _HELP = {
-    "variant": "name of the VAE. CMP: COM-Poisson posterior, negative binomial prior. P-NB: Poisson posterior, the "
-    "same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: shared dispersion, EX: exact) "
-    "and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. Baselines: P-VAE, G-VAE, "
-    "GS-VAE, L-VAE, C-VAE. Or a registered variant. Its options are listed below",
+    "variant": "name of the VAE. CMP-MAR: COM-Poisson posterior, and as prior a mixture of autoregressive negative "
+    "binomials, whose counts depend on each other. CMP: the same posterior, independent negative binomials as prior. "
+    "P-NB: Poisson posterior, the same prior. Negative binomial posterior and prior: a KL form (MC: Monte Carlo, DS: "
+    "shared dispersion, EX: exact) and a relaxation (C: arrival times, G: Gumbel-softmax, I: integers), such as EX-I. "
+    "Baselines: P-VAE, G-VAE, GS-VAE, L-VAE, C-VAE. Or a registered variant. Its options are listed below",
     "preset": "default; published: the settings and networks of the tables in docs/results.md, with losses in squared "
     "errors; paper: with the paper's schedules and 200 epochs",
     "likelihood": "gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts)",
     "estimator": "ELBO estimator",
     "relaxation": "how counts are differentiated; auto selects the relaxation and the temperature with the smallest "
     "gradient error at initialisation",
-    "prior": "family of the prior",
+    "prior": "factorised (for GS-VAE: scale): the latents are independent; mixture; autoregressive; or "
+    "mixture_autoregressive",
 }
 
 
@@ -65,7 +67,7 @@ def _train_for(words: Sequence[str]) -> Callable[..., Callable[[], None]]:
         values += [word.partition("=")[2] for word in words if word.startswith(f"--{flag}=")]
         return values[-1] if values and values[-1] in known else default  # the parser reports an unknown one
 
-    variant = given("variant", list(VARIANTS), "CMP")
+    variant = given("variant", list(VARIANTS), DEFAULT)
     preset = given("preset", list(PRESETS), "default")
     plain = configure(variant, preset=preset)
     there, known = options(plain), choices(plain)

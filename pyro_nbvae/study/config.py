@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.study.tree import BY_KIND, TrainConfig, choices, replace, with_options
-from pyro_nbvae.study.variants import KINDS, variant_of
+from pyro_nbvae.study.variants import DEFAULT, KINDS, variant_of
 
 # Options that a preset sets where the chosen parts have them; KIND.OPTION is an option of one kind of part only.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ PRESETS["paper"] = {
 }
 
 
-def configure(variant: str = "CMP", *, preset: str = "default", **changes: Any) -> TrainConfig[Any]:
+def configure(variant: str = DEFAULT, *, preset: str = "default", **changes: Any) -> TrainConfig[Any]:
     """Return the configuration of a run: a variant, the defaults of a preset, and what is given.
 
     Args:

@@ -21,6 +21,7 @@ from pyro_nbvae.study.tree import (
     Kind,
     LearnedCounts,
     LearnedScale,
+    MixtureOfAutoregressiveCounts,
     MonteCarloKL,
     NormalPrior,
 )
@@ -161,6 +162,8 @@ class CategoricalVAE(VAE):
 
 
 _ARRIVALS, _GUMBEL, _INTEGER = AnnealedArrivalTimes(), AnnealedGumbelSoftmax(), IntegerCounts()
+# The variant of whoever chooses none.
+DEFAULT = "CMP-MAR"
 VARIANTS: dict[str, VAE] = {}
 # The types of all registered variants, by the kind that config.json names.
 KINDS: dict[str, type[VAE]] = {}
@@ -202,6 +205,7 @@ for _name, _vae in {
     "EX-C": NegativeBinomialVAE(relaxation=_ARRIVALS),
     "EX-I": NegativeBinomialVAE(relaxation=_INTEGER),
     "DS-I": NegativeBinomialVAE(relaxation=_INTEGER, shared_dispersion=True),
+    "CMP-MAR": ConwayMaxwellPoissonVAE(prior=MixtureOfAutoregressiveCounts()),
     "CMP": ConwayMaxwellPoissonVAE(),
     "P-NB": OverdispersedPriorVAE(),
     "P-VAE": PoissonVAE(),

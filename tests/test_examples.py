@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import bernoulli_vae, cuda_graph, hierarchy, neurons, own_family, state_space
+from examples import bernoulli_vae, cuda_graph, hierarchy, neurons, own_family, own_prior, state_space
 from pyro_nbvae.study.cli import main
 from pyro_nbvae.study.variants import VARIANTS
 from tests.pairs import pair
@@ -17,13 +17,14 @@ from tests.pairs import pair
     "run, says",
     [
         (lambda out: own_family.main(epochs=2, out=out / "run"), "held-out ELBO"),
+        (lambda out: own_prior.main(epochs=2), "shared gain: held-out ELBO"),
         (lambda out: bernoulli_vae.main(epochs=1, out=out), "after training"),
         (lambda out: neurons.main(steps=30, trials=500, neurons=12, out=out), "correlation"),
         (lambda out: hierarchy.main(steps=3), "AnalyticKL_ELBO on the bottom-up guide"),
         (lambda out: state_space.main(steps=4, out=out), "score function"),
         (lambda out: cuda_graph.main(steps=3), "of the counts differ"),
     ],
-    ids=["own_family", "bernoulli_vae", "neurons", "hierarchy", "state_space", "cuda_graph"],
+    ids=["own_family", "own_prior", "bernoulli_vae", "neurons", "hierarchy", "state_space", "cuda_graph"],
 )
 def test_every_example_runs(run, says, tmp_path, capsys):
     run(tmp_path)

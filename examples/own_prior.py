@@ -22,9 +22,8 @@ from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import held_out
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.priors import JointPrior, Mixture
-from pyro_nbvae.sampling import posterior_samples
+from pyro_nbvae.sampling import start_prior
 from pyro_nbvae.study.data import load
-from pyro_nbvae.vae import evaluating
 
 
 class SharedGain(JointPrior):
@@ -59,9 +58,8 @@ def main(epochs: int = 20) -> None:
         guide = ConwayMaxwellPoissonGuide(model)
         svi = SVI(model, guide, ClippedAdam(learning_rates(3e-3)), loss=AnalyticKL_ELBO())
         for epoch in range(epochs):
-            if epoch == 1 and prior is not None:
-                with evaluating(model, guide, seed=0):
-                    prior.start(model.factorised_prior(), posterior_samples(model, guide, images, 2000))
+            if epoch == 1:
+                start_prior(model, guide, images)
             for batch in images[torch.randperm(len(images))].split(100):
                 svi.step(batch)
         print(f"{name}: held-out ELBO {held_out(model, guide, digits.test).elbo:.1f} nats")

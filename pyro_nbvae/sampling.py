@@ -23,6 +23,8 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluati
 
 # Maximum number of observations that a prior is fitted to; one of so many is held out.
 _MAX_FITTED, _HELD_OUT = 60_000, 10
+# Maximum number of observations at whose posteriors a joint prior begins.
+_MAX_STARTED = 20_000
 
 
 class Sampler(Protocol):
@@ -59,6 +61,33 @@ class PriorSampler:
 
     def sample(self, count: int) -> Tensor:
         return self.model.prior_distribution().sample(torch.Size([count]))
+
+
+def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observations, *, seed: int = 0) -> None:
+    """Move the joint prior of a model, if it has one, to the posteriors of data; call it after the first epoch.
+
+    Args:
+        model, guide: the pair.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader; at most 20,000 observations are used, evenly
+            spaced.
+        seed: random seed.
+
+    See also: :meth:`pyro_nbvae.priors.JointPrior.start`.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> from pyro_nbvae.priors import Mixture
+        >>> model = PoissonModel((5,), latents=3, decoder="linear", prior=Mixture(4))
+        >>> start_prior(model, PoissonGuide(model, encoder="linear"), torch.rand(50, 5))
+        >>> bool((model.prior_distribution().component_logits != 0).all())
+        True
+    """
+    if model.joint_prior is not None:
+        with evaluating(model, guide, seed):
+            z = posterior_samples(model, guide, data, _MAX_STARTED)
+            model.joint_prior.start(model.factorised_prior(), z, seed)
 
 
 def fit_prior(

@@ -17,7 +17,7 @@ from pyro_nbvae.infer import AnalyticKL_ELBO, learning_rates
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
 from pyro_nbvae.models import CategoricalModel, GaussianModel, NegativeBinomialModel, PoissonModel
 from pyro_nbvae.priors import Autoregressive, Mixture
-from pyro_nbvae.sampling import posterior_samples
+from pyro_nbvae.sampling import posterior_samples, start_prior
 from pyro_nbvae.study.variants import DEFAULT, VARIANTS
 from pyro_nbvae.vae import evaluating
 from tests.pairs import estimator, pair
@@ -117,9 +117,8 @@ def test_training_as_a_pyro_program_prefers_the_joint_prior():
         guide = type(guide)(model, encoder="linear")
         svi = SVI(model, guide, Adam(learning_rates(1e-2)), AnalyticKL_ELBO())
         for step in range(400):
-            if step == 100 and prior is not None:
-                with evaluating(model, guide, 0):
-                    prior.start(model.factorised_prior(), posterior_samples(model, guide, x, 400))
+            if step == 100:
+                start_prior(model, guide, x)
             svi.step(x)
         elbos[components] = held_out(model, guide, x).elbo
         if prior is not None:

@@ -42,7 +42,8 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 SCHEMA = 6
 # The package that reads older runs.
 OLDER = "0.1.0"
-SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+# Those of saved rows; "moments" was a mixture of the posteriors' moments, in the place of the fitted prior.
+SAMPLERS: tuple[str, ...] = (*get_args(SamplerName), "moments")
 # Options that may change when a run is resumed.
 _MAY_CHANGE = {"epochs", "patience", "tensorboard", "deterministic", "device", "data_root"}
 
@@ -174,12 +175,12 @@ def _fingerprint(state: Checkpoint) -> str:
     return _digest("", {f"{part}.{k}": v for part in ("model", "guide") for k, v in best[part].items()})
 
 
-def metrics_file(sampler: SamplerName = "prior") -> str:
+def metrics_file(sampler: str = "prior") -> str:
     """Return the name of the metrics file in a run folder for this sampler."""
     return "metrics.json" if sampler == "prior" else f"metrics-{sampler}.json"
 
 
-def with_sampler(name: str, sampler: SamplerName) -> str:
+def with_sampler(name: str, sampler: str) -> str:
     """Return the name under which the results of a variant's samples stand."""
     return name if sampler == "prior" else f"{name} ({sampler})"
 

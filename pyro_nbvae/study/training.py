@@ -31,7 +31,7 @@ from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
-from pyro_nbvae.sampling import posterior_samples
+from pyro_nbvae.sampling import posterior_samples, start_prior
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import checked
@@ -52,8 +52,6 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _REPEATABLE = (":4096:8", ":16:8")
 # Held-out metrics in the log.
 _HELD_OUT = ("log_likelihood", "kl", "elbo", "mse", "ssim")
-# Number of training observations whose posteriors a joint prior begins at.
-STARTED = 20_000
 # Number of held-out observations whose posterior Fano factor is logged: it costs more than the others together.
 DISPERSED = 64
 # Number of held-out observations from which the number of units that are not collapsed is logged.
@@ -437,9 +435,7 @@ class Trainer:
         if joint is None:
             return
         if self.group.leads:
-            with evaluating(self.model, self.guide, self.config.seed):
-                z = posterior_samples(self.model, self.guide, self.train_set, STARTED)
-                joint.start(self.model.factorised_prior(), z, self.config.seed)
+            start_prior(self.model, self.guide, self.train_set, seed=self.config.seed)
         started = self.group.gather([p.detach().cpu() for p in joint.parameters()])[0]
         for parameter, values in zip(joint.parameters(), started, strict=True):
             parameter.data.copy_(values)

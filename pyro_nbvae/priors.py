@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -294,21 +295,30 @@ def _newton(r: Tensor, z: Tensor, share: Tensor) -> Tensor:
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer of which some weights are fixed at 0.
+    """A linear layer in which an output reads only inputs of lower degree, or of the same if ``same``.
 
     Args:
-        mask: whether each weight is free, (outputs, inputs).
+        inputs, outputs: degree of each input and of each output, whole numbers.
+        same: whether an output reads inputs of its own degree.
         bias: whether there is a bias.
     """
 
-    mask: Tensor
+    inputs: Tensor
+    outputs: Tensor
 
-    def __init__(self, mask: Tensor, *, bias: bool = True) -> None:
-        super().__init__(mask.shape[1], mask.shape[0], bias=bias)
-        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+    def __init__(self, inputs: Tensor, outputs: Tensor, *, same: bool, bias: bool = True) -> None:
+        super().__init__(len(inputs), len(outputs), bias=bias)
+        self.register_buffer("inputs", inputs)
+        self.register_buffer("outputs", outputs)
+        self.same = same
+        self._mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight * self.mask, self.bias)
+        mask = self._mask
+        if mask is None or mask.device != self.weight.device or mask.dtype != self.weight.dtype:
+            reads = self.inputs <= self.outputs[:, None] if self.same else self.inputs < self.outputs[:, None]
+            self._mask = mask = reads.to(self.weight.dtype)
+        return linear(x, self.weight * mask, self.bias)
 
 
 class Autoregressive(JointPrior):
@@ -348,14 +358,15 @@ class Autoregressive(JointPrior):
 
     def setup(self, reference: Any) -> None:
         (units,) = reference.batch_shape
-        self.register_buffer("group", torch.arange(units) * min(self.groups, units) // units, persistent=False)
+        self.used = min(self.groups, units)
+        self.register_buffer("group", torch.arange(units) * self.used // units)
         self.heads = shift_of(reference).heads(reference)
-        hidden = torch.arange(self.width) % max(1, min(self.groups, units) - 1)
-        written = self.group.repeat(self.heads)[:, None]
-        self.read = MaskedLinear(self.group <= hidden[:, None])
-        self.mix = MaskedLinear(hidden <= hidden[:, None])
-        self.write = MaskedLinear(hidden < written)
-        self.direct = MaskedLinear(self.group < written, bias=False)
+        hidden = torch.arange(self.width) % max(1, self.used - 1)
+        written = self.group.repeat(self.heads)
+        self.read = MaskedLinear(self.group, hidden, same=True)
+        self.mix = MaskedLinear(hidden, hidden, same=True)
+        self.write = MaskedLinear(hidden, written, same=False)
+        self.direct = MaskedLinear(self.group, written, same=False, bias=False)
         self.reset()
 
     def reset(self) -> None:
@@ -369,11 +380,11 @@ class Autoregressive(JointPrior):
         h = h + torch.relu(self.mix(h))
         return bounded(self.write(h) + self.direct(x)).chunk(self.heads, -1)
 
-    def forward(self, reference: Any) -> TiltedAutoregressive:
+    def conditional(self, reference: Any, z: Tensor) -> TorchDistribution:
+        """Return the distribution of each unit of z (..., K) given those of earlier groups, of batch shape (..., K)."""
         by = shift_of(reference)
+        x = by.standardised(reference, z).to(self.write.weight.dtype)
+        return by.conditional(reference, self.outputs(x))
 
-        def conditional(z: Tensor) -> TorchDistribution:
-            x = by.standardised(reference, z).to(self.write.weight.dtype)
-            return by.conditional(reference, self.outputs(x))
-
-        return TiltedAutoregressive(reference, conditional, self.group)
+    def forward(self, reference: Any) -> TiltedAutoregressive:
+        return TiltedAutoregressive(reference, partial(self.conditional, reference), self.group, self.used)

@@ -261,7 +261,8 @@ class GenerativeModel(_Program):
                     f"{type(self).__name__} has a prior_distribution of its own and takes no joint prior: rename it "
                     "factorised_prior if its latents are independent"
                 )
-            prior.setup(self.factorised_prior())
+            with pyro.validation_enabled(False):  # on the meta device there are no values to check
+                prior.setup(self.factorised_prior())
         self.joint_prior = prior
 
     @property

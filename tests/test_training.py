@@ -144,6 +144,7 @@ class EndedError(Exception):
     "changes",
     [
         {"variant": "CMP", "validate": True, "lr_schedule": "linear", "kl_warmup": 2.5},
+        {"variant": "CMP-MAR", "components": 5, "groups": 3, "lr_schedule": "constant"},
         {"variant": "EX-C", "patience": 1, "temperature_start": 0.5, "anneal_epochs": 2.5, "straight_through": True},
         {"variant": "EX-G", "max_count": 90, "prior_mean": 1.0, "prior_lr_multiplier": 3.0, "lr_schedule": "constant"},
         {"variant": "MC-C", "kl_samples": 2, "encoder": "mlp", "train_size": 300, "indicator": "smoothstep"},

@@ -416,6 +416,7 @@ class TiltedAutoregressive(Tilted):
         conditional: maps values (..., K) to the factorised distribution of each unit given those of earlier groups, of
             batch shape (..., K). It may read all units; the distribution of a unit must depend on earlier groups only.
         group: the group of each unit, (K,), whole numbers from 0.
+        groups: number of groups.
         validate_args: as in torch.
 
     Example::
@@ -423,7 +424,7 @@ class TiltedAutoregressive(Tilted):
         >>> def conditional(z):
         ...     before = torch.cat([torch.zeros_like(z[..., :1]), z[..., :-1]], -1)
         ...     return RelaxedPoisson(1 + 0.5 * before)
-        >>> d = TiltedAutoregressive(RelaxedPoisson(torch.ones(3)), conditional, torch.arange(3))
+        >>> d = TiltedAutoregressive(RelaxedPoisson(torch.ones(3)), conditional, torch.arange(3), groups=3)
         >>> d.sample(torch.Size([4])).shape, d.log_prob(torch.ones(4, 3)).shape
         (torch.Size([4, 3]), torch.Size([4]))
     """
@@ -433,10 +434,11 @@ class TiltedAutoregressive(Tilted):
         reference: Any,
         conditional: Callable[[Tensor], Any],
         group: Tensor,
+        groups: int,
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.conditional, self.group = conditional, group
+        self.conditional, self.group, self.groups = conditional, group, groups
         super().__init__(reference, validate_args=validate_args)
 
     def factors(self, value: Tensor) -> tuple[Any, Tensor]:
@@ -450,6 +452,6 @@ class TiltedAutoregressive(Tilted):
     def by_group(self, shape: Size, take: Callable[[Any], Tensor]) -> Tensor:
         """Return values of shape ``shape`` + (K,), group by group: ``take`` of the conditional distributions."""
         value = self.reference.mean.expand(*shape, -1)
-        for group in range(int(self.group.max()) + 1):
+        for group in range(self.groups):
             value = torch.where(self.group == group, take(self.conditional(value)), value)
         return value

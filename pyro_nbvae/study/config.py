@@ -89,6 +89,11 @@ def _adapter(*kinds: Any) -> TypeAdapter[TrainConfig[Any]]:
     return TypeAdapter(TrainConfig[one_of])
 
 
+def _key(key: str | int) -> str:
+    """Return a key as text in one line."""
+    return str(key) if str(key).isprintable() and key != "" else repr(key)
+
+
 def from_json(stored: object) -> TrainConfig[Any]:
     """Read a configuration of :func:`to_json` by type.
 
@@ -100,7 +105,7 @@ def from_json(stored: object) -> TrainConfig[Any]:
         adapter = _adapter(*KINDS.values())  # type: ignore[arg-type]
         config = adapter.validate_json(json.dumps(stored, default=str), strict=True, extra="forbid")
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
+        lines = [f"{'.'.join(map(_key, each['loc'])) or 'config'}: {each['msg']}" for each in error.errors()]
         if any(each["type"] == "union_tag_invalid" and each["loc"] == ("vae",) for each in error.errors()):
             lines.append(
                 "vae: a variant of your own is known after --import MODULE, or with an entry point of its package"

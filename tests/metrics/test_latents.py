@@ -100,7 +100,7 @@ def test_representations_are_of_the_posterior(name):
     np.testing.assert_allclose(means, q.mean.flatten(1).numpy(), rtol=1e-5)
     parameters = {
         # the inverse of the rate multiplier log2(1 + 4^h)
-        **dict.fromkeys(("P-VAE", "P-NB", "CMP"), lambda: (2 ** (q.rate / model.prior.mean) - 1).log2() / 2),
+        **dict.fromkeys(("P-VAE", "P-NB", "CMP", "CMP-MAR"), lambda: (2 ** (q.rate / model.prior.mean) - 1).log2() / 2),
         "G-VAE": lambda: q.loc,
         "GS-VAE": lambda: q.loc / model.prior.scale,
         "L-VAE": lambda: q.loc,

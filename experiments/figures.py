@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes
 from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
 from pyro_nbvae.experiments import beta, decoder, main
+from pyro_nbvae.experiments import priors as priors_of
 from pyro_nbvae.guides import NegativeBinomialGuide
 from pyro_nbvae.metrics import HeldOut, held_out, represent
 from pyro_nbvae.models import NegativeBinomialModel
@@ -94,6 +95,16 @@ def samples(given: Arguments, path: Path) -> None:
     for name, model, guide in given.pairs():
         rows[name] = to_floats(generation.prior_samples(model, guide, 16, seed=given.seed))
     _plot_rows(rows, path, f"{given.where}: images generated from the prior")
+
+
+def priors(given: Arguments, path: Path) -> None:
+    """Plot training images, and images generated from each prior (integer counts), two rows per prior."""
+    rows = {"training data": to_floats(given.images("train", 16))}
+    for cell in (cell for cell in given.finished(priors_of.TABLE) if cell.label.split()[0] == SPIKING[0]):
+        drawn = generation.prior_samples(*cell.run.load(given.device)[1:], 32, seed=given.seed)
+        kind = cell.label.partition(" ")[2].replace("_", ",\n") or "independent"
+        rows |= dict(zip((kind, " " * len(rows)), to_floats(drawn).split(16), strict=True))
+    _plot_rows(rows, path, f"{given.where}: images generated from the priors of {SPIKING[0]}")
 
 
 def reconstructions(given: Arguments, path: Path) -> None:
@@ -204,7 +215,7 @@ def training(given: Arguments, path: Path) -> None:
     plot_curves(panels, path, title=f"{given.where}: training")
 
 
-PLOTS = (samples, reconstructions, rate_distortion, dispersion, spikes, poisson_limit, features, training)
+PLOTS = (samples, priors, reconstructions, rate_distortion, dispersion, spikes, poisson_limit, features, training)
 
 
 def run(arguments: OmitArgPrefixes[Arguments]) -> None:

@@ -31,11 +31,11 @@ def test_every_figure_whose_runs_are_there_is_drawn(out, capsys):
     figures.run(figures.Arguments(scale="smoke", data="digits", out=out))
     printed = capsys.readouterr().out.split("\n")
     missing = {line.split(":")[0]: line for line in printed if "no runs" in line}
-    assert set(missing) == {"rate_distortion", "features"}
+    assert set(missing) == {"priors", "rate_distortion", "features"}
     again = "no runs; make them with nbvae reproduce decoder --scale smoke --data digits --out"
     assert again in missing["features"] and "reproduce beta" in missing["rate_distortion"]
     drawn = [line for line in printed if line.endswith(".png")]
-    assert len(drawn) == len(figures.PLOTS) - 2
+    assert len(drawn) == len(figures.PLOTS) - 3
     for path in drawn:
         with Image.open(path) as picture:
             assert min(picture.size) > 200 and np.asarray(picture.convert("L")).std() > 5
@@ -51,7 +51,7 @@ def test_runs_whose_checkpoints_were_deleted_are_left_out(out, tmp_path, capsys)
     capsys.readouterr()
     figures.run(figures.Arguments(scale="smoke", data="digits", out=str(tmp_path)))
     missing = {line.split(":")[0] for line in capsys.readouterr().out.split("\n") if "no runs" in line}
-    assert missing == {"rate_distortion", "features"}
+    assert missing == {"priors", "rate_distortion", "features"}
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.21, 0.45), (0.3, 4), (0.03, 3), (0.004, 0.9), (1e-4, 300), (1e-9, 1e6)])

@@ -723,3 +723,20 @@ def test_without_tensorboard_one_line_says_so_and_nothing_is_written(tmp_path, m
     with pytest.raises(InputError, match=r"--tensorboard needs TensorBoard: pip install") as error:
         train(tiny(tensorboard=True), tmp_path / "run", progress=False)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prior", ["factorised", "mixture", "mixture_autoregressive"])
+def test_the_log_says_what_of_the_prior_is_used(prior, tmp_path):
+    """Components begin apart after the first epoch; active units and used components are columns of the log."""
+    config = configure(
+        "CMP", prior=prior, data="digits", latents=8, encoder="mlp", decoder="mlp", epochs=2, train_size=300
+    )
+    run = train(config, tmp_path, progress=False)
+    rows = numbers(run)
+    assert rows["test_active_units"].between(0, 8).all()
+    if prior == "factorised":
+        assert "test_components" not in rows
+        return
+    assert rows["test_components"].between(2, 100).all()
+    (shift,) = run.load()[1].joint_prior.shift
+    assert float(shift.detach().std(0).min()) > 0

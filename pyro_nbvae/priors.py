@@ -33,6 +33,8 @@ from pyro_nbvae.infer.rates import MIXTURE_LR_MULTIPLIER, NETWORK_LR_MULTIPLIER
 
 # Observations at the reference that a component's mean counts besides its own.
 _PRIOR_OBSERVATIONS = 2.0
+# Standard deviation of the shifts before the components are placed.
+_SPREAD = 0.01
 
 
 class JointPrior(nn.Module, ABC):
@@ -61,10 +63,18 @@ class JointPrior(nn.Module, ABC):
 
     lr_multiplier = 1.0
     lr_decays = False
+    _of: Any = None  # batch shape of the reference for which setup was called
+
+    def setup_once(self, reference: Any) -> None:
+        """Call :meth:`setup`, unless the parameters are there; move them to the reference's device and precision."""
+        if self._of != reference.batch_shape:
+            self.setup(reference)
+            self._of = reference.batch_shape
+        self.to(reference.mean)
 
     @abstractmethod
     def setup(self, reference: Any) -> None:
-        """Create the parameters for a reference of batch shape (K,); the model calls this when it is constructed."""
+        """Create the parameters for a reference of batch shape (K,); the model calls this once."""
 
     @abstractmethod
     def forward(self, reference: Any) -> Any:
@@ -91,8 +101,8 @@ class JointPrior(nn.Module, ABC):
 class Mixture(JointPrior):
     """A mixture whose components shift the parameters of the factorised prior, or of an autoregressive one.
 
-    Each component begins at the reference. :meth:`start` places them at the clusters of posterior samples; without it
-    few of many components are used. After that they learn 5 times as fast as the networks.
+    Each component begins near the reference. :meth:`start` moves them half of the way to the clusters of posterior
+    samples; without it they part slowly. They learn 5 times as fast as the networks.
 
     Args:
         components: number of components C.
@@ -123,7 +133,8 @@ class Mixture(JointPrior):
         if self.of is not None:
             self.of.setup(reference)
         shape = (self.components, *reference.batch_shape)
-        self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(shift_of(reference).parts))
+        # with the same shift, all components would have the same gradient
+        self.shift = nn.ParameterList(_SPREAD * torch.randn(shape) for _ in range(shift_of(reference).parts))
 
     def forward(self, reference: Any) -> TiltedMixture:
         inner = reference if self.of is None else self.of(reference)
@@ -170,14 +181,12 @@ def maximised(reference: Any, z: Tensor, share: Tensor) -> tuple[tuple[Tensor, .
         z: samples (N, K).
         share: responsibilities (N, C).
     """
-    of_none = torch.tensor(_PRIOR_OBSERVATIONS).to(z)
-    size = share.sum(0)
-    mean = (share.mT @ z + of_none * reference.mean) / (size + of_none)[:, None]
-    square = (share.mT @ z.square() + of_none * (reference.variance + reference.mean.square())) / (size + of_none)[
-        :, None
-    ]
+    size, centred = share.sum(0), z - reference.mean
+    number = (size + _PRIOR_OBSERVATIONS)[:, None]
+    mean = share.mT @ centred / number
+    square = (share.mT @ centred.square() + _PRIOR_OBSERVATIONS * reference.variance) / number
     variance = (square - mean.square()).clamp_min(0)
-    return shift_of(reference).between(reference, mean, variance), (size + 1) / (size + 1).sum()
+    return shift_of(reference).between(reference, reference.mean + mean, variance), (size + 1) / (size + 1).sum()
 
 
 class FittedMixture(JointPrior):
@@ -308,8 +317,8 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, inputs: Tensor, outputs: Tensor, *, same: bool, bias: bool = True) -> None:
         super().__init__(len(inputs), len(outputs), bias=bias)
-        self.register_buffer("inputs", inputs)
-        self.register_buffer("outputs", outputs)
+        self.register_buffer("inputs", inputs.clone())
+        self.register_buffer("outputs", outputs.clone())
         self.same = same
         self._mask: Tensor | None = None
 
@@ -317,7 +326,8 @@ class MaskedLinear(nn.Linear):
         mask = self._mask
         if mask is None or mask.device != self.weight.device or mask.dtype != self.weight.dtype:
             reads = self.inputs <= self.outputs[:, None] if self.same else self.inputs < self.outputs[:, None]
-            self._mask = mask = reads.to(self.weight.dtype)
+            mask = reads.to(self.weight.dtype)
+            self._mask = None if mask.is_inference() else mask
         return linear(x, self.weight * mask, self.bias)
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.batching import BATCH, EvenSubset, Observations, evaluation_batches
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.priors import FittedMixture
+from pyro_nbvae.priors import FittedMixture, JointPrior
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
 # Maximum number of observations that a prior is fitted to; one of so many is held out.
@@ -84,10 +84,11 @@ def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observation
         >>> bool((model.prior_distribution().component_logits != 0).all())
         True
     """
-    if model.joint_prior is not None:
+    joint = model.joint_prior
+    if joint is not None and type(joint).start is not JointPrior.start:
         with evaluating(model, guide, seed):
             z = posterior_samples(model, guide, data, _MAX_STARTED)
-            model.joint_prior.start(model.factorised_prior(), z, seed)
+            joint.start(model.factorised_prior(), z, seed)
 
 
 def fit_prior(
@@ -137,7 +138,8 @@ def fit_prior(
         raise InputError(f"components must be at least 1, got {components}")
     with evaluating(model, guide, seed):
         support: Any = guide.posterior(model.to_input(next(iter(evaluation_batches(data, "data")))[:1])).support
-        if support.event_dim or not (support.is_discrete or support is constraints.real):
+        counted = getattr(support, "lower_bound", None) == 0 and getattr(support, "upper_bound", None) is None
+        if support.event_dim or not (support is constraints.real or (support.is_discrete and counted)):
             raise InputError(f"a mixture needs latents that are counts or real numbers, got {support}")
         z = posterior_samples(model, guide, data, _MAX_FITTED).flatten(1).cpu()
     if len(z) < 2:

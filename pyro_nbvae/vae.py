@@ -262,7 +262,7 @@ class GenerativeModel(_Program):
                     "factorised_prior if its latents are independent"
                 )
             with pyro.validation_enabled(False):  # on the meta device there are no values to check
-                prior.setup(self.factorised_prior())
+                prior.setup_once(self.factorised_prior())
         self.joint_prior = prior
 
     @property
@@ -444,7 +444,7 @@ class CountModel(GenerativeModel):
 
     Args:
         prior_mean: initial mean count of each unit, positive. The larger it is, the finer is the resolution of counts.
-        event_shape, latents, **options: as :class:`GenerativeModel`.
+        event_shape, latents, prior, **options: as :class:`GenerativeModel`.
 
     Raises:
         ValueError: as :class:`GenerativeModel`, and for a mean that is not positive and finite.
@@ -463,12 +463,19 @@ class CountModel(GenerativeModel):
     initial_stddev: Tensor
 
     def __init__(
-        self, event_shape: tuple[int, ...], latents: int = 256, *, prior_mean: float = 20.0, **options: Any
+        self,
+        event_shape: tuple[int, ...],
+        latents: int = 256,
+        *,
+        prior_mean: float = 20.0,
+        prior: JointPrior | None = None,
+        **options: Any,
     ) -> None:
         if not torch.finfo(torch.float32).tiny <= prior_mean < math.inf:
             raise InputError(f"prior_mean must be positive and finite, got {prior_mean}")
         super().__init__(event_shape, latents, **options)
         self.prior.initialize(prior_mean)
+        self.set_joint_prior(prior)  # relative to the initial mean
         meta = self.prior.mean.is_meta  # no values: they are loaded later
         stddev = torch.empty(self.latent_shape) if meta else self.factorised_prior().variance.detach().sqrt()
         self.register_buffer("initial_stddev", stddev)

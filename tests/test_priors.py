@@ -11,7 +11,7 @@ from torch import Size
 from torch.distributions import kl_divergence
 
 from pyro_nbvae.batching import to_floats
-from pyro_nbvae.distributions import Integer, RelaxedPoisson, Tilted
+from pyro_nbvae.distributions import Integer, RelaxedNegativeBinomial, RelaxedPoisson, Tilted, TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import AnalyticKL_ELBO, learning_rates
 from pyro_nbvae.metrics import held_out, importance_weighted_bound
@@ -37,14 +37,14 @@ def changed(model, spread=0.5):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains_with_every_prior(name, kind):
-    """It begins at the factorised model; parameters of the joint prior learn; held-out ELBO and samples work."""
+    """It begins near the factorised model; parameters of the joint prior learn; held-out ELBO and samples work."""
     torch.manual_seed(0)
     (model, guide), (plain, other) = pair(name, prior=kind), pair(name)
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "joint" not in k})
     other.load_state_dict(guide.state_dict())
     images = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8)
     joint, factorised = (held_out(m, g, images, seed=1) for m, g in ((model, guide), (plain, other)))
-    assert joint.kl == pytest.approx(factorised.kl, rel=1e-4, abs=1e-3)
+    assert joint.kl == pytest.approx(factorised.kl, rel=0.01, abs=0.1)
     torch.testing.assert_close(joint.unit_kl, factorised.unit_kl, rtol=1e-4, atol=1e-4)
 
     changed(model, 0.1)
@@ -131,7 +131,7 @@ def test_training_as_a_pyro_program_prefers_the_joint_prior():
 
 
 def test_what_has_no_joint_prior_says_so():
-    with pytest.raises(TypeError, match="needs a reference that is a NegativeBinomial"):
+    with pytest.raises(TypeError, match="a joint prior needs a reference of batch shape"):
         CategoricalModel((5,), latents=16, decoder="linear", prior=Mixture(3))
 
     class Own(PoissonModel):
@@ -148,6 +148,9 @@ def test_what_has_no_joint_prior_says_so():
 def test_a_fixed_scale_takes_a_joint_prior_too():
     """A standard normal reference: with all components at it, the mixture is the reference."""
     model = GaussianModel((5,), latents=3, decoder="linear", prior=Mixture(4))
+    with torch.no_grad():
+        for shift in model.joint_prior.shift:
+            shift.zero_()
     p = model.prior_distribution()
     z = torch.randn(10, 3)
     assert isinstance(p, Tilted)
@@ -161,3 +164,110 @@ def test_integers_are_sampled_by_integer_guides():
     with evaluating(model, guide, 0):
         z = posterior_samples(model, guide, torch.rand(40, 1, 16, 16), 16)
     assert 0 < len(z) <= 16 and torch.equal(z, z.round())
+
+
+def test_components_part_without_a_start():
+    """With one shift for all they would have one gradient, and the mixture would be one component."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    model, guide = pair("CMP", (6,), prior="mixture", components=4, prior_mean=5.0)
+    svi = SVI(model, guide, Adam(learning_rates(1e-2)), AnalyticKL_ELBO())
+    x = torch.where(torch.arange(100)[:, None] % 2 == 1, 1.0, -1.0) * torch.ones(100, 6)
+    for _ in range(100):
+        svi.step(x)
+    pyro.clear_param_store()
+    assert float(torch.pdist(model.joint_prior.shift[0].detach()).min()) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["mixture", "mixture_autoregressive"])
+@pytest.mark.parametrize("mean", [1e-3, 20.0, 1e3, 1e5])
+@torch.no_grad()
+def test_the_tilt_is_accurate_at_all_means(kind, mean):
+    """In single precision as in double, up to the rounding of the larger of 1 and the KL to the reference."""
+    torch.manual_seed(0)
+    reference = RelaxedNegativeBinomial(torch.ones(64), logits=torch.full((64,), math.log(mean)))
+    prior = Mixture(20, of=Autoregressive(4, width=32) if kind != "mixture" else None)
+    prior.setup(reference)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    z = reference.sample(Size([50]))
+    single = prior(reference).log_prob(z)
+    prior.double()
+    reference = RelaxedNegativeBinomial(
+        torch.ones(64, dtype=torch.float64), logits=torch.full((64,), math.log(mean), dtype=torch.float64)
+    )
+    exact = prior(reference).log_prob(z.double())
+    assert bool(((single - exact).abs() < 2e-4 * exact.abs().clamp_min(1)).all())
+
+
+@pytest.mark.parametrize("shift", [-200.0, 200.0, -math.inf, math.inf])
+def test_extreme_shifts_are_limited(shift):
+    for reference in (RelaxedNegativeBinomial(torch.ones(3), logits=torch.zeros(3)), RelaxedPoisson(torch.ones(3))):
+        delta = torch.full((2, 3), shift, requires_grad=True)
+        d = TiltedMixture(reference, [delta], torch.zeros(2))
+        value = d.log_prob(torch.tensor([0.0, 1.0, 5.0]))
+        value.backward()
+        assert bool(value.isfinite()) and bool(delta.grad.isfinite().all())
+
+
+def test_a_density_is_not_autocast():
+    """A mixture's tilt is a matrix product, which autocast would do in half precision."""
+    torch.manual_seed(0)
+    model, guide = pair("CMP", prior="mixture_autoregressive", components=5, groups=2)
+    changed(model, 0.2)
+    x = torch.rand(8, 1, 16, 16)
+    losses = []
+    for on in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            loss = AnalyticKL_ELBO().differentiable_loss(model, guide, x)
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_prior_that_was_there_before_comes_back():
+    """set_joint_prior keeps the parameters of a prior; a new one has the model's precision."""
+    model, _ = pair("CMP", prior="mixture", components=3)
+    changed(model)
+    own, z = model.joint_prior, torch.ones(2, 4)
+    before = model.prior_distribution().log_prob(z)
+    model.set_joint_prior(None)
+    assert model.prior_distribution().event_shape == ()
+    model.set_joint_prior(own)
+    assert torch.equal(model.prior_distribution().log_prob(z), before)
+    model.double().set_joint_prior(Mixture(2))
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_sampling_in_inference_mode_leaves_the_model_trainable():
+    model, guide = pair("CMP", prior="autoregressive", groups=2)
+    with torch.inference_mode():
+        model.prior_distribution().sample(Size([3]))
+    AnalyticKL_ELBO().differentiable_loss(model, guide, torch.rand(3, 1, 16, 16)).backward()
+
+
+def test_setup_sees_the_initial_prior():
+    class Sees(Mixture):
+        def setup(self, reference):
+            super().setup(reference)
+            self.seen = reference.mean.detach()
+
+    model = PoissonModel((5,), latents=3, decoder="linear", prior_mean=7.0, prior=Sees(2))
+    torch.testing.assert_close(model.joint_prior.seen, torch.full((3,), 7.0))
+
+
+def test_shapes_that_do_not_fit():
+    reference = RelaxedPoisson(torch.ones(2))
+    for shift, weights in (((5, 2), (1,)), ((1, 2), (5,)), ((5, 3), (5,)), ((2,), (5,))):
+        with pytest.raises(ValueError, match="must be"):
+            TiltedMixture(reference, [torch.zeros(shift)], torch.zeros(weights))
+    with pytest.raises(ValueError, match="must be"):
+        TiltedMixture(reference, [torch.zeros(5, 2)] * 2, torch.zeros(5))
+
+    class Other(RelaxedPoisson):
+        def log_prob(self, value):
+            return super().log_prob(value) - 1
+
+    with pytest.raises(TypeError, match="a joint prior needs a reference"):
+        TiltedMixture(Other(torch.ones(2)), [torch.zeros(5, 2)], torch.zeros(5))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
-from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions.bounds import rate_multiplier
+from pyro_nbvae.distributions.elementwise import computed_in
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, RelaxedNegativeBinomial
+from pyro_nbvae.distributions.normal import IsotropicNormal
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
 from pyro_nbvae.distributions.relaxed import Shape
 
@@ -40,10 +42,11 @@ _ELEMENTS_OF_CPU, _ELEMENTS = 1 << 18, 1 << 24
 
 
 class _Growth(torch.autograd.Function):
-    r"""Sums of log-normalisers, :math:`\sum_i t_{bi} \log(1 + s_{bi} e_{ci})`, (B, C), from t, s (B, K) and e (C, K).
+    r"""Sums :math:`\sum_i t_{bi} \log(1 + s_{bi} e_{ci} + s'_{bi} e'_{ci})`, (B, C).
 
-    With :math:`s = \sigma(l)` and :math:`e = e^\delta - 1` the logarithm is softplus(l + delta) - softplus(l). The
-    elements (b, c, i) are computed again in the backward pass, a part at a time.
+    Arguments: t, s, s' (B, K) and e, e' (C, K).
+
+    The elements (b, c, i) are computed again in the backward pass, a part at a time.
     """
 
     generate_vmap_rule = True
@@ -51,28 +54,40 @@ class _Growth(torch.autograd.Function):
     @staticmethod
     def _parts(e: Tensor, *rows: Tensor) -> Any:
         most = max(1, (_ELEMENTS_OF_CPU if e.device.type == "cpu" else _ELEMENTS) // e.numel())
-        return zip(*(each.split(most) for each in rows), strict=True)
+        return zip(*(each.unsqueeze(1).split(most) for each in rows), strict=True)
 
     @staticmethod
-    def forward(total: Tensor, s: Tensor, e: Tensor) -> Tensor:
-        parts = _Growth._parts(e, total, s)
-        return torch.cat([(torch.log1p(own.unsqueeze(1) * e) @ t.unsqueeze(2)).squeeze(2) for t, own in parts])
+    def forward(total: Tensor, s: Tensor, other_s: Tensor, e: Tensor, other_e: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                (torch.log1p(own * e + other * other_e) @ t.mT).squeeze(2)
+                for t, own, other in _Growth._parts(e, total, s, other_s)
+            ]
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total, s, e = ctx.saved_tensors
-        of_total, of_s, of_e = [], [], []
-        for t, own, g in _Growth._parts(e, total, s, gradient):
-            x = own.unsqueeze(1) * e
-            of_total.append((g.unsqueeze(1) @ torch.log1p(x)).squeeze(1))
-            slope = g.unsqueeze(2) / (1 + x)
-            of_s.append((slope * e).sum(1) * t)
-            of_e.append((slope * (t * own).unsqueeze(1)).sum(0))
-        return torch.cat(of_total), torch.cat(of_s), torch.stack(of_e).sum(0)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        total, s, other_s, e, other_e = ctx.saved_tensors
+        rows: tuple[list[Tensor], ...] = ([], [], [])
+        of_e: tuple[list[Tensor], ...] = ([], [])
+        for t, own, other, g in _Growth._parts(e, total, s, other_s, gradient):
+            x = own * e + other * other_e
+            slope = g.mT / (1 + x)
+            rows[0].append((g @ torch.log1p(x)).squeeze(1))
+            for k, (here, its) in enumerate(((own, e), (other, other_e))):
+                rows[1 + k].append((slope * its).sum(1) * t.squeeze(1))
+                of_e[k].append((slope * (t * here)).sum(0))
+        return (*(torch.cat(each) for each in rows), *(torch.stack(each).sum(0) for each in of_e))
+
+
+def _limited(shift: Sequence[Tensor]) -> Tensor:
+    """Return the shift of counts, between -30 and 30: with more, e^shift and mean counts overflow."""
+    (delta,) = shift
+    return delta.clamp(-30, 30)
 
 
 class CountShift:
@@ -106,26 +121,33 @@ class CountShift:
 
     def shifted(self, given: Any, shift: Sequence[Tensor]) -> TorchDistribution:
         """Return a factorised distribution with this shift, (..., K)."""
-        (delta,) = shift
+        delta = _limited(shift)
         if isinstance(given, NegativeBinomial):
             return RelaxedNegativeBinomial(given.total_count, logits=given.logits + delta, validate_args=False)
         return RelaxedPoisson(given.rate * delta.exp(), validate_args=False)
 
     def tilts(self, given: Any, shift: Sequence[Tensor], value: Tensor) -> Tensor:
-        """Return log p(value) - log given(value), summed over units, for every component: (..., C)."""
-        (delta,) = shift
-        delta = delta.to(value)
+        r"""Return log p(value) - log given(value), summed over units, for every component: (..., C).
+
+        With :math:`G = \log(1 + \sigma(l)(e^\delta - 1))` it is the sum of :math:`\delta z - (z + r) G`. For l > 0,
+        where these cancel, it is that of :math:`-\delta r - (z + r) H` with
+        :math:`H = \log(1 + \sigma(-l)(e^{-\delta} - 1))`.
+        """
+        delta = _limited(shift).to(value)
         if not isinstance(given, NegativeBinomial):
             rate = given.rate.to(value)
             return value @ delta.mT - rate @ torch.expm1(delta).mT
         r, logits = given.total_count.to(value), given.logits.to(value)
+        above, e, other_e = logits > 0, torch.expm1(delta), torch.expm1(-delta)
         if logits.dim() == 1:  # the same for all observations
-            growth = softplus(logits + delta) - softplus(logits)
-            return value @ (delta - growth).mT - growth @ r
+            grown = torch.log1p(torch.where(above, torch.sigmoid(-logits) * other_e, torch.sigmoid(logits) * e))
+            of_value, of_one = torch.where(above, -grown, delta - grown), torch.where(above, -delta - grown, -grown)
+            return value @ of_value.mT + of_one @ r
         shape = torch.broadcast_shapes(value.shape, logits.shape)
-        total, s = (each.expand(shape).reshape(-1, shape[-1]) for each in (value + r, torch.sigmoid(logits)))
-        growth = _Growth.apply(total, s, torch.expm1(delta))
-        return value @ delta.mT - growth.reshape(*shape[:-1], len(delta))
+        s, other_s = torch.sigmoid(logits).masked_fill(above, 0), torch.sigmoid(-logits).masked_fill(~above, 0)
+        rows = [each.expand(shape).reshape(-1, shape[-1]) for each in (value + r, s, other_s)]
+        grown = _Growth.apply(*rows, e, other_e).reshape(*shape[:-1], len(delta))
+        return torch.where(above, -r, value) @ delta.mT - grown
 
     def between(self, given: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
         """Return the shifts of components with these means and variances within, (C, K); counts need only the mean."""
@@ -174,19 +196,25 @@ class NormalShift:
         return (value - given.loc) / given.scale
 
 
+_OF_COUNTS = (NegativeBinomial.log_prob, RelaxedNegativeBinomial.log_prob, RelaxedPoisson.log_prob)
+_OF_NORMALS = (torch.distributions.Normal.log_prob, IsotropicNormal.log_prob)
+
+
 def shift_of(reference: Distribution) -> CountShift | NormalShift:
     """Return how a reference is shifted.
 
     Raises:
         TypeError: for another distribution than negative binomials and Poissons of this package, and normals.
     """
-    if isinstance(reference, NegativeBinomial | RelaxedPoisson):
-        return CountShift()
-    if isinstance(reference, torch.distributions.Normal):
-        return NormalShift()
+    if isinstance(reference, torch.distributions.Distribution) and len(reference.batch_shape) > 0:
+        log_prob = type(reference).log_prob  # a subclass may have another
+        if isinstance(reference, NegativeBinomial | RelaxedPoisson) and log_prob in _OF_COUNTS:
+            return CountShift()
+        if isinstance(reference, torch.distributions.Normal) and log_prob in _OF_NORMALS:
+            return NormalShift()
     raise TypeError(
-        f"a joint prior needs a reference that is a NegativeBinomial, a RelaxedPoisson or a Normal, got "
-        f"{type(reference).__name__}"
+        "a joint prior needs a reference of batch shape (..., K) that is a NegativeBinomial, a RelaxedPoisson or a "
+        f"Normal, got {type(reference).__name__} {tuple(getattr(reference, 'batch_shape', ()))}"
     )
 
 
@@ -269,8 +297,8 @@ class TiltedMixture(Tilted):
     Args:
         reference: a factorised distribution, batch shape (..., K), or a :class:`TiltedAutoregressive`, of which the
             components then shift every conditional distribution.
-        shift: shifts of the components, (C, K) each: for negative binomials and Poissons (log odds or log rate,); for
-            normals (location in scales, log of a factor of the scale).
+        shift: shifts of the components, (C, K) each: for negative binomials and Poissons (log odds or log rate,),
+            limited to 30 either way; for normals (location in scales, log of a factor of the scale).
         component_logits: logarithms of the components' weights up to a constant, (C,).
         validate_args: as in torch.
 
@@ -296,14 +324,24 @@ class TiltedMixture(Tilted):
         self.shift, self.component_logits = tuple(shift), component_logits
         reference = reference if self.inner is None else self.inner.reference
         self._by = shift_of(reference)
+        want = (*component_logits.shape, *reference.batch_shape[-1:])
+        if len(self.shift) != self._by.parts or any(part.shape != want for part in self.shift) or len(want) != 2:
+            raise ValueError(
+                f"component_logits {tuple(component_logits.shape)} and shift {[tuple(part.shape) for part in shift]} "
+                f"must be (C,) and {self._by.parts} of (C, {reference.batch_shape[-1]})"
+            )
         super().__init__(reference, validate_args=validate_args)
 
     def _by_component(self, value: Tensor) -> tuple[Any, Tensor]:
         """Return g and log p(c, value) - log g(value), (..., C)."""
         given = self.reference if self.inner is None else self.inner.factors(value)[0]
-        dtype = torch.promote_types(value.dtype, self.component_logits.dtype)
-        weights = self.component_logits.to(dtype).log_softmax(-1)
-        return given, weights + self._by.tilts(given, self.shift, value.to(dtype))
+        dtype = computed_in(torch.promote_types(value.dtype, self.component_logits.dtype))
+        kind = value.device.type
+        # matrix products, but of densities: autocast is for networks
+        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with full:
+            weights = self.component_logits.to(dtype).log_softmax(-1)
+            return given, weights + self._by.tilts(given, self.shift, value.to(dtype))
 
     def factors(self, value: Tensor) -> tuple[Any, Tensor]:
         given, tilts = self._by_component(value)

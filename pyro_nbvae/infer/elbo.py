@@ -464,15 +464,14 @@ def registered_kl(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _each(q: Distribution) -> Distribution:
-    """Return a distribution with the last dimension of its events in the batch shape.
+    """Return a distribution of vectors with their elements in the batch shape.
 
     Raises:
-        NoKLError: if the events are not independent along it.
+        NoKLError: if they are not independent.
     """
     if not isinstance(q, Independent):
         raise NoKLError(f"the KL from {name_of(q)} to a joint prior needs a posterior of independent latents")
-    inner = q.base_dist
-    return inner if q.reinterpreted_batch_ndims == 1 else Independent(inner, q.reinterpreted_batch_ndims - 1)
+    return q.base_dist
 
 
 def kl_at(q: Distribution, p: Distribution, z: Tensor) -> Tensor:

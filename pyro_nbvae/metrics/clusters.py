@@ -63,7 +63,7 @@ def latent_clusters(
     Args:
         model, guide: the trained pair.
         train, test: observations (N, *event_shape) and their labels (N,), training set and held-out data; of at most
-            20,000 and 10,000.
+            20,000 and 10,000, evenly spaced.
         components: number of clusters of k-means and of the Gaussian mixture; with a mixture as prior, the number of
             its components.
         seed: random seed.
@@ -90,9 +90,9 @@ def latent_clusters(
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.mixture import GaussianMixture
 
-    (x, labels), (x_test, test_labels) = (
-        (d[:most], y[:most]) for (d, y), most in ((train, _MAX_TRAIN), (test, _MAX_TEST))
-    )
+    # evenly spaced, because data may be sorted by label
+    x, labels = (each[:: max(1, -(-len(each) // _MAX_TRAIN))] for each in train)
+    x_test, test_labels = (each[:: max(1, -(-len(each) // _MAX_TEST))] for each in test)
     z, z_test = (represent(model, guide, each, "counts", seed=seed) for each in (x, x_test))
     assign: dict[str, Callable[[NDArray[np.float32]], Labels]] = {}
     with torch.no_grad():

@@ -19,7 +19,7 @@ from pyro_nbvae.batching import EvenSubset, Observations, is_image_shape, value_
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.distributions.tilted import Tilted
-from pyro_nbvae.infer.elbo import NoKLError, kl_at, log_mass, registered_kl
+from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
 from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
@@ -173,7 +173,9 @@ def _kl(q: TorchDistribution, p: TorchDistribution, z: Tensor) -> tuple[Tensor, 
     """
     if isinstance(p, Tilted):
         each = _registered_or_sampled(q, p.reference.expand(q.batch_shape))
-        return each, double(kl_at(q.to_event(1), p, z))
+        given, tilt = p.factors(z)
+        total = each if given is p.reference else _registered_or_sampled(q, given.expand(q.batch_shape))
+        return each, total.sum(-1) - double(tilt)
     joint = max(len(q.event_shape), len(p.event_shape))
     q, p = (d.to_event(joint - len(d.event_shape)) for d in (q, p))
     each = _registered_or_sampled(q, p.expand(q.batch_shape))

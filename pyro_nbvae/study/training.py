@@ -31,6 +31,7 @@ from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
+from pyro_nbvae.priors import JointPrior
 from pyro_nbvae.sampling import posterior_samples, start_prior
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
@@ -363,7 +364,8 @@ class Trainer:
                     break
                 row, state = self.train_epoch(epoch, bar), self.random_state()
                 if epoch == 0:
-                    self.start_joint_prior()
+                    with self.finite(epoch):
+                        self.start_joint_prior()
                 rows, states = zip(*self.group.gather((row | self.tested(epoch), state)), strict=True)
                 self.log.append(row := rows[0])
                 if self.group.leads:
@@ -432,7 +434,7 @@ class Trainer:
     def start_joint_prior(self) -> None:
         """Move a joint prior to the posteriors of training data; its optimiser begins again."""
         joint = self.model.joint_prior
-        if joint is None:
+        if joint is None or type(joint).start is JointPrior.start:
             return
         if self.group.leads:
             start_prior(self.model, self.guide, self.train_set, seed=self.config.seed)

@@ -18,7 +18,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:
+def load(path: str | Path, device: str = "auto", *, fitted: bool = False) -> tuple[GenerativeModel, AmortizedGuide]:
     """Load the model and guide of a trained run, in evaluation mode (no dropout).
 
     The guide keeps the relaxation of the run; inside ``guide.exact()`` it draws integer counts.
@@ -26,12 +26,13 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
     Args:
         path: a run folder, or a ``.safetensors`` file written by ``nbvae export``.
         device: auto (CUDA if available) or a PyTorch device string.
+        fitted: whether the model's prior is the one that ``nbvae fit-prior`` wrote to the run folder.
 
     Returns:
         ``(model, guide)``.
 
     Raises:
-        InputError: for a path that contains no trained run.
+        InputError: for a path that contains no trained run, or no fitted prior.
 
     Example::
 
@@ -48,4 +49,4 @@ def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, Amort
     """
     from pyro_nbvae.study.folder import load
 
-    return load(path, device)
+    return load(path, device, fitted=fitted)

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_nbvae
 from pyro_nbvae import sampling
 from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import MixtureOfNegativeBinomials, NegativeBinomial
@@ -164,6 +165,10 @@ def test_a_fitted_prior_is_that_of_its_checkpoint(tmp_path):
     run = train(config, tmp_path / "run", progress=False)
     fit_prior_of_run(run, components=4)
     generate(run, count=4, sampler="mixture")
+    model, _ = pyro_nbvae.load(run.folder, fitted=True)
+    assert isinstance(model.joint_prior, FittedMixture)
+    with pytest.raises(InputError, match="holds no fitted prior: give the run folder"):
+        pyro_nbvae.load(run.export(), fitted=True)
     train(replace(config, epochs=2), run.folder, resume=True, progress=False)
     with pytest.raises(InputError, match="was fitted to an earlier checkpoint: fit it again with nbvae fit-prior"):
         generate(run, count=4, sampler="mixture")

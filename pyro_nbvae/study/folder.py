@@ -125,14 +125,17 @@ def _restore(model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, 
         raise InputError(f"{of} ({reason[:200]}): the files belong to different runs") from None
 
 
-def load(path: str | Path, device: str = "auto") -> tuple[GenerativeModel, AmortizedGuide]:
+def load(path: str | Path, device: str = "auto", *, fitted: bool = False) -> tuple[GenerativeModel, AmortizedGuide]:
     """Load a trained pair: :func:`pyro_nbvae.load`, which documents it."""
     plugins.import_modules()
     path = Path(path)
     if path.is_file() or path.suffix == ".safetensors":
+        if fitted:
+            raise InputError(f"{path} holds no fitted prior: give the run folder")
         model, guide = _load_weights(path)
     else:
-        _, model, guide = Run(path).load("cpu")
+        run = Run(path)
+        _, model, guide = run.load_from(run.read_checkpoint(), "cpu", fitted=fitted)
     chosen = choose_device(device)
     return model.to(chosen).eval(), guide.to(chosen).eval()
 

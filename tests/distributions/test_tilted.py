@@ -142,6 +142,22 @@ def test_own_parameters_of_each_observation_give_the_same_tilt(shape):
     torch.testing.assert_close(TiltedMixture(own, (shift,), weights).log_prob(z), shared.log_prob(z))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_derivatives_of_the_tilt(shared):
+    """First and second derivatives in all arguments, against finite differences."""
+    torch.manual_seed(0)
+    rows = () if shared else (3,)
+    r, logits = torch.rand(*rows, 4) + 0.5, 2 * torch.randn(*rows, 4)
+    z, shift, weights = torch.rand(3, 4) * 5, torch.randn(5, 4), torch.randn(5)
+    arguments = [each.double().requires_grad_() for each in (r, logits, z, shift, weights)]
+
+    def tilt(r, logits, z, shift, weights):
+        reference = RelaxedNegativeBinomial(r, logits=logits, validate_args=False)
+        return TiltedMixture(reference, (shift,), weights).factors(z)[1]
+
+    assert torch.autograd.gradcheck(tilt, arguments) and torch.autograd.gradgradcheck(tilt, arguments)
+
+
 def test_a_mixture_of_negative_binomials_is_one():
     torch.manual_seed(0)
     r, logits, weights = torch.rand(3) * 4, torch.randn(4, 3), torch.randn(4)

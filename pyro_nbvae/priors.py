@@ -37,6 +37,11 @@ _PRIOR_OBSERVATIONS = 2.0
 _SPREAD = 0.01
 
 
+def _check_number(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {value}")
+
+
 class JointPrior(nn.Module, ABC):
     """Base class of joint priors: a module from a model's factorised prior to a joint distribution.
 
@@ -66,8 +71,14 @@ class JointPrior(nn.Module, ABC):
     _of: Any = None  # batch shape of the reference for which setup was called
 
     def setup_once(self, reference: Any) -> None:
-        """Call :meth:`setup`, unless the parameters are there; move them to the reference's device and precision."""
-        if self._of != reference.batch_shape:
+        """Call :meth:`setup`, unless the parameters are there; move them to the reference's device and precision.
+
+        Raises:
+            ValueError: if they are for another number of latents.
+        """
+        if self._of not in (None, reference.batch_shape):
+            raise InputError(f"this prior is of a model with latents of shape {tuple(self._of)}: make a new one")
+        if self._of is None:
             self.setup(reference)
             self._of = reference.batch_shape
         self.to(reference.mean)
@@ -124,8 +135,9 @@ class Mixture(JointPrior):
 
     def __init__(self, components: int = 100, *, of: Autoregressive | None = None) -> None:
         super().__init__()
-        if components < 1:
-            raise InputError(f"components must be at least 1, got {components}")
+        _check_number("components", components)
+        if not isinstance(of, Autoregressive | None):
+            raise TypeError(f"of must be an Autoregressive prior or None, got a {type(of).__name__}")
         self.components, self.of = components, of
         self.component_logits = nn.Parameter(torch.zeros(components))
 
@@ -362,8 +374,8 @@ class Autoregressive(JointPrior):
 
     def __init__(self, groups: int = 16, *, width: int = 512) -> None:
         super().__init__()
-        if groups < 1 or width < 1:
-            raise InputError(f"groups and width must be at least 1, got {groups} and {width}")
+        _check_number("groups", groups)
+        _check_number("width", width)
         self.groups, self.width = groups, width
 
     def setup(self, reference: Any) -> None:

@@ -23,6 +23,8 @@ from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluati
 
 # Maximum number of observations that a prior is fitted to; one of so many is held out.
 _MAX_FITTED, _HELD_OUT = 60_000, 10
+# Number of mixtures that are compared at least.
+_TRIED = 4
 # Maximum number of observations at whose posteriors a joint prior begins.
 _MAX_STARTED = 20_000
 
@@ -63,6 +65,11 @@ class PriorSampler:
         return self.model.prior_distribution().sample(torch.Size([count]))
 
 
+def _of_fits(seed: int) -> int:
+    """Return the seed of a fit: with that of an evaluation, both would have the same noise, to which a prior fits."""
+    return (seed * 1_000_003 + 769_287_463) % 2**32
+
+
 def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observations, *, seed: int = 0) -> None:
     """Move the joint prior of a model, if it has one, to the posteriors of data; call it after the first epoch.
 
@@ -86,7 +93,7 @@ def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observation
     """
     joint = model.joint_prior
     if joint is not None and type(joint).start is not JointPrior.start:
-        with evaluating(model, guide, seed):
+        with evaluating(model, guide, _of_fits(seed)):
             z = posterior_samples(model, guide, data, _MAX_STARTED)
             joint.start(model.factorised_prior(), z, seed)
 
@@ -102,16 +109,17 @@ def fit_prior(
 ) -> tuple[FittedMixture, dict[int, float]]:
     """Fit a mixture to the posteriors of data: a better prior, found after training (ex-post density estimation).
 
-    Mixtures of ``components``, a half, a quarter and an eighth of them are fitted to one sample of the posterior for
-    each observation but a tenth, whose likelihood chooses the number; the mixture is then fitted to all samples.
+    Mixtures of ``components``, a half, a quarter and an eighth of them, and fewer as long as these are better, are
+    fitted to one sample of the posterior for each observation but a tenth, whose likelihood chooses the number; the
+    mixture is then fitted to all samples.
     ``model.set_joint_prior(fitted)`` makes it the prior of a model, for samples and for bounds.
 
     Args:
         model, guide: the trained pair.
         data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`), at
             least two observations; at most 60,000 are used, evenly spaced.
-        components: largest number of components.
-        seed: random seed.
+        components: largest number of components; not more than there are observations are used.
+        seed: random seed; the noise is another than that of :func:`~pyro_nbvae.metrics.held_out` with this seed.
         progress: show a progress bar.
 
     Returns:
@@ -136,7 +144,7 @@ def fit_prior(
     """
     if components < 1:
         raise InputError(f"components must be at least 1, got {components}")
-    with evaluating(model, guide, seed):
+    with evaluating(model, guide, _of_fits(seed)):
         support: Any = guide.posterior(model.to_input(next(iter(evaluation_batches(data, "data")))[:1])).support
         counted = getattr(support, "lower_bound", None) == 0 and getattr(support, "upper_bound", None) is None
         if support.event_dim or not (support is constraints.real or (support.is_discrete and counted)):
@@ -145,12 +153,15 @@ def fit_prior(
     if len(z) < 2:
         raise InputError(f"a mixture needs at least 2 observations, got {len(z)}")
     held_out = torch.arange(len(z)) % _HELD_OUT == 1
-    numbers = sorted({max(1, components // part) for part in (8, 4, 2, 1)})
-    scores = {}
-    for number in tqdm(numbers, desc="mixtures", unit="fit", disable=not progress, leave=None):
-        fitted = FittedMixture.fit(z[~held_out], number, counts=support.is_discrete, seed=seed)
-        scores[number] = float(fitted.distribution.log_prob(z[held_out]).double().mean())
-    best = max(scores, key=lambda number: scores[number])
+    number, scores = min(components, int((~held_out).sum())), dict[int, float]()
+    with tqdm(desc="mixtures", unit="fit", disable=not progress, leave=None) as bar:
+        # at least four numbers, and half as many components as long as fewer are better
+        while number and (len(scores) < _TRIED or min(scores) == max(scores, key=lambda each: scores[each])):
+            fitted = FittedMixture.fit(z[~held_out], number, counts=support.is_discrete, seed=seed)
+            scores[number] = float(fitted.distribution.log_prob(z[held_out]).double().mean())
+            number //= 2
+            bar.update()
+    best = max(scores, key=lambda each: scores[each])
     return FittedMixture.fit(z, best, counts=support.is_discrete, seed=seed).to(model.device), scores
 
 

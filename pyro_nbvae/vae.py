@@ -256,6 +256,8 @@ class GenerativeModel(_Program):
             TypeError: as the class.
         """
         if prior is not None:
+            if not isinstance(prior, JointPrior):
+                raise TypeError(f"prior must be a JointPrior, such as Mixture(100), got a {type(prior).__name__}")
             if type(self).prior_distribution is not GenerativeModel.prior_distribution:
                 raise TypeError(
                     f"{type(self).__name__} has a prior_distribution of its own and takes no joint prior: rename it "

@@ -140,9 +140,22 @@ def test_what_has_no_joint_prior_says_so():
 
     with pytest.raises(TypeError, match="prior_distribution of its own and takes no joint prior"):
         Own((5,), latents=3, decoder="linear", prior=Mixture(3))
-    for wrong in (lambda: Mixture(0), lambda: Autoregressive(0), lambda: Autoregressive(3, width=0)):
-        with pytest.raises(InputError, match="at least 1"):
+    for wrong in (
+        lambda: Mixture(0),
+        lambda: Mixture(2.5),
+        lambda: Autoregressive(0),
+        lambda: Autoregressive(3, width=0),
+    ):
+        with pytest.raises(InputError, match="a whole number of at least 1"):
             wrong()
+    with pytest.raises(TypeError, match="of must be an Autoregressive prior"):
+        Mixture(3, of=Mixture(3))
+    with pytest.raises(TypeError, match="prior must be a JointPrior"):
+        PoissonModel((5,), latents=3, decoder="linear", prior="mixture")
+    prior = Mixture(3)
+    PoissonModel((5,), latents=3, decoder="linear", prior=prior)
+    with pytest.raises(InputError, match="is of a model with latents of shape"):
+        PoissonModel((5,), latents=4, decoder="linear", prior=prior)
 
 
 def test_a_fixed_scale_takes_a_joint_prior_too():

@@ -93,7 +93,8 @@ def latent_clusters(
     # evenly spaced, because data may be sorted by label
     x, labels = (each[:: max(1, -(-len(each) // _MAX_TRAIN))] for each in train)
     x_test, test_labels = (each[:: max(1, -(-len(each) // _MAX_TEST))] for each in test)
-    z, z_test = (represent(model, guide, each, "counts", seed=seed) for each in (x, x_test))
+    # with another noise, since clusters may fit to the noise of each unit
+    z, z_test = (represent(model, guide, d, "counts", seed=(seed + k) % 2**32) for k, d in enumerate((x, x_test)))
     assign: dict[str, Callable[[NDArray[np.float32]], Labels]] = {}
     with torch.no_grad():
         prior = model.prior_distribution()

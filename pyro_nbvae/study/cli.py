@@ -148,6 +148,8 @@ def evaluate(
     folders = [Run(folder) for folder in runs]
     for run in folders:  # before the first, which may take long
         run.config()
+        if sampler == "mixture":
+            run.read_prior(run.read_checkpoint())
     found = [
         evaluate(
             run,
@@ -217,7 +219,7 @@ def components(
 
     Args:
         run: a run folder written by nbvae train.
-        count: number of components, those with the largest weights, and of samples of each.
+        count: number of components, those with the largest weights, and of samples of each; at most 20.
         sampler: prior, or mixture for the prior of nbvae fit-prior.
     """
     from pyro_nbvae.study.folder import Run

@@ -484,12 +484,15 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
         taken = {suffix_of(kind) for kind in networks}
         others = zip_longest(before.get("feature_sets", []), before.get("feature_networks", []))
         networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
+    own = getattr(getattr(this.config.vae, "prior", None), "kind", None)
+    prior = "fitted mixture" if this.sampler == "mixture" else own
     kept = {one: v for one, v in before.items() if same and one in METRICS and values.get(one) is None}
     if kept.get("importance_weighted_bound") is not None:
         kept["importance_samples"] = before["importance_samples"]
     content = {
         "variant": with_sampler(this.config.variant, this.sampler),
         "data": this.config.data,
+        **({} if prior is None else {"prior": prior}),
         **now,
         "feature_sets": list(networks),
         "feature_networks": [network for network in networks.values() if network is not None],
@@ -621,7 +624,8 @@ def plain(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         names: headings of the columns, such as the run folders.
     """
     lines = [["run", *names]]
-    lines += [[about, *(str(row[about]) for row in rows)] for about in ("variant", "data", "epochs")]
+    for about in ("variant", "prior", "data", "epochs"):
+        lines += [[about, *(str(row.get(about, "fixed")) for row in rows)]]
     columns = columns_of(rows)
     errors = {f"{one.name}_error" for one in columns}
     lines += [[one.heading, *(_with_error(row, one) for row in rows)] for one in columns if one.name not in errors]

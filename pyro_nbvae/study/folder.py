@@ -415,9 +415,10 @@ class Run:
         return self.folder / "prior.pt"
 
     def write_prior(self, prior: FittedMixture, state: Checkpoint) -> None:
-        """Write a prior that was fitted to the posteriors of a checkpoint; metrics of an earlier one are removed."""
+        """Write a prior that was fitted to the posteriors of a checkpoint; what an earlier one gave is removed."""
         content = {"counts": prior.counts, "parts": prior.parts, "of": _fingerprint(state), **prior.state_dict()}
-        (self.folder / metrics_file("mixture")).unlink(missing_ok=True)
+        for path in (self.folder / metrics_file("mixture"), *self.folder.glob("*-mixture.png")):
+            path.unlink(missing_ok=True)
         write_tensors(self.prior_path, content)
 
     def read_prior(self, state: Checkpoint) -> FittedMixture:
@@ -434,10 +435,12 @@ class Run:
             reference = [content[f"reference_{k}"] for k in range(2)]
             shift = [content[f"shift_{k}"] for k in range(content["parts"])]
             return FittedMixture(content["counts"], reference, shift, content["component_logits"])
+        except InputError:
+            raise
         except FileNotFoundError:
             raise InputError(f"{self.folder} has no fitted prior: fit a mixture with {again}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.prior_path} cannot be read ({error}): fit it again with {again}") from error
+            raise InputError(f"{self.prior_path} cannot be read, it is damaged: fit it again with {again}") from error
 
     def restore(self, model: GenerativeModel, guide: AmortizedGuide, state: Mapping[str, Any]) -> None:
         """Load parameters from a checkpoint into a pair.

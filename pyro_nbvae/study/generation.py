@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae import sampling
-from pyro_nbvae.batching import is_image_shape, to_bytes, to_floats, value_range
+from pyro_nbvae.batching import BATCH, is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded
@@ -203,20 +203,21 @@ def components(
 
     Args:
         run: a trained run.
-        count: number of components, those with the largest weights, and of samples of each; at least 2.
+        count: number of components, those with the largest weights, and of samples of each; 2 to 20.
         sampler: ``prior``, or ``mixture`` for the prior of :func:`fit_prior`, whose files end in ``-mixture.png``.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root, data_path: not used.
 
     Returns:
-        Paths of the plots. A row of ``paths.png`` leads from a component to the next one in ``components.png``.
+        Paths of the plots. A row of ``paths.png`` leads from a component to the next one in ``components.png``; with one
+        component there is none.
 
     Raises:
         InputError: for a folder that contains no trained run, a run whose prior is no mixture, or a number out of
             range.
     """
-    check_number("--count", count, 2, 100)
+    check_number("--count", count, 2, 20)
     check_seed(seed)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
@@ -224,26 +225,29 @@ def components(
         prior = model.prior_distribution()
         if not isinstance(prior, TiltedMixture):
             raise InputError(
-                f"the prior of {run.folder} is no mixture: fit one with nbvae fit-prior, and --sampler mixture"
+                f"the prior of {run.folder} is no mixture: fit one with nbvae fit-prior, then use --sampler mixture"
             )
         weights, chosen = prior.component_logits.softmax(-1).sort(descending=True)
         chosen = chosen[:count]
         ends = zip(chosen.tolist(), chosen.roll(-1).tolist(), strict=True)
-        pictures = {
-            "components": prior.sample_given(chosen.repeat_interleave(count)),
-            "paths": torch.cat([prior.path(first, last, count) for first, last in ends]),
-        }
+        pictures = {"components": prior.sample_given(chosen.repeat_interleave(count))}
+        if len(chosen) > 1:
+            pictures["paths"] = torch.cat([prior.path(first, last, count) for first, last in ends])
         rows = [f"{weight:.1%}" for weight in weights[: len(chosen)].tolist()]
-        names = {"components": "components of the prior, by weight", "paths": "ways from a component to the next"}
+        whose = "fitted mixture" if sampler == "mixture" else "prior"
+        names = {
+            "components": f"samples of components of the {whose}, and their weights",
+            "paths": f"paths from each component of the {whose} to the next",
+        }
         written = []
         for name, z in pictures.items():
-            means = model.observation(z).mean.cpu()
+            means = torch.cat([model.observation(part).mean.cpu() for part in z.split(BATCH)])
             path = run.folder / f"{name}{'-mixture' * (sampler == 'mixture')}.png"
             title = f"{config.title}: {names[name]}"
             if is_image_shape(model.event_shape):
                 plot_images(means, path, title=title, columns=count, rows=rows, limits=state.get("limits"))
             else:
-                plot_lines({name: means}, path, title=title)
+                plot_lines({"": means}, path, title=title, rows=rows)
             written.append(path)
     return written
 

@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from pyro_nbvae.batching import value_range
@@ -102,15 +102,16 @@ def plot_pairs(
     plot_images(torch.stack(rows, 1).flatten(0, 2), path, title=title, columns=columns, limits=limits)
 
 
-def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
+def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str, rows: Sequence[str] = ()) -> None:
     """Plot observations of any shape as heat maps on one colour scale, one panel per set, one row per observation.
 
     Args:
         sets: maps the name of a set to its observations (N, ...).
         path: the PNG file.
         title: above the panels.
+        rows: labels of blocks of rows, all of one height. Default: the numbers of the observations.
     """
-    figure = Figure(figsize=(5 * len(sets) + 0.8, 4.5), layout="constrained")
+    figure = Figure(figsize=(5 * len(sets) + 0.8 + 2.5 * bool(rows), 4.5 + 1.5 * bool(rows)), layout="constrained")
     figure.suptitle(_literal(title))
     low = min(float(x.min()) for x in sets.values())
     high = max(float(x.max()) for x in sets.values())
@@ -119,7 +120,14 @@ def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
         shown = axes.imshow(x.flatten(1).cpu().numpy(), aspect="auto", interpolation="nearest", vmin=low, vmax=high)
         axes.set_title(_literal(name))
         axes.set_xlabel("element")
-        axes.set_ylabel("observation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if rows:
+            height = len(x) / len(rows)
+            axes.set_yticks([height * (row + 0.5) - 0.5 for row in range(len(rows))], list(map(_literal, rows)))
+            axes.hlines([height * row - 0.5 for row in range(1, len(rows))], *axes.get_xlim(), color="white", lw=1)
+        else:
+            axes.set_ylabel("observation")
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=list(panels), label="value")
     _save(figure, path)
 

@@ -210,8 +210,8 @@ def components(
         data_root, data_path: not used.
 
     Returns:
-        Paths of the plots. A row of ``paths.png`` leads from a component to the next one in ``components.png``; with one
-        component there is none.
+        Paths of the plots. A row of ``paths.png`` leads from a component to the next one in ``components.png``; with
+        one component there is none.
 
     Raises:
         InputError: for a folder that contains no trained run, a run whose prior is no mixture, or a number out of

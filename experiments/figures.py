@@ -100,7 +100,10 @@ def samples(given: Arguments, path: Path) -> None:
 def priors(given: Arguments, path: Path) -> None:
     """Plot training images, and images generated from each prior (integer counts), two rows per prior."""
     rows = {"training data": to_floats(given.images("train", 16))}
-    for cell in (cell for cell in given.finished(priors_of.TABLE) if cell.label.split()[0] == SPIKING[0]):
+    found = [cell for cell in given.finished(priors_of.TABLE) if cell.label.split()[0] == SPIKING[0]]
+    if not found:
+        raise MissingRuns(priors_of.TABLE.name)
+    for cell in found:
         drawn = generation.prior_samples(*cell.run.load(given.device)[1:], 32, seed=given.seed)
         kind = cell.label.partition(" ")[2].replace("_", ",\n") or "independent"
         rows |= dict(zip((kind, " " * len(rows)), to_floats(drawn).split(16), strict=True))

@@ -57,7 +57,7 @@ CASES = {
 EXTREME = {
     "com_poisson_kl": (1e5, 8.0, 3.0, math.log(3e4)),
     "com_poisson_integers": (1e5, 8.0, 0.3),
-    "negative_binomial_integers": (1e5, 0.0, 0.3),
+    "negative_binomial_integers": (1e7, math.log(0.01), 0.3),
     "negative_binomial_kl": (1e4, math.log(10.0), 2e3, math.log(40.0)),
     "shared_dispersion_kl": (1e4, math.log(10.0), math.log(12.0)),
     "poisson_kl": (1e5, 1.001e5),

@@ -100,6 +100,11 @@ class JointPrior(nn.Module, ABC):
             seed: random seed.
         """
 
+    @property
+    def starts(self) -> bool:
+        """Whether :meth:`start` does anything."""
+        return type(self).start is not JointPrior.start
+
     def by_rate(self) -> Iterator[tuple[JointPrior, list[nn.Parameter]]]:
         """Iterate over the parts, this prior last, each with its own parameters."""
         inner = [part for part in self.children() if isinstance(part, JointPrior)]

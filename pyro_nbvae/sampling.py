@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pyro_nbvae.batching import BATCH, EvenSubset, Observations, evaluation_batches
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.priors import FittedMixture, JointPrior
+from pyro_nbvae.priors import FittedMixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
 # Maximum number of observations that a prior is fitted to; one of so many is held out.
@@ -92,7 +92,7 @@ def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observation
         True
     """
     joint = model.joint_prior
-    if joint is not None and type(joint).start is not JointPrior.start:
+    if joint is not None and joint.starts:
         with evaluating(model, guide, _of_fits(seed)):
             z = posterior_samples(model, guide, data, _MAX_STARTED)
             joint.start(model.factorised_prior(), z, seed)

@@ -193,7 +193,7 @@ class NormalShift:
 
     def coordinates(self, given: Any, value: Tensor) -> Tensor:
         """Return values in units of the scale."""
-        return (value - given.loc) / given.scale
+        return self.standardised(given, value)
 
 
 _OF_COUNTS = (NegativeBinomial.log_prob, RelaxedNegativeBinomial.log_prob, RelaxedPoisson.log_prob)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_nbvae.batching import evenly_spaced
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.latents import Labels, represent
@@ -90,9 +91,9 @@ def latent_clusters(
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.mixture import GaussianMixture
 
-    # evenly spaced, because data may be sorted by label
-    x, labels = (each[:: max(1, -(-len(each) // _MAX_TRAIN))] for each in train)
-    x_test, test_labels = (each[:: max(1, -(-len(each) // _MAX_TEST))] for each in test)
+    # the first may all have one label
+    x, labels = (evenly_spaced(each, _MAX_TRAIN) for each in train)
+    x_test, test_labels = (evenly_spaced(each, _MAX_TEST) for each in test)
     # with another noise, since clusters may fit to the noise of each unit
     z, z_test = (represent(model, guide, d, "counts", seed=(seed + k) % 2**32) for k, d in enumerate((x, x_test)))
     assign: dict[str, Callable[[NDArray[np.float32]], Labels]] = {}

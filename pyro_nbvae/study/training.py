@@ -31,7 +31,6 @@ from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
-from pyro_nbvae.priors import JointPrior
 from pyro_nbvae.sampling import posterior_samples, start_prior
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
@@ -434,7 +433,7 @@ class Trainer:
     def start_joint_prior(self) -> None:
         """Move a joint prior to the posteriors of training data; its optimiser begins again."""
         joint = self.model.joint_prior
-        if joint is None or type(joint).start is JointPrior.start:
+        if joint is None or not joint.starts:
             return
         if self.group.leads:
             start_prior(self.model, self.guide, self.train_set, seed=self.config.seed)

@@ -216,6 +216,7 @@ class _Factorised:
 
 @dataclass(frozen=True, kw_only=True)
 class _Mixture(_Factorised):
+    kind: Kind[Literal["mixture"]] = "mixture"
     components: Annotated[int, Field(ge=1, le=100_000)] = 100
     """number of components of the mixture"""
 
@@ -227,6 +228,7 @@ class _Mixture(_Factorised):
 
 @dataclass(frozen=True, kw_only=True)
 class _Autoregressive(_Factorised):
+    kind: Kind[Literal["autoregressive"]] = "autoregressive"
     groups: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     """number of groups of latents; those of one group are independent given the earlier groups"""
 
@@ -238,6 +240,8 @@ class _Autoregressive(_Factorised):
 
 @dataclass(frozen=True, kw_only=True)
 class _MixtureOfAutoregressive(_Mixture, _Autoregressive):
+    kind: Kind[Literal["mixture_autoregressive"]] = "mixture_autoregressive"  # type: ignore[assignment]
+
     def joint(self) -> JointPrior | None:
         from pyro_nbvae.priors import Autoregressive, Mixture
 
@@ -255,21 +259,15 @@ class LearnedScale(_Factorised):
 class MixtureOfNormals(_Mixture, LearnedScale):
     """A mixture of independent normals."""
 
-    kind: Kind[Literal["mixture"]] = "mixture"  # type: ignore[assignment]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveNormals(_Autoregressive, LearnedScale):
     """Normals, each given those of earlier groups."""
 
-    kind: Kind[Literal["autoregressive"]] = "autoregressive"  # type: ignore[assignment]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureOfAutoregressiveNormals(_MixtureOfAutoregressive, LearnedScale):
     """A mixture on top of autoregressive normals."""
-
-    kind: Kind[Literal["mixture_autoregressive"]] = "mixture_autoregressive"  # type: ignore[assignment]
 
 
 NormalPrior = Annotated[
@@ -296,21 +294,15 @@ class LearnedCounts(_Factorised):
 class MixtureOfCounts(_Mixture, LearnedCounts):
     """A mixture of independent counts."""
 
-    kind: Kind[Literal["mixture"]] = "mixture"  # type: ignore[assignment]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveCounts(_Autoregressive, LearnedCounts):
     """Counts, each given those of earlier groups."""
 
-    kind: Kind[Literal["autoregressive"]] = "autoregressive"  # type: ignore[assignment]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureOfAutoregressiveCounts(_MixtureOfAutoregressive, LearnedCounts):
     """A mixture on top of autoregressive counts."""
-
-    kind: Kind[Literal["mixture_autoregressive"]] = "mixture_autoregressive"  # type: ignore[assignment]
 
 
 CountPrior = Annotated[LearnedCounts | MixtureOfCounts | AutoregressiveCounts | MixtureOfAutoregressiveCounts, BY_KIND]

@@ -167,9 +167,10 @@ def poisson_limit(given: Arguments, path: Path) -> None:
     )
 
     class SameMeans(NegativeBinomialGuide):
-        def posterior(self, x: torch.Tensor) -> RelaxedNegativeBinomial:
+        def posterior(self, x: torch.Tensor, **known: torch.Tensor | None) -> RelaxedNegativeBinomial:
             r = self.prior.total_count
-            return RelaxedNegativeBinomial(r, logits=(guide.posterior(x).rate / r).log(), relaxation=self.relaxation)
+            rate = guide.posterior(x, **known).rate
+            return RelaxedNegativeBinomial(r, logits=(rate / r).log(), relaxation=self.relaxation)
 
     posterior = SameMeans(other, encoder=guide.encoder, shared_dispersion=True)
     other.initial_stddev.copy_(model.initial_stddev)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pyro_nbvae.errors import InputError
 BATCH = 500
 # Kind of the values of a data set, as a model takes them.
 ValueKind = Literal["unit", "binary", "counts", "real"]
+Sliced = TypeVar("Sliced", bound="Tensor | Recording")
 
 
 def is_image_shape(event_shape: tuple[int, ...]) -> bool:
@@ -133,7 +135,7 @@ def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tenso
         yield to_floats(x[chosen])
 
 
-def evenly_spaced(x: Tensor, most: int) -> Tensor:
+def evenly_spaced(x: Sliced, most: int) -> Sliced:
     """Return at most ``most`` observations, evenly spaced, because data may be sorted.
 
     Example::
@@ -141,17 +143,168 @@ def evenly_spaced(x: Tensor, most: int) -> Tensor:
         >>> evenly_spaced(torch.arange(7), 3)
         tensor([0, 3, 6])
     """
-    return x[:: max(1, math.ceil(len(x) / most))]
+    return cast(Sliced, x[:: max(1, math.ceil(len(x) / most))])
 
 
+# What may be known of observations besides their values, in the order of a program's arguments.
+GIVEN = ("mask", "exposure", "covariates")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Observations with what is known of them: which values were observed, exposures and covariates.
+
+    Evaluations and samplers take it in the place of a tensor of observations. A model and a guide take its parts:
+    ``model(data.x, **data.given)``.
+
+    Args:
+        x: observations (N, *event_shape), such as counts (trials, neurons) or (trials, bins, neurons).
+        mask: True where a value was observed; broadcasts to x. The other values may be anything, also NaN. Default: all
+            were observed.
+        exposure: positive known factor of the mean, such as the width of a bin or a size factor: (N,), one for each
+            observation, or of as many dimensions as x, to which it broadcasts. Default: 1.
+        covariates: (N, C), what the observations are conditioned on, such as a one-hot stimulus. Default: none.
+
+    Raises:
+        InputError: for parts of other shapes or types, and for exposures that are not positive and finite.
+
+    Example::
+
+        >>> data = Recording(torch.tensor([[0.0, 3.0], [1.0, float("nan")]]), mask=torch.tensor([[1, 1], [1, 0]]) > 0)
+        >>> len(data), data.event_shape, sorted(data[:1].given)
+        (2, torch.Size([2]), ['mask'])
+    """
+
+    x: Tensor
+    mask: Tensor | None = None
+    exposure: Tensor | None = None
+    covariates: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise InputError(f"mask must be bool, True where a value was observed, got {self.mask.dtype}")
+        if self.exposure is not None and self.exposure.dim() == 1 < self.x.dim():
+            exposure = self.exposure.reshape(-1, *(1 for _ in self.event_shape))
+            object.__setattr__(self, "exposure", exposure)
+        for name in ("mask", "exposure"):
+            part = getattr(self, name)
+            if part is not None and (part.dim() != self.x.dim() or not _broadcasts(part.shape, self.x.shape)):
+                raise InputError(
+                    f"{name} has shape {tuple(part.shape)}: it must broadcast to the observations, "
+                    f"{tuple(self.x.shape)}"
+                )
+        c = self.covariates
+        if c is not None and (c.dim() != 2 or len(c) != len(self.x)):
+            raise InputError(f"covariates have shape {tuple(c.shape)}: expected ({len(self.x)}, number of covariates)")
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one observation."""
+        return self.x.shape[1:]
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """What is known besides the values, as the arguments of model and guide."""
+        return {name: part for name in GIVEN if (part := getattr(self, name)) is not None}
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Recording:
+        return Recording(change(self.x), **{name: change(part) for name, part in self.given.items()})
+
+    def __getitem__(self, chosen: Any) -> Recording:
+        """Return some of the observations: a slice, a mask (N,) or indices."""
+        every = {name: part.expand(len(self), *part.shape[1:]) for name, part in self.given.items()}
+        return Recording(self.x[chosen], **{name: part[chosen] for name, part in every.items()})
+
+    def split(self, size: int) -> list[Recording]:
+        """Return batches of this size; the last may be smaller."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    def to(self, device: torch.device) -> Recording:
+        """Return the recording on a device."""
+        return self._each(lambda part: part.to(device))
+
+    def like(self, other: Tensor) -> Recording:
+        """Return the recording on the device and in the precision of a tensor; a mask stays bool."""
+        return self._each(lambda part: part.to(other.device) if part.dtype == torch.bool else part.to(other))
+
+    def floats(self) -> Recording:
+        """Return the recording as floats, pixels scaled to [0, 1]; a mask stays bool."""
+        given = {name: part if part.dtype == torch.bool else part.float() for name, part in self.given.items()}
+        return Recording(to_floats(self.x), **given)
+
+    def filled(self, value: float) -> Tensor:
+        """Return the observations, with this value where none was observed."""
+        return self.x if self.mask is None else self.x.masked_fill(~self.mask, value)
+
+    @property
+    def number(self) -> Tensor:
+        """Number of observed values of each observation, (N,)."""
+        number = math.prod(self.event_shape)
+        if self.mask is None:
+            return torch.full((len(self),), number, device=self.x.device)
+        return self.mask.expand(self.x.shape).flatten(1).sum(1)
+
+    def check(self, what: str = "data") -> None:
+        """Check the values of exposures and covariates.
+
+        Raises:
+            InputError: for an exposure that is not positive and finite, and for a covariate that is not finite.
+        """
+        e, c = self.exposure, self.covariates
+        if e is not None and not bool(((e > 0) & e.isfinite()).all()):
+            raise InputError(
+                f"{what}: exposures must be positive and finite, got {float(e.min()):g} to {float(e.max()):g}"
+            )
+        if c is not None and not bool(c.isfinite().all()):
+            raise InputError(f"{what}: covariates must be finite")
+
+    @staticmethod
+    def of(data: Tensor | Recording) -> Recording:
+        """Return observations as a recording."""
+        return data if isinstance(data, Recording) else Recording(data)
+
+    @staticmethod
+    def cat(parts: Sequence[Recording]) -> Recording:
+        """Join recordings that have the same parts."""
+        if len(parts) == 1:
+            return parts[0]
+        given = {
+            name: torch.cat([getattr(p, name).expand(len(p), *getattr(p, name).shape[1:]) for p in parts])
+            for name in parts[0].given
+        }
+        return Recording(torch.cat([p.x for p in parts]), **given)
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return all(a in (1, b) for a, b in zip(shape, to, strict=True))
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Join batches: tensors, or recordings."""
+    if isinstance(parts[0], Recording):
+        return Recording.cat(cast("Sequence[Recording]", parts))
+    return torch.cat(cast("list[Tensor]", list(parts)))
+
+
+# A batch of observations (B, *event_shape).
+Batch: TypeAlias = Tensor | Recording
 # Observations (N, *event_shape), or an iterable of batches of them. A batch may be a sequence such as (x, y) of a
 # DataLoader: its first tensor is the observations.
-Observations: TypeAlias = Tensor | Iterable[Tensor | Sequence[Tensor]]
+Observations: TypeAlias = Batch | Iterable[Batch | Sequence[Tensor]]
 
 
-def _loaded(data: Iterable[Tensor | Sequence[Tensor]], what: str) -> Iterator[Tensor]:
+def _kind(batch: Batch) -> str:
+    x = Recording.of(batch)
+    known = "".join(f" with {name}" for name in x.given)
+    return f"{x.x.dtype} of shape {tuple(x.event_shape)}{known}"
+
+
+def _loaded(data: Iterable[Batch | Sequence[Tensor]], what: str) -> Iterator[Batch]:
     """Iterate over the observations of a DataLoader's batches."""
-    first: Tensor | None = None
+    first: Batch | None = None
     iterator, end = None, object()
     while True:
         with torch.random.fork_rng([]):  # the random numbers of a DataLoader are not those of the latents
@@ -161,41 +314,38 @@ def _loaded(data: Iterable[Tensor | Sequence[Tensor]], what: str) -> Iterator[Te
             return
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         first = x if first is None else first
-        if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):  # cat would convert pixels to floats unscaled
-            raise InputError(
-                f"{what}: batches must have one shape and dtype, got {first.dtype} of shape {tuple(first.shape)}, then "
-                f"{x.dtype} of shape {tuple(x.shape)}"
-            )
+        if _kind(x) != _kind(first):  # cat would convert pixels to floats unscaled
+            raise InputError(f"{what}: batches must have one shape and dtype, got {_kind(first)}, then {_kind(x)}")
         yield x
 
 
-def _regrouped(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _regrouped(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Regroup batches into those of a tensor, so that results do not depend on how the data were batched."""
-    waiting: list[Tensor] = []
+    waiting: list[Batch] = []
     for batch in batches:
         waiting.append(batch)
         while sum(map(len, waiting)) >= BATCH:
-            whole = torch.cat(waiting)
+            whole = joined(waiting)
             yield whole[:BATCH]
             waiting = [whole[BATCH:]]
     if sum(map(len, waiting)):
-        yield torch.cat(waiting)
+        yield joined(waiting)
 
 
-def evaluation_batches(data: Observations, what: str, progress: bool = False) -> Iterator[Tensor]:
+def evaluation_batches(data: Observations, what: str, progress: bool = False) -> Iterator[Batch]:
     """Iterate over data in batches of one size, unchanged, with a progress bar.
 
     Args:
-        data: a tensor (N, ...), or an iterable of batches: tensors, or tuples whose first element is one.
+        data: a tensor (N, ...) or a recording, or an iterable of batches: such, or tuples whose first element is one.
         what: name for the progress bar and for errors.
         progress: show a progress bar.
 
     Raises:
         InputError: for data without an observation, and for batches that differ in shape or dtype.
     """
-    whole = isinstance(data, Tensor)
-    batches = data.split(BATCH) if isinstance(data, Tensor) else _regrouped(_loaded(data, what))
-    total = math.ceil(len(data) / BATCH) if isinstance(data, Tensor) else None
+    whole = isinstance(data, Tensor | Recording)
+    batches = data.split(BATCH) if isinstance(data, Tensor | Recording) else _regrouped(_loaded(data, what))
+    total = math.ceil(len(data) / BATCH) if isinstance(data, Tensor | Recording) else None
     empty = True
     for batch in tqdm(batches, desc=what, total=total, disable=not progress, leave=False):
         if len(batch):
@@ -216,16 +366,16 @@ class EvenSubset:
 
     def __init__(self, most: int) -> None:
         self.most, self.step, self.seen = most, 1, 0
-        self.parts: list[Tensor] = []
+        self.parts: list[Batch] = []
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Batch) -> None:
         """Add a batch (B, ...)."""
         self.parts.append(x[(-self.seen) % self.step :: self.step])
         self.seen += len(x)
         while sum(map(len, self.parts)) > self.most:
-            self.parts, self.step = [torch.cat(self.parts)[::2]], 2 * self.step
+            self.parts, self.step = [joined(self.parts)[::2]], 2 * self.step
 
     @property
-    def observations(self) -> Tensor:
+    def observations(self) -> Batch:
         """The stored observations, (n, ...)."""
-        return torch.cat(self.parts)
+        return joined(self.parts)

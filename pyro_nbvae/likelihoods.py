@@ -1,6 +1,6 @@
 """Likelihoods p(x | z), as distributions that are computed from a decoder's output.
 
-A likelihood is a callable from the decoder's output, (..., *event_shape), to a distribution. Four are included; a model
+A likelihood is a callable from the decoder's output, (..., *event_shape), to a distribution. Five are included; a model
 accepts any other callable. The documentation of each states how it reads the output, and so what a decoder of your own
 must return; the built-in decoders end in the layer that the likelihood chooses.
 """
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pyro_nbvae import distributions
-from pyro_nbvae.batching import is_image_shape
+from pyro_nbvae.batching import Recording, is_image_shape
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.networks.initialization import DataDependent
 from pyro_nbvae.networks.outputs import CountOutput, ImageOutput, LogitOutput, Output, RealOutput
 
 
@@ -26,6 +29,7 @@ class Likelihood(nn.Module, ABC):
     Attributes:
         loss_scale: factor of the ELBO in the loss of published runs; beta for the Gaussian likelihood, 1 for nats.
         discrete: whether observations are counts; built-in encoders read them as log(1 + x).
+        observations: number of training observations, as far as it is known; a prior of parameters counts once for all.
 
     Example::
 
@@ -38,13 +42,27 @@ class Likelihood(nn.Module, ABC):
 
     loss_scale = 1.0
     discrete = False
+    observations = 0
 
-    def setup(self, event_shape: tuple[int, ...]) -> None:
+    def setup(self, event_shape: tuple[int, ...], covariates: int = 0) -> None:
         """Create parameters for observations of this shape; the model calls this before the likelihood is used.
 
         Args:
             event_shape: shape of one observation.
+            covariates: number of covariates of the model; passed if there are some.
         """
+
+    def log_prior(self) -> Tensor | None:
+        """Return the log density of the prior of its parameters, up to a constant; None if they have none."""
+        return None
+
+    def decoded_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of what a built-in decoder returns for one observation: that of h.
+
+        Args:
+            event_shape: shape of one observation.
+        """
+        return event_shape
 
     def output(self, event_shape: tuple[int, ...]) -> nn.Module:
         """Return the last layer of a built-in decoder: the identity, unless a subclass overrides this.
@@ -56,7 +74,11 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, h: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of x, of batch shape ``h.shape``."""
+        """Return the distribution of x, of batch shape ``h.shape``.
+
+        If the data have an exposure or covariates, they are passed by name, ``exposure=`` and ``covariates=``, to a
+        likelihood whose ``forward`` has arguments of these names. A likelihood without ``exposure`` refuses such data.
+        """
 
 
 class Gaussian(Likelihood):
@@ -92,8 +114,8 @@ class Gaussian(Likelihood):
     def output(self, event_shape: tuple[int, ...]) -> Output:
         return ImageOutput(event_shape) if is_image_shape(event_shape) else RealOutput(event_shape)
 
-    def forward(self, h: Tensor) -> distributions.IsotropicNormal:
-        return distributions.IsotropicNormal(h, math.sqrt(self.beta / 2))
+    def forward(self, h: Tensor, exposure: Tensor | None = None) -> distributions.IsotropicNormal:
+        return distributions.IsotropicNormal(h if exposure is None else exposure * h, math.sqrt(self.beta / 2))
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}"
@@ -117,11 +139,170 @@ class Bernoulli(Likelihood):
         return distributions.LogitBernoulli(h)
 
 
-class Poisson(Likelihood):
-    """Poisson likelihood for counts x, x ~ Poisson(softplus(h)).
+# How a parameter of a count likelihood varies: one number; one of each neuron; one of each neuron and covariate; or an
+# output of the decoder, of each neuron and observation.
+Varies = Literal["shared", "neuron", "condition", "decoder"]
+# Bound of log nu, and standard deviation of its prior.
+_MAX_LOG_NU, _PRIOR_STDDEV = 3.0, 1.0
+# Decoder outputs of other parameters than the mean are multiplied by this: they begin near their initial value.
+_DECODED_SCALE = 0.1
+
+
+def _neurons(event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is one for each neuron: the last axis of a recording, each element of an image."""
+    return tuple(event_shape) if len(event_shape) == 3 else tuple(event_shape[-1:])
+
+
+class _Varying(nn.Module):
+    """A parameter of a count likelihood, a real number for each element of an observation.
+
+    Args:
+        by: how it varies (``Varies``).
+        event_shape: shape of an observation.
+        covariates: number of covariates.
+        initial: its initial value.
+    """
+
+    def __init__(self, by: Varies, event_shape: tuple[int, ...], covariates: int, initial: float) -> None:
+        super().__init__()
+        self.by, self.initial = by, initial
+        if by == "condition" and not covariates:
+            raise InputError("a parameter of each condition needs a model with covariates: give covariates=")
+        shape = () if by == "shared" else _neurons(event_shape)
+        if by == "condition":
+            shape = (covariates, *shape)
+        if by != "decoder":
+            self.value = nn.Parameter(torch.full(shape, initial))
+        self.dims = len(event_shape)
+
+    def forward(self, decoded: Tensor | None, covariates: Tensor | None) -> Tensor:
+        """Return the parameter, which broadcasts with (..., *event_shape)."""
+        if decoded is not None:
+            return self.initial + _DECODED_SCALE * decoded
+        if self.by != "condition":
+            return self.value
+        if covariates is None:
+            raise InputError("this likelihood has a parameter of each condition: pass covariates=")
+        found = torch.tensordot(covariates, self.value, 1)
+        return found[:, None] if self.dims == 2 else found
+
+
+class CountLikelihood(Likelihood):
+    """Base class of likelihoods of counts x with mean m = e * softplus(h), where e is the exposure.
+
+    Zero inflation: with probability pi a count is 0, else it is from the count distribution with mean m / (1 - pi), so
+    that m is the mean of the mixture.
+
+    Args:
+        dispersion: how the dispersion parameter varies: ``"shared"``, one number; ``"neuron"``, one for each neuron;
+            ``"condition"``, one for each neuron and covariate, weighted by the covariates (one-hot labels); or
+            ``"decoder"``, an output of the decoder. A neuron is an index of the last axis of recordings (neurons,) and
+            (bins, neurons), or an element of an image.
+        zero_inflation: the same for the logit of pi; None for no zero inflation.
+
+    Raises:
+        ValueError: for another word, and if it is called before :meth:`setup`.
+
+    See also: docs/mathematics.md, section 1.4 (Likelihoods of counts).
+
+    Example::
+
+        >>> likelihood = NegativeBinomial(zero_inflation="neuron")
+        >>> likelihood.setup((3,))
+        >>> x = likelihood(torch.zeros(3), exposure=torch.tensor(2.0))
+        >>> [round(float(m), 3) for m in x.mean]
+        [1.386, 1.386, 1.386]
+    """
+
+    discrete = True
+    dispersed = True
+    # Probability of a zero of the mixture at first, as a logit.
+    initial_gate = -2.0
+
+    def __init__(self, dispersion: Varies = "neuron", *, zero_inflation: Varies | None = None) -> None:
+        super().__init__()
+        known = get_args(Varies)
+        for name, by in (("dispersion", dispersion), ("zero_inflation", zero_inflation)):
+            if by not in known and not (by is None and name == "zero_inflation"):
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {by!r}")
+        self.varies = {"dispersion": dispersion} if self.dispersed else {}
+        if zero_inflation is not None:
+            self.varies["gate"] = zero_inflation
+        self.event_shape: tuple[int, ...] | None = None
+        self.conditions = 0
+
+    @property
+    def axis(self) -> int:
+        """The axis along which a decoder's outputs of several parameters stand one after the other."""
+        return -3 if self.event_shape is not None and len(self.event_shape) == 3 else -1
+
+    def setup(self, event_shape: tuple[int, ...], covariates: int = 0) -> None:
+        event_shape = tuple(event_shape)
+        if self.event_shape is None:
+            self.event_shape, self.conditions = event_shape, covariates
+            initial = {"dispersion": 0.0, "gate": self.initial_gate}
+            for name, by in self.varies.items():
+                setattr(self, name, _Varying(by, event_shape, covariates, initial[name]))
+            return
+        known, given = (self.event_shape, self.conditions), (event_shape, covariates)
+        for what, before, now in zip(("observations of shape", "a number of covariates of"), known, given, strict=True):
+            if before != now:
+                raise InputError(f"this likelihood is set up for {what} {before}, got {now}: use another one")
+
+    def decoded_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        number = 1 + sum(by == "decoder" for by in self.varies.values())
+        shape = list(event_shape)
+        shape[-3 if len(shape) == 3 else -1] *= number
+        return tuple(shape)
+
+    def output(self, event_shape: tuple[int, ...]) -> nn.Module:
+        return CountOutput(event_shape, self.axis)
+
+    @abstractmethod
+    def counts(self, h: Tensor, dispersion: Tensor | None, log_factor: Tensor | None) -> dist.TorchDistribution:
+        """Return the count distribution with mean e^log_factor softplus(h)."""
+
+    def forward(
+        self, h: Tensor, exposure: Tensor | None = None, covariates: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """Return the distribution of x.
+
+        Args:
+            h: the decoder's output, (..., *event_shape), with further parameters behind it along the last axis
+                (channels of images) if they are from the decoder.
+            exposure: positive factor of the mean; broadcasts with an observation. Default: 1.
+            covariates: (B, C), for parameters of each condition.
+        """
+        if self.event_shape is None:
+            if self.varies:
+                raise InputError("this likelihood has no parameters yet: call setup(event_shape), as a new model does")
+            parts = [h]
+        else:
+            parts = list(h.split(self.event_shape[self.axis], self.axis))
+        h, decoded = parts[0], iter(parts[1:])
+        own = {
+            name: getattr(self, name)(next(decoded) if by == "decoder" else None, covariates)
+            for name, by in self.varies.items()
+        }
+        log_factor = None if exposure is None else exposure.log()
+        gate = own.get("gate")
+        if gate is not None:  # log(1 / (1 - pi))
+            log_factor = softplus(gate) if log_factor is None else log_factor + softplus(gate)
+        counts = self.counts(h, own.get("dispersion"), log_factor)
+        return counts if gate is None else dist.ZeroInflatedDistribution(counts, gate_logits=gate.expand(h.shape))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={by}" for name, by in self.varies.items())
+
+
+class Poisson(CountLikelihood):
+    """Poisson likelihood for counts x, x ~ Poisson(e softplus(h)), with exposure e.
 
     The rate approaches e^h for very negative h and h for large h: it grows linearly, whereas e^h would overflow for
     large latents.
+
+    Args:
+        zero_inflation: as :class:`CountLikelihood`.
 
     Example::
 
@@ -129,20 +310,25 @@ class Poisson(Likelihood):
         0.693
     """
 
-    discrete = True
+    dispersed = False
 
-    def output(self, event_shape: tuple[int, ...]) -> Output:
-        return CountOutput(event_shape)
+    def __init__(self, *, zero_inflation: Varies | None = None) -> None:
+        super().__init__(zero_inflation=zero_inflation)
 
-    def forward(self, h: Tensor) -> distributions.SoftplusPoisson:
-        return distributions.SoftplusPoisson(h)
+    def counts(self, h: Tensor, dispersion: Tensor | None, log_factor: Tensor | None) -> distributions.SoftplusPoisson:
+        return distributions.SoftplusPoisson(h, log_factor)
 
 
-class NegativeBinomial(Likelihood):
-    """Negative binomial likelihood for counts x, with mean m = softplus(h).
+class NegativeBinomial(CountLikelihood):
+    """Negative binomial likelihood for counts x, with mean m = e softplus(h), exposure e and variance m + m^2 / r.
 
-    Each element of an observation has its own learned dispersion parameter r; the variance is :math:`m + m^2 / r`. The
-    parameter ``log_total_count``, of shape event_shape, is log r; it is initially 0.
+    The dispersion parameter r is initially 1, and ``dispersion.value`` is log r. An exposure leaves r unchanged.
+
+    Args:
+        dispersion, zero_inflation: as :class:`CountLikelihood`.
+
+    Raises:
+        ValueError: as :class:`CountLikelihood`.
 
     Example::
 
@@ -151,29 +337,86 @@ class NegativeBinomial(Likelihood):
         >>> x = likelihood(torch.zeros(3))
         >>> torch.allclose(x.variance, x.mean + x.mean**2)
         True
-
-    Raises:
-        ValueError: if it is called before :meth:`setup`.
     """
 
-    discrete = True
+    def counts(
+        self, h: Tensor, dispersion: Tensor | None, log_factor: Tensor | None
+    ) -> distributions.SoftplusNegativeBinomial:
+        assert dispersion is not None
+        return distributions.SoftplusNegativeBinomial(h, dispersion, log_factor)
 
-    def output(self, event_shape: tuple[int, ...]) -> Output:
-        return CountOutput(event_shape)
+    def dispersions(self) -> Tensor:
+        """Return r, without a gradient: (), (neurons,) or (covariates, neurons)."""
+        return self.dispersion.value.detach().exp()  # type: ignore[union-attr, operator]
 
-    def setup(self, event_shape: tuple[int, ...]) -> None:
-        if not hasattr(self, "log_total_count"):
-            self.log_total_count = nn.Parameter(torch.zeros(event_shape))
-        elif self.log_total_count.shape != event_shape:
-            raise InputError(
-                f"this likelihood is set up for observations of shape {tuple(self.log_total_count.shape)}, got "
-                f"{tuple(event_shape)}: use another one"
-            )
 
-    def forward(self, h: Tensor) -> distributions.SoftplusNegativeBinomial:
-        if not hasattr(self, "log_total_count"):
-            raise InputError("this likelihood has no parameters yet: call setup(event_shape), as a new model does")
-        return distributions.SoftplusNegativeBinomial(h, self.log_total_count)
+class ConwayMaxwellPoisson(CountLikelihood, DataDependent):
+    r"""COM-Poisson likelihood for counts x of any dispersion, with mean m = e softplus(h) and exposure e.
+
+    The dispersion parameter :math:`\nu` is above 1 for underdispersed counts. It is :math:`\log \nu = 3 \tanh(a / 3)`,
+    between -3 and 3, and has a weak prior, a ~ Normal(0, 1) for each number: without it, :math:`\nu` of a neuron that
+    never has more than one spike in a bin is not identified by the data (:attr:`identified`), and would grow to the
+    bound. The prior counts once for the whole training set. A :math:`\nu` from the decoder has no prior.
+
+    Args:
+        dispersion, zero_inflation: as :class:`CountLikelihood`.
+
+    Raises:
+        ValueError: as :class:`CountLikelihood`.
+
+    Reference: Huang, 2017 (the mean as a parameter).
+
+    Example::
+
+        >>> likelihood = ConwayMaxwellPoisson()
+        >>> likelihood.setup((2,))
+        >>> likelihood.dispersion.value.data = torch.tensor([-1.0, 1.0])
+        >>> x = likelihood(torch.zeros(2))
+        >>> [round(float(v), 3) for v in x.variance / x.mean]
+        [1.311, 0.651]
+    """
+
+    identified: Tensor
+
+    def setup(self, event_shape: tuple[int, ...], covariates: int = 0) -> None:
+        new = self.event_shape is None
+        super().setup(event_shape, covariates)
+        if new:
+            # whether a neuron has two spikes in a bin of the training data
+            self.register_buffer("identified", torch.ones(_neurons(event_shape), dtype=torch.bool))
+
+    @torch.no_grad()
+    def initialize(self, data: Recording) -> None:
+        self.observations = len(data)
+        x = data.filled(0)
+        most = x.amax(0) if self.identified.dim() == x.dim() - 1 else x.flatten(0, -2).amax(0)
+        self.identified.copy_(most >= 2)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.initialized, self.observations], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not state.is_meta:
+            self.initialized, self.observations = bool(state[0]), int(state[1])
+
+    def log_prior(self) -> Tensor | None:
+        if self.varies["dispersion"] == "decoder":
+            return None
+        return -0.5 * (self.dispersion.value / _PRIOR_STDDEV).square().sum()  # type: ignore[union-attr, operator]
+
+    def counts(
+        self, h: Tensor, dispersion: Tensor | None, log_factor: Tensor | None
+    ) -> distributions.SoftplusConwayMaxwellPoisson:
+        assert dispersion is not None
+        return distributions.SoftplusConwayMaxwellPoisson(h, _bounded_log_nu(dispersion), log_factor)
+
+    def dispersions(self) -> Tensor:
+        """Return nu, without a gradient: (), (neurons,) or (covariates, neurons)."""
+        return _bounded_log_nu(self.dispersion.value.detach()).exp()  # type: ignore[union-attr, operator]
+
+
+def _bounded_log_nu(a: Tensor) -> Tensor:
+    return _MAX_LOG_NU * torch.tanh(a / _MAX_LOG_NU)
 
 
 # Names in configurations and on the command line.
@@ -182,4 +425,5 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,
     "poisson": Poisson,
     "negative_binomial": NegativeBinomial,
+    "com_poisson": ConwayMaxwellPoisson,
 }

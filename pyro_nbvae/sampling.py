@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from pyro_nbvae.batching import BATCH, EvenSubset, Observations, evaluation_batches
+from pyro_nbvae.batching import BATCH, Batch, EvenSubset, Observations, evaluation_batches
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.priors import FittedMixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
@@ -145,7 +145,8 @@ def fit_prior(
     if components < 1:
         raise InputError(f"components must be at least 1, got {components}")
     with evaluating(model, guide, _of_fits(seed)):
-        support: Any = guide.posterior(model.to_input(next(iter(evaluation_batches(data, "data")))[:1])).support
+        first = model.to_input(next(iter(evaluation_batches(data, "data")))[:1])
+        support: Any = guide.posterior(first.x, **first.given).support
         counted = getattr(support, "lower_bound", None) == 0 and getattr(support, "upper_bound", None) is None
         if support.event_dim or not (support is constraints.real or (support.is_discrete and counted)):
             raise InputError(f"a mixture needs latents that are counts or real numbers, got {support}")
@@ -190,13 +191,13 @@ class PosteriorSampler:
 
     model: GenerativeModel
     guide: AmortizedGuide
-    data: Tensor
+    data: Batch
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
-        x = self.data[torch.randint(len(self.data), (count,))]
+        batch = self.model.to_input(self.data[torch.randint(len(self.data), (count,))])
         with evaluation_mode(self.guide), self.guide.exact():
-            return self.guide.posterior(self.model.to_input(x)).sample()
+            return self.guide.posterior(batch.x, **batch.given).sample()
 
 
 @torch.no_grad()
@@ -225,12 +226,18 @@ def posterior_samples(model: GenerativeModel, guide: AmortizedGuide, data: Obser
     used = EvenSubset(most)
     for batch in evaluation_batches(data, "data"):
         used.add(batch)
-    batches = used.observations.split(BATCH)
-    return torch.cat([guide.posterior(model.to_input(batch)).sample() for batch in batches])
+    batches = map(model.to_input, used.observations.split(BATCH))
+    return torch.cat([guide.posterior(batch.x, **batch.given).sample() for batch in batches])
 
 
 def decoded(
-    model: GenerativeModel, guide: AmortizedGuide, sampler: Sampler, count: int, *, seed: int = 0
+    model: GenerativeModel,
+    guide: AmortizedGuide,
+    sampler: Sampler,
+    count: int,
+    *,
+    seed: int = 0,
+    covariates: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Sample latents and iterate over the means of their observations, in batches.
 
@@ -239,6 +246,7 @@ def decoded(
         sampler: the sampler.
         count: number of observations.
         seed: random seed.
+        covariates: (1, C), the condition of all of them, if the model has covariates.
 
     Returns:
         An iterator over means (B, *event_shape), on the CPU.
@@ -255,5 +263,6 @@ def decoded(
     for batch, done in enumerate(range(0, count, BATCH)):
         # a separate random stream for each batch, so that the caller's random numbers do not affect it
         with evaluating(model, guide, (seed * 1_000_003 + batch) % 2**32):
-            means = model.observation(sampler.sample(min(BATCH, count - done))).mean.cpu()
+            z = sampler.sample(min(BATCH, count - done))
+            means = model.observation(z, covariates=covariates).mean.cpu()
         yield means

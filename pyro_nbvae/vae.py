@@ -6,6 +6,7 @@ A family's model file defines a prior and :meth:`GenerativeModel.factorised_prio
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,7 +24,15 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import Observations, evaluation_batches, evenly_spaced, is_pixels, to_floats
+from pyro_nbvae.batching import (
+    Batch,
+    Observations,
+    Recording,
+    evaluation_batches,
+    evenly_spaced,
+    is_pixels,
+    to_floats,
+)
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.distributions.bounds import bounded
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
@@ -74,22 +83,33 @@ def _sample_parameters(module: nn.Module) -> None:
                 getattr(part, name)  # Pyro stores it until the model's call ends
 
 
-def _training_data(data: Tensor, event_shape: torch.Size) -> Tensor:
+def _training_data(data: Batch, event_shape: torch.Size) -> Recording:
     """Return data for the initialisation, as a model takes them: evenly spaced observations that fit into memory.
 
     The observations with the smallest and the largest value are among them.
 
     Raises:
-        InputError: for data of another shape, without an observation, or with values that are not finite.
+        InputError: for data of another shape, without an observation, or with observed values that are not finite.
     """
-    _check_shape(data, event_shape)
-    x = evenly_spaced(data, max(1000, 2**25 // max(1, math.prod(event_shape))))
-    if len(x) < len(data):
-        flat = data.flatten(1)
-        x = torch.cat([x, data[[int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]]])
-    if not len(x) or not bool(x.isfinite().all()):
+    data = Recording.of(data)
+    _check_shape(data.x, event_shape)
+    used = evenly_spaced(data, max(1000, 2**25 // max(1, math.prod(event_shape))))
+    if len(used) < len(data):
+        flat = data.filled(1).flatten(1)
+        used = Recording.cat([used, data[[int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]]])
+    if not len(used) or not bool(used.filled(1).isfinite().all()):
         raise InputError(f"training data need at least one observation and finite values, got {len(data)} observations")
-    return to_floats(x) if is_pixels(x) else x  # a network takes them in its own dtype
+    # a network takes them in its own dtype
+    return Recording(to_floats(used.x), **used.given) if is_pixels(used.x) else used
+
+
+def _without_unobserved(x: Tensor, mask: Tensor | None, value: float) -> Tensor:
+    """Return observations with a value where none was observed: it has no weight, and must have a finite gradient."""
+    return x if mask is None else x.masked_fill(~mask, value)
+
+
+# What stands where no value was observed: a value that nearly every likelihood has in its support.
+_UNOBSERVED = 1.0
 
 
 def _in_svi_step() -> bool:
@@ -189,19 +209,27 @@ class GenerativeModel(_Program):
     shape. A joint prior tilts the factorised one, which guides and decoders go on reading. If ``mixed_precision`` is
     set, the decoder multiplies in bfloat16 during training; densities remain in full precision.
 
+    The arguments ``mask``, ``exposure`` and ``covariates`` of a call are those of
+    :class:`~pyro_nbvae.batching.Recording`. With covariates c, both programs are conditional on them: the decoder reads
+    (z, c), the encoder (x, c), and the prior does not depend on c.
+
     Args:
-        event_shape: shape of one observation; for an image (channels, height, width).
+        event_shape: shape of one observation; for an image (channels, height, width), for recordings (neurons,) or
+            (bins, neurons).
         latents: number of latents K.
-        decoder: a module from latents (B, K) to the output that the likelihood reads, (B, *event_shape) for those of
-            :mod:`pyro_nbvae.likelihoods`; or ``"conv"`` (images only), ``"mlp"`` or ``"linear"``.
+        decoder: a module from latents (B, K + covariates) to the output that the likelihood reads, (B, *event_shape)
+            for those of :mod:`pyro_nbvae.likelihoods`; or ``"conv"`` (images only), ``"mlp"``, ``"linear"``, or
+            ``"temporal"`` or ``"temporal_bins"`` for observations (bins, neurons).
         likelihood: a callable from the decoder's output to a distribution over observations. Default: Gaussian(1).
         data_size: number of observations in the data set of which a batch is a subsample; None if a batch is all data.
         latent_shape: shape of z. Default: (latents,); a family may arrange its K numbers in another way.
         prior: a :class:`~pyro_nbvae.priors.JointPrior`, such as :class:`~pyro_nbvae.priors.Mixture`, of this model
             alone. Default: the latents are independent.
+        covariates: number of covariates C. Default: 0.
 
     Raises:
-        ValueError: for fewer than one latent, an unknown decoder, or ``"conv"`` for data that are not images.
+        ValueError: for fewer than one latent or 0 covariates, an unknown decoder, or ``"conv"`` for data that are not
+            images.
         TypeError: for a joint prior of a family that has none, or whose class overrides :meth:`prior_distribution`.
 
     See also: docs/mathematics.md, section 1.1 (The objective).
@@ -228,20 +256,28 @@ class GenerativeModel(_Program):
         data_size: int | None = None,
         latent_shape: tuple[int, ...] | None = None,
         prior: JointPrior | None = None,
+        covariates: int = 0,
     ) -> None:
         super().__init__()
         if latents < 1:
             raise InputError(f"latents must be at least 1, got {latents}")
+        if covariates < 0:
+            raise InputError(f"covariates must be at least 0, got {covariates}")
+        self.covariates = covariates
         self.event_shape = torch.Size(event_shape)
         self.latents = latents
         self.latent_shape = torch.Size(latent_shape or (latents,))
         self.data_size = data_size
         self.likelihood = Gaussian() if likelihood is None else likelihood
         output: nn.Module = nn.Identity()
+        decoded_shape = tuple(event_shape)
         if isinstance(self.likelihood, Likelihood):
-            self.likelihood.setup(tuple(event_shape))
+            self.likelihood.setup(tuple(event_shape), *([covariates] if covariates else []))
             output = self.likelihood.output(tuple(event_shape))
-        self.decoder = build_decoder(decoder, event_shape, latents, output) if isinstance(decoder, str) else decoder
+            decoded_shape = self.likelihood.decoded_shape(tuple(event_shape))
+        if isinstance(decoder, str):
+            decoder = build_decoder(decoder, decoded_shape, latents, output, covariates)
+        self.decoder = decoder
         self.prior = self.prior_class(*self.latent_shape)
         self.set_joint_prior(prior)
 
@@ -272,14 +308,15 @@ class GenerativeModel(_Program):
         """Whether observations must be in [0, 1], because a built-in decoder ends in a sigmoid with this range."""
         return any(part.unit_interval for part in self.decoder.modules() if isinstance(part, Decoder))
 
-    def initialize(self, data: Tensor) -> None:
+    def initialize(self, data: Batch) -> None:
         """Initialise a built-in decoder at the mean of training data, in the likelihood's own terms.
 
         Without this call, the first batch of training initialises it: the first call in training mode with gradients
-        enabled. Other decoders are not changed.
+        enabled. Other decoders are not changed. A likelihood with a prior of its parameters counts it once for as many
+        observations as these are.
 
         Args:
-            data: (N, *event_shape), as a data set holds them.
+            data: (N, *event_shape), as a data set holds them, or a :class:`~pyro_nbvae.batching.Recording`.
 
         Raises:
             InputError: for data of another shape, without an observation, or with values that are not finite.
@@ -295,7 +332,14 @@ class GenerativeModel(_Program):
             >>> bool((means / torch.tensor([2, 2000]) - 1 < 3).all())
             True
         """
-        initialize(self.decoder, _training_data(data, self.event_shape))
+        self._initialize(_training_data(data, self.event_shape), again=True)
+        if isinstance(self.likelihood, Likelihood):
+            self.likelihood.observations = len(data)
+
+    def _initialize(self, data: Recording, again: bool) -> None:
+        initialize(self.decoder, data, again=again)
+        if isinstance(self.likelihood, nn.Module):
+            initialize(self.likelihood, data, again=again)
 
     @property
     def device(self) -> torch.device:
@@ -307,22 +351,24 @@ class GenerativeModel(_Program):
         """Factor of the ELBO in the loss of published runs: beta for a Gaussian likelihood, else 1."""
         return float(getattr(self.likelihood, "loss_scale", 1.0))
 
-    def to_input(self, x: Tensor) -> Tensor:
+    def to_input(self, data: Batch) -> Recording:
         """Return a batch as the model takes it: on its device and in its dtype, pixels scaled to [0, 1].
 
         Args:
-            x: (B, *event_shape), as a data set holds them.
+            data: (B, *event_shape), as a data set holds them, or a recording. Values that were not observed become 1.
         """
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
-        x = x.to(self.device)
-        return (to_floats(x) if is_pixels(x) else x).to(dtype)
+        data = Recording.of(data).to(self.device)
+        x = to_floats(data.x) if is_pixels(data.x) else data.x
+        given = {name: part if name == "mask" else part.to(dtype) for name, part in data.given.items()}
+        return Recording(_without_unobserved(x.to(dtype), data.mask, _UNOBSERVED), **given)
 
-    def input_batches(self, data: Observations, what: str = "data", progress: bool = False) -> Iterator[Tensor]:
+    def input_batches(self, data: Observations, what: str = "data", progress: bool = False) -> Iterator[Recording]:
         """Iterate over data in batches of one size, converted by :meth:`to_input` and checked by :meth:`check_support`.
 
         Args:
-            data: (N, *event_shape), as a data set holds them, or a DataLoader, of which a batch is such a tensor or a
-                tuple whose first element is one.
+            data: (N, *event_shape), as a data set holds them, a :class:`~pyro_nbvae.batching.Recording`, or a
+                DataLoader, of which a batch is such a tensor or recording, or a tuple whose first element is one.
             what: name of the data for the progress bar and for errors.
             progress: show a progress bar.
 
@@ -330,22 +376,27 @@ class GenerativeModel(_Program):
             InputError: as :meth:`check_support`, and for data without an observation.
         """
         for batch in evaluation_batches(data, what, progress):
-            x = self.to_input(batch)
-            self.check_support(x)
-            yield x
+            converted = self.to_input(batch)
+            self.check_support(converted)
+            yield converted
 
     @torch.no_grad()
-    def check_support(self, x: Tensor, what: str = "data") -> None:
+    def check_support(self, data: Batch, what: str = "data") -> None:
         """Check that observations have the model's event shape and are in the support of its likelihood.
 
         Args:
-            x: (B, *event_shape), floating point.
+            data: (B, *event_shape), floating point.
             what: name of the observations for the error.
 
         Raises:
-            InputError: if they do not, or are not.
+            InputError: if they do not, or are not; and for exposures that are not positive, and covariates that are
+                missing, not finite or of another number than the model's.
         """
-        _check_shape(x, self.event_shape)
+        data = Recording.of(data).to(self.device)
+        _check_shape(data.x, self.event_shape)
+        data.check(what)
+        covariates = self._checked_covariates(data.covariates)
+        x = data.filled(_UNOBSERVED)
         if self.unit_interval:
             support: Any = constraints.unit_interval
             advice = "[0, 1]: scale them, or call model.initialize(data) with the training data if their range is wider"
@@ -356,14 +407,25 @@ class GenerativeModel(_Program):
                 evaluation_mode(self),
                 pyro.validation_enabled(False),
             ):
-                observed = self.observation(self.prior_distribution().sample(torch.Size([1])))
+                z = self.prior_distribution().sample(torch.Size([1]))
+                observed = self.observation(z, covariates=None if covariates is None else covariates[:1])
             support = getattr(observed, "support", None)
             advice = (
                 f"the support of {type(self.likelihood).__name__}: choose another likelihood or prepare the data "
-                "(Bernoulli needs 0 and 1, such as pixels > 127; Poisson and NegativeBinomial need counts)"
+                "(Bernoulli needs 0 and 1, such as pixels > 127; the likelihoods of counts need counts)"
             )
-        if support is not None and not bool(support.check(x.to(self.device)).all()):
+        if support is not None and not bool(support.check(x).all()):
             raise InputError(f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {advice}")
+
+    def _checked_covariates(self, covariates: Tensor | None) -> Tensor | None:
+        """Raise InputError unless there are as many covariates as the model has."""
+        number = 0 if covariates is None else covariates.shape[-1]
+        if number != self.covariates:
+            raise InputError(
+                f"the model has {self.covariates} covariates, got {number}: "
+                + ("pass covariates=, (batch, covariates)" if self.covariates else "leave covariates out")
+            )
+        return covariates
 
     def factorised_prior(self) -> TorchDistribution:
         """Return the prior of independent latents, batch shape (K,), to which the posterior is relative.
@@ -377,20 +439,59 @@ class GenerativeModel(_Program):
         reference = self.factorised_prior()
         return reference if self.joint_prior is None else self.joint_prior(reference)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Decode latents (..., *latent_shape) to (..., *event_shape), or to the shape that the likelihood reads."""
+    def decode(self, z: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Decode latents (..., *latent_shape) to (..., *event_shape), or to the shape that the likelihood reads.
+
+        Args:
+            z: latents.
+            covariates: (B, C), if the model has covariates; they broadcast with the leading dimensions of z.
+        """
         leading = z.shape[: z.dim() - len(self.latent_shape)]
+        flat = z.reshape(-1, self.latents)
+        if self._checked_covariates(covariates) is not None:
+            assert covariates is not None
+            c = covariates.to(flat).expand(*leading, self.covariates).reshape(-1, self.covariates)
+            flat = torch.cat([flat, c], -1)
         with self._network_precision(z):
-            h = self.decoder(z.reshape(-1, self.latents))
+            h = self.decoder(flat)
         return h.to(z.dtype).reshape(*leading, *h.shape[1:])
 
-    def observation(self, z: Tensor) -> TorchDistribution:
+    def observation(
+        self,
+        z: Tensor,
+        *,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> TorchDistribution:
         """Return p(x | z) for latents (..., *latent_shape): a distribution of event shape (*event_shape).
 
+        Args:
+            z: latents.
+            mask: True where a value was observed; ``log_prob`` is that of these values.
+            exposure: positive factor of the mean.
+            covariates: (B, C), if the model has covariates.
+
         Raises:
-            InputError: if observations of decoder and likelihood have another shape.
+            InputError: if observations of decoder and likelihood have another shape, for a mask of a likelihood whose
+                elements are not independent, and for an exposure of a likelihood that takes none.
         """
-        observed = _over_event(self.likelihood(self.decode(z)), self.event_shape)
+        known = {"exposure": exposure, "covariates": covariates}
+        known = {name: part for name, part in known.items() if part is not None}
+        if known:
+            taken = inspect.signature(getattr(self.likelihood, "forward", self.likelihood)).parameters
+            if exposure is not None and "exposure" not in taken:
+                raise InputError(f"{type(self.likelihood).__name__} takes no exposure: use a likelihood of counts")
+            known = {name: part for name, part in known.items() if name in taken}
+        decoded = self.decode(z) if covariates is None else self.decode(z, covariates)
+        observed = self.likelihood(decoded, **known)
+        if mask is not None:
+            if observed.event_shape:
+                raise InputError(
+                    f"{type(self.likelihood).__name__} has no mask of elements, because they are not independent"
+                )
+            observed = observed.mask(mask)
+        observed = _over_event(observed, self.event_shape)
         if observed.event_shape != self.event_shape:
             raise InputError(
                 f"decoder and likelihood make observations of shape {tuple(observed.event_shape)}: the model's "
@@ -398,43 +499,73 @@ class GenerativeModel(_Program):
             )
         return observed
 
-    def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | None = None,
+        size: int = 1,
+        *,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
         """Run the generative program on a batch and return ``z``, (B, *latent_shape).
 
         Args:
             x: observations (B, *event_shape); with None, ``size`` observations are sampled from the prior predictive.
             size: number of observations if ``x`` is None.
+            mask, exposure, covariates: as :class:`~pyro_nbvae.batching.Recording`.
 
         Raises:
             InputError: for observations of another shape or dtype, more than ``data_size``, and, with validation on,
-                outside [0, 1] if they must be inside; in ``SVI.step``, if Pyro's store holds other parameters.
+                outside [0, 1] if they must be inside; in ``SVI.step``, if Pyro's store holds other parameters; and as
+                :meth:`observation`.
         """
         device = self.device
         if x is not None:
+            data = Recording(_without_unobserved(x, mask, _UNOBSERVED), mask, exposure, covariates)
+            x, exposure = data.x, data.exposure
             _check_batch(x, self.event_shape, self.decoder)
-            if self.unit_interval and is_validation_enabled() and len(x):
-                self.check_support(x, "images")
+            if is_validation_enabled():
+                data.check()
+                if self.unit_interval and len(x):
+                    self.check_support(data, "images")
             if self._trains():
-                initialize(self.decoder, x, again=False)
+                self._initialize(data, again=False)
             size, device = len(x), x.device
         _sample_parameters(self)
+        if x is not None:
+            self._parameter_prior(size)
         with _batch_plate(self.data_size, size, device):
             z = pyro.sample("z", _over_event(self.prior_distribution(), self.latent_shape))
-            pyro.sample("x", self.observation(z), obs=x)
+            observed = self.observation(z, mask=mask, exposure=exposure, covariates=covariates)
+            pyro.sample("x", observed, obs=x)
         return z
 
+    def _parameter_prior(self, size: int) -> None:
+        """Add the likelihood's prior of its parameters, once for all data, of which a batch is a part."""
+        if not isinstance(self.likelihood, Likelihood):
+            return
+        log_prior = self.likelihood.log_prior()
+        if log_prior is not None:
+            share = 1.0 if self.data_size else size / max(size, self.likelihood.observations)
+            pyro.factor("likelihood_prior", share * log_prior)
+
     @torch.no_grad()
-    def generate(self, count: int) -> tuple[Tensor, Tensor]:
+    def generate(
+        self, count: int, *, exposure: Tensor | None = None, covariates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Sample latents from the prior and return them with the means of their observations.
 
         Args:
             count: number of samples N.
+            exposure: as :class:`~pyro_nbvae.batching.Recording`. Default: 1.
+            covariates: (N, C), or (1, C) for one condition, if the model has covariates.
 
         Returns:
             ``(z, mean)``: latents (N, *latent_shape), integers for count families, and means (N, *event_shape).
         """
         z = self.prior_distribution().sample(torch.Size([count]))
-        return z, self.observation(z).mean
+        return z, self.observation(z, exposure=exposure, covariates=covariates).mean
 
 
 class CountModel(GenerativeModel):
@@ -491,9 +622,9 @@ class CountModel(GenerativeModel):
         """
         return (z - self.prior.mean) / self.initial_stddev
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Decode counts (..., *latent_shape), standardized, to (..., *event_shape) or what the likelihood reads."""
-        return super().decode(self.standardize(z))
+        return super().decode(self.standardize(z), covariates)
 
 
 class AmortizedGuide(_Program):
@@ -505,14 +636,18 @@ class AmortizedGuide(_Program):
 
     Args:
         model: the generative model; its prior is shared, not copied.
-        encoder: a module from observations (B, *event_shape) to unbounded outputs (B, heads, K); or ``"conv"`` (images
-            only), ``"mlp"`` or ``"linear"``.
+        encoder: a module from observations (B, *event_shape) to unbounded outputs (B, heads, K), which takes what is
+            given besides the observations by name (``mask``, ``exposure``, ``covariates``); or the name of a built-in
+            one, as the decoder's.
         relaxation: how gradients pass through counts; a plain attribute that may be changed between steps, for
             annealing (``guide.relaxation = guide.relaxation.at(0.1)``). With None the latents are integer counts
             without a gradient. A traced loss, such as JitTrace_ELBO, follows the temperature; it raises an error if
             the relaxation changes.
         initial_output_scale: scale of a built-in encoder's outputs at initialisation; with a small value, such as 0.5,
             the initial posterior is close to the prior's mean.
+        reads: the elements of an observation that the encoder reads, bool, (*event_shape); the others are absent, as
+            those that a mask leaves out, but the model has them. For co-smoothing: the latents come from held-in
+            neurons. Default: all.
 
     Raises:
         TypeError: for a model whose prior is not a ``prior_class``, and for a relaxation that is not a
@@ -533,6 +668,7 @@ class AmortizedGuide(_Program):
     heads = 1
     prior_class: type[nn.Module] = nn.Module
     prior: Any
+    reads: Tensor | None
 
     def __init__(
         self,
@@ -541,6 +677,7 @@ class AmortizedGuide(_Program):
         encoder: str | nn.Module = "conv",
         relaxation: Relaxation | None = Integer(),
         initial_output_scale: float = 1.0,
+        reads: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model.prior, self.prior_class):
@@ -553,10 +690,23 @@ class AmortizedGuide(_Program):
         self.latent_shape = model.latent_shape
         self.data_size = model.data_size
         self.prior = model.prior
+        self.covariates = model.covariates
         self.relaxation = check_relaxation(relaxation)
+        if reads is not None and (reads.dtype != torch.bool or reads.shape != self.event_shape):
+            raise InputError(
+                f"reads must be bool of shape {tuple(self.event_shape)}, got {reads.dtype} of {tuple(reads.shape)}"
+            )
+        self.register_buffer("reads", reads)
         if isinstance(encoder, str):
-            discrete = getattr(model.likelihood, "discrete", False)
-            encoder = build_encoder(encoder, self.event_shape, self.latents, self.heads, initial_output_scale, discrete)
+            encoder = build_encoder(
+                encoder,
+                self.event_shape,
+                self.latents,
+                self.heads,
+                initial_output_scale,
+                getattr(model.likelihood, "discrete", False),
+                model.covariates,
+            )
         self.encoder = encoder
 
     @contextmanager
@@ -572,27 +722,50 @@ class AmortizedGuide(_Program):
         """Context in which the guide has no relaxation: latents are integer counts for count families."""
         return self.relaxed(None)
 
-    def initialize(self, data: Tensor) -> None:
+    def initialize(self, data: Batch) -> None:
         """Initialise a built-in encoder: standardise its input by training data, and set the scale of its outputs.
 
         Without this call, the first batch of training initialises it: the first call in training mode with gradients
         enabled. Other encoders are not changed.
 
         Args:
-            data: (N, *event_shape), as a data set holds them.
+            data: (N, *event_shape), as a data set holds them, or a :class:`~pyro_nbvae.batching.Recording`.
         """
-        initialize(self.encoder, _training_data(data, self.event_shape))
+        initialize(self.encoder, self._read(_training_data(data, self.event_shape)))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _read(self, data: Recording) -> Recording:
+        """Return what the encoder reads of a batch: without the elements that it does not."""
+        if self.reads is None:
+            return data
+        reads = self.reads.to(data.x.device)[None]
+        mask = reads if data.mask is None else reads & data.mask
+        return Recording(data.x, mask, data.exposure, data.covariates)
+
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Return the bounded outputs of the encoder for ``x`` (B, *event_shape), one (B, K) tensor per head.
 
+        Args:
+            x: observations (B, *event_shape).
+            mask, exposure, covariates: as :class:`~pyro_nbvae.batching.Recording`.
+
         Raises:
-            InputError: for observations of another shape or dtype, and for an encoder whose output has another shape.
+            InputError: for observations of another shape or dtype, for covariates of another number than the model's,
+                and for an encoder whose output has another shape.
         """
         encoder = self.encoder  # once, because Pyro records it each time
         _check_batch(x, self.event_shape, encoder)
+        if (0 if covariates is None else covariates.shape[-1]) != self.covariates:
+            raise InputError(f"the guide needs covariates (batch, {self.covariates}), as its model")
+        data = self._read(Recording(x, mask, exposure, covariates))
         with self._network_precision(x):
-            h = encoder(x)
+            h = encoder(_without_unobserved(data.x, data.mask, _UNOBSERVED), **data.given)
         if h.shape != (len(x), self.heads, self.latents):
             raise InputError(
                 f"the encoder's output has shape {tuple(h.shape)}: {type(self).__name__} needs (batch, {self.heads}, "
@@ -612,17 +785,35 @@ class AmortizedGuide(_Program):
         """
         raise NotImplementedError
 
-    def posterior(self, x: Tensor) -> TorchDistribution:
-        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K)."""
-        return self.posterior_from(self.encode(x))
+    def posterior(self, x: Tensor, **given: Tensor | None) -> TorchDistribution:
+        """Return q(z | x) for ``x`` (B, *event_shape), with the guide's current relaxation; batch shape (B, K).
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the guide on observations ``x`` (B, *event_shape) and return ``z``, (B, *latent_shape)."""
+        Args:
+            x: observations.
+            **given: ``mask``, ``exposure`` and ``covariates``, as :meth:`encode`.
+        """
+        return self.posterior_from(self.encode(x, **given))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        """Run the guide on a batch and return ``z``, (B, *latent_shape).
+
+        Args:
+            x: observations (B, *event_shape).
+            mask, exposure, covariates: as :class:`~pyro_nbvae.batching.Recording`.
+        """
+        data = Recording(x, mask, exposure, covariates)
         if self._trains():
             _check_batch(x, self.event_shape, self.encoder)
-            initialize(self.encoder, x, again=False)
+            initialize(self.encoder, self._read(data), again=False)
         with self.relaxed(followed(self, x)) if torch.jit.is_tracing() else nullcontext():
-            posterior = self.posterior(x)
+            posterior = self.posterior(x, **data.given)
         with _batch_plate(self.data_size, len(x), x.device):
             return pyro.sample("z", _over_event(posterior, self.latent_shape))
 

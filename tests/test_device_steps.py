@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
+from pyro_nbvae.batching import Recording
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
@@ -121,7 +122,7 @@ def test_no_step_of_an_epoch_waits(name, likelihood, tmp_path, monkeypatch):
     trainer.parameters = list(trainer.elbo(trainer.model, trainer.guide).parameters())
     trainer.optimizer = torch.optim.Adam(trainer.parameters, lr=config.training.lr)
     trainer.scheduler = LambdaLR(trainer.optimizer, trainer.lr_factor)
-    batch = torch.empty(100, *data.event_shape, device="meta")
+    batch = Recording(torch.empty(100, *data.event_shape, device="meta"))
     monkeypatch.setattr(trainer, "batches", lambda epoch: iter([batch] * 3))
     monkeypatch.setattr(trainer, "means", lambda values: {"loss": 0.0})
     with launches(monkeypatch), tqdm(file=io.StringIO(), mininterval=0) as bar:

@@ -66,7 +66,7 @@ def test_a_negative_binomial_takes_all_outputs(h):
     """Whatever the dispersion: its logits stay in the range that the distribution accepts."""
     likelihood = likelihoods.NegativeBinomial()
     likelihood.setup((3,))
-    likelihood.log_total_count.data[:] = torch.tensor([-6.0, 0.0, 6.0])
+    likelihood.dispersion.value.data[:] = torch.tensor([-6.0, 0.0, 6.0])
     assert (likelihood(torch.full((2, 3), h)).log_prob(torch.zeros(2, 3)) <= 0).all()
 
 
@@ -164,10 +164,10 @@ def test_a_likelihood_that_two_models_share_keeps_its_dispersion():
     likelihood = likelihoods.NegativeBinomial()
     first = PoissonModel((5,), 3, decoder="linear", likelihood=likelihood)
     with torch.no_grad():
-        likelihood.log_total_count.add_(2)
-    trained = likelihood.log_total_count
+        likelihood.dispersion.value.add_(2)
+    trained = likelihood.dispersion.value
     second = PoissonModel((5,), 4, decoder="linear", likelihood=likelihood)
-    assert first.likelihood.log_total_count is second.likelihood.log_total_count is trained and (trained == 2).all()
+    assert first.likelihood.dispersion.value is second.likelihood.dispersion.value is trained and (trained == 2).all()
     with pytest.raises(InputError, match=r"observations of shape \(5,\), got \(6,\)"):
         PoissonModel((6,), 3, decoder="linear", likelihood=likelihood)
 

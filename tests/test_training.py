@@ -347,7 +347,7 @@ def steps(monkeypatch):
     step, clip, adam = training.Trainer.step, torch.nn.utils.clip_grad_norm_, torch.optim.Adam.step
 
     def recorded_step(self, x):
-        taken.append({"x": x.clone(), "kl_weight": self.elbo.kl_weight, "rng": torch.get_rng_state()})
+        taken.append({"x": x.x.clone(), "kl_weight": self.elbo.kl_weight, "rng": torch.get_rng_state()})
         taken[-1]["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         taken[-1]["temperature"] = getattr(self.guide.relaxation, "temperature", None)
         terms = step(self, x)

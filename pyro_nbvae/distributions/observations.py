@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, softplus
 
+from pyro_nbvae.distributions.com_poisson import MeanConwayMaxwellPoisson
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
 from pyro_nbvae.distributions.relaxed import Shape
@@ -94,15 +95,26 @@ class LogitBernoulli(dist.Bernoulli):
         return value * logsigmoid(self.logits) + (1 - value) * logsigmoid(-self.logits)
 
 
-class SoftplusPoisson(dist.Poisson):
-    r"""Poisson distribution of mean softplus(h).
+def _log_mean(h: Tensor, log_factor: Tensor | None) -> Tensor:
+    """Return the log of e^log_factor softplus(h), in float64."""
+    return _log_softplus(h) if log_factor is None else _log_softplus(h) + double(log_factor)
 
-    .. math:: \log p(x) = x \log \mathrm{softplus}(h) - \mathrm{softplus}(h) - \log x!
+
+def _mean(h: Tensor, log_factor: Tensor | None) -> Tensor:
+    """Return e^log_factor softplus(h), in the dtype of h."""
+    return softplus(h) if log_factor is None else _log_mean(h, log_factor).exp().to(h)
+
+
+class SoftplusPoisson(dist.Poisson):
+    r"""Poisson distribution of mean m = softplus(h), or of a multiple of it.
+
+    .. math:: \log p(x) = x \log m - m - \log x!
 
     The log mass is computed in float64, where the terms cancel without loss for counts up to 2^24.
 
     Args:
         h: real; its shape is the batch shape.
+        log_factor: log of a known factor of the mean, such as an exposure; broadcasts with h. Default: 0.
         validate_args: as in torch.
 
     Raises:
@@ -115,13 +127,13 @@ class SoftplusPoisson(dist.Poisson):
         -5.52412
     """
 
-    def __init__(self, h: Tensor, *, validate_args: bool | None = None) -> None:
-        self.h = h
-        super().__init__(softplus(h), validate_args=validate_args)
+    def __init__(self, h: Tensor, log_factor: Tensor | None = None, *, validate_args: bool | None = None) -> None:
+        self.h, self.log_factor = h, log_factor
+        super().__init__(_mean(h, log_factor), validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> SoftplusPoisson:
         new = self._get_checked_instance(SoftplusPoisson, _instance)
-        new.h = self.h.expand(batch_shape)
+        new.h, new.log_factor = self.h.expand(batch_shape), self.log_factor
         return super().expand(batch_shape, _instance=new)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -132,7 +144,7 @@ class SoftplusPoisson(dist.Poisson):
         """
         if self._validate_args:
             self._validate_sample(value)
-        log_rate, count = _log_softplus(self.h), double(value)
+        log_rate, count = _log_mean(self.h, self.log_factor), double(value)
         log_mass = count * log_rate - log_rate.exp() - torch.lgamma(count + 1)
         return log_mass.to(value.device, torch.promote_types(value.dtype, self.h.dtype))
 
@@ -143,6 +155,7 @@ class SoftplusNegativeBinomial(NegativeBinomial):
     Args:
         h: real; it broadcasts with ``log_total_count`` to the batch shape.
         log_total_count: log r.
+        log_factor: as :class:`SoftplusPoisson`.
         validate_args: as in torch.
 
     Raises:
@@ -156,14 +169,21 @@ class SoftplusNegativeBinomial(NegativeBinomial):
         (100.0, -4.61512)
     """
 
-    def __init__(self, h: Tensor, log_total_count: Tensor, *, validate_args: bool | None = None) -> None:
-        self.h, self.log_total_count = h, log_total_count
-        logits = (_log_softplus(h) - double(log_total_count)).clamp(-60, 60)  # the range of the distribution
+    def __init__(
+        self,
+        h: Tensor,
+        log_total_count: Tensor,
+        log_factor: Tensor | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.h, self.log_total_count, self.log_factor = h, log_total_count, log_factor
+        logits = (_log_mean(h, log_factor) - double(log_total_count)).clamp(-60, 60)  # the range of the distribution
         super().__init__(log_total_count.exp(), logits=logits.to(h), validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> SoftplusNegativeBinomial:
         new = self._get_checked_instance(SoftplusNegativeBinomial, _instance)
-        new.h, new.log_total_count = self.h, self.log_total_count  # which broadcast
+        new.h, new.log_total_count, new.log_factor = self.h, self.log_total_count, self.log_factor  # which broadcast
         return super().expand(batch_shape, _instance=new)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -174,7 +194,7 @@ class SoftplusNegativeBinomial(NegativeBinomial):
         """
         if self._validate_args:
             self._validate_sample(value)
-        count, log_mean, log_r = double(value), _log_softplus(self.h), double(self.log_total_count)
+        count, log_mean, log_r = double(value), _log_mean(self.h, self.log_factor), double(self.log_total_count)
         log_mass = (
             _log_rising(count, log_r)
             - torch.lgamma(count + 1)
@@ -182,3 +202,28 @@ class SoftplusNegativeBinomial(NegativeBinomial):
             - (count + log_r.exp()) * torch.log1p((log_mean - log_r).exp())
         )
         return log_mass.to(value.device, torch.promote_types(value.dtype, self.h.dtype))
+
+
+class SoftplusConwayMaxwellPoisson(MeanConwayMaxwellPoisson):
+    r"""Conway-Maxwell-Poisson distribution of mean m = softplus(h), or of a multiple of it.
+
+    Args:
+        h: real; it broadcasts with ``log_nu`` to the batch shape.
+        log_nu: log of the dispersion parameter :math:`\nu`, from -3 to 3.
+        log_factor: as :class:`SoftplusPoisson`.
+        validate_args: as in torch.
+
+    Raises:
+        ValueError: with validation on, as :class:`~pyro_nbvae.distributions.MeanConwayMaxwellPoisson`.
+
+    Example::
+
+        >>> d = SoftplusConwayMaxwellPoisson(torch.tensor(0.0), torch.tensor(1.0))
+        >>> round(float(d.mean), 3), round(float(d.variance / d.mean), 3)
+        (0.693, 0.641)
+    """
+
+    def __init__(
+        self, h: Tensor, log_nu: Tensor, log_factor: Tensor | None = None, *, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(_log_mean(h, log_factor), log_nu, dtype=h.dtype, validate_args=validate_args)

@@ -59,14 +59,15 @@ def importance_weighted_bound(
     """
     bounds = []
     with evaluating(model, guide, seed):
-        for x in model.input_batches(data, "data", progress):
-            q = guide.posterior(x)
+        for batch in model.input_batches(data, "data", progress):
+            q = guide.posterior(batch.x, **batch.given)
             p = model.prior_distribution()
             log_weights = []
             for start in range(0, samples, _CHUNK):  # one normalizer of q and of p for all samples of a chunk
                 z = q.sample(torch.Size([min(_CHUNK, samples - start)]))
                 of_prior, of_posterior = (sum_rightmost(double(d.log_prob(z)), -2) for d in (p, q))
                 for z_s, log_p_over_q in zip(z, of_prior - of_posterior, strict=True):
-                    log_weights.append(double(model.observation(z_s).log_prob(x)) + log_p_over_q)
+                    log_likelihood = model.observation(z_s, **batch.given).log_prob(batch.x)
+                    log_weights.append(double(log_likelihood) + log_p_over_q)
             bounds.append(torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples))
     return torch.cat(bounds)

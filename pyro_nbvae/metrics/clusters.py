@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.batching import evenly_spaced
+from pyro_nbvae.batching import Batch, evenly_spaced
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.latents import Labels, represent
@@ -53,8 +53,8 @@ def _most_frequent(labels: Labels) -> object:
 def latent_clusters(
     model: GenerativeModel,
     guide: AmortizedGuide,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Batch, Tensor],
+    test: tuple[Batch, Tensor],
     *,
     components: int = 100,
     seed: int = 0,
@@ -92,8 +92,8 @@ def latent_clusters(
     from sklearn.mixture import GaussianMixture
 
     # the first may all have one label
-    x, labels = (evenly_spaced(each, _MAX_TRAIN) for each in train)
-    x_test, test_labels = (evenly_spaced(each, _MAX_TEST) for each in test)
+    x, labels = evenly_spaced(train[0], _MAX_TRAIN), evenly_spaced(train[1], _MAX_TRAIN)
+    x_test, test_labels = evenly_spaced(test[0], _MAX_TEST), evenly_spaced(test[1], _MAX_TEST)
     # with another noise, since clusters may fit to the noise of each unit
     z, z_test = (represent(model, guide, d, "counts", seed=(seed + k) % 2**32) for k, d in enumerate((x, x_test)))
     assign: dict[str, Callable[[NDArray[np.float32]], Labels]] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class _Identity(nn.Module):
 def _extract(features: Features, images: Tensor | Iterable[Tensor], what: str, progress: bool) -> Tensor:
     device = next(features.parameters()).device
     extracted = []
-    for batch in evaluation_batches(images, what, progress):
+    for batch in cast("Iterator[Tensor]", evaluation_batches(images, what, progress)):
         if batch.dtype != torch.uint8:
             raise InputError(f"{what}: FID and KID require uint8 images (0 to 255), got {batch.dtype}")
         extracted.append(features(batch.to(device)).float().cpu())

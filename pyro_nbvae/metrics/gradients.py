@@ -18,6 +18,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_nbvae.batching import Batch, Recording
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
@@ -72,10 +73,11 @@ class GradientMoments(NamedTuple):
     variance: float
 
 
-def encoder_outputs(guide: AmortizedGuide, x: Tensor) -> tuple[Tensor, ...]:
+def encoder_outputs(guide: AmortizedGuide, x: Batch) -> tuple[Tensor, ...]:
     """Return the encoder's outputs for observations ``x`` as leaves, for gradients with respect to them."""
+    batch = Recording.of(x)
     with torch.no_grad():
-        return tuple(h.detach().clone().requires_grad_() for h in guide.encode(x))
+        return tuple(h.detach().clone().requires_grad_() for h in guide.encode(batch.x, **batch.given))
 
 
 def mean_gradient(loss: Tensor, outputs: Sequence[Tensor]) -> Tensor:
@@ -87,13 +89,14 @@ def _mean_over_observations(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.double().mean(0) for g in gradients])
 
 
-def _negative_log_likelihood(model: GenerativeModel, z: Tensor, x: Tensor) -> Tensor:
+def _negative_log_likelihood(model: GenerativeModel, z: Tensor, x: Batch) -> Tensor:
     """Return -log p(x | z) of each observation, (B,)."""
-    return -model.observation(z).log_prob(x)
+    batch = Recording.of(x)
+    return -model.observation(z, **batch.given).log_prob(batch.x)
 
 
 @torch.enable_grad()
-def unbiased_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> Tensor:
+def unbiased_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Batch) -> Tensor:
     r"""Return an unbiased gradient sample: :math:`E[A(z) / q(z) (f(z + 1) - f(z))]`, unit by unit (Cong et al., 2019).
 
     :math:`A(z) / q(z)` is the derivative of :class:`~pyro_nbvae.distributions.Integer` minus half of
@@ -117,7 +120,7 @@ def unbiased_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) 
 
 
 @torch.enable_grad()
-def pathwise_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, relaxation: Relaxation) -> Tensor:
+def pathwise_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Batch, relaxation: Relaxation) -> Tensor:
     """Return a gradient sample through relaxed counts."""
     outputs = encoder_outputs(guide, x)
     with guide.relaxed(relaxation):
@@ -126,7 +129,7 @@ def pathwise_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, 
 
 
 @torch.enable_grad()
-def score_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, samples: int) -> Tensor:
+def score_gradient(model: GenerativeModel, guide: AmortizedGuide, x: Batch, samples: int) -> Tensor:
     """Return a gradient sample of the score-function estimator.
 
     With one sample of the latents it is the plain estimator. With more it is VarGrad, in which the baseline of each
@@ -171,7 +174,7 @@ def gradient_error(estimates: Tensor, unbiased: Tensor, batches: float = 1.0) ->
 def gradient_errors(
     model: GenerativeModel,
     guide: AmortizedGuide,
-    x: Tensor,
+    x: Batch,
     relaxations: Sequence[Relaxation],
     *,
     samples: int = 50,
@@ -191,7 +194,7 @@ def gradient_errors(
 
     Args:
         model, guide: the pair; its latents are counts.
-        x: observations (B, *event_shape).
+        x: observations (B, *event_shape), or a :class:`~pyro_nbvae.batching.Recording`.
         relaxations: the relaxations to compare.
         samples: number of gradient samples per relaxation, at least 5.
         unbiased_samples: number of unbiased gradient samples, at least 5; each decodes every observation once per
@@ -235,7 +238,7 @@ def gradient_errors(
 
 
 def gradient_moments(
-    elbo: ELBO, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, samples: int, *, seed: int = 0
+    elbo: ELBO, model: GenerativeModel, guide: AmortizedGuide, x: Batch, samples: int, *, seed: int = 0
 ) -> GradientMoments:
     r"""Estimate the moments of the gradient of the loss per observation, on one batch.
 
@@ -247,7 +250,7 @@ def gradient_moments(
     Args:
         elbo: an ELBO with ``differentiable_loss``.
         model, guide: the pair.
-        x: observations (B, *event_shape).
+        x: observations (B, *event_shape), or a :class:`~pyro_nbvae.batching.Recording`.
         samples: number of gradient samples, at least 2.
         seed: random seed.
 
@@ -269,11 +272,12 @@ def gradient_moments(
     parameters = [p for p in guide.parameters() if p.requires_grad]
     total: Tensor | float = 0.0
     squares = 0.0
-    devices = [x.device] if x.is_cuda else []
+    batch = Recording.of(x)
+    devices = [batch.x.device] if batch.x.is_cuda else []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for _ in range(samples):
-            loss = elbo.differentiable_loss(model, guide, x) / len(x)  # type: ignore[attr-defined]
+            loss = elbo.differentiable_loss(model, guide, batch.x, **batch.given) / len(x)  # type: ignore[attr-defined]
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
             total = total + gradient
             squares += float(gradient.square().sum())

@@ -45,7 +45,7 @@ class HeldOut:
         squared_error: squared error of the likelihood's mean, per observation; None if the likelihood has no mean.
         kl: KL in nats, per observation.
         elbo: ``log_likelihood - kl``, in nats per observation.
-        mse: ``squared_error`` per element; None if the likelihood has no mean.
+        mse: squared error per observed element; None if the likelihood has no mean.
         ssim: structural similarity; None if the data are not images of more than 5 pixels a side, or the likelihood
             has no mean.
         fano: Fano factor of the posterior (variance over mean), averaged; None if the latents are not counts.
@@ -240,8 +240,9 @@ def held_out(
 
     Args:
         model, guide: the trained pair.
-        data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged; or a DataLoader, of
-            which a batch is such a tensor or a tuple whose first element is one. The batches do not affect the result.
+        data: (N, *event_shape), as a data set holds them: pixels as uint8, other values unchanged; or a
+            :class:`~pyro_nbvae.batching.Recording`, or a DataLoader, of which a batch is such a tensor or recording, or
+            a tuple whose first element is a tensor. The batches do not affect the result.
         units: whether to compute the information and the posterior moments of the units, which may take seconds.
         seed: random seed.
         progress: show a progress bar.
@@ -264,23 +265,27 @@ def held_out(
         torch.Size([3])
     """
     values, similarity, compared = _Values(), None, EvenSubset(OBSERVATIONS)
-    number = 0
+    number, elements = 0, 0.0
     with evaluating(model, guide, seed):
-        for x in model.input_batches(data, "data", progress):
+        for batch in model.input_batches(data, "data", progress):
             if not number:
-                similarity = _similarity(x)
-            number += len(x)
-            compared.add(x)
-            q = guide.posterior(x)
+                similarity = None if batch.mask is not None else _similarity(batch.x)
+            number += len(batch)
+            compared.add(batch)
+            q = guide.posterior(batch.x, **batch.given)
             z = q.sample()
-            observed = model.observation(z)
-            likelihood = double(observed.log_prob(x))
+            observed = model.observation(z, **batch.given)
+            likelihood = double(observed.log_prob(batch.x))
             values.add("log_likelihood", likelihood)
             mean = mean_or_none(observed)
             if mean is not None:
-                values.add("squared_error", double(x - mean).square().flatten(1).sum(1))
+                errors = double(batch.x - mean).square()
+                if batch.mask is not None:
+                    errors = errors.masked_fill(~batch.mask, 0)
+                values.add("squared_error", errors.flatten(1).sum(1))
+                elements += float(batch.number.sum())
                 if similarity is not None:
-                    similarity.update(mean, x)
+                    similarity.update(mean, batch.x)
             unit_kl, kl = _kl(q, model.prior_distribution(), z)
             values.add("kl", kl)
             values.add("elbo", likelihood - kl)
@@ -298,7 +303,7 @@ def held_out(
     of_sums: dict[str, Any] = {}
     for name in ("log_likelihood", "squared_error", "kl", "elbo"):
         of_sums[name], of_sums[f"{name}_error"] = values.mean(name)
-    of_sums["mse"], of_sums["mse_error"] = values.mean("squared_error", 1 / math.prod(model.event_shape))
+    of_sums["mse"], of_sums["mse_error"] = values.mean("squared_error", number / max(1.0, elements))
     return HeldOut(
         **of_sums,
         ssim=None

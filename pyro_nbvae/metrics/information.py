@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, Normal
 from torch.nn.functional import logsigmoid
 
-from pyro_nbvae.batching import BATCH, evenly_spaced
+from pyro_nbvae.batching import BATCH, Batch, Recording, evenly_spaced
 from pyro_nbvae.distributions.divergences import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.families import negative_binomial
@@ -44,7 +44,7 @@ _GRIDS: tuple[tuple[type, Callable[..., Tensor], int, float], ...] = (
 )
 
 
-def unit_information(guide: AmortizedGuide, x: Tensor) -> Tensor:
+def unit_information(guide: AmortizedGuide, data: Batch) -> Tensor:
     r"""Compute the mutual information between each unit and the observation, in nats.
 
     .. math:: I = \frac{1}{N} \sum_n KL(q(z | x_n) \,\|\, q(z)), \qquad q(z) = \frac{1}{N} \sum_n q(z | x_n)
@@ -58,7 +58,7 @@ def unit_information(guide: AmortizedGuide, x: Tensor) -> Tensor:
 
     Args:
         guide: the guide, in the context of :func:`~pyro_nbvae.vae.evaluating`, so that counts are integers.
-        x: observations (N, *event_shape), floats.
+        data: observations (N, *event_shape), floats, or a :class:`~pyro_nbvae.batching.Recording`.
 
     Returns:
         (units,), in float64; (), the joint information of all latents, if the guide has a joint posterior.
@@ -77,14 +77,15 @@ def unit_information(guide: AmortizedGuide, x: Tensor) -> Tensor:
         >>> [round(nats, 6) for nats in found.tolist()]
         [0.0, 0.0, 0.0]
     """
-    posteriors = [_units(guide.posterior(batch)) for batch in x.split(BATCH)]
+    data = Recording.of(data)
+    posteriors = [_units(guide.posterior(batch.x, **batch.given)) for batch in data.split(BATCH)]
     shape = torch.Size(posteriors[0].batch_shape[1:])  # some families have a tuple
     found = torch.stack([each.cpu() for each in _summed(posteriors)] or [torch.tensor(math.nan)])
     found = found.to(torch.float64).expand(shape.numel()).clone()
     if bool(found.isnan().any()):
-        found = torch.where(
-            found.isnan(), _sampled(_units(guide.posterior(evenly_spaced(x, _SAMPLED_OBSERVATIONS)))).cpu(), found
-        )
+        few = evenly_spaced(data, _SAMPLED_OBSERVATIONS)
+        sampled = _sampled(_units(guide.posterior(few.x, **few.given))).cpu()
+        found = torch.where(found.isnan(), sampled, found)
     return found.clamp(min=0).reshape(shape)  # rounding may make it negative
 
 

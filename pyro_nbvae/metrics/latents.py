@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.batching import Observations
+from pyro_nbvae.batching import Batch, Observations, Recording
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 Representation = Literal["encoder", "means", "counts"]
 Labels = NDArray[np.generic]
 Indices = NDArray[np.intp]
-_REPRESENTATIONS: dict[str, Callable[[AmortizedGuide, Tensor], Tensor]] = {
-    "encoder": lambda guide, x: guide.encode(x)[0],
-    "means": lambda guide, x: guide.posterior(x).mean,
-    "counts": lambda guide, x: guide.posterior(x).sample(),
+_REPRESENTATIONS: dict[str, Callable[[AmortizedGuide, Recording], Tensor]] = {
+    "encoder": lambda guide, data: guide.encode(data.x, **data.given)[0],
+    "means": lambda guide, data: guide.posterior(data.x, **data.given).mean,
+    "counts": lambda guide, data: guide.posterior(data.x, **data.given).sample(),
 }
 # Numbers of labelled observations in all, and per class; maximum number of held-out observations.
 LABELLED = (200, 1000, 5000)
@@ -65,7 +65,7 @@ def represent(
         (4, 3)
     """
     with evaluating(model, guide, seed):
-        parts = [_REPRESENTATIONS[representation](guide, x).flatten(1) for x in model.input_batches(data)]
+        parts = [_REPRESENTATIONS[representation](guide, batch).flatten(1) for batch in model.input_batches(data)]
     return torch.cat(parts).float().cpu().numpy()
 
 
@@ -164,8 +164,8 @@ def classification(
 def latent_classification(
     model: GenerativeModel,
     guide: AmortizedGuide,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Batch, Tensor],
+    test: tuple[Batch, Tensor],
     representation: Representation = "encoder",
     *,
     seed: int = 0,

@@ -10,17 +10,27 @@ from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.linear import LinearDecoder, LinearEncoder
 from pyro_nbvae.networks.mlp import MLPDecoder, MLPEncoder
 from pyro_nbvae.networks.released import RELEASED_DECODERS, RELEASED_ENCODERS
+from pyro_nbvae.networks.temporal import (
+    TemporalBinsDecoder,
+    TemporalBinsEncoder,
+    TemporalDecoder,
+    TemporalEncoder,
+)
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "conv": ConvEncoder,
     "mlp": MLPEncoder,
     "linear": LinearEncoder,
+    "temporal": TemporalEncoder,
+    "temporal_bins": TemporalBinsEncoder,
     **RELEASED_ENCODERS,
 }
 DECODERS: dict[str, type[nn.Module]] = {
     "conv": ConvDecoder,
     "mlp": MLPDecoder,
     "linear": LinearDecoder,
+    "temporal": TemporalDecoder,
+    "temporal_bins": TemporalBinsDecoder,
     **RELEASED_DECODERS,
 }
 
@@ -38,13 +48,14 @@ def build_encoder(
     heads: int,
     initial_output_scale: float = 1.0,
     discrete: bool = False,
+    covariates: int = 0,
 ) -> nn.Module:
     """Build an encoder from observations (B, *event_shape) to unbounded outputs (B, heads, latents).
 
     Args:
-        name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"`` or ``"linear"``, which are initialised from
-            data, or a network of the paper as released: ``"released_conv"``,
-            ``"released_mlp"``, ``"released_linear"``.
+        name: a key of ``ENCODERS``: ``"conv"`` (images only), ``"mlp"``, ``"linear"``, or ``"temporal"`` and
+            ``"temporal_bins"`` (observations (bins, neurons) only), which are initialised from data; or a network of
+            the paper as released: ``"released_conv"``, ``"released_mlp"``, ``"released_linear"``.
         event_shape: shape of one observation.
         latents: number of latents K.
         heads: number of outputs per latent.
@@ -52,9 +63,11 @@ def build_encoder(
             deviation over the data is 0.15 times this; in the conv networks, whose heads end in a layer norm, it is
             their standard deviation over the latents; in the released dense networks it is a factor.
         discrete: whether observations are counts, which are read as log(1 + x); the released networks ignore it.
+        covariates: number of covariates, which the released networks do not take.
 
     Raises:
-        ValueError: for an unknown name, and for a conv network if observations are not images.
+        ValueError: for an unknown name, for covariates of a released network, and if observations are not images for
+            a conv network, or not (bins, neurons) for a temporal one.
 
     Example::
 
@@ -63,18 +76,23 @@ def build_encoder(
         torch.Size([4, 2, 3])
     """
     kind = _known(ENCODERS, name)
-    options = {"discrete": discrete} if issubclass(kind, Encoder) else {}
+    options = {"discrete": discrete, "covariates": covariates} if issubclass(kind, Encoder) else {}
+    if covariates and not options:
+        raise InputError(f"the network {name} takes no covariates: use conv, mlp or linear, or a module of your own")
     return kind(event_shape, latents, heads, initial_output_scale, **options)
 
 
-def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output: nn.Module) -> nn.Module:
-    """Build a decoder from latents (B, latents) to (B, *event_shape).
+def build_decoder(
+    name: str, event_shape: tuple[int, ...], latents: int, output: nn.Module, covariates: int = 0
+) -> nn.Module:
+    """Build a decoder from latents and covariates (B, latents + covariates) to (B, *event_shape).
 
     Args:
         name: a key of ``DECODERS``, the same names as for :func:`build_encoder`.
         event_shape: shape of one observation.
         latents: number of latents K.
         output: the last layer.
+        covariates: number of covariates, behind the latents.
 
     Raises:
         ValueError: for an unknown name, and for a conv network if observations are not images.
@@ -85,4 +103,6 @@ def build_decoder(name: str, event_shape: tuple[int, ...], latents: int, output:
         >>> build_decoder("linear", (5,), latents=3, output=nn.Identity())(torch.zeros(4, 3)).shape
         torch.Size([4, 5])
     """
-    return _known(DECODERS, name)(event_shape, latents, output)
+    kind = _known(DECODERS, name)
+    options = {"covariates": covariates} if issubclass(kind, TemporalBinsDecoder) else {}
+    return kind(event_shape, latents + (0 if options else covariates), output, **options)

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from pyro_nbvae.batching import evenly_spaced
+from pyro_nbvae.batching import Batch, Recording, evenly_spaced
 
 # Minimum number of outputs that a layer norm normalises: over one output it returns a constant, over K it loses a rank.
 _MIN_NORMALIZED = 32
@@ -34,8 +34,8 @@ class DataDependent(nn.Module, ABC):
     initialized = False
 
     @abstractmethod
-    def initialize(self, x: Tensor) -> None:
-        """Initialise from observations ``x`` (N, *event_shape), floating point."""
+    def initialize(self, data: Recording) -> None:
+        """Initialise from observations (N, *event_shape), floating point."""
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.initialized)
@@ -58,25 +58,37 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def initialize(network: nn.Module, x: Tensor, *, again: bool = True) -> None:
+def initialize(network: nn.Module, data: Batch, *, again: bool = True) -> None:
     """Initialise the data-dependent parts of a network; other modules are not changed.
 
     Args:
         network: the network.
-        x: observations (N, *event_shape), floating point.
+        data: observations (N, *event_shape), floating point.
         again: whether to repeat the initialisation of parts that have been initialised.
     """
     for part in network.modules():
         if isinstance(part, DataDependent) and (again or not part.initialized):
-            part.initialize(x.to(next(chain(part.parameters(), part.buffers()))))  # its device and precision
+            part.initialize(Recording.of(data).like(next(chain(part.parameters(), part.buffers()))))
             part.initialized = True
 
 
-def moments(x: Tensor, dims: tuple[int, ...] = (0,)) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over ``dims``, the first of which is dropped, in float64."""
+def moments(x: Tensor, dims: tuple[int, ...] = (0,), mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over ``dims``, the first of which is dropped, in float64.
+
+    Args:
+        x: observations (N, ...).
+        dims: dimensions over which they are taken.
+        mask: True where a value was observed; where none was along ``dims``, mean and standard deviation are 0.
+    """
     x = x.to("cpu" if x.device.type == "mps" else x.device).double()  # MPS has no float64
-    mean = x.mean(dims, keepdim=True)
-    return mean[0], (x - mean).square().mean(dims, keepdim=True)[0].sqrt()
+    if mask is None:
+        mean = x.mean(dims, keepdim=True)
+        return mean[0], (x - mean).square().mean(dims, keepdim=True)[0].sqrt()
+    mask = mask.to(x.device).expand(x.shape)
+    number = mask.sum(dims, keepdim=True).clamp_min(1)
+    mean = x.masked_fill(~mask, 0).sum(dims, keepdim=True) / number
+    squares = (x - mean).square().masked_fill(~mask, 0)
+    return mean[0], (squares.sum(dims, keepdim=True) / number)[0].sqrt()
 
 
 def _varies(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -91,6 +103,9 @@ def divisors(mean: Tensor, deviation: Tensor) -> Tensor:
 
 class _Standardize(nn.Module):
     """(x - mean) / deviation, with moments of the training data: per channel of images, else per element.
+
+    It is 0 where nothing was observed. With an exposure e, x is replaced by the value per mean exposure of the training
+    data, x * ``mean_exposure`` / e.
 
     Args:
         event_shape: shape of one observation.
@@ -109,14 +124,24 @@ class _Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.ones(shape))
 
-    def _read(self, x: Tensor) -> Tensor:
+        self.mean_exposure = 1.0
+
+    def _read(self, x: Tensor, exposure: Tensor | None) -> Tensor:
+        if exposure is not None:
+            x = x * (self.mean_exposure / exposure)
         return x.log1p() if self.discrete else x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return (self._read(x) - self.mean) / self.deviation
+    def forward(self, x: Tensor, mask: Tensor | None = None, exposure: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return (self._read(x, exposure) - self.mean) / self.deviation
+        # also not infinite in between, because the gradient would not be finite
+        standardized = (self._read(x.masked_fill(~mask, 1), exposure) - self.mean) / self.deviation
+        return standardized.masked_fill(~mask, 0)
 
-    def initialize(self, x: Tensor) -> None:
-        mean, deviation = moments(self._read(x), self.dims)
+    def initialize(self, data: Recording) -> None:
+        if data.exposure is not None:
+            self.mean_exposure = float(data.exposure.double().mean())
+        mean, deviation = moments(self._read(data.filled(1), data.exposure), self.dims, data.mask)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp_min(_MIN_COUNT_DEVIATION) if self.discrete else divisors(mean, deviation))
 
@@ -185,6 +210,7 @@ class Encoder(DataDependent):
         heads: number of outputs per latent.
         initial_output_scale: scale of the outputs at initialisation.
         discrete: whether observations are counts, which are read as log(1 + x).
+        covariates: number of covariates, which the heads read beside the features.
     """
 
     head: type[_Head | _NormalizedHead] = _Head
@@ -196,26 +222,58 @@ class Encoder(DataDependent):
         heads: int,
         initial_output_scale: float = 1.0,
         discrete: bool = False,
+        covariates: int = 0,
     ) -> None:
         super().__init__()
         self.inputs = _Standardize(event_shape, discrete)
         self.features = self.build_features(event_shape)
         with torch.no_grad():
-            width = self.features(torch.zeros(1, *event_shape)).shape[1]
-        self.heads = nn.ModuleList(self.head(width, latents, initial_output_scale) for _ in range(heads))
+            width = self.features(torch.zeros(1, *event_shape)).shape[-1] + covariates
+        of_row = self.latents_of_row(event_shape, latents)
+        self.heads = nn.ModuleList(self.head(width, of_row, initial_output_scale) for _ in range(heads))
 
     @abstractmethod
     def build_features(self, event_shape: tuple[int, ...]) -> nn.Module:
-        """Return the module from standardised observations (B, *event_shape) to features (B, width)."""
+        """Return the module from standardised observations (B, *event_shape) to features (B, width) or (B, n, width).
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.features(self.inputs(x))
-        return torch.stack([head(h) for head in self.heads], dim=1)
+        Of n rows of features, each has its part of the latents.
+        """
 
-    def initialize(self, x: Tensor) -> None:
-        self.inputs.initialize(x)
+    def latents_of_row(self, event_shape: tuple[int, ...], latents: int) -> int:
+        """Return the number of latents that a row of features determines: all, where there is one row."""
+        return latents
+
+    def _featured(self, x: Tensor, mask: Tensor | None, exposure: Tensor | None, covariates: Tensor | None) -> Tensor:
+        """Return what the heads read, (B, width) or (B * n, width)."""
+        h = self.features(self.inputs(x, mask, exposure))
+        if covariates is not None:
+            c = covariates.to(h).reshape(len(h), *(1 for _ in range(h.dim() - 2)), -1)
+            h = torch.cat([h, c.expand(*h.shape[:-1], -1)], -1)
+        return h.flatten(0, -2)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        h = self._featured(x, mask, exposure, covariates)
+        return torch.stack([head(h).reshape(len(x), -1) for head in self.heads], dim=1)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.initialized, self.inputs.mean_exposure], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        super().set_extra_state(state.flatten()[0])
+        if not state.is_meta and state.numel() > 1:
+            self.inputs.mean_exposure = float(state[1])
+
+    def initialize(self, data: Recording) -> None:
+        self.inputs.initialize(data)
+        used = evenly_spaced(data, _HEAD_OBSERVATIONS)
         with evaluation_mode(self):  # without dropout
-            features = self.features(self.inputs(evenly_spaced(x, _HEAD_OBSERVATIONS)))
+            features = self._featured(used.x, used.mask, used.exposure, used.covariates)
         for head in self.heads:
             assert isinstance(head, _Head | _NormalizedHead)
             head.initialize(features)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_nbvae.batching import value_range
+from pyro_nbvae.batching import Recording, value_range
 from pyro_nbvae.networks.initialization import DataDependent, divisors, moments
 
 # Below this, softplus is the exponential function in float32.
@@ -39,8 +39,22 @@ class Output(DataDependent):
         """Return the layer that replaces this one in the released networks, which do not depend on data."""
         return nn.Identity()
 
-    def initialize(self, x: Tensor) -> None:
-        self.mean.copy_(moments(x)[0])
+    def initialize(self, data: Recording) -> None:
+        self.mean.copy_(rates(data))
+
+
+def rates(data: Recording) -> Tensor:
+    """Return the mean of each element over observed values; with exposures, the sum of values over that of exposures.
+
+    Args:
+        data: observations (N, *event_shape).
+    """
+    if data.exposure is None:
+        return moments(data.x, (0,), data.mask)[0]
+    exposed = data.exposure.expand(data.x.shape)
+    # a ratio of means is that of the sums
+    total, exposures = (moments(x, (0,), data.mask)[0] for x in (data.x, exposed))
+    return total / exposures.clamp_min(torch.finfo(exposures.dtype).tiny)
 
 
 class Decoder(nn.Module):
@@ -74,8 +88,9 @@ class RealOutput(Output):
         super().__init__(event_shape, 0.0)
         self.register_buffer("deviation", torch.ones(event_shape))
 
-    def initialize(self, x: Tensor) -> None:
-        mean, deviation = moments(x)
+    def initialize(self, data: Recording) -> None:
+        _, deviation = moments(data.x, (0,), data.mask)
+        mean = rates(data)
         self.mean.copy_(mean)
         self.deviation.copy_(divisors(mean, deviation))
 
@@ -108,9 +123,9 @@ class ImageOutput(Output):
         if not state.is_meta:
             _, self.low, self.high = state.tolist()
 
-    def initialize(self, x: Tensor) -> None:
-        self.low, self.high = value_range(x)
-        mean = (moments(x)[0] - self.low) / (self.high - self.low)
+    def initialize(self, data: Recording) -> None:
+        self.low, self.high = value_range(data.x if data.mask is None else data.x[data.mask.expand(data.x.shape)])
+        mean = (moments(data.x, (0,), data.mask)[0] - self.low) / (self.high - self.low)
         self.mean.copy_(mean.clamp(self._MARGIN, 1 - self._MARGIN))
 
     def forward(self, a: Tensor) -> Tensor:
@@ -123,23 +138,38 @@ class LogitOutput(Output):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__(event_shape, 0.5)
 
-    def initialize(self, x: Tensor) -> None:
-        self.mean.copy_((moments(x)[0] * len(x) + 0.5) / (len(x) + 1))
+    def initialize(self, data: Recording) -> None:
+        self.mean.copy_((moments(data.x, (0,), data.mask)[0] * len(data) + 0.5) / (len(data) + 1))
 
     def forward(self, a: Tensor) -> Tensor:
         return a + self.mean.logit()
 
 
 class CountOutput(Output):
-    """h with softplus(h) = mean * log2(1 + 4^a): like mean * e^a near a = 0, and at most linear in a above."""
+    """h with softplus(h) = mean * log2(1 + 4^a): like mean * e^a near a = 0, and at most linear in a above.
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
+    Args:
+        event_shape: shape of one observation.
+        axis: the axis of a along which other parameters of the likelihood may stand behind; they pass unchanged.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], axis: int = -1) -> None:
         super().__init__(event_shape, math.log(2))  # h is 0 at a = 0
+        self.axis = axis
 
-    def initialize(self, x: Tensor) -> None:
-        self.mean.copy_(moments(x)[0].clamp_min(0.5 / (len(x) + 1)))
+    def initialize(self, data: Recording) -> None:
+        exposure = 1.0 if data.exposure is None else data.exposure.double().mean()
+        self.mean.copy_(rates(data).clamp_min(0.5 / ((len(data) + 1) * exposure)))
 
     def forward(self, a: Tensor) -> Tensor:
+        size = self.mean.shape[self.axis]
+        if a.shape[self.axis] > size:
+            first, others = a.split([size, a.shape[self.axis] - size], self.axis)
+            return torch.cat([self.of_mean(first), others], self.axis)
+        return self.of_mean(a)
+
+    def of_mean(self, a: Tensor) -> Tensor:
+        """Return h for a, (B, *event_shape)."""
         u = 2 * math.log(2) * a
         log_multiplier = torch.where(u < _SMALL, u, softplus(u.clamp_min(_SMALL)).log()) - math.log(math.log(2))
         log_rate = self.mean.log() + log_multiplier

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from pyro_nbvae.batching import to_floats
 from pyro_nbvae.metrics.gradients import gradient_errors
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.data import Data
@@ -48,9 +47,9 @@ def choose(config: TrainConfig[Any], data: Data, device: torch.device) -> tuple[
     model.to(device)
     guide.to(device)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003)
-    train_set = data.train[: config.train_size]
+    train_set = data.training[: config.train_size]
     first = torch.randperm(len(train_set), generator=generator)[:OBSERVATIONS]
-    x = to_floats(train_set[first]).to(device)
+    x = train_set[first].floats().to(device)
     guide.initialize(train_set.to(device))
     model.initialize(train_set.to(device))
     size = plain.training.batch_size

@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import is_pixels, to_bytes
+from pyro_nbvae.batching import Recording, is_pixels, to_bytes
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import (
     HeldOut,
@@ -109,9 +108,9 @@ class Evaluation:
                 self.networks[name] = network.to(self.model.device)
 
     @property
-    def train_set(self) -> Tensor:
+    def train_set(self) -> Recording:
         """The training data of the run."""
-        return self.data.train[: self.config.train_size]
+        return self.data.training[: self.config.train_size]
 
     @property
     def trained_on(self) -> int:
@@ -127,17 +126,19 @@ class Evaluation:
     def _observed(self) -> Distribution:
         """One distribution of observations, which shows whether the likelihood has a mean."""
         with evaluating(self.model, self.guide, self.seed):
-            return self.model.observation(self.model.prior_distribution().sample(torch.Size([1])))
+            z = self.model.prior_distribution().sample(torch.Size([1]))
+            return self.model.observation(z, covariates=self.test[:1].covariates)
 
     @cached_property
     def _counts(self) -> bool:
         with evaluating(self.model, self.guide, self.seed):
-            return fano_factor(self.guide.posterior(self.model.to_input(self.test[:1]))) is not None
+            first = self.model.to_input(self.test[:1])
+            return fano_factor(self.guide.posterior(first.x, **first.given)) is not None
 
     @cached_property
-    def test(self) -> Tensor:
+    def test(self) -> Recording:
         """The held-out data, on the device."""
-        return self.data.test.to(self.model.device)
+        return self.data.held_out.to(self.model.device)
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -185,7 +186,7 @@ class Evaluation:
             data = self.data
             if data.train_labels is None or data.test_labels is None:
                 raise InputError(f"{data.name} has no labels: choose data with labels, such as mnist or cifar16")
-            train, test = (data.train, data.train_labels), (data.test, data.test_labels)
+            train, test = (data.training, data.train_labels), (data.held_out, data.test_labels)
             values = latent_classification(self.model, self.guide, train, test, representation, seed=self.seed)
             self.classification[representation] = values
         return self.classification[representation].get(name)
@@ -195,7 +196,7 @@ class Evaluation:
         """Components of a mixture prior, k-means and Gaussian mixture as clusters."""
         data: Any = self.data
         train = self.train_set, data.train_labels[: len(self.train_set)]
-        return latent_clusters(self.model, self.guide, train, (data.test, data.test_labels), seed=self.seed)
+        return latent_clusters(self.model, self.guide, train, (data.held_out, data.test_labels), seed=self.seed)
 
     @cached_property
     def elbo(self) -> ELBO:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae import sampling
-from pyro_nbvae.batching import BATCH, is_image_shape, to_bytes, to_floats, value_range
+from pyro_nbvae.batching import BATCH, Recording, is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded
@@ -54,7 +54,7 @@ def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, 
 
 
 def sampler_of(
-    name: SamplerName, model: GenerativeModel, guide: AmortizedGuide, train: Callable[[], Tensor]
+    name: SamplerName, model: GenerativeModel, guide: AmortizedGuide, train: Callable[[], Recording]
 ) -> Sampler:
     """Return the sampler with this name for a trained pair.
 
@@ -130,7 +130,7 @@ def fit_prior(
     check_seed(seed)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
-    train = run.data_of(state, data_root, data_path).train[: config.train_size]
+    train = run.data_of(state, data_root, data_path).training[: config.train_size]
     fitted, scores = sampling.fit_prior(model, guide, train, components, seed=seed, progress=True)
     try:
         model.set_joint_prior(fitted)
@@ -175,8 +175,8 @@ def generate(
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
 
-    def train() -> Tensor:
-        return run.data_of(state, data_root, data_path).train[: config.train_size]
+    def train() -> Recording:
+        return run.data_of(state, data_root, data_path).training[: config.train_size]
 
     drawer = sampler_of(sampler, model, guide, train)
     drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))

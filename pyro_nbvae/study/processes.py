@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pyro_nbvae.batching import Recording
 from pyro_nbvae.errors import InputError
 
 Item = TypeVar("Item")
@@ -38,7 +39,7 @@ class Processes:
         """Whether this process writes files and shows progress (rank 0)."""
         return self.rank == 0
 
-    def share(self, batch: Tensor) -> tuple[Tensor, int]:
+    def share(self, batch: Recording) -> tuple[Recording, int]:
         """Return this process's part of a batch (N, ...), and the number of observations in it.
 
         If there are fewer observations than processes, a process without any gets one observation and the number 0: it

@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from pyro_nbvae.arriving import Arriving
-from pyro_nbvae.batching import BATCH, batches, is_pixels, to_floats
-from pyro_nbvae.distributions import CountDistribution, TiltedMixture, check_family
+from pyro_nbvae.batching import BATCH, Recording, is_pixels
+from pyro_nbvae.distributions import CountDistribution, Tilted, TiltedMixture, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer import SiteKL_ELBO
@@ -197,12 +197,12 @@ class Trainer:
         self.validated = self.options.validated
 
         # data
-        x = data.train[: config.train_size]
+        x = data.training[: config.train_size]
         chosen = torch.arange(len(x)) % VALIDATED == VALIDATED - 1 if self.validated else torch.zeros(len(x)).bool()
         if self.validated and not chosen.any():
             raise InputError(f"validation needs at least {VALIDATED} training observations, got {len(x)}")
         self.train_set, self.validation_set = x[~chosen].to(device), x[chosen][:LOGGED].to(device)
-        self.test_set = data.test[:LOGGED].to(device)
+        self.test_set = data.held_out[:LOGGED].to(device)
         self.steps = steps_per_epoch(len(self.train_set), self.options.batch_size)
 
         # model, guide and estimator
@@ -214,9 +214,9 @@ class Trainer:
         self.model.initialize(self.train_set)
         # the check goes to the data: to move the parameters is cheap, to move all data as floats is not
         self.model.to("cpu")
-        for part, whole in (("training", data.train), ("held-out", data.test)):
-            for batch in batches(whole, BATCH):
-                self.model.check_support(batch, f"{part} data of {data.name}")
+        for part, whole in (("training", data.training), ("held-out", data.held_out)):
+            for batch in whole.split(BATCH):
+                self.model.check_support(batch.floats(), f"{part} data of {data.name}")
         self.model.to(device)
         self.warn()
 
@@ -249,11 +249,11 @@ class Trainer:
             return
         if self.config.likelihood.kind == "gaussian" and data.values == "counts":
             warnings.warn(
-                f"{data.name} holds counts: a Poisson or negative binomial likelihood describes them better than a "
-                "Gaussian (--likelihood)",
+                f"{data.name} holds counts: a likelihood of counts describes them better than a Gaussian (--likelihood "
+                "poisson, negative_binomial or com_poisson)",
                 stacklevel=4,
             )
-        largest = float(data.train.max()) / (255 if is_pixels(data.train) else 1)
+        largest = float(data.training.filled(0).max()) / (255 if is_pixels(data.train) else 1)
         if images and largest < DIM:
             warnings.warn(
                 f"the images of {data.name} are nearly black: their largest value is {largest:.3g} of 1; save them "
@@ -269,14 +269,14 @@ class Trainer:
         Raises:
             InputError: with the first line of the error.
         """
-        x = to_floats(self.train_set[: min(2, self.options.batch_size)])
+        batch = self.train_set[: min(2, self.options.batch_size)].floats()
         buffers = [(each, each.clone()) for module in (self.model, self.guide) for each in module.buffers()]
         devices = [self.device] if self.device.type == "cuda" else []
         what = f"{self.config.variant} with {type(self.elbo).__name__} cannot be trained"
         with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
             try:
-                loss = self.elbo.loss_and_grads(self.model, self.guide, x)  # type: ignore[attr-defined]
-                check_families(self.model, self.guide, x)
+                loss = self.elbo.loss_and_grads(self.model, self.guide, batch.x, **batch.given)  # type: ignore[attr-defined]
+                check_families(self.model, self.guide, batch)
             except (ValueError, TypeError, NotImplementedError, RuntimeError, IndexError) as error:
                 raise InputError(f"{what}: {first_line(error)}") from error
             if isinstance(loss, tuple) or math.isinf(float(loss)):  # if it is nan, training says so, with advice
@@ -387,10 +387,10 @@ class Trainer:
         arriving: Arriving[float] = Arriving()  # totals for the bar, with the factor that makes them means
         self.model.train()
         self.guide.train()
-        for step, x in enumerate(self.batches(epoch)):
+        for step, batch in enumerate(self.batches(epoch)):
             self.anneal(epoch + step / self.steps)
             with self.finite(epoch):
-                totals += self.step(x)
+                totals += self.step(batch)
             if bar.update() or (step == 0 and not bar.disable):  # when the bar is drawn
                 seen = min(len(self.train_set), (step + 1) * self.options.batch_size)
                 arriving.send(totals, self.group.number / seen)
@@ -409,13 +409,13 @@ class Trainer:
             row["temperature"] = self.guide.relaxation.temperature
         return {"epoch": epoch + 1, **row, "seconds": time.perf_counter() - began}
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
+    def batches(self, epoch: int) -> Iterator[Recording]:
         """Iterate over the batches of an epoch, in an order that depends only on the seed and the epoch."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train_set), generator=generator).to(self.device)
         sizes = [self.options.batch_size] * (self.steps - 1)
         for chosen in order.split([*sizes, len(order) - sum(sizes)]):
-            yield to_floats(self.train_set[chosen])
+            yield self.train_set[chosen].floats()
 
     def done(self, step: int) -> float:
         """Return the part of the whole training that is done at a step."""
@@ -450,18 +450,20 @@ class Trainer:
         if hasattr(self.config.relaxation, "temperature_at") and self.guide.relaxation is not None:
             self.guide.relaxation = self.guide.relaxation.at(self.config.relaxation.temperature_at(epoch))
 
-    def step(self, x: Tensor) -> Tensor:
+    def step(self, batch: Recording) -> Tensor:
         """Take one optimiser step on a batch; return this process's sums of loss, log likelihood and KL, in nats."""
         self.optimizer.zero_grad(set_to_none=True)
-        share, counted = self.group.share(x)
+        share, counted = self.group.share(batch)
         loss: Tensor | float
         if isinstance(self.elbo, SiteKL_ELBO):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, share)  # a tensor: no wait for the GPU
+            loss = self.elbo.differentiable_loss(
+                self.model, self.guide, share.x, **share.given
+            )  # a tensor: no wait for the GPU
             loss.backward()
             loss = loss.detach()
         else:
-            loss = self.elbo.loss_and_grads(self.model, self.guide, share)  # type: ignore[attr-defined]
-        self.group.average_gradients(self.parameters, self.loss_scale / len(x), counts=counted > 0)
+            loss = self.elbo.loss_and_grads(self.model, self.guide, share.x, **share.given)  # type: ignore[attr-defined]
+        self.group.average_gradients(self.parameters, self.loss_scale / len(batch), counts=counted > 0)
         assert self.options.clip is not None
         torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         self.optimizer.step()
@@ -483,10 +485,11 @@ class Trainer:
         modules = (self.model, self.guide)
         if not all(bool(p.isfinite().all()) for module in modules for p in module.state_dict().values()):
             raise self.diverged(epoch, "parameters are not finite")
-        with evaluating(self.model, self.guide, self.config.seed):
-            check_families(self.model, self.guide, to_floats(self.test_set[:8]))
-            fano = fano_factor(self.guide.posterior(to_floats(self.test_set[:DISPERSED])))
-            informed = unit_information(self.guide, to_floats(self.test_set[:INFORMED]))
+        with self.finite(epoch), evaluating(self.model, self.guide, self.config.seed):
+            first, informing = (self.model.to_input(self.test_set[:n]) for n in (DISPERSED, INFORMED))
+            check_families(self.model, self.guide, first[:8])
+            fano = fano_factor(self.guide.posterior(first.x, **first.given))
+            informed = unit_information(self.guide, informing)
             prior = self.model.prior_distribution()
             used = None
             if isinstance(prior, TiltedMixture):
@@ -561,9 +564,20 @@ class Trainer:
         try:
             yield
         except (ValueError, RuntimeError) as trouble:
-            if all(bool(p.isfinite().all()) for p in self.parameters) and not isinstance(trouble, DivergedError):
+            if not isinstance(trouble, DivergedError) and self.is_finite():
                 raise
             raise self.diverged(epoch, first_line(trouble)) from trouble
+
+    def is_finite(self) -> bool:
+        """Whether parameters, encoder outputs and log masses of the prior are finite."""
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            return False
+        with evaluating(self.model, self.guide, self.config.seed):
+            batch = self.model.to_input(self.test_set[:8])
+            prior = self.model.prior_distribution()
+            z = self.model.factorised_prior().sample(torch.Size([8])) if isinstance(prior, Tilted) else None
+            found = [*self.guide.encode(batch.x, **batch.given), *([] if z is None else [prior.log_prob(z)])]
+        return all(bool(each.isfinite().all()) for each in found)
 
     def diverged(self, epoch: int, what: str) -> InputError:
         """Return the error for a run that has diverged."""
@@ -575,14 +589,14 @@ class Trainer:
         )
 
 
-def check_families(model: GenerativeModel, guide: AmortizedGuide, x: Tensor) -> None:
+def check_families(model: GenerativeModel, guide: AmortizedGuide, batch: Recording) -> None:
     """Check the count families of all sites, as validation does; it is off in training.
 
     Raises:
         InputError: as :func:`~pyro_nbvae.distributions.check_family`.
     """
     for program in (model, guide):
-        for site in poutine.trace(program).get_trace(x).nodes.values():
+        for site in poutine.trace(program).get_trace(batch.x, **batch.given).nodes.values():
             if site["type"] == "sample":
                 distribution = base_distribution(cast(Distribution, site["fn"]))
                 if isinstance(distribution, CountDistribution):

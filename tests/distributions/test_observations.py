@@ -76,7 +76,7 @@ def test_negative_binomial(log_r):
     def log_mass(h, x):
         likelihood = likelihoods.NegativeBinomial()
         likelihood.setup(tuple(h.shape))
-        likelihood.log_total_count.data.fill_(log_r)
+        likelihood.dispersion.value.data.fill_(log_r)
         return likelihood(h).log_prob(x)
 
     check(log_mass, *zip(*GRID, strict=True), negative_binomial, log_r)
@@ -87,10 +87,10 @@ def test_the_dispersions_gradient(log_r):
     h, x = (torch.tensor(v) for v in zip(*[pair for pair in GRID if -20 < pair[0] < 2e4], strict=True))
     likelihood = likelihoods.NegativeBinomial()
     likelihood.setup(tuple(h.shape))
-    likelihood.log_total_count.data.fill_(log_r)
+    likelihood.dispersion.value.data.fill_(log_r)
     log_r = float(np.float32(log_r))
     likelihood(h).log_prob(x.float()).sum().backward()
-    for of_h, of_x, slope in zip(h.tolist(), x.tolist(), likelihood.log_total_count.grad.tolist(), strict=True):
+    for of_h, of_x, slope in zip(h.tolist(), x.tolist(), likelihood.dispersion.value.grad.tolist(), strict=True):
         derivative = mpmath.diff(lambda t, a=of_h, b=of_x: negative_binomial(b, a, t), log_r)
         assert abs(slope - derivative) <= 1e-5 * abs(derivative) + 1e-11, (of_h, of_x)
 

@@ -36,6 +36,7 @@ _compile_largest: Callable[..., Any] = njit(nogil=True, cache=True, error_model=
 _MAX_HALF_WIDTH = 1 << 20
 # log k! of the first counts. Larger ones would lose digits in a difference.
 _LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(1 << 12), 1).astype(np.longdouble))).astype(np.float64)
+_LOGARITHMS = np.log(np.maximum(np.arange(1 << 12), 1).astype(np.float64))
 
 
 def _reinterpreted(source: Any, target: Any) -> Any:
@@ -663,6 +664,148 @@ def _com_poisson_moments_loop(chunk, rate, nu, value, d_rate, d_nu, what, end):
         d_nu[i] = by_log
 
 
+# Weight of the counts that a sum leaves out, relative to the sum.
+_LEFT_OUT = 1e-19
+_MOST_STEPS = 100
+# Counts whose powers are computed once for all steps of Newton's method; with means above, logs of weights are added,
+# because products of ratios may overflow.
+_SMALL_MEAN, _POWERS = 32, 128
+
+
+@_compile_loop
+def _logarithm(k):
+    return _LOGARITHMS[k] if k < len(_LOGARITHMS) else math.log(np.float64(k))
+
+
+@_compile_loop
+def _com_poisson_sums(theta, nu, first, powers, known):
+    """Return sums over counts k of the weights exp(theta k - nu log k!), relative to the weight of ``first``.
+
+    The sums are of the weights and of the weights times j, j^2, x and j x, with j = k - first and x = log k! -
+    log first!. ``powers`` holds the first ``known`` of k^-nu; their number is returned too.
+    """
+    rate, small = math.exp(theta), first < _SMALL_MEAN
+    total, by_j, by_jj, by_x, by_jx = 1.0, 0.0, 0.0, 0.0, 0.0
+    k, x, weight, log_weight = first, 0.0, 1.0, 0.0
+    while k - first < _MAX_HALF_WIDTH:
+        k += 1
+        if small and k < _POWERS:
+            if k >= known:
+                powers[k] = math.exp(-nu * _LOGARITHMS[k])
+                known = k + 1
+            ratio = rate * powers[k]
+            weight *= ratio
+        else:
+            step = theta - nu * _logarithm(k)
+            ratio = math.exp(step)
+            log_weight += step
+            weight = weight * ratio if small else math.exp(log_weight)
+        j = np.float64(k - first)
+        x += _logarithm(k)
+        total += weight
+        by_j += weight * j
+        by_jj += weight * j * j
+        by_x += weight * x
+        by_jx += weight * j * x
+        if ratio < 1 and weight * ratio < _LEFT_OUT * (1 - ratio) * total:  # the ratios fall from here on
+            break
+    k, x, weight, log_weight = first, 0.0, 1.0, 0.0
+    while k > 0:
+        if small:
+            ratio = 1 / (rate * powers[k])
+            weight *= ratio
+        else:
+            step = nu * _logarithm(k) - theta
+            ratio = math.exp(step)
+            log_weight += step
+            weight = math.exp(log_weight)
+        x -= _logarithm(k)
+        k -= 1
+        j = np.float64(k - first)
+        total += weight
+        by_j += weight * j
+        by_jj += weight * j * j
+        by_x += weight * x
+        by_jx += weight * j * x
+        if ratio < 1 and weight * ratio < _LEFT_OUT * (1 - ratio) * total:
+            break
+    return total, by_j, by_jj, by_x, by_jx, known
+
+
+@_compile_loop
+def _com_poisson_of_mean(log_mean, log_nu, powers):
+    """Return log lambda of the Conway-Maxwell-Poisson with this mean, and sums over its counts.
+
+    Newton's method in log lambda for the log of the mean, between bounds that are known to enclose it.
+
+    Returns:
+        log lambda, the count whose weight is 1, the sum of the weights, the variance, Cov(k, log k!), and E[log k!]
+        relative to that count; nan where there is no such distribution.
+    """
+    mean, nu = math.exp(log_mean), math.exp(log_nu)
+    if not (mean > 0 and 0 < nu < np.inf and mean < _MAX_HALF_WIDTH):
+        return np.nan, 0, np.nan, np.nan, np.nan, np.nan
+    first = int(mean)
+    near = mean + (nu - 1) / (2 * nu)
+    theta = nu * math.log(near) if near > 1 else log_mean + (nu * math.log(2.0)) * (mean / (1 + mean))
+    low, high = -np.inf, nu * math.log(mean + 2.0)  # the mean is above lambda^(1 / nu) - 1
+    theta = min(theta, high)
+    known = 1
+    if first < _SMALL_MEAN:
+        for k in range(1, first + 1):
+            powers[k] = math.exp(-nu * _LOGARITHMS[k])
+        known = first + 1
+    for _ in range(_MOST_STEPS):
+        total, by_j, by_jj, by_x, by_jx, known = _com_poisson_sums(theta, nu, first, powers, known)
+        j, x = by_j / total, by_x / total
+        # the mean from the sums alone where it is small: first + j would cancel
+        found = first + j
+        variance = by_jj / total - j * j
+        error = math.log(found) - log_mean
+        if error > 0:
+            high = theta
+        else:
+            low = theta
+        step = error * found / variance
+        if abs(step) <= 1e-13 * (1 + abs(theta)):
+            break
+        after = theta - step
+        if not low < after < high:
+            after = 0.5 * (low + high) if high - low < np.inf else theta - max(min(step, 1.0), -1.0)
+            if after == theta:
+                break
+        theta = after
+    return theta, first, total, variance, by_jx / total - j * x, x
+
+
+@_compile_loop
+def _com_poisson_log_lambda_loop(chunk, log_mean, log_nu, value, d_log_mean, d_log_nu):
+    powers = np.empty(_POWERS)
+    for i in range(len(log_mean)):
+        theta, _, _, variance, covariance, _ = _com_poisson_of_mean(log_mean[i], log_nu[i], powers)
+        value[i] = theta
+        d_log_mean[i] = math.exp(log_mean[i]) / variance
+        d_log_nu[i] = math.exp(log_nu[i]) * covariance / variance
+
+
+@_compile_loop
+def _com_poisson_log_mass_loop(chunk, count, log_mean, log_nu, value, d_count, d_log_mean, d_log_nu):
+    powers = np.empty(_POWERS)
+    for i in range(len(count)):
+        k = np.float64(count[i])
+        theta, first, total, variance, covariance, x = _com_poisson_of_mean(log_mean[i], log_nu[i], powers)
+        mean, nu = math.exp(log_mean[i]), math.exp(log_nu[i])
+        whole = k == math.floor(k) and 0 <= k < len(_LOG_FACTORIALS) and first < len(_LOG_FACTORIALS)
+        if whole:
+            above = _LOG_FACTORIALS[int(k)] - _LOG_FACTORIALS[first]
+        else:
+            above = math.lgamma(k + 1) - math.lgamma(first + 1.0)
+        value[i] = (k - first) * theta - nu * above - math.log(total)
+        d_count[i] = theta - nu * _digamma(k + 1)
+        d_log_mean[i] = mean * (k - mean) / variance
+        d_log_nu[i] = nu * ((k - mean) * covariance / variance - (above - x))
+
+
 @_compile_loop
 def _negative_binomial_entropy_loop(chunk, r, logits, value, d_r, d_logits, start, end, most):
     """Loop of :func:`negative_binomial_entropy`; its counts are those of :func:`_negative_binomial_integers_loop`.
@@ -1071,6 +1214,20 @@ def com_poisson_variance(rate: Tensor, nu: Tensor) -> list[Tensor]:
 def com_poisson_entropy(rate: Tensor, nu: Tensor) -> list[Tensor]:
     """As :func:`reference.com_poisson_entropy`."""
     return _moment(_ENTROPY, rate, nu)
+
+
+def com_poisson_log_lambda(log_mean: Tensor, log_nu: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_log_lambda`."""
+    found = [torch.empty_like(log_mean) for _ in range(3)]
+    in_chunks(_com_poisson_log_lambda_loop, len(log_mean), log_mean, log_nu, *found)
+    return found
+
+
+def com_poisson_log_mass(count: Tensor, log_mean: Tensor, log_nu: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_log_mass`."""
+    found = [torch.empty_like(count) for _ in range(4)]
+    in_chunks(_com_poisson_log_mass_loop, len(count), count, log_mean, log_nu, *found)
+    return found
 
 
 def negative_binomial_entropy(r: Tensor, logits: Tensor) -> list[Tensor]:

@@ -263,6 +263,85 @@ def com_poisson_kl(rate: Tensor, nu: Tensor, r: Tensor, logits: Tensor) -> list[
     return _expected(com_poisson, _LOG_Q_OVER_NEGATIVE_BINOMIAL, [rate, nu], r, logits)
 
 
+# Steps of Newton's method in the largest number of elements whose counts are listed at once, and in a mass of
+# exp(-NATS) outside of these counts.
+_NEWTON_STEPS, _LISTED, _LISTED_NATS = 60, 1 << 12, 45.0
+
+
+def com_poisson_counts(theta: Tensor, nu: Tensor) -> Tensor:
+    """Return counts that have all but e^-45 of the mass of Conway-Maxwell-Poissons, (..., counts) in float64.
+
+    Args:
+        theta: log lambda, (n,).
+        nu: (n,).
+    """
+    low, high = com_poisson.window(_LISTED_NATS, (theta / nu).detach().exp(), nu.detach())
+    return torch.arange(max(0.0, float(low.min())), float(high.max()) + 2, dtype=theta.dtype, device=theta.device)
+
+
+def com_poisson_moments(theta: Tensor, nu: Tensor) -> list[Tensor]:
+    """Return log Z, mean, variance, E[log k!] and Cov(k, log k!) of lambda^k / (k!)^nu, differentiable, (n,) each."""
+    k = com_poisson_counts(theta, nu)
+    x = torch.lgamma(k + 1)
+    log_weight = theta[:, None] * k - nu[:, None] * x
+    p = log_weight.softmax(-1)
+    mean, of_x = (p * k).sum(-1), (p * x).sum(-1)
+    from_mean = k - mean[:, None]
+    variance, covariance = (p * from_mean.square()).sum(-1), (p * from_mean * x).sum(-1)
+    return [log_weight.logsumexp(-1), mean, variance, of_x, covariance]
+
+
+def _log_lambda(log_mean: Tensor, nu: Tensor) -> Tensor:
+    """Return log lambda for a mean, (n,), by Newton's method between bounds that are known to enclose it."""
+    mean = log_mean.exp()
+    near = mean + (nu - 1) / (2 * nu)
+    low, high = torch.full_like(mean, -torch.inf), nu * (mean + 2).log()  # the mean is above lambda^(1 / nu) - 1
+    theta = torch.where(near > 1, nu * near.clamp_min(1).log(), log_mean).minimum(high)
+    for _ in range(_NEWTON_STEPS):
+        _, found, variance, _, _ = com_poisson_moments(theta, nu)
+        error = found.log() - log_mean
+        low, high = torch.where(error > 0, low, theta), torch.where(error > 0, theta, high)
+        step = error * found / variance
+        after = theta - step
+        bisected = torch.where((high - low).isfinite(), 0.5 * (low + high), theta - step.clamp(-1, 1))
+        after = torch.where((low < after) & (after < high), after, bisected)
+        done = step.abs() <= 1e-13 * (1 + theta.abs())
+        theta = torch.where(done, theta, after)
+        if bool(done.all()):
+            break
+    return theta
+
+
+def com_poisson_log_lambda(log_mean: Tensor, log_nu: Tensor) -> list[Tensor]:
+    """Return log lambda of the Conway-Maxwell-Poissons with these means, and its derivatives in both, (n,) each."""
+    pieces = []
+    for a, b in zip(log_mean.split(_LISTED), log_nu.split(_LISTED), strict=True):
+        nu = b.exp()
+        theta = _log_lambda(a, nu)
+        _, _, variance, _, covariance = com_poisson_moments(theta, nu)
+        pieces.append([theta, a.exp() / variance, nu * covariance / variance])
+    return [torch.cat(parts) for parts in zip(*pieces, strict=True)] if pieces else [log_mean.clone() for _ in range(3)]
+
+
+def com_poisson_log_mass(count: Tensor, log_mean: Tensor, log_nu: Tensor) -> list[Tensor]:
+    """Return the log mass of a count, and its derivatives in the three arguments, (n,) each.
+
+    Args:
+        count: (n,), float64, as the others.
+        log_mean, log_nu: of the Conway-Maxwell-Poisson.
+    """
+    pieces = []
+    for k, a, b in zip(*(t.split(_LISTED) for t in (count, log_mean, log_nu)), strict=True):
+        nu, mean = b.exp(), a.exp()
+        theta = _log_lambda(a, nu)
+        log_z, _, variance, of_x, covariance = com_poisson_moments(theta, nu)
+        x = torch.lgamma(k + 1)
+        of_nu = (k - mean) * covariance / variance - (x - of_x)
+        own = [k * theta - nu * x - log_z, theta - nu * torch.digamma(k + 1)]
+        pieces.append([*own, mean * (k - mean) / variance, nu * of_nu])
+    return [torch.cat(parts) for parts in zip(*pieces, strict=True)] if pieces else [count.clone() for _ in range(4)]
+
+
 def com_poisson_kl_by_table(
     rate: Tensor, nu: Tensor, log_q_over_p: windows.LogQOverP, arguments: list[Tensor], table_row: Tensor
 ) -> list[Tensor]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from pyro_nbvae.batching import BATCH, ValueKind, is_image_shape, value_kind, value_range
+from pyro_nbvae.batching import BATCH, Recording, ValueKind, is_image_shape, value_kind, value_range
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.networks.initialization import moments
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Data:
         train, test: observations for training and held out, (N, *event_shape).
         train_labels, test_labels: (N,), int64, indices of classes; None if there are none.
         classes: names of the classes; None if there are no labels.
+        train_given, test_given: what is known of them besides their values, the parts of a
+            :class:`~pyro_nbvae.batching.Recording` by name.
+        sessions: indices of the sessions of training and held-out data, (N,), for plots; None if there are none.
 
     Example::
 
@@ -43,6 +49,50 @@ class Data:
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
+    train_given: dict[str, Tensor] = field(default_factory=dict)
+    test_given: dict[str, Tensor] = field(default_factory=dict)
+    sessions: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @property
+    def training(self) -> Recording:
+        """The training data with what is known of them."""
+        return Recording(self.train, **self.train_given)
+
+    @property
+    def held_out(self) -> Recording:
+        """The held-out data with what is known of them."""
+        return Recording(self.test, **self.test_given)
+
+    @property
+    def covariates(self) -> int:
+        """Number of covariates."""
+        return self.train_given["covariates"].shape[1] if "covariates" in self.train_given else 0
+
+    def conditioned(self, on: str | None) -> Data:
+        """Return the data with the covariates that a model is conditioned on.
+
+        Args:
+            on: ``covariates``, those of the data; ``labels``, the labels as one-hot covariates; None for none.
+
+        Raises:
+            InputError: if the data have none.
+        """
+        parts = ("train", self.train_given, self.train_labels), ("test", self.test_given, self.test_labels)
+        changed: dict[str, Any] = {}
+        for part, given, labels in parts:
+            new = {name: value for name, value in given.items() if name != "covariates"}
+            if on == "covariates":
+                if "covariates" not in given:
+                    raise InputError(
+                        f"{self.name} has no covariates: leave out --condition, or add the array covariates"
+                    )
+                new["covariates"] = given["covariates"]
+            elif on == "labels":
+                if labels is None:
+                    raise InputError(f"{self.name} has no labels to condition on: leave out --condition, or add labels")
+                new["covariates"] = one_hot(labels, len(self.classes or ())).float()
+            changed[f"{part}_given"] = new
+        return replace(self, **changed)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -52,7 +102,7 @@ class Data:
     @cached_property
     def values(self) -> ValueKind:
         """What the values are; see :func:`value_kind`."""
-        return value_kind(self.train, self.test)
+        return value_kind(self.training.filled(0), self.held_out.filled(0))
 
     @property
     def images(self) -> bool:
@@ -62,7 +112,7 @@ class Data:
     @cached_property
     def limits(self) -> tuple[float, float]:
         """The values that are drawn black and white: those of the training data; see :func:`value_range`."""
-        return value_range(self.train)
+        return value_range(self.training.filled(0))
 
     @cached_property
     def scale(self) -> float:
@@ -70,6 +120,9 @@ class Data:
         if is_image_shape(self.event_shape):
             low, high = self.limits
             return high - low
+        if self.train_given.get("mask") is not None:
+            _, deviation = moments(self.train, (0,), self.train_given["mask"])
+            return float(deviation.square().mean().sqrt()) or 1.0
         mean = sum(x.double().sum(0) for x in self.train.split(BATCH)) / len(self.train)
         square = sum(float((x.double() - mean).square().sum()) for x in self.train.split(BATCH)) / self.train.numel()
         return math.sqrt(square) or 1.0
@@ -78,7 +131,7 @@ class Data:
     def fingerprint(self) -> str:
         """Hash of the training and the held-out observations, by which a run recognises its data."""
         digest = hashlib.blake2b(digest_size=16)
-        for x in (self.train, self.test):
+        for x in (self.train, self.test, *self.train_given.values(), *self.test_given.values()):
             digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
             digest.update(x.contiguous().numpy().data)
         return digest.hexdigest()

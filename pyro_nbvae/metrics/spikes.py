@@ -1,12 +1,14 @@
 """Scores of models of spike counts: bits per spike, co-smoothing, PSTHs and calibration, with integer latents.
 
 Two scores are in bits per spike, and differ: :func:`nlb_bits` scores rates under a Poisson, relative to the mean of the
-evaluated counts, as the Neural Latents Benchmark does; :func:`bits_per_spike` scores log probabilities under the model's
-own likelihood, relative to a Poisson at rates of the training data. The first cannot see a dispersion.
+evaluated counts, as the Neural Latents Benchmark does; :func:`bits_per_spike` and :func:`co_smoothing` score log
+probabilities under the model's own likelihood, relative to a Poisson at rates of the training data. The first cannot
+see a dispersion.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,111 +18,21 @@ from pyro.distributions import TorchDistribution, ZeroInflatedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_nbvae.batching import Batch, Observations, Recording, joined
+from pyro_nbvae.batching import Observations, Recording
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.metrics.bound import importance_weighted_bound
+from pyro_nbvae.metrics.dispersion import Score, fano_factors, poisson_log_mass
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Number of samples whose log masses are computed at once.
 _CHUNK = 16
 
 
-@dataclass(frozen=True)
-class Score:
-    """Bits per spike, pooled: a sum over trials and neurons, over the number of spikes.
-
-    Standard errors are those of this ratio if trials, or neurons, are a random sample.
-
-    Args:
-        nats: differences of log probabilities, of the model minus the null, in nats: (trials,) or (trials, neurons).
-        spikes: numbers of spikes, of the same shape.
-
-    Example::
-
-        >>> score = Score(torch.tensor([2.0, 1.0]), torch.tensor([3.0, 1.0]))
-        >>> round(score.bits, 3), round(score.over_trials, 3)
-        (1.082, 0.361)
-    """
-
-    nats: Tensor
-    spikes: Tensor
-
-    @property
-    def bits(self) -> float:
-        """Bits per spike."""
-        return float(self.nats.sum() / self.spikes.sum()) / math.log(2)
-
-    def _error(self, dim: int) -> float:
-        nats, spikes = (t.movedim(dim, 0).flatten(1).sum(1) for t in (self.nats, self.spikes))
-        number = len(nats)
-        if number < 2:
-            return math.nan
-        residual = nats - nats.sum() / spikes.sum() * spikes
-        return math.sqrt(number / (number - 1) * float(residual.square().sum())) / float(spikes.sum()) / math.log(2)
-
-    @property
-    def over_trials(self) -> float:
-        """Standard error over trials."""
-        return self._error(0)
-
-    @property
-    def over_neurons(self) -> float:
-        """Standard error over neurons; nan if there is one value for all neurons of a trial."""
-        return self._error(1) if self.nats.dim() > 1 else math.nan
-
-    def __sub__(self, other: Score) -> Score:
-        """Return the paired difference of two scores of the same counts."""
-        if not torch.equal(self.spikes, other.spikes):
-            raise InputError("scores of other counts cannot be compared")
-        return Score(self.nats - other.nats, self.spikes)
-
-    @staticmethod
-    def pooled(scores: list[Score]) -> Score:
-        """Join the scores of folds: sums over sums."""
-        return Score(torch.cat([s.nats for s in scores]), torch.cat([s.spikes for s in scores]))
-
-
 def _over_bins(x: Tensor) -> Tensor:
     """Sum (trials, bins, neurons) over bins."""
     return x.sum(1) if x.dim() == 3 else x
-
-
-def null_rates(train: Batch) -> Tensor:
-    r"""Return the rates of the null: smoothed means of training counts, one for each neuron and bin.
-
-    .. math:: \frac{\sum_n x_n + 1/2}{\sum_n e_n + \bar e}
-
-    over observed counts, with exposures e of mean :math:`\bar e`, 1 by default. A rate is never 0, so that a spike that
-    training data never had has a finite log probability.
-
-    Args:
-        train: training counts (N, *event_shape), or a recording of them.
-
-    Example::
-
-        >>> null_rates(torch.tensor([[0.0, 2.0], [0.0, 4.0], [0.0, 6.0]])).tolist()
-        [0.125, 3.125]
-    """
-    data = Recording.of(train)
-    x = double(data.filled(0))
-    exposure = torch.ones_like(x) if data.exposure is None else double(data.exposure).expand(x.shape)
-    mean_exposure = exposure.mean()
-    if data.mask is not None:
-        exposure = exposure.masked_fill(~data.mask, 0)
-    return (x.sum(0) + 0.5) / (exposure.sum(0) + mean_exposure)
-
-
-def poisson_log_mass(x: Tensor, rate: Tensor) -> Tensor:
-    """Return log Poisson(x; rate) in float64, in nats.
-
-    Args:
-        x: counts.
-        rate: rates, which broadcast with x.
-    """
-    x, rate = double(x), double(rate)
-    return torch.special.xlogy(x, rate) - rate - torch.lgamma(x + 1)
 
 
 def _null(data: Recording, rates: Tensor) -> Tensor:
@@ -137,8 +49,8 @@ def nlb_bits(rates: Tensor, counts: Tensor, null: Tensor | None = None) -> float
     .. math:: \frac{1}{n_{sp} \log 2} \sum_{n, t} \log \frac{\mathrm{Poisson}(x_{nt}; \lambda_{nt})}{
         \mathrm{Poisson}(x_{nt}; \bar x_n)}
 
-    It is that of ``nlb_tools.evaluation.bits_per_spike``. The null is the mean of the *evaluated* counts of each neuron,
-    over trials and bins.
+    It is that of ``nlb_tools.evaluation.bits_per_spike``. The null is the mean of the *evaluated* counts of each
+    neuron, over trials and bins.
 
     Args:
         rates: expected counts of each bin, (trials, bins, neurons) or (trials, neurons); posterior means, for a model.
@@ -157,7 +69,9 @@ def nlb_bits(rates: Tensor, counts: Tensor, null: Tensor | None = None) -> float
         0.4273
     """
     if rates.shape != counts.shape:
-        raise InputError(f"rates have shape {tuple(rates.shape)} and counts {tuple(counts.shape)}: they must be the same")
+        raise InputError(
+            f"rates have shape {tuple(rates.shape)} and counts {tuple(counts.shape)}: they must be the same"
+        )
     rates, counts = double(rates), double(counts)
     seen = ~counts.isnan()
     if bool((rates[seen] < 0).any()) or bool(rates[seen].isnan().any()):
@@ -303,7 +217,7 @@ def co_smoothing(
             total, mean = torch.tensor(0.0), torch.tensor(0.0)
             for start in range(0, samples, _CHUNK):
                 several = min(_CHUNK, samples - start)
-                found = predictive(model, guide, batch, several, lambda d: torch.stack([_log(d, x), double(d.mean)]))
+                found = predictive(model, guide, batch, several, functools.partial(_log_and_mean, x))
                 log_mass, means = found.unbind(1)
                 masses = _by_neuron(log_mass.masked_fill(absent, 0))[..., out]
                 total = torch.logaddexp(total, masses.logsumexp(0)) if number else masses.logsumexp(0)
@@ -319,6 +233,14 @@ def _log(observed: TorchDistribution, x: Tensor) -> Tensor:
     return double(observed.log_prob(x.to(torch.get_default_dtype())))
 
 
+def _log_and_mean(x: Tensor, observed: TorchDistribution) -> Tensor:
+    return torch.stack([_log(observed, x), double(observed.mean)])
+
+
+def _below_and_at(x: Tensor, observed: TorchDistribution) -> Tensor:
+    return torch.stack([_cdf(observed, x - 1), _log(observed, x).exp(), double(observed.mean)])
+
+
 def _by_neuron(log_mass: Tensor) -> Tensor:
     """Sum (samples, trials, bins, neurons) over bins."""
     return log_mass.sum(2) if log_mass.dim() == 4 else log_mass
@@ -327,7 +249,8 @@ def _by_neuron(log_mass: Tensor) -> Tensor:
 def psth_r2(rates: Tensor, counts: Tensor, labels: Tensor) -> float:
     r"""Compute R^2 of the PSTHs of held-out trials: of mean rates by condition, against mean counts.
 
-    .. math:: 1 - \frac{\sum_{c, t, i} (\bar x_{cti} - \bar \lambda_{cti})^2}{\sum_{c, t, i} (\bar x_{cti} - \bar x_i)^2}
+    .. math:: 1 - \frac{\sum_{c, t, i} (\bar x_{cti} - \bar \lambda_{cti})^2}{
+        \sum_{c, t, i} (\bar x_{cti} - \bar x_i)^2}
 
     Args:
         rates: expected counts, (trials, bins, neurons) or (trials, neurons).
@@ -378,39 +301,6 @@ class Calibration:
         return round(float(torch.maximum((ordered - steps[:-1]).max(), (steps[1:] - ordered).max())), 12)
 
 
-def fano_factors(counts: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Compute the Fano factor of each neuron, within condition and bin.
-
-    The variances and the means of conditions and bins are summed before they are divided, with weights n - 1, so that
-    rare spikes do not bias it.
-
-    Args:
-        counts: (trials, neurons) or (trials, bins, neurons); nan where none was observed.
-        labels: the condition of each trial, (trials,). Default: one for all.
-
-    Returns:
-        (neurons,); nan for a neuron without a spike, or without two trials of a condition.
-
-    Example::
-
-        >>> fano_factors(torch.tensor([[0.0], [2.0], [10.0], [10.0]]), torch.tensor([0, 0, 1, 1])).tolist()
-        [0.1818181818181818]
-    """
-    x = double(counts)
-    labels = torch.zeros(len(x), dtype=torch.long) if labels is None else labels
-    variance, mean = torch.zeros(x.shape[-1]).double(), torch.zeros(x.shape[-1]).double()
-    for c in labels.unique():
-        own = x[labels == c]
-        number = (~own.isnan()).sum(0)
-        weight = (number - 1).clamp_min(0)
-        center = own.nanmean(0)
-        squares = (own - center).square().nansum(0)
-        several = number > 1
-        variance += torch.where(several, squares, 0.0).reshape(-1, x.shape[-1]).sum(0)
-        mean += torch.where(several, center * weight, 0.0).reshape(-1, x.shape[-1]).sum(0)
-    return torch.where(mean > 0, variance / mean, math.nan)
-
-
 def calibration(
     model: GenerativeModel,
     guide: AmortizedGuide,
@@ -423,9 +313,9 @@ def calibration(
 ) -> Calibration:
     r"""Compare held-out counts with the posterior predictive distribution.
 
-    A randomised PIT is :math:`F(x - 1) + u\, p(x)` with u uniform, F the mean of the likelihood's distribution functions
-    over samples of the posterior. A posterior that reads x itself makes it narrower than uniform; with neurons that the
-    guide does not read (``reads``), only these are compared.
+    A randomised PIT is :math:`F(x - 1) + u\, p(x)` with u uniform, F the mean of the likelihood's distribution
+    functions over samples of the posterior. A posterior that reads x itself makes it narrower than uniform; with
+    neurons that the guide does not read (``reads``), only these are compared.
 
     Args:
         model, guide: the trained pair.
@@ -454,7 +344,7 @@ def calibration(
                 guide,
                 batch,
                 samples,
-                lambda d, x=x: torch.stack([_cdf(d, x - 1), _log(d, x).exp(), double(d.mean)]),  # type: ignore[misc]
+                functools.partial(_below_and_at, x),
             )
             below, mass, mean = found.mean(0).unbind(0)
             uniform = torch.rand(x.shape, dtype=torch.float64, device=x.device)
@@ -493,10 +383,3 @@ def _regularised_beta(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
 
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)
     return torch.as_tensor(betainc(*(t.expand(shape).cpu().numpy() for t in (a, b, x)))).to(a.device)
-
-
-def whole(data: Observations) -> Recording:
-    """Return observations as one recording."""
-    if isinstance(data, Tensor | Recording):
-        return Recording.of(data)
-    return Recording.of(joined([batch if isinstance(batch, Tensor | Recording) else batch[0] for batch in data]))

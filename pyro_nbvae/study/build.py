@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 
 from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study.data import Data, full_name
+from pyro_nbvae.study.data import Data, full_name, load
 from pyro_nbvae.study.files import expanded
 from pyro_nbvae.study.processes import local_rank
 from pyro_nbvae.study.tree import Network, TrainConfig, Training, options, replace
@@ -33,11 +33,25 @@ def trained_on(training: Training, observations: int) -> int:
     return observations - training.validated * (observations // VALIDATED)
 
 
-def _network(name: Network | None, image: bool) -> str:
-    if name is None or name == "released":
-        kind = "conv" if image else "mlp"
-        return f"{name}_{kind}" if name else kind
-    return name
+def load_data(config: TrainConfig[Any], name: str | None = None, root: str | None = None) -> Data:
+    """Load the data of a run, with the covariates that it is conditioned on.
+
+    Args:
+        config: the configuration.
+        name: the data set, if it is not that of the configuration.
+        root: the data root, if it is not that of the configuration.
+
+    Raises:
+        InputError: as :func:`~pyro_nbvae.study.data.load` and :meth:`~pyro_nbvae.study.data.Data.conditioned`.
+    """
+    data = load(name or config.data, root or config.data_root, reading=config.reading)
+    return data.conditioned(config.condition)
+
+
+def _network(name: Network | None, default: str, image: bool) -> str:
+    if name == "released":
+        return "released_conv" if image else "released_mlp"
+    return name or default
 
 
 def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data | None = None) -> TrainConfig[Any]:
@@ -55,7 +69,9 @@ def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data |
         observations = trained_on(training, len(data.train[: config.train_size]))
         steps = steps_per_epoch(observations, training.batch_size)
         epochs = max(EPOCHS, math.ceil(STEPS / steps))
-    decoder = _network(config.decoder, image)
+    counts = config.likelihood.kind in ("poisson", "negative_binomial", "com_poisson")
+    network = "conv" if image else "temporal" if counts and len(event_shape) == 2 else "mlp"
+    decoder = _network(config.decoder, network, image)
     # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other
     # axes, and averages the KL over latents. One unit of it is this many squared errors per image
     # (docs/mathematics.md, section 1.3).
@@ -75,8 +91,9 @@ def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data |
     return replace(
         config,
         **still_open,
-        encoder=_network(config.encoder, image),
+        encoder=_network(config.encoder, network, image),
         decoder=decoder,
+        covariates=config.covariates if data is None else data.covariates,
         # as absolute paths, which are valid in every folder
         data=full_name(config.data),
         data_root=None if config.data_root is None else str(expanded(config.data_root).resolve()),
@@ -88,9 +105,31 @@ def build(config: TrainConfig[Any], event_shape: tuple[int, ...]) -> tuple[Gener
     assert config.encoder is not None and config.decoder is not None
     likelihood = config.likelihood.build()
     networks = {"encoder": config.encoder, "decoder": config.decoder}
-    model, guide = config.vae.build(event_shape, config.latents, likelihood=likelihood, **networks)
+    options: dict[str, Any] = {"covariates": config.covariates} if config.covariates else {}
+    model, guide = config.vae.build(event_shape, config.latents, likelihood=likelihood, **networks, **options)
+    if config.held_out_neurons:
+        guide.reads = held_in(config, event_shape).expand(event_shape).clone()
     model.mixed_precision = guide.mixed_precision = config.training.mixed_precision
     return model, guide, config.vae.estimator.build()
+
+
+def held_in(config: TrainConfig[Any], event_shape: tuple[int, ...]) -> torch.Tensor:
+    """Return which neurons the encoder reads, bool, (neurons,); the others are drawn with the seed of the run.
+
+    Raises:
+        InputError: if it would read all or none.
+    """
+    neurons = event_shape[-1]
+    number = round(config.held_out_neurons * neurons)
+    if not 0 < number < neurons:
+        raise InputError(
+            f"--held-out-neurons {config.held_out_neurons:g} of {neurons} neurons are {number}: hold out at least one "
+            "and not all"
+        )
+    order = torch.randperm(neurons, generator=torch.Generator().manual_seed(config.seed))
+    read = torch.ones(neurons, dtype=torch.bool)
+    read[order[:number]] = False
+    return read
 
 
 def choose_device(name: str) -> torch.device:

@@ -34,7 +34,7 @@ _HELP = {
     "Baselines: P-VAE, G-VAE, GS-VAE, L-VAE, C-VAE. Or a registered variant. Its options are listed below",
     "preset": "default; published: the settings and networks of the tables in docs/results.md, with losses in squared "
     "errors; paper: with the paper's schedules and 200 epochs",
-    "likelihood": "gaussian; bernoulli (data 0 or 1); poisson or negative_binomial (data are counts)",
+    "likelihood": "gaussian; bernoulli (data 0 or 1); poisson, negative_binomial or com_poisson (data are counts)",
     "estimator": "ELBO estimator",
     "relaxation": "how counts are differentiated; auto selects the relaxation and the temperature with the smallest "
     "gradient error at initialisation",

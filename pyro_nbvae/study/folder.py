@@ -28,10 +28,9 @@ from typing_extensions import TypedDict
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.priors import FittedMixture
 from pyro_nbvae.study import plugins
-from pyro_nbvae.study.build import build, choose_device
+from pyro_nbvae.study.build import build, choose_device, load_data
 from pyro_nbvae.study.config import from_json, to_json
 from pyro_nbvae.study.data import Data
-from pyro_nbvae.study.data import load as load_data
 from pyro_nbvae.study.data.sources import SOURCES
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
@@ -39,7 +38,7 @@ from pyro_nbvae.study.tree import SamplerName, TrainConfig, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Version of config.json; it grows when older runs would be read wrongly: another field, or another network or formula.
-SCHEMA = 6
+SCHEMA = 7
 # The package that reads older runs.
 OLDER = "0.1.0"
 # Those of saved rows; "moments" was a mixture of the posteriors' moments, in the place of the fitted prior.
@@ -336,7 +335,7 @@ class Run:
                 f"the data of {self.folder} are not at {name} any more: give their new place with --data (if it is a "
                 "registered name, --import its module)"
             )
-        data = load_data(name, data_root or config.data_root)
+        data = load_data(config, name, data_root)
         self.check_data(state, data)
         return data
 

@@ -32,10 +32,10 @@ from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
 from pyro_nbvae.sampling import posterior_samples, start_prior
-from pyro_nbvae.study.build import VALIDATED, build, choose_device, resolve, steps_per_epoch
+from pyro_nbvae.study.build import VALIDATED, build, choose_device, load_data, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import checked
-from pyro_nbvae.study.data import Data, load
+from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
 from pyro_nbvae.study.processes import Processes, processes
@@ -112,10 +112,10 @@ def train(
     with deterministic(config.training.deterministic, device):
         group = processes(device)
         # rank 0 downloads and prepares missing data before the other processes load them
-        data = load(config.data, config.data_root) if group.leads else None
+        data = load_data(config) if group.leads else None
         group.gather(None)
         if data is None:
-            data = load(config.data, config.data_root)
+            data = load_data(config)
         compared: list[dict[str, Any]] = []
         if getattr(config.relaxation, "kind", None) == "auto":
             config, compared = choose(config, data, device)

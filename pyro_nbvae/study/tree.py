@@ -328,23 +328,86 @@ class GaussianLikelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherLikelihood:
-    """A likelihood of data that are 0 or 1 (Bernoulli) or counts (Poisson, negative binomial)."""
+class BernoulliLikelihood:
+    """A likelihood of data that are 0 or 1."""
 
-    kind: Kind[Literal["bernoulli", "poisson", "negative_binomial"]] = "poisson"
+    kind: Kind[Literal["bernoulli"]] = "bernoulli"
+
+    def build(self) -> Likelihood:
+        """Return the likelihood."""
+        from pyro_nbvae.likelihoods import Bernoulli
+
+        return Bernoulli()
+
+
+Varies = Literal["shared", "neuron", "condition", "decoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonLikelihood:
+    """Poisson likelihood of counts."""
+
+    kind: Kind[Literal["poisson"]] = "poisson"
+    zero_inflation: Varies | None = None
+    """probability of further zeros: none, or as --dispersion. Default: none"""
+
+    def build(self) -> Likelihood:
+        """Return the likelihood."""
+        from pyro_nbvae.likelihoods import Poisson
+
+        return Poisson(zero_inflation=self.zero_inflation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispersedLikelihood:
+    """Negative binomial (overdispersed) or COM-Poisson (any dispersion) likelihood of counts."""
+
+    kind: Kind[Literal["negative_binomial", "com_poisson"]] = "negative_binomial"
+    dispersion: Varies = "neuron"
+    """dispersion parameter: one shared by all, one of each neuron (last axis; pixel of an image), one of each neuron
+    and condition (--condition), or from the decoder"""
+    zero_inflation: Varies | None = None
+    """probability of further zeros: none, or as --dispersion. Default: none"""
 
     def build(self) -> Likelihood:
         """Return the likelihood."""
         from pyro_nbvae.likelihoods import LIKELIHOODS
 
-        return LIKELIHOODS[self.kind]()
+        return LIKELIHOODS[self.kind](self.dispersion, zero_inflation=self.zero_inflation)
+
+
+# --- a file of the user's own ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a file of the user's own is read."""
+
+    labels: str = "labels"
+    """array of a .npz file with counts, or column of a .h5ad file, that has the labels"""
+    group: str | None = None
+    """array, or column, whose groups are never divided between training and held-out data, such as session. Default:
+    trial, if the data have it"""
+    folds: Annotated[int, Field(ge=2, le=1_000_000)] = 10
+    """one of so many parts of the data is held out; each has about as many observations of each label"""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """which part is held out, from 0"""
+    split: Literal["random", "blocks"] = "random"
+    """whether parts are drawn at random with a fixed seed, or are blocks in time (the order of the data) within each
+    label; the last block shows drift"""
+
+    def __post_init__(self) -> None:
+        if self.fold >= self.folds:
+            raise InputError(f"fold must be at most folds - 1 = {self.folds - 1}, got {self.fold}")
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 # Distribution of the latents of generated observations.
 SamplerName = Literal["prior", "mixture", "posterior"]
-Network = Literal["conv", "mlp", "linear", "released", "released_conv", "released_mlp", "released_linear"]
+Network = Literal[
+    "conv", "mlp", "linear", "temporal", "temporal_bins", "released", "released_conv", "released_mlp", "released_linear"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +421,14 @@ class VAE:
     estimator: Estimator = field(default_factory=AnalyticKL)
 
     def build(
-        self, event_shape: tuple[int, ...], latents: int, *, encoder: str, decoder: str, likelihood: Likelihood
+        self,
+        event_shape: tuple[int, ...],
+        latents: int,
+        *,
+        encoder: str,
+        decoder: str,
+        likelihood: Likelihood,
+        **options: Any,
     ) -> tuple[GenerativeModel, AmortizedGuide]:
         """Return the model and the guide.
 
@@ -367,6 +437,7 @@ class VAE:
             latents: number of latents.
             encoder, decoder: names of the networks.
             likelihood: distribution of an observation given the decoder's output.
+            **options: ``covariates``, the number of covariates of the model, if there are some.
         """
         raise NotImplementedError
 
@@ -416,18 +487,29 @@ class TrainConfig(Generic[Chosen]):
 
     variant: Fixed[str]
     vae: Chosen
-    likelihood: Annotated[GaussianLikelihood | OtherLikelihood, BY_KIND] = field(default_factory=GaussianLikelihood)
+    likelihood: Annotated[
+        GaussianLikelihood | BernoulliLikelihood | PoissonLikelihood | DispersedLikelihood, BY_KIND
+    ] = field(default_factory=GaussianLikelihood)
     training: Training = field(default_factory=Training)
     data: str = "digits"
     """digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder of
-    images, or of a .npy, .npz, .csv or .tsv file"""
+    images, or of a .npy, .npz, .h5ad, .csv or .tsv file"""
+    reading: Reading = field(default_factory=Reading)
+    condition: Literal["covariates", "labels"] | None = None
+    """what model and guide are conditional on: the array covariates of the data, or their labels. Default: nothing"""
+    covariates: Fixed[int] = 0
+    held_out_neurons: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """fraction of neurons (last axis) that the encoder does not read, drawn with the seed: nbvae evaluate scores them
+    (co-smoothing)"""
     train_size: Number | None = None
     """number of training observations to use, from the beginning of the data set. Default: all"""
     latents: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     """number of latent variables"""
     encoder: Network | None = None
-    """conv (images only), mlp or linear; or one of the paper's networks as released: released_conv, released_mlp,
-    released_linear, or released (released_conv for images, else released_mlp). Default: conv for images, else mlp"""
+    """conv (images only), mlp or linear; for observations (bins, neurons) also temporal, convolutions over bins with
+    latents of a trial, or temporal_bins, with latents of each bin (--latents is a multiple of the bins); or one of the
+    paper's networks as released: released_conv, released_mlp, released_linear, or released (released_conv for images,
+    else released_mlp). Default: conv for images, temporal for counts (bins, neurons), else mlp"""
     decoder: Network | None = None
     """as the encoder"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

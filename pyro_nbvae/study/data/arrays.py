@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.base import Labels, Split, class_labels
 from pyro_nbvae.study.errors import first_line
 
-# One in so many observations is held out.
-HOLD_OUT = 10
+if TYPE_CHECKING:
+    from pyro_nbvae.study.tree import Reading
+
 # uint8 arrays (N, a, b) with both sides as long as this look like images without channels; they are images if some
 # value is as large as LIGHT.
 SIDE, LIGHT = 8, 128
@@ -23,22 +25,57 @@ SIDE, LIGHT = 8, 128
 LARGEST, SMALLEST, WHOLE = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny), 2**24
 
 
-def hold_out(x: Tensor, labels: Labels = None) -> Split:
-    """Split off a tenth of the observations, drawn at random with a fixed seed.
+def fold_of(
+    number: int, reading: Reading, labels: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Assign observations to folds of about one size, (number,), with about as many of each label in each.
+
+    Args:
+        number: number of observations.
+        reading: the number of folds, and whether they are drawn at random with a fixed seed or are blocks of the order
+            of the observations, which is that of time, within each label.
+        labels: the label of each observation, (number,).
+        groups: the group of each observation, of which all are in one fold; its label is that of the first.
 
     Raises:
-        InputError: for fewer than ten observations.
+        InputError: for fewer observations, or groups, than folds.
     """
-    if len(x) < HOLD_OUT:
-        raise InputError(f"{len(x)} observations are too few: {HOLD_OUT} or more are needed to hold some out")
+    folds = reading.folds
+    groups = np.arange(number) if groups is None else groups
+    each, first, of_observation = np.unique(groups, return_index=True, return_inverse=True)
+    if len(each) < folds:
+        what = "observations" if len(each) == number else "groups of observations"
+        raise InputError(f"{len(each)} {what} are too few: {folds} or more are needed to hold some out")
     # at random, because data may be in a periodic order, such as that of their labels
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) // HOLD_OUT]
-    held_out = torch.zeros(len(x), dtype=torch.bool)
-    held_out[chosen] = True
+    blocks = reading.split == "blocks"
+    order = np.argsort(first, kind="stable") if blocks else np.random.default_rng(0).permutation(len(each))
+    fold = np.empty(len(each), int)
+    label = np.zeros(len(each), int) if labels is None else labels[first]
+    dealt = 0
+    for one in np.unique(label):
+        own = order[label[order] == one]
+        places = np.arange(len(own))
+        fold[own] = places * folds // len(own) if blocks else (dealt + places) % folds
+        dealt += len(own)
+    return fold[of_observation]
+
+
+def hold_out(x: Tensor, labels: Labels, reading: Reading) -> Split:
+    """Hold out a fold of the observations.
+
+    Raises:
+        InputError: for fewer observations than folds.
+    """
+    codes = None
+    if labels is not None:
+        (coded, _, _) = class_labels((labels, None), (len(x), 0))  # one for each observation, or an error
+        assert coded is not None
+        codes = coded.numpy()
+    held_out = fold_of(len(x), reading, codes) == reading.fold
+    at = torch.from_numpy(held_out)
     if labels is None:
-        return x[~held_out], x[held_out], None, None
-    class_labels((labels, None), (len(x), 0))  # one for each observation, or an error
-    return x[~held_out], x[held_out], labels[(~held_out).numpy()], labels[held_out.numpy()]
+        return Split(x[~at], x[at])
+    return Split(x[~at], x[at], labels[~held_out], labels[held_out])
 
 
 def _lost_digits(array: np.ndarray) -> np.ndarray | None:

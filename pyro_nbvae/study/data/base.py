@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,7 +139,25 @@ class Data:
 
 # Labels are of any type that :func:`class_labels` takes.
 Labels = Tensor | np.ndarray | None
-Split = tuple[Tensor, Tensor, Labels, Labels]
+
+
+class Split(NamedTuple):
+    """What a data set is read as; a tuple of the first four is one too.
+
+    Args:
+        train, test: observations for training and held out, (N, *event_shape).
+        train_labels, test_labels: labels of both, or None.
+        train_given, test_given: as of :class:`Data`.
+        sessions: the session of each observation of both, indices (N,), or None.
+    """
+
+    train: Tensor
+    test: Tensor
+    train_labels: Labels = None
+    test_labels: Labels = None
+    train_given: Mapping[str, Tensor] = {}
+    test_given: Mapping[str, Tensor] = {}
+    sessions: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -148,8 +166,8 @@ class Source:
 
     Args:
         event_shape: shape of one observation; for an image (channels, height, width).
-        read: maps the data root to (train, test, train labels, test labels). Labels are None, or one class for each
-            observation: whole numbers, booleans or text.
+        read: maps the data root to a :class:`Split`, or to (train, test, train labels, test labels). Labels are None,
+            or one class for each observation: whole numbers, booleans or text.
         files: maps the data root to the files that the data set is made from; an empty list if any is missing. None if
             it needs no files: then nothing is searched, downloaded or cached.
         download: downloads the files into the data root.
@@ -166,7 +184,7 @@ class Source:
     """
 
     event_shape: tuple[int, ...]
-    read: Callable[[Path], Split]
+    read: Callable[[Path], Split | tuple[Any, ...]]
     files: Callable[[Path], list[Path]] | None = None
     download: Callable[[Path], object] | None = None
     layout: str = ""

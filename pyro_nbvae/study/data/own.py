@@ -1,6 +1,7 @@
-"""The user's own data: a folder of images, a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file.
+"""The user's own data: a folder of images, a ``.npy``, ``.npz``, ``.h5ad``, ``.csv`` or ``.tsv`` file.
 
-A tenth of the observations, drawn at random with a fixed seed, is held out, unless the data say which ones are.
+A fold of the observations is held out (:class:`~pyro_nbvae.study.tree.Reading`; a tenth, drawn at random, by default),
+unless the data say which ones are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out, read_npy, read_npz
 from pyro_nbvae.study.data.base import Source, Split
 from pyro_nbvae.study.data.pictures import folder_source, picture_suffixes
+from pyro_nbvae.study.data.recordings import read_h5ad, split_counts
 from pyro_nbvae.study.data.sheets import read_sheet
+from pyro_nbvae.study.tree import Reading
 
 # How to convert files of other formats; {0} is the file and {1} the new one, without its suffix.
 _TO_NPY = 'numpy.save("{1}.npy", {2})'
@@ -29,29 +32,31 @@ _ADVICE = {
 }
 
 
-def _read_npz(path: Path) -> Split:
+def _read_npz(path: Path, reading: Reading) -> Split:
     arrays = read_npz(path)
     names = set(arrays)
+    if "counts" in names:
+        return split_counts(path, arrays, reading)
     if names <= {"train", "test", "train_labels", "test_labels"} and names >= {"train", "test"}:
         train, test = as_tensors(path, {k: arrays[k] for k in ("train", "test")})
-        return train, test, arrays.get("train_labels"), arrays.get("test_labels")
+        return Split(train, test, arrays.get("train_labels"), arrays.get("test_labels"))
     data = names - {"labels"}
     if len(data) == 1:
         (only,) = data
         (x,) = as_tensors(path, {only: arrays[only]})
-        return hold_out(x, arrays.get("labels"))
+        return hold_out(x, arrays.get("labels"), reading)
     raise InputError(
-        f"{path} holds {', '.join(arrays) or 'nothing'}: expected the arrays train and test (and train_labels, "
-        "test_labels), or one array (and labels)"
+        f"{path} holds {', '.join(arrays) or 'nothing'}: expected the array counts (and mask, exposure, "
+        "covariates, labels, trial, session), train and test (and train_labels, test_labels), or one array (and labels)"
     )
 
 
-def _read_npy(path: Path) -> Split:
+def _read_npy(path: Path, reading: Reading) -> Split:
     (x,) = as_tensors(path, {"array": read_npy(path)})
-    return hold_out(x)
+    return hold_out(x, None, reading)
 
 
-_READERS = {".npy": _read_npy, ".npz": _read_npz, ".csv": read_sheet, ".tsv": read_sheet}
+_READERS = {".npy": _read_npy, ".npz": _read_npz, ".h5ad": read_h5ad, ".csv": read_sheet, ".tsv": read_sheet}
 
 
 def _advice(path: Path) -> str:
@@ -67,29 +72,34 @@ def _advice(path: Path) -> str:
     return f'save its numbers in Python: numpy.save("{path.with_suffix("")}.npy", array)'
 
 
-def own_source(path: Path) -> Source:
-    """Return the source of a folder of images, or of a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file.
+def own_source(path: Path, reading: Reading) -> Source:
+    """Return the source of a folder of images, or of a ``.npy``, ``.npz``, ``.h5ad``, ``.csv`` or ``.tsv`` file.
 
     A folder is read as :func:`~pyro_nbvae.study.data.pictures.folder_source` says, and a table as
     :func:`~pyro_nbvae.study.data.sheets.read_sheet`. An array is (N, *event_shape): uint8 arrays (N, 1 or 3, H, W) are
-    pixels, scaled to [0, 1]; all other values, and 0 and 1 alone, are used unchanged. A ``.npz`` file holds ``train``
-    and ``test`` (and ``train_labels``, ``test_labels``), or one array (and ``labels``).
+    pixels, scaled to [0, 1]; all other values, and 0 and 1 alone, are used unchanged. A ``.npz`` file holds a recording
+    (:func:`~pyro_nbvae.study.data.recordings.split_counts`), ``train`` and ``test`` (and ``train_labels``,
+    ``test_labels``), or one array (and ``labels``).
+
+    Args:
+        path: the folder or the file.
+        reading: which arrays are labels and groups, and which part is held out.
 
     Raises:
         InputError: for a file that is none of these, and a folder without images.
     """
     if path.is_dir():
-        return folder_source(path)
+        return folder_source(path, reading)
     if not path.is_file():
         raise InputError(
             f"{path} does not exist: give a registered name (--import its module), a folder of images, or a .npy, "
-            ".npz, .csv or .tsv file"
+            ".npz, .h5ad, .csv or .tsv file"
         )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path} is not a .npy, .npz, .csv or .tsv file: {_advice(path)}")
+        raise InputError(f"{path} is not a .npy, .npz, .h5ad, .csv or .tsv file: {_advice(path)}")
     try:
-        split = reader(path)
+        split = reader(path, reading)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     return Source(tuple(split[0].shape[1:]), lambda _: split)

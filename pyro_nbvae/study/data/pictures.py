@@ -15,6 +15,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import check_values, hold_out
 from pyro_nbvae.study.data.base import Source, Split
 from pyro_nbvae.study.errors import first_line
+from pyro_nbvae.study.tree import Reading
 
 # Type to which images of each type are converted: grey, or red, green and blue.
 MODES = {
@@ -202,7 +203,7 @@ def _deep(path: Path, opened: Any) -> np.ndarray | None:
     return (colours.transpose(1, 2, 0) / np.float32(65535)).squeeze(-1 if len(colours) == 1 else ())
 
 
-def _read(folder: Path, found: Pictures) -> Split:
+def _read(folder: Path, found: Pictures, reading: Reading) -> Split:
     from tqdm.auto import tqdm
 
     files = [*found.train, *found.test]
@@ -224,12 +225,12 @@ def _read(folder: Path, found: Pictures) -> Split:
     labels = None if found.classes is None else np.array(found.classes)
     x, number = torch.from_numpy(images), len(found.train)
     if not found.test:
-        return hold_out(x, labels)
+        return hold_out(x, labels, reading)
     of = (None, None) if labels is None else (labels[:number], labels[number:])
-    return x[:number], x[number:], *of
+    return Split(x[:number], x[number:], *of)
 
 
-def folder_source(folder: Path) -> Source:
+def folder_source(folder: Path, reading: Reading) -> Source:
     """Return the source of a folder of images of one size; an EXIF orientation is applied.
 
     Folders ``train`` and ``test`` (or ``val``, if there is no ``test``) in it are the training and the held-out images.
@@ -238,6 +239,10 @@ def folder_source(folder: Path) -> Source:
 
     Images with 8 bits per channel are uint8. Those with 16 bits are float32 in [0, 1]; one such image makes all of them
     float32. Images of floating-point numbers are not scaled.
+
+    Args:
+        folder: the folder.
+        reading: which part is held out, if the folder does not say so.
 
     Raises:
         InputError: for a folder without images.
@@ -252,4 +257,4 @@ def folder_source(folder: Path) -> Source:
             warnings.warn(f"{folder}: {number} not read: {shown}", stacklevel=2)
         return [*found.train, *found.test]
 
-    return Source(_read_picture(found.train[0]).shape, lambda _: _read(folder, found), files, cached=True)
+    return Source(_read_picture(found.train[0]).shape, lambda _: _read(folder, found, reading), files, cached=True)

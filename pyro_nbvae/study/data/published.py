@@ -31,7 +31,7 @@ def _read_digits(root: Path) -> Split:
     large = torch.nn.functional.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
     images = (large * 255).round().to(torch.uint8)
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)
-    return images[:1500], images[1500:], labels[:1500], labels[1500:]
+    return Split(images[:1500], images[1500:], labels[:1500], labels[1500:])
 
 
 # --- MNIST and Fashion-MNIST -----------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def _idx(folder: str, class_name: str, classifier: str) -> Source:
 
     def read(root: Path) -> Split:
         train, test = dataset(root, True), dataset(root, False)
-        return train.data[:, None], test.data[:, None], train.targets, test.targets
+        return Split(train.data[:, None], test.data[:, None], train.targets, test.targets)
 
     def download(root: Path) -> None:
         dataset(root, True, download=True)
@@ -118,7 +118,7 @@ def _cifar(area: int, classifier: str) -> Source:
     def read(root: Path) -> Split:
         *train, test = (_cifar_part(path) for path in _cifar_files(root))
         (images, labels), (test_images, test_labels) = prepared(train), prepared([test])
-        return images, test_images, labels, test_labels
+        return Split(images, test_images, labels, test_labels)
 
     layout = "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
     return Source((3, 32 // area, 32 // area), read, _cifar_files, _download_cifar, layout, classifier, cached=True)
@@ -173,7 +173,7 @@ def _read_celeba64(root: Path) -> Split:
         pixels = np.stack([face(p) for p in tqdm(paths, desc="CelebA", leave=False)])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
-    return stacked(train), stacked(test), None, None
+    return Split(stacked(train), stacked(test))
 
 
 def _download_celeba(root: Path) -> None:

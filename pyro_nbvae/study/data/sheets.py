@@ -13,6 +13,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out
 from pyro_nbvae.study.data.base import Split
 from pyro_nbvae.study.errors import first_line
+from pyro_nbvae.study.tree import Reading
 
 # Names of columns, in lower case, that hold labels, and that number the rows.
 LABELS = {"label", "labels", "class", "classes", "target"}
@@ -55,7 +56,7 @@ def _has_header(cells: pd.DataFrame, numbers: pd.DataFrame) -> bool:
     return bool(named) or text or numbered
 
 
-def read_sheet(path: Path) -> Split:
+def read_sheet(path: Path, reading: Reading) -> Split:
     """Read a table of numbers; a tenth of its rows is held out.
 
     A first row of names is recognised. A column named label, labels, class, classes or target holds the labels. A first
@@ -111,12 +112,12 @@ def read_sheet(path: Path) -> Split:
     array = data.to_numpy(copy=True)  # pandas may not let its own be written
     (x,) = as_tensors(path, {"table": array}, place)
     if not of_labels:
-        return hold_out(x)
+        return hold_out(x, None, reading)
     labels, coded = cells[of_labels[0]], numbers[of_labels[0]]
     if (labels == "").any():
         row = int(labels.index[labels == ""][0])
         raise InputError(f"{path}: row {row} has no {names[of_labels[0]]}: fill it, or delete the row")
-    return hold_out(x, (labels.to_numpy(str) if coded.isna().any() else coded.to_numpy()))
+    return hold_out(x, (labels.to_numpy(str) if coded.isna().any() else coded.to_numpy()), reading)
 
 
 def _is_numbering(column: pd.Series) -> bool:

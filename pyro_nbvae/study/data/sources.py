@@ -17,16 +17,18 @@ import torch
 
 from pyro_nbvae.batching import is_pixels, to_floats
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study.data.base import Data, Source, class_labels
+from pyro_nbvae.study.data.base import Data, Source, Split, class_labels
 from pyro_nbvae.study.data.own import own_source
 from pyro_nbvae.study.data.published import PUBLISHED
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import cached, expanded
+from pyro_nbvae.study.tree import Reading
 
 # All registered data sets.
 SOURCES: dict[str, Source] = dict(PUBLISHED)
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
 RECIPE = 4
+DEFAULT_READING = Reading()
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -62,12 +64,13 @@ def register_data(name: str, source: Source) -> None:
     SOURCES[name] = source
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str, reading: Reading = DEFAULT_READING) -> Source:
     """Return the source of a data set.
 
     Args:
-        name: a registered name, a folder of images, or a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file
+        name: a registered name, a folder of images, or a ``.npy``, ``.npz``, ``.h5ad``, ``.csv`` or ``.tsv`` file
             (:mod:`pyro_nbvae.study.data.own`).
+        reading: how a file of the user's own is read.
 
     Raises:
         InputError: for a name that is none of these.
@@ -81,10 +84,10 @@ def source_of(name: str) -> Source:
         return SOURCES[name]
     path = expanded(name)
     if (name.strip() and _exists(path)) or path.suffix or len(path.parts) > 1:
-        return own_source(path)
+        return own_source(path, reading)
     raise InputError(
-        f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, or a .npy, .npz, .csv "
-        "or .tsv file"
+        f"unknown data {name!r}: choose from {', '.join(SOURCES)}, or name a folder of images, or a .npy, .npz, "
+        ".h5ad, .csv or .tsv file"
     )
 
 
@@ -140,7 +143,9 @@ def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
 
 
 def _checked(data: Data, source: Source) -> Data:
-    for x, labels, part in ((data.train, data.train_labels, "train"), (data.test, data.test_labels, "held-out")):
+    both = (data.training, data.train_labels, "train"), (data.held_out, data.test_labels, "held-out")
+    for recording, labels, part in both:
+        x = recording.x
         if tuple(x.shape[1:]) != tuple(source.event_shape) or not len(x):
             raise ValueError(
                 f"{part} data have shape {tuple(x.shape)}, expected (N, {', '.join(map(str, source.event_shape))})"
@@ -149,18 +154,22 @@ def _checked(data: Data, source: Source) -> Data:
             raise ValueError(f"{part} labels have shape {tuple(labels.shape)}, expected ({len(x)},)")
         if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes or ()):
             raise ValueError(f"{part} labels must be indices of the classes")
-        if x.is_floating_point() and not bool(x.isfinite().all()):
+        if x.is_floating_point() and not bool(recording.filled(0).isfinite().all()):
             raise ValueError(f"{part} data hold values that are not finite")
     return data
 
 
-def load(name: str, root: str | Path | None = None, *, download: bool = True) -> Data:
+def load(
+    name: str, root: str | Path | None = None, *, download: bool = True, reading: Reading = DEFAULT_READING
+) -> Data:
     """Load a data set, from the cache if it has been prepared before.
 
     Args:
-        name: a registered name (``SOURCES``), a folder of images, or a ``.npy``, ``.npz``, ``.csv`` or ``.tsv`` file.
+        name: a registered name (``SOURCES``), a folder of images, or a ``.npy``, ``.npz``, ``.h5ad``, ``.csv`` or
+            ``.tsv`` file.
         root: folder with the files of registered data sets; see :func:`data_root`.
         download: download missing files into the data root.
+        reading: how a file of the user's own is read.
 
     Raises:
         InputError: for an unknown name, and for files that are missing, not available or damaged.
@@ -170,13 +179,15 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
         >>> load("digits").train.shape
         torch.Size([1500, 1, 16, 16])
     """
-    source, folder = source_of(name), data_root(root)
+    source, folder = source_of(name, reading), data_root(root)
 
     def read() -> Data:
         try:
-            train, test, *labels = source.read(folder)
-            given, held_out, classes = class_labels((labels[0], labels[1]), (len(train), len(test)))
-            return _checked(Data(name, train, test, given, held_out, classes), source)
+            split = Split(*source.read(folder))
+            sizes = len(split.train), len(split.test)
+            labels = class_labels((split.train_labels, split.test_labels), sizes)
+            given = dict(split.train_given), dict(split.test_given)
+            return _checked(Data(name, split.train, split.test, *labels, *given, split.sessions), source)
         except InputError as error:
             raise error if name in str(error) else InputError(f"{name}: {error}") from None
         except Exception as error:
@@ -190,7 +201,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = True) ->
     # the folder of a picture may be its label
     names = [p.relative_to(folder) if p.is_relative_to(folder) else p for p in files]
     made_from = [(str(n), hashlib.blake2b(p.read_bytes()).hexdigest()) for n, p in zip(names, files, strict=True)]
-    key = hashlib.sha256(repr((RECIPE, name, made_from)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((RECIPE, name, reading, made_from)).encode()).hexdigest()[:16]
 
     def content() -> dict[str, object]:
         data = read()

@@ -1,0 +1,172 @@
+"""Recordings of spike counts: ``.npz`` files with the array ``counts``, and ``.h5ad`` files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.data.arrays import check_values, fold_of
+from pyro_nbvae.study.data.base import Split
+from pyro_nbvae.study.errors import first_line
+
+if TYPE_CHECKING:
+    from pyro_nbvae.study.tree import Reading
+
+# Arrays that have a meaning of their own beside counts.
+KNOWN = ("mask", "exposure", "covariates", "labels", "trial", "session")
+
+
+def _of_each(path: Path, name: str, array: np.ndarray, counts: np.ndarray) -> Tensor:
+    """Return an array that broadcasts to counts: of their shape, (N,), or (N, neurons) beside bins."""
+    shape = counts.shape
+    if array.shape == shape:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    if array.shape == shape[:1]:
+        return torch.from_numpy(np.ascontiguousarray(array.reshape(-1, *(1 for _ in shape[1:]))))
+    if len(shape) == 3 and array.shape == (shape[0], shape[2]):
+        return torch.from_numpy(np.ascontiguousarray(array[:, None]))
+    raise InputError(
+        f"{path}: {name} has shape {array.shape} and counts {shape}: expected that of counts, or {shape[:1]}"
+    )
+
+
+def _checked_counts(path: Path, counts: np.ndarray, mask: Tensor | None) -> Tensor:
+    if counts.dtype.kind not in "biuf" or counts.ndim not in (2, 3) or not counts.size:
+        raise InputError(
+            f"{path}: counts are {counts.dtype} of shape {counts.shape}: expected whole numbers of shape (trials, "
+            "neurons) or (trials, bins, neurons)"
+        )
+    seen = np.ones(counts.shape, bool) if mask is None else mask.expand(counts.shape).numpy()
+    if counts.dtype.kind == "f":
+        missing = seen & ~np.isfinite(counts)
+        if missing.any():
+            at = tuple(np.argwhere(missing)[0].tolist())
+            raise InputError(
+                f"{path}: counts{list(at)} is {counts[at]} ({missing.sum()} such values): give the array mask, True "
+                "where a count was observed, as mask=numpy.isfinite(counts)"
+            )
+    observed = np.where(seen, counts, 0)
+    wrong = (observed < 0) | (observed != np.rint(observed))
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0].tolist())
+        raise InputError(f"{path}: counts{list(at)} is {counts[at]}: counts are whole numbers of at least 0")
+    check_values(path, observed, lambda at: f"counts{at}")
+    return torch.from_numpy(
+        counts.astype(np.int16 if observed.max() < 2**15 else np.float32)
+        if mask is None
+        else observed.astype(np.int16 if observed.max() < 2**15 else np.float32)
+    )
+
+
+def _of_trials(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray:
+    """Return an array with one value for each trial."""
+    if name not in arrays:
+        there = ", ".join(sorted(set(arrays) - {"counts", "mask", "exposure", "covariates"})) or "none"
+        raise InputError(f"{path} has no array {name}: of each trial it holds {there}")
+    array = arrays[name]
+    if array.shape != (number,):
+        raise InputError(f"{path}: {name} has shape {array.shape}: expected ({number},), one for each trial")
+    return array
+
+
+def _codes(array: np.ndarray) -> np.ndarray:
+    return np.unique(array, return_inverse=True)[1]
+
+
+def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading) -> Split:
+    """Return training and held-out parts of the arrays of a recording.
+
+    Args:
+        path: the file, for messages.
+        arrays: ``counts``, (trials, neurons) or (trials, bins, neurons); ``mask``, True where a count was observed;
+            ``exposure``; ``covariates``, (trials, C); and arrays of one value for each trial.
+        reading: which of these are labels and groups, and which fold is held out.
+
+    Raises:
+        InputError: for arrays of other shapes or values, and names that the file lacks.
+    """
+    number = len(arrays["counts"]) if arrays["counts"].ndim else 0
+    counts = arrays["counts"]
+    given: dict[str, Tensor] = {}
+    if "mask" in arrays:
+        mask = arrays["mask"]
+        if mask.dtype.kind not in "biu" or not np.isin(mask, (0, 1)).all():
+            raise InputError(f"{path}: mask must be True where a count was observed, else False, got {mask.dtype}")
+        given["mask"] = _of_each(path, "mask", mask.astype(bool), counts)
+    if "exposure" in arrays:
+        exposure = arrays["exposure"].astype(np.float32)
+        if not (np.isfinite(exposure) & (exposure > 0)).all():
+            raise InputError(f"{path}: exposure must be positive and finite, got {exposure.min():g}")
+        given["exposure"] = _of_each(path, "exposure", exposure, counts)
+    if "covariates" in arrays:
+        covariates = arrays["covariates"]
+        covariates = covariates[:, None] if covariates.ndim == 1 else covariates
+        if covariates.dtype.kind not in "biuf" or covariates.ndim != 2 or len(covariates) != number:
+            raise InputError(
+                f"{path}: covariates are {covariates.dtype} of shape {covariates.shape}: expected numbers ({number}, "
+                "C); for classes use --condition labels"
+            )
+        if not np.isfinite(covariates).all():
+            raise InputError(f"{path}: covariates must be finite")
+        given["covariates"] = torch.from_numpy(covariates.astype(np.float32))
+    x = _checked_counts(path, counts, given.get("mask"))
+    labels = None
+    if reading.labels in arrays or reading.labels != "labels":
+        labels = _of_trials(path, reading.labels, arrays, number)
+    group = reading.group or ("trial" if "trial" in arrays else None)
+    groups = None if group is None else _codes(_of_trials(path, group, arrays, number))
+    held_out = fold_of(number, reading, None if labels is None else _codes(labels), groups) == reading.fold
+    parts: list[Any] = []
+    sessions = torch.from_numpy(_codes(arrays["session"])) if "session" in arrays else None
+    whole = {name: part.expand(number, *part.shape[1:]) for name, part in given.items()}
+    for chosen in (~held_out, held_out):
+        at = torch.from_numpy(chosen)
+        own = {name: part[at] for name, part in whole.items()}
+        parts.append(
+            (x[at], None if labels is None else labels[chosen], own, None if sessions is None else sessions[at])
+        )
+    (train, train_labels, train_given, train_session), (test, test_labels, test_given, test_session) = parts
+    return Split(train, test, train_labels, test_labels, train_given, test_given, (train_session, test_session))
+
+
+def read_h5ad(path: Path, reading: Reading) -> Split:
+    """Read the counts of a ``.h5ad`` file, cells x genes or trials x neurons.
+
+    They are the layer ``counts``, or X. Columns of ``obs`` are labels, groups and sessions; ``size_factors`` is the
+    exposure; ``obsm["covariates"]`` has covariates.
+
+    Raises:
+        InputError: if anndata is not installed, and as :func:`split_counts`.
+    """
+    return split_counts(path, h5ad_arrays(path), reading)
+
+
+def h5ad_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a ``.h5ad`` file by the names of :func:`split_counts`."""
+    try:
+        import anndata
+    except ImportError:
+        raise InputError(f"{path}: .h5ad files need anndata: pip install 'pyro-nbvae[anndata]'") from None
+    try:
+        found = anndata.read_h5ad(path)
+        counts = found.layers.get("counts", found.X)
+        counts = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
+    except Exception as error:  # of several libraries
+        raise InputError(f"{path} cannot be read as a .h5ad file: {first_line(error)}") from None
+    arrays = {str(name): _column(found.obs[name]) for name in found.obs}
+    if "size_factors" in arrays:
+        arrays["exposure"] = arrays.pop("size_factors")
+    if "covariates" in found.obsm:
+        arrays["covariates"] = np.asarray(found.obsm["covariates"])
+    return {**arrays, "counts": counts}
+
+
+def _column(values: Any) -> np.ndarray:
+    array = values.to_numpy()
+    return array.astype(str) if array.dtype.kind not in "biuf" else array

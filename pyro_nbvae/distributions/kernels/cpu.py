@@ -747,7 +747,8 @@ def _com_poisson_of_mean(log_mean, log_nu, powers):
         return np.nan, 0, np.nan, np.nan, np.nan, np.nan
     first = int(mean)
     near = mean + (nu - 1) / (2 * nu)
-    theta = nu * math.log(near) if near > 1 else log_mean + (nu * math.log(2.0)) * (mean / (1 + mean))
+    # for small means mean = lambda + (2^(1 - nu) - 1) lambda^2 + ...
+    theta = nu * math.log(near) if near > 1 else log_mean - math.log1p(mean * (2.0 ** (1 - nu) - 1))
     low, high = -np.inf, nu * math.log(mean + 2.0)  # the mean is above lambda^(1 / nu) - 1
     theta = min(theta, high)
     known = 1
@@ -767,7 +768,7 @@ def _com_poisson_of_mean(log_mean, log_nu, powers):
         else:
             low = theta
         step = error * found / variance
-        if abs(step) <= 1e-13 * (1 + abs(theta)):
+        if abs(step) <= 1e-12 * (1 + abs(theta)):
             break
         after = theta - step
         if not low < after < high:

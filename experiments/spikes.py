@@ -332,8 +332,8 @@ def folds_of(counts: Tensor, labels: Tensor) -> Iterator[Trials]:
     covariates = one_hot(labels).float()
     for k in range(FOLDS):
         test = fold == k
-        parts = [Recording(counts[where], covariates=covariates[where]) for where in (~test, test)]
-        yield Trials(*parts, labels[~test], labels[test], reads)
+        train, held = (Recording(counts[where], covariates=covariates[where]) for where in (~test, test))
+        yield Trials(train, held, labels[~test], labels[test], reads)
 
 
 def _of_setting(setting: Setting, data: Trials, path: Path, seed: int) -> dict[str, Any]:

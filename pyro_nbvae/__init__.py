@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyro_nbvae.batching import Observations
+    from pyro_nbvae.encoding import Latents, Prediction
     from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 __version__ = version("pyro-nbvae")
@@ -50,3 +52,17 @@ def load(path: str | Path, device: str = "auto", *, fitted: bool = False) -> tup
     from pyro_nbvae.study.folder import load
 
     return load(path, device, fitted=fitted)
+
+
+def encode(model: GenerativeModel, guide: AmortizedGuide, data: Observations, **options: Any) -> Latents:
+    """Return the posteriors of observations: :func:`pyro_nbvae.encoding.encode`, which documents it."""
+    from pyro_nbvae.encoding import encode
+
+    return encode(model, guide, data, **options)
+
+
+def predict(model: GenerativeModel, guide: AmortizedGuide, data: Observations, **options: Any) -> Prediction:
+    """Return the predictive distribution of observations: :func:`pyro_nbvae.encoding.predict`, which documents it."""
+    from pyro_nbvae.encoding import predict
+
+    return predict(model, guide, data, **options)

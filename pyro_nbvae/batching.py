@@ -194,7 +194,7 @@ class Recording:
                     f"{tuple(self.x.shape)}"
                 )
         c = self.covariates
-        if c is not None and (c.dim() != 2 or len(c) != len(self.x)):
+        if c is not None and (c.dim() != 2 or c.shape[0] != self.x.shape[0]):
             raise InputError(f"covariates have shape {tuple(c.shape)}: expected ({len(self.x)}, number of covariates)")
 
     @property

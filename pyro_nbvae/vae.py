@@ -766,7 +766,7 @@ class AmortizedGuide(_Program):
         data = self._read(Recording(x, mask, exposure, covariates))
         with self._network_precision(x):
             h = encoder(_without_unobserved(data.x, data.mask, _UNOBSERVED), **data.given)
-        if h.shape != (len(x), self.heads, self.latents):
+        if h.shape != (x.shape[0], self.heads, self.latents):
             raise InputError(
                 f"the encoder's output has shape {tuple(h.shape)}: {type(self).__name__} needs (batch, {self.heads}, "
                 f"{self.latents}), {self.heads} numbers per latent"

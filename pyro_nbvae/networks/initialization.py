@@ -259,7 +259,7 @@ class Encoder(DataDependent):
         covariates: Tensor | None = None,
     ) -> Tensor:
         h = self._featured(x, mask, exposure, covariates)
-        return torch.stack([head(h).reshape(len(x), -1) for head in self.heads], dim=1)
+        return torch.stack([head(h).reshape(x.shape[0], -1) for head in self.heads], dim=1)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.initialized, self.inputs.mean_exposure], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -33,19 +34,24 @@ def trained_on(training: Training, observations: int) -> int:
     return observations - training.validated * (observations // VALIDATED)
 
 
-def load_data(config: TrainConfig[Any], name: str | None = None, root: str | None = None) -> Data:
+def load_data(
+    config: TrainConfig[Any], name: str | None = None, root: str | None = None, *, whole: bool = False
+) -> Data:
     """Load the data of a run, with the covariates that it is conditioned on.
 
     Args:
         config: the configuration.
         name: the data set, if it is not that of the configuration.
         root: the data root, if it is not that of the configuration.
+        whole: hold nothing out: all observations of a file, in their order; those of a registered data set, with the
+            held-out ones last.
 
     Raises:
         InputError: as :func:`~pyro_nbvae.study.data.load` and :meth:`~pyro_nbvae.study.data.Data.conditioned`.
     """
-    data = load(name or config.data, root or config.data_root, reading=config.reading)
-    return data.conditioned(config.condition)
+    reading = dataclasses.replace(config.reading, whole=whole)
+    data = load(name or config.data, root or config.data_root, reading=reading)
+    return data.conditioned(config.condition, config.conditions)
 
 
 def _network(name: Network | None, default: str, image: bool) -> str:
@@ -93,11 +99,17 @@ def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data |
         **still_open,
         encoder=_network(config.encoder, network, image),
         decoder=decoder,
-        covariates=config.covariates if data is None else data.covariates,
+        **({} if data is None else _of_data(config, data)),
         # as absolute paths, which are valid in every folder
         data=full_name(config.data),
         data_root=None if config.data_root is None else str(expanded(config.data_root).resolve()),
     )
+
+
+def _of_data(config: TrainConfig[Any], data: Data) -> dict[str, Any]:
+    """Return what a run records of its data: covariates, the names of labels that they stand for, and what is given."""
+    conditions = data.classes if config.condition == "labels" else None
+    return {"covariates": data.covariates, "conditions": conditions, "given": tuple(data.training.given)}
 
 
 def build(config: TrainConfig[Any], event_shape: tuple[int, ...]) -> tuple[GenerativeModel, AmortizedGuide, ELBO]:

@@ -244,16 +244,79 @@ def reconstruct(
     print(reconstruct(Run(run), input=input, count=count, **asdict(where)))
 
 
-def export(run: Positional[str], out: str | None = None) -> None:
+def encode(
+    run: Positional[str],
+    data: Positional[str | None] = None,
+    out: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> None:
+    """Write the latents of observations: means, variances and integer samples of their posteriors, and information.
+
+    Args:
+        run: a run folder written by nbvae train.
+        data: data of the same kind, as for nbvae train --data. Default: all data of the training.
+        out: a .npz file, or for data in .h5ad a .h5ad file with the latents in obsm. Default: latents.npz in the run
+            folder.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+    """
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.recordings import encode_run
+
+    print(encode_run(Run(run), data=data, out=out, seed=seed, device=device, data_root=data_root))
+
+
+def predict(
+    run: Positional[str],
+    data: Positional[str | None] = None,
+    out: str | None = None,
+    samples: int = 100,
+    level: float = 0.9,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> None:
+    """Write expected observations with intervals; values that were not observed are filled in.
+
+    Args:
+        run: a run folder written by nbvae train.
+        data: data of the same kind, as for nbvae train --data. Default: all data of the training.
+        out: a .npz file. Default: predictions.npz in the run folder.
+        samples: number of samples of the posterior of each observation.
+        level: probability of the intervals.
+        seed: random seed.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+    """
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.recordings import predict_run
+
+    where: dict[str, Any] = {"seed": seed, "device": device, "data_root": data_root}
+    print(predict_run(Run(run), data=data, out=out, samples=samples, level=level, **where))
+
+
+def export(run: Positional[str], out: str | None = None, programs: bool = False) -> None:
     """Export the parameters of a run as safetensors; pyro_nbvae.load reads the file, without pickle.
 
     Args:
         run: a run folder written by nbvae train.
         out: path of the file. Default: weights.safetensors in the run folder.
+        programs: write encoder.pt2 and decoder.pt2 instead, programs of plain PyTorch (torch.export), which run without
+            this package.
     """
     from pyro_nbvae.study.folder import Run
 
-    print(Run(run).export(Path(out) if out else None))
+    if programs:
+        if out:
+            raise InputError("--programs writes two files into the run folder: leave out --out")
+        from pyro_nbvae.study.recordings import export_run_programs
+
+        print(*export_run_programs(Run(run)), sep="\n")
+    else:
+        print(Run(run).export(Path(out) if out else None))
 
 
 def data(action: Positional[Literal["check"]], name: Positional[str], data_root: str | None = None) -> None:
@@ -301,6 +364,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "components": components,
     "reconstruct": reconstruct,
+    "encode": encode,
+    "predict": predict,
     "export": export,
     "data": data,
     "reproduce": reproduce,

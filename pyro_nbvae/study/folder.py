@@ -45,6 +45,8 @@ OLDER = "0.1.0"
 SAMPLERS: tuple[str, ...] = (*get_args(SamplerName), "moments")
 # Options that may change when a run is resumed.
 _MAY_CHANGE = {"epochs", "patience", "tensorboard", "deterministic", "device", "data_root"}
+# Options that say what the data have, whose fingerprint is compared.
+_MAY_CHANGE |= {"covariates", "conditions", "given"}
 
 
 def identity(config: TrainConfig[Any]) -> dict[str, Any]:
@@ -190,12 +192,15 @@ def with_sampler(name: str, sampler: str) -> str:
 # Lock file of a folder in which a process trains, and suffix of a file that cannot be read.
 LOCK = ".lock"
 DAMAGED = ".damaged"
+# Names of the plots of spike counts.
+SPIKE_PLOTS = ("rasters", "psths", "dispersion", "latents", "trajectories", "pit")
 # Files that the commands write.
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "prior.pt", "tensorboard", LOCK),
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
     *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
-    *("reconstructions.png", "weights.safetensors"),
+    *("reconstructions.png", "weights.safetensors", "encoder.pt2", "decoder.pt2"),
+    *("latents.npz", "predictions.npz", *(f"spikes-{name}.png" for name in SPIKE_PLOTS)),
     *(f"{name}{end}.png" for name in ("components", "paths") for end in ("", "-mixture")),
 }
 

@@ -395,6 +395,7 @@ class Reading:
     split: Literal["random", "blocks"] = "random"
     """whether parts are drawn at random with a fixed seed, or are blocks in time (the order of the data) within each
     label; the last block shows drift"""
+    whole: Fixed[bool] = False
 
     def __post_init__(self) -> None:
         if self.fold >= self.folds:
@@ -498,6 +499,8 @@ class TrainConfig(Generic[Chosen]):
     condition: Literal["covariates", "labels"] | None = None
     """what model and guide are conditional on: the array covariates of the data, or their labels. Default: nothing"""
     covariates: Fixed[int] = 0
+    conditions: Fixed[tuple[str, ...] | None] = None
+    given: Fixed[tuple[str, ...]] = ()
     held_out_neurons: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """fraction of neurons (last axis) that the encoder does not read, drawn with the seed: nbvae evaluate scores them
     (co-smoothing)"""

@@ -30,6 +30,8 @@ def fold_of(
 ) -> np.ndarray:
     """Assign observations to folds of about one size, (number,), with about as many of each label in each.
 
+    If the whole data are asked for, no fold has an observation.
+
     Args:
         number: number of observations.
         reading: the number of folds, and whether they are drawn at random with a fixed seed or are blocks of the order
@@ -40,6 +42,8 @@ def fold_of(
     Raises:
         InputError: for fewer observations, or groups, than folds.
     """
+    if reading.whole:
+        return np.full(number, -1)
     folds = reading.folds
     groups = np.arange(number) if groups is None else groups
     each, first, of_observation = np.unique(groups, return_index=True, return_inverse=True)

@@ -68,15 +68,41 @@ class Data:
         """Number of covariates."""
         return self.train_given["covariates"].shape[1] if "covariates" in self.train_given else 0
 
-    def conditioned(self, on: str | None) -> Data:
+    def joined(self) -> Data:
+        """Return the data with the held-out observations behind the training ones, and none held out."""
+        both = Recording.cat([self.training, self.held_out])
+        labels = [part for part in (self.train_labels, self.test_labels) if part is not None]
+        sessions = [part for part in self.sessions if part is not None]
+        return Data(
+            self.name,
+            both.x,
+            both.x[:0],
+            torch.cat(labels) if len(labels) == 2 else None,
+            None,
+            self.classes if len(labels) == 2 else None,
+            both.given,
+            {name: part[:0] for name, part in both.given.items()},
+            (torch.cat(sessions) if len(sessions) == 2 else None, None),
+        )
+
+    def conditioned(self, on: str | None, classes: tuple[str, ...] | None = None) -> Data:
         """Return the data with the covariates that a model is conditioned on.
 
         Args:
             on: ``covariates``, those of the data; ``labels``, the labels as one-hot covariates; None for none.
+            classes: the labels that the covariates stand for, in their order. Default: those of the data.
 
         Raises:
-            InputError: if the data have none.
+            InputError: if the data have none, or a label that is not one of the classes.
         """
+        classes = classes or self.classes or ()
+        if on == "labels" and (unknown := set(self.classes or ()) - set(classes)):
+            raise InputError(
+                f"{self.name} has the label {sorted(unknown)[0]}, on which the run is not conditional: it knows "
+                f"{', '.join(classes)}"
+            )
+        number = {name: k for k, name in enumerate(classes)}
+        code = torch.tensor([number[name] for name in self.classes or () if name in number], dtype=torch.long)
         parts = ("train", self.train_given, self.train_labels), ("test", self.test_given, self.test_labels)
         changed: dict[str, Any] = {}
         for part, given, labels in parts:
@@ -88,9 +114,10 @@ class Data:
                     )
                 new["covariates"] = given["covariates"]
             elif on == "labels":
-                if labels is None:
+                if labels is None and (part == "train" or len(self.test)):
                     raise InputError(f"{self.name} has no labels to condition on: leave out --condition, or add labels")
-                new["covariates"] = one_hot(labels, len(self.classes or ())).float()
+                labels = torch.zeros(0, dtype=torch.long) if labels is None else labels
+                new["covariates"] = one_hot(code[labels], len(classes)).float()
             changed[f"{part}_given"] = new
         return replace(self, **changed)
 

@@ -142,17 +142,21 @@ def _find(name: str, source: Source, root: Path, download: bool) -> list[Path]:
     return files
 
 
-def _checked(data: Data, source: Source) -> Data:
+def _checked(data: Data, source: Source, empty: bool = False) -> Data:
     both = (data.training, data.train_labels, "train"), (data.held_out, data.test_labels, "held-out")
     for recording, labels, part in both:
         x = recording.x
-        if tuple(x.shape[1:]) != tuple(source.event_shape) or not len(x):
+        if tuple(x.shape[1:]) != tuple(source.event_shape) or not (len(x) or empty):
             raise ValueError(
                 f"{part} data have shape {tuple(x.shape)}, expected (N, {', '.join(map(str, source.event_shape))})"
             )
         if labels is not None and labels.shape != (len(x),):
             raise ValueError(f"{part} labels have shape {tuple(labels.shape)}, expected ({len(x)},)")
-        if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes or ()):
+        if (
+            labels is not None
+            and len(labels)
+            and not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes or ())
+        ):
             raise ValueError(f"{part} labels must be indices of the classes")
         if x.is_floating_point() and not bool(recording.filled(0).isfinite().all()):
             raise ValueError(f"{part} data hold values that are not finite")
@@ -169,7 +173,7 @@ def load(
             ``.tsv`` file.
         root: folder with the files of registered data sets; see :func:`data_root`.
         download: download missing files into the data root.
-        reading: how a file of the user's own is read.
+        reading: how a file of the user's own is read, and whether a part is held out.
 
     Raises:
         InputError: for an unknown name, and for files that are missing, not available or damaged.
@@ -187,7 +191,8 @@ def load(
             sizes = len(split.train), len(split.test)
             labels = class_labels((split.train_labels, split.test_labels), sizes)
             given = dict(split.train_given), dict(split.test_given)
-            return _checked(Data(name, split.train, split.test, *labels, *given, split.sessions), source)
+            data = Data(name, split.train, split.test, *labels, *given, split.sessions)
+            return _checked(data.joined() if reading.whole and len(data.test) else data, source, reading.whole)
         except InputError as error:
             raise error if name in str(error) else InputError(f"{name}: {error}") from None
         except Exception as error:
@@ -209,7 +214,7 @@ def load(
 
     prepared = cached(f"{Path(name).stem}-{key}.pt", content)
     try:
-        return _checked(Data(**prepared), source)
+        return _checked(Data(**prepared), source, reading.whole)
     except (TypeError, ValueError, AttributeError):  # the cached file has other content
         return read()
 

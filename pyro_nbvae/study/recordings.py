@@ -1,0 +1,166 @@
+"""What a lab does with a trained run: latents and predictions of its recordings, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_nbvae.batching import Recording
+from pyro_nbvae.encoding import encode, export_programs, predict
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.build import load_data
+from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.errors import check_number, check_seed
+from pyro_nbvae.study.files import write_atomically
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.tree import TrainConfig
+
+
+def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) -> Data:
+    """Return all observations of the data of a run, or of other data, in their order."""
+    return load_data(config, data, data_root, whole=True)
+
+
+def _target(run: Run, out: str | Path | None, name: str) -> Path:
+    path = Path(out) if out else run.folder / name
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --out must be the path of a file")
+    return path
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    return path
+
+
+def encode_run(
+    run: Run,
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> Path:
+    """Write the posteriors of observations as a file.
+
+    The arrays of a ``.npz`` file are ``mean``, ``variance`` and ``sample`` (integer counts), (N, units), in the order
+    of the data, with ``temporal_bins`` networks (N, bins, units); ``information`` of each unit, in nats; and
+    ``labels``, if there are some. With data and ``out`` of suffix ``.h5ad``, the data are copied, with ``X_nbvae``,
+    ``X_nbvae_variance`` and ``X_nbvae_sample`` in ``obsm``.
+
+    Args:
+        run: a trained run.
+        data: data of the same kind. Default: those of the training.
+        out: path of the file. Default: ``latents.npz`` in the run folder.
+        seed: random seed of the sample.
+        device: auto (CUDA if available) or a PyTorch device string.
+        data_root: folder of the data sets, if it is not the one of the training.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        InputError: for a folder that contains no trained run, and for data that the run does not take.
+    """
+    check_seed(seed)
+    path = _target(run, out, "latents.npz")
+    config, model, guide = run.load(device)
+    whole = _whole(config, data, data_root)
+    if path.suffix == ".h5ad" and Path(whole.name).suffix != ".h5ad":
+        raise InputError(f"--out {path}: only data in .h5ad give .h5ad, got {whole.name}: choose a .npz file")
+    found = encode(model, guide, whole.training, seed=seed, progress=True)
+    bins = model.event_shape[0] if config.decoder == "temporal_bins" else None
+    parts = {}
+    for name in ("mean", "variance", "sample"):
+        array = getattr(found, name).numpy()
+        parts[name] = array if bins is None else array.reshape(len(array), bins, -1)
+    if path.suffix == ".h5ad":
+        import anndata
+
+        annotated = anndata.read_h5ad(whole.name)
+        for name, array in parts.items():
+            annotated.obsm["X_nbvae" + ("" if name == "mean" else f"_{name}")] = array.reshape(len(array), -1)
+        part = path.with_name(path.name + ".part")
+        annotated.write_h5ad(part)
+        part.replace(path)
+        return path
+    information = found.information.cpu().numpy()
+    parts["information"] = information if bins is None else information.reshape(bins, -1)
+    return _save(path, parts | _labels(whole))
+
+
+def _labels(data: Data) -> dict[str, np.ndarray]:
+    if data.train_labels is None or data.classes is None:
+        return {}
+    return {"labels": np.array(data.classes)[data.train_labels.numpy()]}
+
+
+def predict_run(
+    run: Run,
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    samples: int = 100,
+    level: float = 0.9,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> Path:
+    """Write posterior predictive rates and intervals of observations as a ``.npz`` file.
+
+    Its arrays are ``rates`` (expected values, at the observation's exposure), ``low`` and ``high``, and ``filled``: the
+    observations, with the rate where none was observed. All are (N, *event_shape), in the order of the data.
+
+    Args:
+        run: a trained run.
+        data: data of the same kind. Default: those of the training.
+        out: path of the file. Default: ``predictions.npz`` in the run folder.
+        samples: number of samples of each posterior.
+        level: probability of the interval.
+        seed, device, data_root: as :func:`encode_run`.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        InputError: as :func:`encode_run`, and for a number out of range.
+    """
+    check_seed(seed)
+    check_number("--samples", samples, 2, 100_000)
+    path = _target(run, out, "predictions.npz")
+    config, model, guide = run.load(device)
+    whole: Recording = _whole(config, data, data_root).training
+    found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
+    filled = found.filled(whole.floats())
+    arrays = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
+    return _save(path, {name: array.numpy() for name, array in arrays.items()})
+
+
+def export_run_programs(run: Run) -> list[Path]:
+    """Write ``encoder.pt2`` and ``decoder.pt2`` into the run folder: programs of plain PyTorch.
+
+    ``torch.export.load("encoder.pt2").module()`` maps observations (B, *event_shape) to the parameters of their
+    posteriors, that of ``decoder.pt2`` latents to the mean of the observation. Further arguments are what the data of
+    the training have: a mask, an exposure, covariates (:func:`~pyro_nbvae.encoding.export_programs`).
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        InputError: if there is no trained run.
+    """
+    config, model, guide = run.load("cpu")
+    written = []
+    for name, program in export_programs(model, guide, config.given).items():
+        path = run.folder / f"{name}.pt2"
+        part = path.with_name(f"{name}.part.pt2")
+        torch.export.save(program, part)
+        part.replace(path)
+        written.append(path)
+    return written

@@ -168,7 +168,7 @@ def fit(
     guide = make_guide(model, encoder=encoder, reads=data.reads.expand(shape).clone())
     model.initialize(train)
     guide.initialize(train)
-    prior = list(model.prior.parameters())
+    prior = [*model.prior.parameters(), *model.likelihood.parameters()]
     own = {id(p) for p in prior}
     networks = [p for part in (model, guide) for p in part.parameters() if id(p) not in own]
     optimizer = torch.optim.AdamW(

@@ -1,10 +1,11 @@
-"""Learning rates of the networks and of learned priors."""
+"""Learning rates of the networks, of learned priors and of likelihoods."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# Learning rate of a learned prior over that of the networks: its few parameters are initially far from their optimum.
+# Learning rate of a learned prior, and of the dispersions of a likelihood, over that of the networks: these few
+# parameters are initially far from their optimum.
 PRIOR_LR_MULTIPLIER = 10.0
 # The same for the components of a mixture prior, and for the network of an autoregressive one.
 MIXTURE_LR_MULTIPLIER, NETWORK_LR_MULTIPLIER = 5.0, 2.0
@@ -12,11 +13,11 @@ _OF_MIXTURES = {"shift", "component_logits"}
 
 
 def learning_rates(lr: float, **options: float) -> Callable[[str], dict[str, float]]:
-    """Return the options of a Pyro optimizer for each parameter: a learned prior learns 10 times as fast.
+    """Return the options of a Pyro optimizer for each parameter: prior and likelihood learn 10 times as fast.
 
     Of a joint prior, components learn 5 times as fast as the networks, and the prior's own network twice as fast.
-    Adam changes a parameter by about its learning rate per step, and the optimum of a prior's parameters may be several
-    units from their initial values.
+    Adam changes a parameter by about its learning rate per step, and the optimum of the parameters of a prior, or of a
+    likelihood's dispersions, may be several units from their initial values.
 
     Args:
         lr: learning rate of the networks.
@@ -36,7 +37,7 @@ def learning_rates(lr: float, **options: float) -> Callable[[str], dict[str, flo
 
     def options_of(name: str) -> dict[str, float]:
         parts = name.replace("$$$", ".").split(".")  # Pyro's store joins the names of plain modules with $$$
-        multiplier = PRIOR_LR_MULTIPLIER if "prior" in parts else 1.0
+        multiplier = PRIOR_LR_MULTIPLIER if {"prior", "likelihood"} & set(parts) else 1.0
         if "joint_prior" in parts:
             multiplier = MIXTURE_LR_MULTIPLIER if _OF_MIXTURES & set(parts) else NETWORK_LR_MULTIPLIER
         return {"lr": multiplier * lr, **options}

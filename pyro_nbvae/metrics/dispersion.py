@@ -50,7 +50,7 @@ class Score:
         return float(self.nats.sum() / self.spikes.sum()) / math.log(2)
 
     def _error(self, dim: int) -> float:
-        nats, spikes = (t.movedim(dim, 0).flatten(1).sum(1) for t in (self.nats, self.spikes))
+        nats, spikes = (t.movedim(dim, 0).reshape(t.shape[dim], -1).sum(1) for t in (self.nats, self.spikes))
         number = len(nats)
         if number < 2:
             return math.nan

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -122,15 +122,26 @@ def bits_per_spike(
         >>> score.nats.shape
         torch.Size([20])
     """
-    nulls, spikes = [], []
-    for batch in model.input_batches(data):
-        nulls.append(_null(batch, null).flatten(1).sum(1))
-        spikes.append(double(batch.filled(0)).masked_fill(_absent(batch), 0).flatten(1).sum(1))
     bounds = importance_weighted_bound(model, guide, data, samples, seed=seed, progress=progress)
-    return Score(bounds - torch.cat(nulls), torch.cat(spikes))
+    return relative_to_null(bounds, model.input_batches(data), null)
 
 
-def _absent(batch: Recording) -> Tensor:
+def relative_to_null(log_probabilities: Tensor, batches: Iterable[Recording], null: Tensor) -> Score:
+    """Return the score of log probabilities of whole trials, (N,), in nats, relative to a Poisson at the null.
+
+    Args:
+        log_probabilities: of each trial.
+        batches: the trials, as :meth:`~pyro_nbvae.vae.GenerativeModel.input_batches` gives them.
+        null: rates of the null.
+    """
+    nulls, spikes = [], []
+    for batch in batches:
+        nulls.append(_null(batch, null).flatten(1).sum(1))
+        spikes.append(double(batch.filled(0)).masked_fill(absent(batch), 0).flatten(1).sum(1))
+    return Score(log_probabilities - torch.cat(nulls), torch.cat(spikes))
+
+
+def absent(batch: Recording) -> Tensor:
     """Return where no count was observed, of the shape of the observations."""
     if batch.mask is None:
         return torch.zeros_like(batch.x, dtype=torch.bool)
@@ -211,15 +222,15 @@ def co_smoothing(
     scores, rates = [], []
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):
-            absent = _absent(batch)
-            x = double(batch.x).masked_fill(absent, 0)
+            missing = absent(batch)
+            x = double(batch.x).masked_fill(missing, 0)
             number = 0
             total, mean = torch.tensor(0.0), torch.tensor(0.0)
             for start in range(0, samples, _CHUNK):
                 several = min(_CHUNK, samples - start)
                 found = predictive(model, guide, batch, several, functools.partial(_log_and_mean, x))
                 log_mass, means = found.unbind(1)
-                masses = _by_neuron(log_mass.masked_fill(absent, 0))[..., out]
+                masses = _by_neuron(log_mass.masked_fill(missing, 0))[..., out]
                 total = torch.logaddexp(total, masses.logsumexp(0)) if number else masses.logsumexp(0)
                 mean = mean + means.sum(0)
                 number += several
@@ -337,8 +348,8 @@ def calibration(
     pits, counts, drawn, rates = [], [], [], []
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):
-            absent = _absent(batch)
-            x = batch.x.masked_fill(absent, 0)
+            missing = absent(batch)
+            x = batch.x.masked_fill(missing, 0)
             found = predictive(
                 model,
                 guide,
@@ -348,14 +359,14 @@ def calibration(
             )
             below, mass, mean = found.mean(0).unbind(0)
             uniform = torch.rand(x.shape, dtype=torch.float64, device=x.device)
-            compared = ~absent
+            compared = ~missing
             if guide.reads is not None:
                 compared = compared & ~guide.reads
             pits.append((below + uniform * mass)[compared].cpu())
-            nan = double(x).masked_fill(absent, math.nan)
+            nan = double(x).masked_fill(missing, math.nan)
             counts.append(nan)
             draw = predictive(model, guide, batch, 1, lambda d: double(d.sample()))[0]
-            drawn.append(draw.masked_fill(absent, math.nan))
+            drawn.append(draw.masked_fill(missing, math.nan))
             rates.append(mean)
     fano, predicted = (fano_factors(torch.cat(parts).cpu(), labels) for parts in (counts, drawn))
     return Calibration(torch.cat(pits), fano, predicted, torch.cat(rates))

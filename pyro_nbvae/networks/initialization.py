@@ -247,7 +247,7 @@ class Encoder(DataDependent):
         """Return what the heads read, (B, width) or (B * n, width)."""
         h = self.features(self.inputs(x, mask, exposure))
         if covariates is not None:
-            c = covariates.to(h).reshape(len(h), *(1 for _ in range(h.dim() - 2)), -1)
+            c = covariates.to(h).reshape(h.shape[0], *(1 for _ in range(h.dim() - 2)), -1)
             h = torch.cat([h, c.expand(*h.shape[:-1], -1)], -1)
         return h.flatten(0, -2)
 

@@ -23,7 +23,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import commandline, plugins
 from pyro_nbvae.study.config import PRESETS, configure
 from pyro_nbvae.study.scales import FeaturesName, Reproduction
-from pyro_nbvae.study.tree import SamplerName, TrainConfig, choices, options
+from pyro_nbvae.study.tree import DEFAULT_READING, Reading, SamplerName, TrainConfig, choices, options
 from pyro_nbvae.study.variants import DEFAULT, VARIANTS
 
 _HELP = {
@@ -319,8 +319,29 @@ def export(run: Positional[str], out: str | None = None, programs: bool = False)
         print(Run(run).export(Path(out) if out else None))
 
 
-def data(action: Positional[Literal["check"]], name: Positional[str], data_root: str | None = None) -> None:
+def spikes(runs: Positional[tuple[str, ...]], where: OmitArgPrefixes[Where] = Where()) -> None:
+    """Plot runs of spike counts: rasters, PSTHs, Fano factors, calibration and latents; write spikes-NAME.png.
+
+    Args:
+        runs: run folders written by nbvae train; of several, the stability of the latents is plotted too.
+    """
+    if not runs:
+        raise InputError("no run named: give one or more folders written by nbvae train")
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.spike_plots import plot_spikes
+
+    print(*plot_spikes([Run(run) for run in runs], **asdict(where)), sep="\n")
+
+
+def data(
+    action: Positional[Literal["check"]],
+    name: Positional[str],
+    data_root: str | None = None,
+    reading: OmitArgPrefixes[Reading] = DEFAULT_READING,
+) -> None:
     """Describe a data set, or report which files are missing and how to get them. Nothing is downloaded.
+
+    Of spike counts, Fano factors, what looks like an artefact and a likelihood are reported.
 
     Args:
         action: check.
@@ -329,7 +350,12 @@ def data(action: Positional[Literal["check"]], name: Positional[str], data_root:
     """
     from pyro_nbvae.study.data import describe, load
 
-    print(describe(load(name, data_root, download=False)))
+    found = load(name, data_root, download=False, reading=reading)
+    print(describe(found))
+    if found.values == "counts" and len(found.event_shape) <= 2:
+        from pyro_nbvae.study.spike_plots import describe_counts
+
+        print(*describe_counts(found), sep="\n")
 
 
 def reproduce(
@@ -367,6 +393,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "predict": predict,
     "export": export,
+    "spikes": spikes,
     "data": data,
     "reproduce": reproduce,
 }

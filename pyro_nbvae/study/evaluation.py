@@ -13,23 +13,33 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from pyro.infer import ELBO
+from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nbvae.batching import Recording, is_pixels, to_bytes
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.likelihoods import CountLikelihood
 from pyro_nbvae.metrics import (
+    Calibration,
     HeldOut,
+    Score,
+    calibration,
+    co_smoothing,
     fano_factor,
     gradient_moments,
     held_out,
     importance_weighted_bound,
     latent_classification,
     latent_clusters,
+    nlb_bits,
+    null_rates,
+    psth_r2,
 )
 from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
 from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
+from pyro_nbvae.metrics.spikes import absent, relative_to_null
 from pyro_nbvae.sampling import decoded
 from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
 from pyro_nbvae.study.data import Data
@@ -146,13 +156,37 @@ class Evaluation:
         return held_out(self.model, self.guide, self.test, seed=self.seed, progress=self.progress)
 
     @cached_property
-    def bound(self) -> tuple[float, float | None]:
-        """Importance-weighted bound in nats per observation, and its standard error."""
-        bounds = importance_weighted_bound(
+    def bounds(self) -> Tensor:
+        """Importance-weighted bound of each held-out observation, in nats."""
+        return importance_weighted_bound(
             self.model, self.guide, self.test, self.importance_samples, seed=self.seed, progress=self.progress
         )
-        error = float(bounds.std()) / math.sqrt(len(bounds)) if len(bounds) > 1 else None
-        return float(bounds.mean()), error
+
+    @cached_property
+    def bound(self) -> tuple[float, float | None]:
+        """Importance-weighted bound in nats per observation, and its standard error."""
+        error = float(self.bounds.std()) / math.sqrt(len(self.bounds)) if len(self.bounds) > 1 else None
+        return float(self.bounds.mean()), error
+
+    @cached_property
+    def null(self) -> Tensor:
+        """Rates of the null of scores in bits per spike."""
+        return null_rates(self.train_set)
+
+    @cached_property
+    def bits(self) -> Score:
+        """Score of whole trials in bits per spike."""
+        return relative_to_null(self.bounds, self.model.input_batches(self.test), self.null)
+
+    @cached_property
+    def co_smoothing(self) -> tuple[Score, Tensor]:
+        """Score of the neurons that the encoder does not read, and posterior means of the rates of all neurons."""
+        return co_smoothing(self.model, self.guide, self.test, self.null, seed=self.seed, progress=self.progress)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Held-out counts beside their posterior predictive distribution."""
+        return calibration(self.model, self.guide, self.test, self.data.test_labels, seed=self.seed)
 
     @cached_property
     def distances(self) -> dict[str, float]:
@@ -263,6 +297,35 @@ def _no_ssim(e: Evaluation) -> str | None:
 
 def _no_counts(e: Evaluation) -> str | None:
     return None if e._counts else f"needs latents that are counts, {e.config.variant} has none"
+
+
+def _no_spikes(e: Evaluation) -> str | None:
+    if isinstance(e.model.likelihood, CountLikelihood):
+        return None
+    return f"needs a likelihood of counts, {type(e.model.likelihood).__name__} is none"
+
+
+def _no_held_out_neurons(e: Evaluation) -> str | None:
+    if not e.config.held_out_neurons:
+        return "needs neurons that the encoder does not read: train with --held-out-neurons"
+    return _no_spikes(e)
+
+
+def _no_conditions(e: Evaluation) -> str | None:
+    return _no_spikes(e) or (None if e.data.test_labels is not None else f"needs labels, {e.config.data} has none")
+
+
+def _nlb(e: Evaluation) -> float:
+    out = ~e.guide.reads  # type: ignore[operator]
+    out = out.reshape(-1, out.shape[-1])[0]
+    counts = e.test.floats().x.masked_fill(absent(e.test), math.nan)
+    return nlb_bits(e.co_smoothing[1][..., out], counts[..., out])
+
+
+def _psth(e: Evaluation) -> float:
+    assert e.data.test_labels is not None
+    counts = e.test.floats().x.masked_fill(absent(e.test), math.nan)
+    return psth_r2(e.calibration.rates, counts, e.data.test_labels.to(counts.device))
 
 
 def _no_beta(e: Evaluation) -> str | None:
@@ -384,6 +447,10 @@ def _accuracies() -> list[Metric]:
     ]
 
 
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def _bits(e: Evaluation) -> float:
     """Return the bits per dimension of a nat per observation."""
     return 1 / (math.prod(e.model.event_shape) * math.log(2))
@@ -410,6 +477,27 @@ _SHIPPED = (
     ),
     Metric("importance_weighted_bound", "IW bound", 1, "high", lambda e: e.bound[0], lacks=_no_bound),
     Metric("importance_weighted_bound_error", "± IW bound", 1, None, lambda e: e.bound[1], lacks=_no_bound),
+    Metric("bits", "bits/spike", 4, "high", lambda e: e.bits.bits, lacks=lambda e: _no_spikes(e) or _no_bound(e)),
+    Metric(
+        "bits_error",
+        "± bits/spike",
+        4,
+        None,
+        lambda e: _or_none(e.bits.over_trials),
+        lacks=lambda e: _no_spikes(e) or _no_bound(e),
+    ),
+    Metric("co_bits", "co-bits/spike", 4, "high", lambda e: e.co_smoothing[0].bits, lacks=_no_held_out_neurons),
+    Metric(
+        "co_bits_error",
+        "± co-bits/spike",
+        4,
+        None,
+        lambda e: _or_none(e.co_smoothing[0].over_trials),
+        lacks=_no_held_out_neurons,
+    ),
+    Metric("nlb_co_bits", "NLB co-bps", 4, "high", _nlb, lacks=_no_held_out_neurons),
+    Metric("psth_r2", "PSTH R²", 3, "high", _psth, lacks=_no_conditions),
+    Metric("pit_distance", "PIT distance", 3, "low", lambda e: e.calibration.pit_distance, lacks=_no_spikes),
     *_mean("log_likelihood", "log p(x|z)", 1, "high"),
     *_mean("squared_error", "SSE", 2, "low", lacks=_no_mean),
     *_mean("kl", "KL", 2),

@@ -193,7 +193,7 @@ def with_sampler(name: str, sampler: str) -> str:
 LOCK = ".lock"
 DAMAGED = ".damaged"
 # Names of the plots of spike counts.
-SPIKE_PLOTS = ("rasters", "psths", "dispersion", "latents", "trajectories", "pit")
+SPIKE_PLOTS = ("rasters", "psths", "dispersion", "latents", "trajectories", "pit", "stability")
 # Files that the commands write.
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "prior.pt", "tensorboard", LOCK),

@@ -223,8 +223,10 @@ class Trainer:
         # optimiser and learning rates
         self.parameters = list(self.elbo(self.model, self.guide).parameters())
         multiplier = options(config).get("prior_lr_multiplier", PRIOR_LR_MULTIPLIER)
-        joint = self.model.joint_prior
+        joint, likelihood = self.model.joint_prior, self.model.likelihood
         paces = [(multiplier, self.lr_factor, list(self.model.prior.parameters()))]
+        if isinstance(likelihood, torch.nn.Module):
+            paces.append((PRIOR_LR_MULTIPLIER, self.lr_factor, list(likelihood.parameters())))
         for each, own in joint.by_rate() if joint is not None else ():
             paces.append((each.lr_multiplier, self.decaying_lr_factor if each.lr_decays else self.lr_factor, own))
         apart = {p for *_, own in paces for p in own}

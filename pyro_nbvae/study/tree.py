@@ -402,6 +402,9 @@ class Reading:
             raise InputError(f"fold must be at most folds - 1 = {self.folds - 1}, got {self.fold}")
 
 
+DEFAULT_READING = Reading()
+
+
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 # Distribution of the latents of generated observations.

@@ -22,13 +22,12 @@ from pyro_nbvae.study.data.own import own_source
 from pyro_nbvae.study.data.published import PUBLISHED
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.files import cached, expanded
-from pyro_nbvae.study.tree import Reading
+from pyro_nbvae.study.tree import DEFAULT_READING, Reading
 
 # All registered data sets.
 SOURCES: dict[str, Source] = dict(PUBLISHED)
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
 RECIPE = 4
-DEFAULT_READING = Reading()
 
 
 def data_root(root: str | Path | None = None) -> Path:

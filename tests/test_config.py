@@ -187,7 +187,7 @@ def test_a_preset_holds_where_nothing_else_is_given(preset):
 # --- flags -----------------------------------------------------------------------------------------------------------
 
 # Options that a variant decides, and parts of one kind: neither is a flag.
-FIXED = {"vae", "loss", "shared_dispersion"}
+FIXED = {"vae", "loss", "shared_dispersion", "covariates", "conditions", "given", "whole"}
 PARTS = {"relaxation", "estimator", "prior", "likelihood"}
 
 

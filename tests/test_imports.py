@@ -19,6 +19,7 @@ LAYERS = [
     {"models"},
     {"guides"},
     {"metrics", "sampling"},
+    {"encoding"},
     {"study"},
     {"experiments"},
     {"__main__"},

@@ -361,7 +361,7 @@ def test_arrays_that_are_no_data(write, message, tmp_path):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"x_train": np.zeros((30, 2)), "y_train": np.zeros(30)}, "holds x_train, y_train: expected the arrays train"),
+        ({"x_train": np.zeros((30, 2)), "y_train": np.zeros(30)}, "holds x_train, y_train: expected the array counts"),
         ({"train": np.zeros((30, 2)), "test": np.zeros((30, 2), int)}, "save them with one type"),
         ({"x": np.zeros((30, 2)), "labels": np.zeros(29, int)}, r"have shape \(29,\), expected \(30,\)"),
     ],
@@ -424,7 +424,7 @@ def test_a_file_that_is_no_export(tmp_path):
         ({"variant": "P-VAE", "relaxation": "auto", "temperature": 0.1}, "unknown option temperature: P-VAE has "),
         ({"variant": "EX-C", "temperature": 0.5}, "temperature must be at most temperature_start (0.24), got 0.5"),
         ({"variant": "MINE"}, "for a variant of your own, import its module: nbvae --import MODULE"),
-        ({"data": "nowhere"}, "or name a folder of images, or a .npy, .npz, .csv or .tsv file"),
+        ({"data": "nowhere"}, "or name a folder of images, or a .npy, .npz, .h5ad, .csv or .tsv file"),
     ],
 )
 def test_options_that_do_not_go_together(changes, message, tmp_path):

@@ -224,7 +224,7 @@ def test_counts_under_a_gaussian_are_pointed_out(tmp_path):
     config = configure(
         data=str(tmp_path / "counts.npy"), latents=3, encoder="linear", decoder="linear", epochs=1, device="cpu"
     )
-    with pytest.warns(UserWarning, match=r"holds counts: a Poisson or negative binomial .* \(--likelihood\)"):
+    with pytest.warns(UserWarning, match=r"holds counts: a likelihood of counts .* \(--likelihood poisson"):
         train(config, tmp_path / "gaussian", progress=False)
     train(replace(config, likelihood="poisson"), tmp_path / "poisson", progress=False)
 

@@ -470,7 +470,7 @@ COUNTS[7, 2] = 2**24 + 1
         ),
         (
             {"x_train": PIXELS[:9, 0, 0], "x_test": PIXELS[9:, 0, 0]},
-            "expected the arrays train and test",
+            "expected the array counts",
             {"train": PIXELS[:9, 0, 0], "test": PIXELS[9:, 0, 0]},
         ),
         (
@@ -539,7 +539,9 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_command_that_a_message_gives_converts_the_file(name, tmp_path):
     WRITERS[name](tmp_path / name)
-    with pytest.raises(InputError, match=r"is not a .npy, .npz, .csv or .tsv file: convert it in Python: ") as error:
+    with pytest.raises(
+        InputError, match=r"is not a .npy, .npz, .h5ad, .csv or .tsv file: convert it in Python: "
+    ) as error:
         load(str(tmp_path / name))
     import numpy
     import pandas

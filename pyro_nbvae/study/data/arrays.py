@@ -59,7 +59,7 @@ def fold_of(
     for one in np.unique(label):
         own = order[label[order] == one]
         places = np.arange(len(own))
-        fold[own] = places * folds // len(own) if blocks else (dealt + places) % folds
+        fold[own] = places * folds // len(own) if blocks else folds - 1 - (dealt + places) % folds
         dealt += len(own)
     return fold[of_observation]
 

@@ -1,0 +1,270 @@
+"""A lab's own files of counts: how they are read and divided, and what the commands make of them."""
+
+import dataclasses
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+
+import pyro_nbvae
+from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.data import load
+from pyro_nbvae.study.data.arrays import fold_of
+from pyro_nbvae.study.spike_plots import _linear_r2, _matched
+from pyro_nbvae.study.tree import Reading
+
+
+def recording(trials=60, bins=4, neurons=6, seed=0):
+    """Simulated counts with three stimuli, in the arrays of a file."""
+    rng = np.random.default_rng(seed)
+    stimulus = np.array(["left", "right", "up"])[np.arange(trials) % 3]
+    rates = rng.uniform(0.2, 3.0, (3, bins, neurons))[np.arange(trials) % 3]
+    counts = rng.binomial(4, rates / 4).astype(np.uint8)
+    return {"counts": counts, "stimulus": stimulus, "session": np.arange(trials) // 20}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(**arrays):
+        path = tmp_path / "recording.npz"
+        np.savez(path, **arrays)
+        return str(path)
+
+    return write
+
+
+def test_counts_are_read_with_what_is_known_of_them(file):
+    arrays = recording()
+    rng = np.random.default_rng(1)
+    arrays |= {"mask": rng.random(arrays["counts"].shape) > 0.1, "exposure": rng.uniform(0.5, 2, 60)}
+    arrays["covariates"] = rng.normal(size=(60, 2))
+    data = load(file(**arrays), reading=Reading(labels="stimulus"))
+    assert data.event_shape == (4, 6) and data.values == "counts" and not data.images
+    assert data.classes == ("left", "right", "up") and len(data.test) == 6
+    assert data.training.mask.shape == data.train.shape and data.training.exposure.shape == (54, 1, 1)
+    assert data.training.covariates.shape == (54, 2)
+    whole = load(file(**arrays), reading=Reading(labels="stimulus", whole=True))
+    assert torch.equal(whole.training.mask, torch.tensor(arrays["mask"])) and len(whole.test) == 0
+    seen = np.where(arrays["mask"], arrays["counts"], 0)
+    np.testing.assert_array_equal(whole.training.filled(0).numpy(), seen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"counts": np.ones((20, 3)) / 2}, r"counts\[0, 0\] is 0.5: counts are whole numbers of at least 0"),
+        ({"counts": -np.ones((20, 3), int)}, r"counts\[0, 0\] is -1: counts are whole numbers"),
+        ({"counts": np.ones(20, int)}, r"expected whole numbers of shape \(trials, neurons\)"),
+        ({"counts": np.full((20, 3), np.nan)}, r"60 such values\): give the array mask"),
+        ({"mask": np.full((20, 3), 2)}, "mask must be True where a count was observed"),
+        ({"mask": np.ones((20, 2), bool)}, r"mask has shape \(20, 2\) and counts \(20, 3\)"),
+        ({"exposure": np.zeros(20)}, "exposure must be positive and finite, got 0"),
+        ({"exposure": np.ones(3)}, r"exposure has shape \(3,\)"),
+        ({"covariates": np.full((20, 1), np.inf)}, "covariates must be finite"),
+        ({"covariates": np.array(["a"] * 20)}, "for classes use --condition labels"),
+        ({"trial": np.zeros(20)}, "1 groups of observations are too few: 10 or more"),
+        ({"labels": np.zeros(3)}, r"labels has shape \(3,\): expected \(20,\)"),
+    ],
+)
+def test_wrong_arrays_end_with_one_line(file, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(file(**{"counts": np.ones((20, 3), int), **changes}))
+    assert "\n" not in str(error.value) and "recording.npz" in str(error.value)
+
+
+def test_names_that_a_file_lacks_are_told(file):
+    with pytest.raises(InputError, match="has no array orientation: of each trial it holds session, stimulus"):
+        load(file(**recording()), reading=Reading(labels="orientation"))
+    with pytest.raises(InputError, match="has no array mouse"):
+        load(file(**recording()), reading=Reading(group="mouse"))
+    with pytest.raises(InputError, match="fold must be at most folds - 1 = 4, got 5"):
+        Reading(folds=5, fold=5)
+
+
+@pytest.mark.parametrize("folds", [2, 5, 10])
+def test_folds_are_stratified_and_hold_every_trial_once(folds):
+    labels = np.random.default_rng(0).integers(0, 3, 200)
+    fold = fold_of(200, Reading(folds=folds), labels)
+    counts = np.array([[((fold == k) & (labels == c)).sum() for c in range(3)] for k in range(folds)])
+    assert (counts.max(0) - counts.min(0) <= 1).all() and counts.sum() == 200
+    sizes = counts.sum(1)
+    assert sizes.max() - sizes.min() <= 1 and sizes[0] == 200 // folds
+    other = fold_of(200, Reading(folds=folds, fold=1), labels)
+    assert (fold == other).all()
+
+
+def test_trials_and_groups_are_never_divided(file):
+    """Rows that are bins of trials, and trials of sessions that the user names."""
+    rng = np.random.default_rng(0)
+    trial = rng.permutation(np.repeat(np.arange(40), 5))
+    arrays = {"counts": rng.poisson(1.0, (200, 3)), "trial": trial, "mouse": trial % 13, "labels": trial % 2}
+    arrays["covariates"] = np.stack([trial, trial % 13], 1).astype(float)
+    for group, column in ((None, 0), ("mouse", 1)):
+        data = load(file(**arrays), reading=Reading(group=group))
+        train, test = (set(part.covariates[:, column].tolist()) for part in (data.training, data.held_out))
+        assert not train & test and train | test == set(arrays["covariates"][:, column])
+
+
+def test_blocks_are_the_last_trials_of_each_label():
+    labels = np.array([0, 1] * 20)
+    fold = fold_of(40, Reading(folds=4, split="blocks"), labels)
+    for c in (0, 1):
+        own = fold[labels == c]
+        assert own.tolist() == sorted(own) and (own[-5:] == 3).all()
+
+
+def test_an_h5ad_file_is_read_and_written(tmp_path):
+    """Counts may be sparse; size factors are the exposure; the latents come back in obsm."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(2.0, (80, 7))
+    obs = {"batch": np.array(["a", "b"])[np.arange(80) % 2], "size_factors": rng.uniform(0.5, 2, 80)}
+    table = pd.DataFrame(obs, index=[f"cell {k}" for k in range(80)])
+    sparse = scipy.sparse.csr_matrix
+    cells = anndata.AnnData(sparse(np.log1p(counts)), obs=table, layers={"counts": sparse(counts)})
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    whole = load(str(path), reading=Reading(labels="batch", whole=True))
+    np.testing.assert_array_equal(whole.train.numpy(), counts)
+    np.testing.assert_allclose(whole.training.exposure[:, 0], cells.obs["size_factors"], rtol=1e-6)
+    small = ["--latents", "2", "--encoder", "linear", "--decoder", "linear", "--epochs", "1", "--device", "cpu"]
+    options = ["--likelihood", "negative_binomial", "--labels", "batch", "--condition", "labels", *small]
+    main(["train", "--data", str(path), *options, "--variant", "CMP", "--out", str(tmp_path / "run")])
+    main(["encode", str(tmp_path / "run"), "--out", str(tmp_path / "with.h5ad"), "--device", "cpu"])
+    written = anndata.read_h5ad(tmp_path / "with.h5ad")
+    assert written.obsm["X_nbvae"].shape == (80, 2) and (written.obsm["X_nbvae_variance"] > 0).all()
+    assert (written.obsm["X_nbvae_sample"] == written.obsm["X_nbvae_sample"].round()).all()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run on a recording with stimuli, a mask and held-out neurons."""
+    folder = tmp_path_factory.mktemp("lab")
+    arrays = recording()
+    mask = np.random.default_rng(2).random(arrays["counts"].shape) > 0.1
+    counts = np.where(mask, arrays["counts"], np.nan)
+    np.savez(folder / "recording.npz", **{**arrays, "counts": counts, "mask": mask})
+    flags = ["--data", str(folder / "recording.npz"), "--labels", "stimulus", "--condition", "labels"]
+    flags += ["--likelihood", "com_poisson", "--latents", "8", "--encoder", "temporal_bins", "--decoder"]
+    flags += ["temporal_bins", "--held-out-neurons", "0.3", "--epochs", "2", "--batch-size", "20", "--device", "cpu"]
+    main(["train", "--variant", "CMP", *flags, "--out", str(folder / "run")])
+    return folder / "run", arrays, mask
+
+
+def test_latents_come_out_in_the_order_of_the_file(run):
+    folder, arrays, _ = run
+    main(["encode", str(folder), "--device", "cpu"])
+    found = np.load(folder / "latents.npz")
+    assert found["mean"].shape == found["sample"].shape == (60, 4, 2) and found["information"].shape == (4, 2)
+    assert (found["labels"] == arrays["stimulus"]).all() and (found["sample"] == found["sample"].round()).all()
+    # the same in two lines
+    model, guide = pyro_nbvae.load(folder, "cpu")
+    whole = load(str(folder.parent / "recording.npz"), reading=Reading(labels="stimulus", whole=True))
+    latents = pyro_nbvae.encode(model, guide, whole.conditioned("labels").training)
+    np.testing.assert_allclose(latents.mean.reshape(60, 4, 2), found["mean"], rtol=1e-5)
+
+
+def test_missing_counts_are_filled(run):
+    folder, arrays, mask = run
+    main(["predict", str(folder), "--samples", "20", "--device", "cpu"])
+    found = np.load(folder / "predictions.npz")
+    assert np.array_equal(found["filled"][mask], arrays["counts"][mask])
+    np.testing.assert_array_equal(found["filled"][~mask], found["rates"][~mask])
+    assert (found["low"] <= found["high"]).all() and np.isfinite(found["rates"]).all()
+
+
+def test_new_data_with_a_label_that_the_run_does_not_know(run, tmp_path, capsys):
+    folder, arrays, _ = run
+    few = {"counts": arrays["counts"][:3].astype(float), "mask": np.ones((3, 4, 6), bool)}
+    np.savez(tmp_path / "three.npz", **few, stimulus=arrays["stimulus"][:3])
+    main(["encode", str(folder), str(tmp_path / "three.npz"), "--out", str(tmp_path / "z.npz"), "--device", "cpu"])
+    assert np.load(tmp_path / "z.npz")["mean"].shape == (3, 4, 2)
+    np.savez(tmp_path / "other.npz", **few, stimulus=np.array(["left", "down", "up"]))
+    with pytest.raises(SystemExit):
+        main(["encode", str(folder), str(tmp_path / "other.npz"), "--device", "cpu"])
+    assert (
+        "has the label down, on which the run is not conditional: it knows left, right, up" in capsys.readouterr().err
+    )
+
+
+def test_programs_run_without_this_package(run):
+    folder, arrays, mask = run
+    main(["export", str(folder), "--programs"])
+    script = (
+        "import sys, numpy as np, torch\n"
+        "sys.modules['pyro_nbvae'] = None\n"
+        f"folder = {str(folder)!r}\n"
+        "given = np.load(folder + '/input.npz')\n"
+        "x, mask, c = (torch.from_numpy(given[k]) for k in ('x', 'mask', 'c'))\n"
+        "q = torch.export.load(folder + '/encoder.pt2').module()(x, mask, c)\n"
+        "z = torch.round(q['rate'])\n"
+        "mean = torch.export.load(folder + '/decoder.pt2').module()(z, c)\n"
+        "np.savez(folder + '/output.npz', **{k: v.detach() for k, v in q.items()}, mean=mean.detach())\n"
+    )
+    x = arrays["counts"].astype(np.float32)
+    c = np.eye(3, dtype=np.float32)[np.arange(60) % 3]
+    np.savez(folder / "input.npz", x=x, mask=mask, c=c)
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    found = np.load(folder / "output.npz")
+    model, guide = pyro_nbvae.load(folder, "cpu")
+    with torch.no_grad(), guide.exact():
+        q = guide.posterior(torch.from_numpy(x), mask=torch.from_numpy(mask), covariates=torch.from_numpy(c))
+        mean = model.observation(q.rate.round(), covariates=torch.from_numpy(c)).mean
+    for name, expected in (("rate", q.rate), ("nu", q.nu), ("mean", mean)):
+        np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_scores_and_plots_of_a_run(run, capsys):
+    folder, _, _ = run
+    main(["evaluate", str(folder), "--device", "cpu"])
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("bits/spike", "co-bits/spike", "NLB co-bps", "PSTH R²", "PIT distance"))
+    main(["spikes", str(folder), "--device", "cpu"])
+    written = [path.split("/")[-1] for path in capsys.readouterr().out.split()]
+    names = ("rasters", "psths", "dispersion", "pit", "latents", "trajectories")
+    assert written == [f"spikes-{name}.png" for name in names]
+
+
+def test_latents_of_one_seed_predict_themselves_and_not_noise():
+    z = np.random.default_rng(0).normal(size=(2000, 5))
+    weight = np.ones(5)
+    turned = z @ np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))[0]
+    noise = np.random.default_rng(2).normal(size=(2000, 5))
+    assert _linear_r2(z, turned, weight) > 0.95 and _linear_r2(z, noise, weight) < 0.05
+    np.testing.assert_allclose(_matched(z, -z[:, ::-1]), 1)
+
+
+def test_the_check_of_counts_reports_what_matters(file, capsys):
+    """Underdispersed counts, an artefact, a neuron without a second spike and one without any."""
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(3, 0.5, (200, 12))
+    counts[:, 0] = np.minimum(counts[:, 0], 1)
+    counts[:, 1] = 0
+    labels = np.arange(200) % 2
+    main(["data", "check", file(counts=counts, labels=labels)])
+    clean = capsys.readouterr().out
+    assert "suggested: --likelihood com_poisson" in clean and "1 of 12 neurons have no spike" in clean
+    assert "2 of 12 neurons never have more than one spike" in clean and "artefact" not in clean
+    counts[17, 5] = 50
+    main(["data", "check", file(counts=counts, labels=labels)])
+    assert "1 counts look like artefacts, the first at counts[" in capsys.readouterr().out
+    main(["data", "check", file(counts=rng.poisson(2.0, (200, 12)), labels=labels)])
+    assert "suggested: --likelihood poisson" in capsys.readouterr().out
+
+
+def test_a_run_of_a_condition_resumes(run, tmp_path):
+    folder, _, _ = run
+    from pyro_nbvae.study.folder import Run
+    from pyro_nbvae.study.training import train
+
+    config, _ = Run(folder).config()
+    assert config.covariates == 3 and config.conditions == ("left", "right", "up")
+    assert config.given == ("mask", "covariates")
+    fresh = dataclasses.replace(config, covariates=0, conditions=None, given=())
+    again = train(fresh, folder, resume=True, progress=False)
+    assert len(again.read_checkpoint()["log"]) == 2

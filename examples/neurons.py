@@ -1,12 +1,12 @@
-"""A population of neurons with a fluctuating gain: how much does the gain of each neuron fluctuate?
+"""A simulated population: which neurons are more regular than a Poisson, and what do the latents know?
 
     python -m examples.neurons
 
-The counts are simulated, trials x neurons, by the modulated Poisson model of R. Goris, J. Movshon and E. Simoncelli,
-"Partitioning neuronal variability", Nature Neuroscience 17 (2014): on each trial a neuron's tuned rate is multiplied by
-a Gamma-distributed gain of mean 1 and variance s^2, so that given the stimulus its count is negative binomial with
-dispersion r = 1 / s^2. The model does not see the stimuli: its count latents must find them, and the dispersion that
-the likelihood learns for each neuron describes the remaining variability. The picture shows it against the true one.
+Four gratings are shown to a population of neurons; a gain that all neurons share fluctuates from trial to trial. A third
+of the neurons are more regular than a Poisson, as after a refractory period; a third are Poisson; a third fire in
+bursts. Some neurons are lost during a part of the session. The model does not see the gratings: its count latents have
+to find them, and the COM-Poisson likelihood learns the dispersion of each neuron. A quarter of the neurons is hidden
+from the encoder and predicted from the others (co-smoothing).
 """
 
 from pathlib import Path
@@ -18,74 +18,85 @@ import tyro
 from matplotlib.figure import Figure
 from pyro.infer import SVI
 from pyro.optim import ClippedAdam
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import trange
 
-from pyro_nbvae.guides import NegativeBinomialGuide
-from pyro_nbvae.infer import AnalyticKL_ELBO
-from pyro_nbvae.likelihoods import NegativeBinomial
+from pyro_nbvae.batching import Recording
+from pyro_nbvae.distributions import MeanConwayMaxwellPoisson
+from pyro_nbvae.guides import ConwayMaxwellPoissonGuide
+from pyro_nbvae.infer import AnalyticKL_ELBO, learning_rates
+from pyro_nbvae.likelihoods import ConwayMaxwellPoisson, Poisson
+from pyro_nbvae.metrics import co_smoothing, fano_factors, null_rates
 from pyro_nbvae.models import NegativeBinomialModel
 
+# log nu of the three kinds of neurons.
+KINDS = {"regular": 1.2, "Poisson": 0.0, "bursting": -1.5}
 
-def population(trials: int, neurons: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Counts (trials, neurons) and the true dispersions (neurons,)."""
+
+def population(trials: int, neurons: int, seed: int = 0) -> tuple[Recording, Tensor, Tensor]:
+    """Counts with a mask, the grating of each trial, and the true log nu of each neuron."""
     random = np.random.default_rng(seed)
-    orientation = random.uniform(0, np.pi, trials)
-    preferred, width = np.linspace(0, np.pi, neurons, endpoint=False), random.uniform(1.0, 2.5, neurons)
-    tuning = 2 + random.uniform(10, 30, neurons) * np.exp(width * (np.cos(2 * (orientation[:, None] - preferred)) - 1))
-    dispersion = np.exp(random.uniform(np.log(1.5), np.log(30), neurons))
-    gain = random.gamma(dispersion, 1 / dispersion, (trials, neurons))
-    counts = random.poisson(tuning * gain)
-    return torch.tensor(counts, dtype=torch.float32), torch.tensor(dispersion, dtype=torch.float32)
+    grating = np.arange(trials) % 4
+    preferred, width = random.uniform(0, np.pi, neurons), random.uniform(1.0, 2.5, neurons)
+    angles = np.pi / 4 * np.arange(4)[:, None]
+    tuning = 0.5 + random.uniform(1, 4, neurons) * np.exp(width * (np.cos(2 * (angles - preferred)) - 1))
+    gain = random.gamma(20.0, 1 / 20, (trials, 1))
+    log_nu = torch.tensor(list(KINDS.values()))[torch.arange(neurons) % 3]
+    means = torch.tensor(tuning[grating] * gain, dtype=torch.float32)
+    counts = MeanConwayMaxwellPoisson(means.log(), log_nu).sample()
+    mask = torch.ones(trials, neurons, dtype=torch.bool)
+    mask[trials // 2 : 3 * trials // 4, :: neurons // 5] = False  # neurons that are lost for a while
+    return Recording(counts.masked_fill(~mask, float("nan")), mask=mask), torch.tensor(grating), log_nu
 
 
-class Encoder(nn.Module):
-    """A small network from counts (B, neurons) to (B, 2, latents)."""
-
-    def __init__(self, neurons: int, latents: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(neurons, 128), nn.ReLU(), nn.Linear(128, 2 * latents), nn.Unflatten(1, (2, latents))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(torch.log1p(x))
-
-
-def main(steps: int = 3000, trials: int = 4000, neurons: int = 50, out: Path = Path("runs/examples")) -> None:
-    """Fit the population and draw the picture.
+def main(steps: int = 1500, trials: int = 800, neurons: int = 60, out: Path = Path("runs/examples")) -> None:
+    """Fit the population and draw the plot.
 
     Args:
-        steps: training steps, with batches of 200 trials.
+        steps: training steps, with batches of 100 trials.
         trials: number of simulated trials.
         neurons: number of simulated neurons.
-        out: folder of the picture.
+        out: folder of the plot.
     """
-    pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    x, dispersion = population(trials, neurons)
-    latents = 12
-    decoder = nn.Sequential(nn.Linear(latents, 128), nn.SiLU(), nn.Linear(128, neurons))
-    model = NegativeBinomialModel((neurons,), latents, decoder=decoder, likelihood=NegativeBinomial())
-    guide = NegativeBinomialGuide(model, encoder=Encoder(neurons, latents))
-    schedule = {"lr": 5e-3, "lrd": 0.1 ** (1 / steps)}
-    svi = SVI(model, guide, ClippedAdam(schedule), loss=AnalyticKL_ELBO())
-    for step in trange(steps, desc="steps"):
-        loss = svi.step(x[torch.randint(trials, (200,))]) / 200
-        if step == 0:
-            print(f"loss: {loss:.1f} nats per trial at first, ", end="")
-    print(f"{loss:.1f} at the end")
+    data, grating, log_nu = population(trials, neurons)
+    held_out = torch.arange(trials) % 5 == 0
+    train, test = data[~held_out], data[held_out]
+    reads = torch.arange(neurons) % 4 != 0
+    for likelihood in (Poisson(), ConwayMaxwellPoisson()):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        model = NegativeBinomialModel((neurons,), 8, decoder="linear", likelihood=likelihood)
+        guide = ConwayMaxwellPoissonGuide(model, encoder="linear", reads=reads)
+        model.initialize(train)
+        guide.initialize(train)
+        svi = SVI(model, guide, ClippedAdam(learning_rates(3e-3, lrd=0.1 ** (1 / steps))), loss=AnalyticKL_ELBO())
+        for _ in trange(steps, desc=type(likelihood).__name__):
+            batch = train[torch.randint(len(train), (100,))]
+            svi.step(batch.x, **batch.given)
+        score, _ = co_smoothing(model, guide, test, null_rates(train))
+        print(f"{type(likelihood).__name__}: {score.bits:.3f} ± {score.over_trials:.3f} bits per held-out spike")
 
-    learned = model.likelihood.log_total_count.detach().exp()
-    agreement = float(np.corrcoef(learned.log(), dispersion.log())[0, 1])
-    print(f"correlation of the logarithms of learned and true dispersions: {agreement:.2f}")
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter(dispersion, learned, s=18)
-    axes.plot([1, 40], [1, 40], color="black", linewidth=1, label="equal")
-    axes.set(xscale="log", yscale="log", xlabel="true dispersion r of a neuron", ylabel="learned dispersion r")
-    axes.set_title(f"{neurons} neurons, {trials} trials: correlation of log r {agreement:.2f}")
-    axes.legend()
+    assert isinstance(likelihood, ConwayMaxwellPoisson)
+    learned = likelihood.dispersions().log()
+    agreement = float(np.corrcoef(learned, log_nu)[0, 1])
+    print(f"correlation of learned and true log nu: {agreement:.2f}")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    fano = fano_factors(data.x, grating)
+    for k, kind in enumerate(KINDS):
+        own = torch.arange(neurons) % 3 == k
+        left.scatter(fano[own], learned[own], s=18, label=f"{kind}, log ν = {KINDS[kind]:g}", color=f"C{k}")
+        left.axhline(KINDS[kind], color=f"C{k}", linewidth=0.8)
+    left.axvline(1, color="gray", linewidth=0.6, linestyle=":")
+    left.set(xlabel="Fano factor of the counts of a grating", ylabel="learned log ν")
+    left.legend()
+    with torch.no_grad(), guide.exact():
+        mean = guide.posterior(test.x, **test.given).mean
+    _, _, axes = torch.pca_lowrank(mean.sqrt(), 2)
+    points = (mean.sqrt() - mean.sqrt().mean(0)) @ axes
+    right.scatter(*points.T, c=grating[held_out], cmap="hsv", vmin=0, vmax=4, s=14)
+    right.set(xlabel="first component of the latents", ylabel="second component", title="held-out trials, by grating")
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "neurons.png", dpi=150)
     print(out / "neurons.png")

@@ -20,6 +20,11 @@ from pyro_nbvae.study.spike_plots import _linear_r2, _matched
 from pyro_nbvae.study.tree import Reading
 
 
+def arrays_of(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
 def recording(trials=60, bins=4, neurons=6, seed=0):
     """Simulated counts with three stimuli, in the arrays of a file."""
     rng = np.random.default_rng(seed)
@@ -159,7 +164,7 @@ def run(tmp_path_factory):
 def test_latents_come_out_in_the_order_of_the_file(run):
     folder, arrays, _ = run
     main(["encode", str(folder), "--device", "cpu"])
-    found = np.load(folder / "latents.npz")
+    found = arrays_of(folder / "latents.npz")
     assert found["mean"].shape == found["sample"].shape == (60, 4, 2) and found["information"].shape == (4, 2)
     assert (found["labels"] == arrays["stimulus"]).all() and (found["sample"] == found["sample"].round()).all()
     # the same in two lines
@@ -172,7 +177,7 @@ def test_latents_come_out_in_the_order_of_the_file(run):
 def test_missing_counts_are_filled(run):
     folder, arrays, mask = run
     main(["predict", str(folder), "--samples", "20", "--device", "cpu"])
-    found = np.load(folder / "predictions.npz")
+    found = arrays_of(folder / "predictions.npz")
     assert np.array_equal(found["filled"][mask], arrays["counts"][mask])
     np.testing.assert_array_equal(found["filled"][~mask], found["rates"][~mask])
     assert (found["low"] <= found["high"]).all() and np.isfinite(found["rates"]).all()
@@ -183,7 +188,7 @@ def test_new_data_with_a_label_that_the_run_does_not_know(run, tmp_path, capsys)
     few = {"counts": arrays["counts"][:3].astype(float), "mask": np.ones((3, 4, 6), bool)}
     np.savez(tmp_path / "three.npz", **few, stimulus=arrays["stimulus"][:3])
     main(["encode", str(folder), str(tmp_path / "three.npz"), "--out", str(tmp_path / "z.npz"), "--device", "cpu"])
-    assert np.load(tmp_path / "z.npz")["mean"].shape == (3, 4, 2)
+    assert arrays_of(tmp_path / "z.npz")["mean"].shape == (3, 4, 2)
     np.savez(tmp_path / "other.npz", **few, stimulus=np.array(["left", "down", "up"]))
     with pytest.raises(SystemExit):
         main(["encode", str(folder), str(tmp_path / "other.npz"), "--device", "cpu"])
@@ -210,7 +215,7 @@ def test_programs_run_without_this_package(run):
     c = np.eye(3, dtype=np.float32)[np.arange(60) % 3]
     np.savez(folder / "input.npz", x=x, mask=mask, c=c)
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    found = np.load(folder / "output.npz")
+    found = arrays_of(folder / "output.npz")
     model, guide = pyro_nbvae.load(folder, "cpu")
     with torch.no_grad(), guide.exact():
         q = guide.posterior(torch.from_numpy(x), mask=torch.from_numpy(mask), covariates=torch.from_numpy(c))

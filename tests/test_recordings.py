@@ -116,7 +116,7 @@ def test_the_bound_with_a_mask_is_that_of_the_marginal():
 
 
 def test_an_absent_count_is_not_zero_to_the_encoder():
-    model, guide = pair(likelihoods.Poisson())
+    _, guide = pair(likelihoods.Poisson())
     x = torch.poisson(torch.full((200, 5), 4.0))
     guide.initialize(x)
     one = x[:1].clone()
@@ -213,7 +213,7 @@ def test_svi_trains_with_all_that_is_given(elbo):
     }
     likelihood = likelihoods.ConwayMaxwellPoisson("condition", zero_inflation="shared")
     model, guide = pair(likelihood, covariates=2, data_size=80)
-    svi = SVI(model, guide, Adam({"lr": 0.01}), elbo)
+    svi = SVI(model, guide, Adam({"lr": 0.01}), elbo())
     losses = [svi.step(x.masked_fill(~given["mask"], math.nan), **given) for _ in range(60)]
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert likelihood.dispersion.value.shape == (2, 5) and likelihood.gate.value.shape == ()
@@ -252,7 +252,7 @@ def test_the_prior_of_dispersions_counts_once_for_all_data():
 def test_dispersions_and_zero_inflation_vary_as_they_should(kind, by):
     """The mean is that of the mixture; masses sum to 1; each choice has as many parameters as it says."""
     likelihood = kind(by, zero_inflation=by)
-    model, guide = pair(likelihood, (2, 5), "temporal", covariates=3)
+    model, _ = pair(likelihood, (2, 5), "temporal", covariates=3)
     sizes = {"shared": 1, "neuron": 5, "condition": 15, "decoder": 0}
     assert sum(p.numel() for p in likelihood.parameters()) == 2 * sizes[by]
     model.eval()  # without dropout

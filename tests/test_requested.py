@@ -79,7 +79,12 @@ def test_standard_metrics_are_none_where_they_are_not_defined(vectors):
     none = {name for name in standard if found[name] is None}
     samples = {name for name in standard if METRICS[name].of == "samples"}
     counts = {"fano", "overdispersion", "underdispersed_active_units"}
-    spikes = {"co_bits", "co_bits_error", "nlb_co_bits", "psth_r2"}  # without labels and held-out neurons
+    spikes = {
+        "co_bits_per_spike",
+        "co_bits_per_spike_error",
+        "nlb_co_bits",
+        "psth_r2",
+    }  # without labels and held-out neurons
     assert none == samples | counts | spikes | {"ssim", "beta", "objective"}
     assert not {"dead_units", "underdispersed_units"} & set(found)
 

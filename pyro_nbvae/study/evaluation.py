@@ -477,18 +477,22 @@ _SHIPPED = (
     ),
     Metric("importance_weighted_bound", "IW bound", 1, "high", lambda e: e.bound[0], lacks=_no_bound),
     Metric("importance_weighted_bound_error", "± IW bound", 1, None, lambda e: e.bound[1], lacks=_no_bound),
-    Metric("bits", "bits/spike", 4, "high", lambda e: e.bits.bits, lacks=lambda e: _no_spikes(e) or _no_bound(e)),
     Metric(
-        "bits_error",
+        "bits_per_spike", "bits/spike", 4, "high", lambda e: e.bits.bits, lacks=lambda e: _no_spikes(e) or _no_bound(e)
+    ),
+    Metric(
+        "bits_per_spike_error",
         "± bits/spike",
         4,
         None,
         lambda e: _or_none(e.bits.over_trials),
         lacks=lambda e: _no_spikes(e) or _no_bound(e),
     ),
-    Metric("co_bits", "co-bits/spike", 4, "high", lambda e: e.co_smoothing[0].bits, lacks=_no_held_out_neurons),
     Metric(
-        "co_bits_error",
+        "co_bits_per_spike", "co-bits/spike", 4, "high", lambda e: e.co_smoothing[0].bits, lacks=_no_held_out_neurons
+    ),
+    Metric(
+        "co_bits_per_spike_error",
         "± co-bits/spike",
         4,
         None,

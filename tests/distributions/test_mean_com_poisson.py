@@ -31,7 +31,7 @@ def by_sum(log_mean, log_nu, x):
 
         theta = mp.mpf(mean_guess(float(m), float(nu)))
         for _ in range(2):  # Newton's method from 12 digits
-            total, mean, square = moments(theta)
+            _, mean, square = moments(theta)
             theta -= (mean - m) / (square - mean**2)
         assert abs(moments(theta)[1] / m - 1) < mp.mpf(10) ** -20
         return x * theta - nu * mp.loggamma(x + 1) - mp.log(moments(theta)[0])

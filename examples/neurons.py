@@ -2,8 +2,8 @@
 
     python -m examples.neurons
 
-Four gratings are shown to a population of neurons; a gain that all neurons share fluctuates from trial to trial. A third
-of the neurons are more regular than a Poisson, as after a refractory period; a third are Poisson; a third fire in
+Four gratings are shown to a population of neurons; a gain that all neurons share fluctuates from trial to trial. A
+third of the neurons are more regular than a Poisson, as after a refractory period; a third are Poisson; a third fire in
 bursts. Some neurons are lost during a part of the session. The model does not see the gratings: its count latents have
 to find them, and the COM-Poisson likelihood learns the dispersion of each neuron. A quarter of the neurons is hidden
 from the encoder and predicted from the others (co-smoothing).
@@ -86,10 +86,10 @@ def main(steps: int = 1500, trials: int = 800, neurons: int = 60, out: Path = Pa
     fano = fano_factors(data.x, grating)
     for k, kind in enumerate(KINDS):
         own = torch.arange(neurons) % 3 == k
-        left.scatter(fano[own], learned[own], s=18, label=f"{kind}, log ν = {KINDS[kind]:g}", color=f"C{k}")
+        left.scatter(fano[own], learned[own], s=18, label=f"{kind}, log nu = {KINDS[kind]:g}", color=f"C{k}")
         left.axhline(KINDS[kind], color=f"C{k}", linewidth=0.8)
     left.axvline(1, color="gray", linewidth=0.6, linestyle=":")
-    left.set(xlabel="Fano factor of the counts of a grating", ylabel="learned log ν")
+    left.set(xlabel="Fano factor of the counts of a grating", ylabel="learned log nu")
     left.legend()
     with torch.no_grad(), guide.exact():
         mean = guide.posterior(test.x, **test.given).mean

@@ -447,8 +447,19 @@ def _accuracies() -> list[Metric]:
     ]
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _score(
+    name: str, heading: str, of: Callable[[Evaluation], Score], lacks: Callable[[Evaluation], str | None]
+) -> list[Metric]:
+    """Return bits per spike, and their standard error over trials."""
+
+    def error(e: Evaluation) -> float | None:
+        value = of(e).over_trials
+        return None if math.isnan(value) else value
+
+    return [
+        Metric(name, heading, 4, "high", lambda e: of(e).bits, lacks=lacks),
+        Metric(f"{name}_error", f"± {heading}", 4, None, error, lacks=lacks),
+    ]
 
 
 def _bits(e: Evaluation) -> float:
@@ -477,28 +488,8 @@ _SHIPPED = (
     ),
     Metric("importance_weighted_bound", "IW bound", 1, "high", lambda e: e.bound[0], lacks=_no_bound),
     Metric("importance_weighted_bound_error", "± IW bound", 1, None, lambda e: e.bound[1], lacks=_no_bound),
-    Metric(
-        "bits_per_spike", "bits/spike", 4, "high", lambda e: e.bits.bits, lacks=lambda e: _no_spikes(e) or _no_bound(e)
-    ),
-    Metric(
-        "bits_per_spike_error",
-        "± bits/spike",
-        4,
-        None,
-        lambda e: _or_none(e.bits.over_trials),
-        lacks=lambda e: _no_spikes(e) or _no_bound(e),
-    ),
-    Metric(
-        "co_bits_per_spike", "co-bits/spike", 4, "high", lambda e: e.co_smoothing[0].bits, lacks=_no_held_out_neurons
-    ),
-    Metric(
-        "co_bits_per_spike_error",
-        "± co-bits/spike",
-        4,
-        None,
-        lambda e: _or_none(e.co_smoothing[0].over_trials),
-        lacks=_no_held_out_neurons,
-    ),
+    *_score("bits_per_spike", "bits/spike", lambda e: e.bits, lambda e: _no_spikes(e) or _no_bound(e)),
+    *_score("co_bits_per_spike", "co-bits/spike", lambda e: e.co_smoothing[0], _no_held_out_neurons),
     Metric("nlb_co_bits", "NLB co-bps", 4, "high", _nlb, lacks=_no_held_out_neurons),
     Metric("psth_r2", "PSTH R²", 3, "high", _psth, lacks=_no_conditions),
     Metric("pit_distance", "PIT distance", 3, "low", lambda e: e.calibration.pit_distance, lacks=_no_spikes),

@@ -24,6 +24,7 @@ import pyro
 import torch
 import tyro
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
@@ -33,12 +34,15 @@ from pyro_nbvae.batching import Recording
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, GaussianGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
+from pyro_nbvae.likelihoods import fit_dispersion
 from pyro_nbvae.metrics import (
+    Score,
     bits_per_spike,
     co_smoothing,
+    compare_likelihoods,
     condition_rates,
-    fit_dispersion,
     held_out,
+    leave_one_out_rates,
     nlb_bits,
     null_rates,
     poisson_log_mass,
@@ -64,7 +68,7 @@ FOLDS, HELD_OUT_NEURONS, SEEDS = 5, 0.25, (0, 1, 2)
 UNITS, HIDDEN, BATCH = 32, 256, 40
 # The same budget for every model: rates and dropouts, of which an inner fold chooses one, and the number of steps.
 RATES, DROPOUTS, MOST_STEPS, EVERY, WARMUP = (5e-4, 2e-3), (0.3, 0.6), 1200, 60, 100
-TUNING_SAMPLES, SAMPLES, IMPORTANCE_SAMPLES = 20, 200, 300
+PATIENCE, TUNING_SAMPLES, SAMPLES, IMPORTANCE_SAMPLES = 4, 20, 200, 300
 COMPONENTS = (4, 8, 12, 16)
 
 
@@ -207,7 +211,7 @@ def tuned(setting: Setting, data: Trials) -> dict[str, float]:
 
             def watch(step: int, pair: Pair, found: list[float] = found) -> bool:
                 found.append(co_smoothing(*pair, test, null, samples=TUNING_SAMPLES)[0].bits)
-                return len(found) - 1 - int(np.argmax(found)) < 6
+                return len(found) - 1 - int(np.argmax(found)) < PATIENCE
 
             fit(setting, inside, rate, dropout, 0, MOST_STEPS, watch)
             if max(found) > best["bits"]:
@@ -267,7 +271,12 @@ def by_regression(
 
     choices = [(number, alpha) for number in COMPONENTS for alpha in (0.01, 0.03, 0.1)]
     best = max(choices, key=lambda c: log_mass(predicted(train[~inner], train[inner], *c)[1], train[inner][:, out]))
-    return [torch.from_numpy(r).clamp_min(1e-4) for r in predicted(train, test, *best)]
+    # rates of training trials, to which dispersions are fitted, are those of regressions on the other trials
+    fold = fold_of(len(train), Reading(folds=FOLDS), data.train_labels.numpy())
+    of_train = np.empty_like(train[:, out], dtype=np.float64)
+    for k in range(FOLDS):
+        of_train[fold == k] = predicted(train[fold != k], train[fold == k], *best)[1]
+    return [torch.from_numpy(rates).clamp_min(1e-4) for rates in (of_train, predicted(train, test, *best)[1])]
 
 
 def _decomposed(kind: str) -> Features:
@@ -285,15 +294,14 @@ def _decomposed(kind: str) -> Features:
 
 
 def _by_stimulus(data: Trials) -> list[Tensor]:
-    rates = [
-        condition_rates(Recording(data.train.x), data.train_labels, asked)
-        for asked in (data.train_labels, data.test_labels)
-    ]
+    train, labels = Recording(data.train.x), data.train_labels
+    rates = leave_one_out_rates(train, labels), condition_rates(train, labels, data.test_labels)
     return [r[..., ~data.reads] for r in rates]
 
 
+_MEANS = "means by stimulus"
 BASELINES: dict[str, Callable[[Trials], list[Tensor]]] = {
-    "means by stimulus": _by_stimulus,
+    _MEANS: _by_stimulus,
     "PCA + Poisson GLM": lambda data: by_regression(data, _decomposed("PCA")),
     "FactorAnalysis + Poisson GLM": lambda data: by_regression(data, _decomposed("FA")),
     "KL-NMF + Poisson GLM": lambda data: by_regression(data, _decomposed("NMF")),
@@ -312,8 +320,7 @@ def of_rates(data: Trials, rates: list[Tensor]) -> dict[str, Any]:
             nats = poisson_log_mass(counts[1], rates[1])
         else:
             a = fit_dispersion(likelihood, counts[0], rates[0])
-            log_factor = rates[1].log() - math.log(math.log(2))
-            nats = likelihood.counts(torch.zeros_like(rates[1]), a, log_factor).log_prob(counts[1])
+            nats = likelihood.of_mean(rates[1], a).log_prob(counts[1])
         found[name] = nats - of_null
     return found
 
@@ -373,13 +380,153 @@ def run(counts: Tensor, labels: Tensor, out: Path) -> None:
             continue
 
 
+def _read(out: Path, name: str, folds: int) -> list[list[dict[str, Any]]]:
+    """Return the results of a setting or a baseline: of each fold, those of its seeds; empty unless all are there."""
+    found = []
+    for k in range(folds):
+        paths = sorted(out.glob(f"{name}_{k}_[0-9].pt")) or sorted(out.glob(f"{name}_{k}.pt"))
+        found.append([torch.load(path, weights_only=True) for path in paths])
+    return found if all(found) else []
+
+
+def _pooled(results: list[list[dict[str, Any]]], nats: str, spikes: str) -> Score:
+    """Return the score of all folds, averaged over seeds."""
+    each = [Score(torch.stack([r[nats] for r in seeds]).mean(0), seeds[0][spikes].double()) for seeds in results]
+    return Score.pooled(each)
+
+
+def _plain(score: Score) -> str:
+    return f"{score.bits:.4f} ± {score.over_trials:.4f}"
+
+
+def _paired(score: Score) -> str:
+    return f"{score.bits:+.4f} ± {score.over_trials:.4f} ({score.over_neurons:.4f})"
+
+
+def without_latents(counts: Tensor, labels: Tensor) -> str:
+    """Return the table of likelihoods without latents: means by stimulus, random folds and the last trials."""
+    rows = []
+    number = len(counts)
+    for what, split, folds in (
+        ("five random folds", "random", range(FOLDS)),
+        ("last fifth of each stimulus", "blocks", [FOLDS - 1]),
+    ):
+        fold = torch.from_numpy(fold_of(number, Reading(folds=FOLDS, split=split), labels.numpy()))  # type: ignore[arg-type]
+        for shared in (False, True):
+            scores = compare_likelihoods(counts, labels, [fold == k for k in folds], shared=shared)
+            lead = scores["com_poisson"] - scores["negative_binomial"]
+            rows.append(
+                {
+                    "held out": what,
+                    "dispersion": "shared" if shared else "by neuron",
+                    "NB": _plain(scores["negative_binomial"]),
+                    "COM-Poisson": _plain(scores["com_poisson"]),
+                    "COM-Poisson minus NB (over neurons)": _paired(lead),
+                }
+            )
+    return markdown(rows)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a table."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def of_models(out: Path, stimulus: bool) -> tuple[str, dict[str, Score]]:
+    """Return the table of models, and baselines, that know the stimulus or not, and the co-smoothing scores."""
+    rows, scores = [], {}
+    groups: dict[str, tuple[Callable[[str], str], str | None]]
+    groups = {latents: (_of_setting_name(latents, stimulus), "co_nats") for latents in LATENTS}
+    groups |= {name: (_always(name), None) for name in BASELINES if (name == _MEANS) == stimulus}
+    for group, (file, key) in groups.items():
+        own: list[Score] = []
+        for likelihood in LIKELIHOODS:
+            results = _read(out, file(likelihood), FOLDS)
+            if not results:
+                continue
+            score = _pooled(results, key or likelihood, "co_spikes")
+            each = [r for seeds in results for r in seeds]
+            scores[f"{likelihood}, {group}"] = score
+            rows.append(
+                {
+                    "likelihood, latents": f"{likelihood}, {group}",
+                    "co-smoothing": _plain(score),
+                    "minus those above (over neurons)": "; ".join(_paired(score - other) for other in own) or "-",
+                    "whole trials": _plain(_pooled(results, "nats", "spikes")) if key else "-",
+                    "NLB": f"{np.mean([r['nlb'] for r in each]):.4f}",
+                    "active units": f"{np.mean([r['active'] for r in each]):.1f}" if key else "-",
+                    "seeds": min(map(len, results)) if key else "-",
+                }
+            )
+            own.append(score)
+    return (markdown(rows) if rows else "no finished fits"), scores
+
+
+def _always(name: str) -> Callable[[str], str]:
+    return lambda likelihood: name
+
+
+def _of_setting_name(latents: str, stimulus: bool) -> Callable[[str], str]:
+    return lambda likelihood: Setting(likelihood, latents, stimulus).name
+
+
+def draw(scores: dict[str, Score], path: Path) -> Path:
+    """Draw the co-smoothing scores by likelihood."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(name.partition(", ")[2] for name in scores))
+    for k, likelihood in enumerate(LIKELIHOODS):
+        named = [(at, f"{likelihood}, {kind}") for at, kind in enumerate(kinds)]
+        there = [(at, scores[name]) for at, name in named if name in scores]
+        x = [at + 0.2 * (k - 1) for at, _ in there]
+        y, error = [s.bits for _, s in there], [s.over_trials for _, s in there]
+        axes.errorbar(x, y, yerr=error, fmt="o", capsize=3, label=f"{likelihood} likelihood")
+    axes.set_xticks(range(len(kinds)), [kind.replace(" + ", "\n+ ") for kind in kinds], fontsize=9)
+    axes.set_ylabel("co-smoothing, bits per spike")
+    axes.legend(frameon=False)
+    axes.grid(axis="y", alpha=0.3)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    return path
+
+
+def report(counts: Tensor, labels: Tensor, out: Path, results: Path, picture: Path, name: str) -> str:
+    """Write the tables of the finished fits, and the plot."""
+    known, _ = of_models(out, True)
+    unknown, scores = of_models(out, False)
+    neurons, bins = counts.shape[-1], counts.shape[1] if counts.dim() == 3 else 1
+    hidden = round(HELD_OUT_NEURONS * neurons)
+    text = f"""`{name}`: {len(counts)} trials, {bins} bins, {neurons} neurons, {len(labels.unique())} stimuli.
+Bits per spike ± the standard error over trials (in brackets, over neurons), pooled over {FOLDS} folds and averaged over
+seeds.
+
+Likelihoods without latents, over a Poisson: means by stimulus, dispersions by neuron or shared.
+
+{without_latents(counts, labels)}
+
+Models that do not know the stimulus. Co-smoothing: {hidden} neurons that encoders do not read, relative to a Poisson at
+training means. Whole trials: bound with {IMPORTANCE_SAMPLES} samples, relative to the same.
+
+{unknown}
+
+Models that know the stimulus.
+
+{known}
+"""
+    write_text(results, text)
+    draw(scores, picture)
+    return text
+
+
 def main(
     recording: tyro.conf.Positional[Path],
     labels: str = "labels",
     out: Path = Path("runs/spikes"),
     results: Path = Path("results/spikes.md"),
+    picture: Path = Path("docs/spikes.png"),
     summed: bool = True,
-    report: bool = False,
+    fits: bool = True,
 ) -> None:
     """Fit and score.
 
@@ -388,19 +535,18 @@ def main(
         labels: name of the labels in it.
         out: folder of the fits.
         results: the page of the tables.
+        picture: the plot of the scores.
         summed: sum the counts over the bins of a trial.
-        report: fit nothing, write the tables of what is there.
+        fits: make the fits that are missing; without, write the tables of what is there.
     """
     arrays = np.load(recording)
     counts = torch.from_numpy(arrays["counts"].astype(np.float32))
     counts = counts.sum(1) if summed and counts.dim() == 3 else counts
     codes = torch.from_numpy(np.unique(arrays[labels], return_inverse=True)[1])
     torch.set_num_threads(1)
-    if not report:
+    if fits:
         run(counts, codes, out)
-    from experiments.spikes_report import write
-
-    print(write(counts, codes, out, results, recording.name))
+    print(report(counts, codes, out, results, picture, recording.name))
 
 
 if __name__ == "__main__":

@@ -247,6 +247,14 @@ class Recording:
             return torch.full((len(self),), number, device=self.x.device)
         return self.mask.expand(self.x.shape).flatten(1).sum(1)
 
+    @property
+    def mean_exposure(self) -> float:
+        """Mean exposure of the observed values; 1 without exposures."""
+        if self.exposure is None:
+            return 1.0
+        exposure = self.exposure.double().expand(self.x.shape)
+        return float(exposure.mean() if self.mask is None else exposure[self.mask.expand(self.x.shape)].mean())
+
     def check(self, what: str = "data") -> None:
         """Check the values of exposures and covariates.
 

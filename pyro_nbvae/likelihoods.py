@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_nbvae import distributions
-from pyro_nbvae.batching import Recording, is_image_shape
+from pyro_nbvae.batching import Recording, evenly_spaced, is_image_shape
+from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.networks.initialization import DataDependent
-from pyro_nbvae.networks.outputs import CountOutput, ImageOutput, LogitOutput, Output, RealOutput
+from pyro_nbvae.networks.outputs import CountOutput, ImageOutput, LogitOutput, Output, RealOutput, rates
 
 
 class Likelihood(nn.Module, ABC):
@@ -142,8 +143,13 @@ class Bernoulli(Likelihood):
 # How a parameter of a count likelihood varies: one number; one of each neuron; one of each neuron and covariate; or an
 # output of the decoder, of each neuron and observation.
 Varies = Literal["shared", "neuron", "condition", "decoder"]
-# Bound of log nu, and standard deviation of its prior.
-_MAX_LOG_NU, _PRIOR_STDDEV = 3.0, 1.0
+# Bound of log nu; mean and standard deviation of the priors of the unbounded log nu and of log r: without spikes a
+# neuron is nearly a Poisson.
+_MAX_LOG_NU = 3.0
+_LOG_NU_PRIOR, _LOG_R_PRIOR = (0.0, 1.0), (3.0, 2.0)
+# Bound of a fitted dispersion parameter; number of training counts that the initial one is fitted to, and tolerance.
+_MAX_DISPERSION = 8.0
+_FITTED_ELEMENTS, _TOLERANCE = 1 << 18, 0.02
 # Decoder outputs of other parameters than the mean are multiplied by this: they begin near their initial value.
 _DECODED_SCALE = 0.1
 
@@ -187,11 +193,14 @@ class _Varying(nn.Module):
         return found[:, None] if self.dims == 2 else found
 
 
-class CountLikelihood(Likelihood):
+class CountLikelihood(Likelihood, DataDependent):
     """Base class of likelihoods of counts x with mean m = e * softplus(h), where e is the exposure.
 
     Zero inflation: with probability pi a count is 0, else it is from the count distribution with mean m / (1 - pi), so
     that m is the mean of the mixture.
+
+    ``model.initialize(data)``, or the first batch, sets the dispersion parameters to those of counts with the mean of
+    each element, so that the latents only have to explain variability away.
 
     Args:
         dispersion: how the dispersion parameter varies: ``"shared"``, one number; ``"neuron"``, one for each neuron;
@@ -216,6 +225,8 @@ class CountLikelihood(Likelihood):
 
     discrete = True
     dispersed = True
+    # Mean and standard deviation of the prior of dispersion parameters.
+    dispersion_prior = (0.0, 1.0)
     # Probability of a zero of the mixture at first, as a logit.
     initial_gate = -2.0
 
@@ -230,6 +241,46 @@ class CountLikelihood(Likelihood):
             self.varies["gate"] = zero_inflation
         self.event_shape: tuple[int, ...] | None = None
         self.conditions = 0
+
+    @torch.no_grad()
+    def initialize(self, data: Recording) -> None:
+        self.observations = len(data)
+        varying = getattr(self, "dispersion", None)
+        if varying is None or varying.by == "decoder":
+            return
+        means = rates(data).clamp_min(0.5 / (len(data) + 1))
+        used = evenly_spaced(data, max(50, _FITTED_ELEMENTS // math.prod(data.event_shape)))
+        exposed = means if used.exposure is None else means * double(used.exposure)
+        x, exposed = used.filled(0), exposed.expand(used.x.shape)
+        mask = None if used.mask is None else used.mask.expand(x.shape)
+        if data.x.dim() == 4:  # of an image each element is a neuron
+            x, exposed = x.flatten(1), exposed.flatten(1)
+            mask = None if mask is None else mask.flatten(1)
+        fitted = fit_dispersion(self, x, exposed, shared=varying.by == "shared", mask=mask, tolerance=_TOLERANCE)
+        if varying.by != "shared":
+            fitted = fitted.reshape(_neurons(tuple(data.event_shape)))
+        varying.value.copy_(fitted.expand(varying.value.shape))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.initialized, self.observations], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not state.is_meta:
+            self.initialized, self.observations = bool(state[0]), int(state[1])
+
+    def of_mean(self, means: Tensor, dispersion: Tensor | None) -> dist.TorchDistribution:
+        """Return the count distribution with these means, positive, and this dispersion parameter."""
+        # h is 0, softplus(h) log 2
+        return self.counts(torch.zeros_like(means), dispersion, means.log() - math.log(math.log(2)))
+
+    def log_prior_of(self, a: Tensor) -> Tensor:
+        """Return the log density of the prior of dispersion parameters, up to a constant, summed."""
+        mean, stddev = self.dispersion_prior
+        return -0.5 * ((a - mean) / stddev).square().sum()
+
+    def log_prior(self) -> Tensor | None:
+        varying = getattr(self, "dispersion", None)
+        return None if varying is None or varying.by == "decoder" else self.log_prior_of(varying.value)
 
     @property
     def axis(self) -> int:
@@ -322,7 +373,9 @@ class Poisson(CountLikelihood):
 class NegativeBinomial(CountLikelihood):
     """Negative binomial likelihood for counts x, with mean m = e softplus(h), exposure e and variance m + m^2 / r.
 
-    The dispersion parameter r is initially 1, and ``dispersion.value`` is log r. An exposure leaves r unchanged.
+    ``dispersion.value`` is log r, with the weak prior log r ~ Normal(3, 2) for each number, which counts once for the
+    whole training set: a neuron without spikes is nearly a Poisson. Before it is initialised from data, r is 1. An
+    exposure leaves r unchanged.
 
     Args:
         dispersion, zero_inflation: as :class:`CountLikelihood`.
@@ -339,6 +392,8 @@ class NegativeBinomial(CountLikelihood):
         True
     """
 
+    dispersion_prior = _LOG_R_PRIOR
+
     def counts(
         self, h: Tensor, dispersion: Tensor | None, log_factor: Tensor | None
     ) -> distributions.SoftplusNegativeBinomial:
@@ -350,7 +405,7 @@ class NegativeBinomial(CountLikelihood):
         return self.dispersion.value.detach().exp()  # type: ignore[union-attr, operator]
 
 
-class ConwayMaxwellPoisson(CountLikelihood, DataDependent):
+class ConwayMaxwellPoisson(CountLikelihood):
     r"""COM-Poisson likelihood for counts x of any dispersion, with mean m = e softplus(h) and exposure e.
 
     The dispersion parameter :math:`\nu` is above 1 for underdispersed counts. It is :math:`\log \nu = 3 \tanh(a / 3)`,
@@ -377,6 +432,7 @@ class ConwayMaxwellPoisson(CountLikelihood, DataDependent):
     """
 
     identified: Tensor
+    dispersion_prior = _LOG_NU_PRIOR
 
     def setup(self, event_shape: tuple[int, ...], covariates: int = 0) -> None:
         new = self.event_shape is None
@@ -387,22 +443,10 @@ class ConwayMaxwellPoisson(CountLikelihood, DataDependent):
 
     @torch.no_grad()
     def initialize(self, data: Recording) -> None:
-        self.observations = len(data)
+        super().initialize(data)
         x = data.filled(0)
         most = x.amax(0) if self.identified.dim() == x.dim() - 1 else x.flatten(0, -2).amax(0)
         self.identified.copy_(most >= 2)
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor([self.initialized, self.observations], dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        if not state.is_meta:
-            self.initialized, self.observations = bool(state[0]), int(state[1])
-
-    def log_prior(self) -> Tensor | None:
-        if self.varies["dispersion"] == "decoder":
-            return None
-        return -0.5 * (self.dispersion.value / _PRIOR_STDDEV).square().sum()  # type: ignore[union-attr, operator]
 
     def counts(
         self, h: Tensor, dispersion: Tensor | None, log_factor: Tensor | None
@@ -417,6 +461,51 @@ class ConwayMaxwellPoisson(CountLikelihood, DataDependent):
 
 def _bounded_log_nu(a: Tensor) -> Tensor:
     return _MAX_LOG_NU * torch.tanh(a / _MAX_LOG_NU)
+
+
+def fit_dispersion(
+    likelihood: CountLikelihood,
+    counts: Tensor,
+    means: Tensor,
+    *,
+    shared: bool = False,
+    mask: Tensor | None = None,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """Fit the dispersion parameter of a count likelihood to counts with known means, by maximum a posteriori.
+
+    Args:
+        likelihood: a :class:`NegativeBinomial` or :class:`ConwayMaxwellPoisson`, which defines the parameter and its
+            prior.
+        counts: (N, ..., neurons).
+        means: positive, of the same shape.
+        shared: whether all neurons have one parameter.
+        mask: True where a count was observed.
+        tolerance: of the parameter.
+
+    Returns:
+        The parameter on the likelihood's own scale, (neurons,) or (), in float64: log r, or the unbounded log nu.
+
+    Example::
+
+        >>> x = torch.distributions.Binomial(4, torch.full((4000, 1), 0.5)).sample()
+        >>> fitted = fit_dispersion(ConwayMaxwellPoisson(), x, torch.full_like(x, 2.0))
+        >>> bool(fitted > 0.3)  # underdispersed
+        True
+    """
+    x, m = double(counts), double(means)
+    low = x.new_full(() if shared else x.shape[-1:], -_MAX_DISPERSION)
+    high = -low
+    while float((high - low).max()) > tolerance:
+        a = (0.5 * (low + high)).requires_grad_()
+        with torch.enable_grad():
+            log_mass = likelihood.of_mean(m, a).log_prob(x)
+            if mask is not None:
+                log_mass = log_mass.masked_fill(~mask, 0)
+            (slope,) = torch.autograd.grad(log_mass.sum() + likelihood.log_prior_of(a), a)
+        a = a.detach()
+        low, high = torch.where(slope > 0, a, low), torch.where(slope > 0, high, a)
+    return 0.5 * (low + high)
 
 
 # Names in configurations and on the command line.

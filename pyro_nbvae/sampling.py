@@ -193,11 +193,20 @@ class PosteriorSampler:
     guide: AmortizedGuide
     data: Batch
 
-    @torch.no_grad()
     def sample(self, count: int) -> Tensor:
+        return self.sample_pairs(count)[0]
+
+    @torch.no_grad()
+    def sample_pairs(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Sample latents, and the covariates of the observations that they belong to, if the data have some."""
         batch = self.model.to_input(self.data[torch.randint(len(self.data), (count,))])
         with evaluation_mode(self.guide), self.guide.exact():
-            return self.guide.posterior(batch.x, **batch.given).sample()
+            return self.guide.posterior(batch.x, **batch.given).sample(), batch.covariates
+
+
+def _rows(covariates: Tensor | None, count: int) -> Tensor | None:
+    """Draw so many rows of covariates (M, C) at random."""
+    return None if covariates is None else covariates[torch.randint(len(covariates), (count,))]
 
 
 @torch.no_grad()
@@ -246,7 +255,8 @@ def decoded(
         sampler: the sampler.
         count: number of observations.
         seed: random seed.
-        covariates: (1, C), the condition of all of them, if the model has covariates.
+        covariates: (M, C), if the model has covariates: rows are drawn at random, those of one condition or of the
+            training data. A sampler of posteriors has those of its own observations.
 
     Returns:
         An iterator over means (B, *event_shape), on the CPU.
@@ -263,6 +273,10 @@ def decoded(
     for batch, done in enumerate(range(0, count, BATCH)):
         # a separate random stream for each batch, so that the caller's random numbers do not affect it
         with evaluating(model, guide, (seed * 1_000_003 + batch) % 2**32):
-            z = sampler.sample(min(BATCH, count - done))
-            means = model.observation(z, covariates=covariates).mean.cpu()
+            number = min(BATCH, count - done)
+            if isinstance(sampler, PosteriorSampler):
+                z, own = sampler.sample_pairs(number)
+            else:
+                z, own = sampler.sample(number), _rows(covariates, number)
+            means = model.observation(z, covariates=None if own is None else own.to(z)).mean.cpu()
         yield means

@@ -37,6 +37,7 @@ from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.distributions.bounds import bounded
 from pyro_nbvae.distributions.relaxations.base import check_relaxation, followed
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.infer.elbo import PARAMETER_PRIOR
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
 from pyro_nbvae.networks.initialization import evaluation_mode, initialize
@@ -476,6 +477,8 @@ class GenerativeModel(_Program):
             InputError: if observations of decoder and likelihood have another shape, for a mask of a likelihood whose
                 elements are not independent, and for an exposure of a likelihood that takes none.
         """
+        if exposure is not None and exposure.dim() == 1 < 1 + len(self.event_shape):  # one of each observation
+            exposure = exposure.reshape(-1, *(1 for _ in self.event_shape))
         known = {"exposure": exposure, "covariates": covariates}
         known = {name: part for name, part in known.items() if part is not None}
         if known:
@@ -548,7 +551,7 @@ class GenerativeModel(_Program):
         log_prior = self.likelihood.log_prior()
         if log_prior is not None:
             share = 1.0 if self.data_size else size / max(size, self.likelihood.observations)
-            pyro.factor("likelihood_prior", share * log_prior)
+            pyro.factor(PARAMETER_PRIOR, share * log_prior)
 
     @torch.no_grad()
     def generate(

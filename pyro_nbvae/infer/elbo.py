@@ -47,6 +47,8 @@ from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations import Integer
 from pyro_nbvae.distributions.tilted import Tilted
 
+# Site of the prior of a likelihood's parameters, outside of the plate.
+PARAMETER_PRIOR = "likelihood_prior"
 # A model or a guide, and what both are called with.
 _Program = Callable[..., object]
 _Arguments = tuple[object, ...]
@@ -353,7 +355,9 @@ class SiteKL_ELBO(Trace_ELBO):
         likelihood = sum((site["log_prob_sum"] for site in observed), torch.zeros(()))
         divergence = self._divergence(model_trace, guide_trace, rerun)
         together = self.num_particles if self.vectorize_particles else 1
-        self.terms = likelihood.detach() / together, divergence.detach() / together
+        # the prior of a likelihood's parameters is a part of the loss, and of no observation
+        prior = sum((site["log_prob_sum"] for site in observed if site["name"] == PARAMETER_PRIOR), torch.zeros(()))
+        self.terms = (likelihood - prior).detach() / together, divergence.detach() / together
         return self.kl_weight * divergence - likelihood
 
     def _particles(

@@ -8,6 +8,7 @@ from pyro_nbvae.metrics.dispersion import (
     condition_rates,
     fano_factors,
     fit_dispersion,
+    leave_one_out_rates,
     null_rates,
     poisson_log_mass,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "importance_weighted_bound",
     "latent_classification",
     "latent_clusters",
+    "leave_one_out_rates",
     "nlb_bits",
     "null_rates",
     "poisson_log_mass",

@@ -16,10 +16,8 @@ from torch import Tensor
 from pyro_nbvae.batching import Batch, Recording
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.likelihoods import ConwayMaxwellPoisson, CountLikelihood, NegativeBinomial
+from pyro_nbvae.likelihoods import ConwayMaxwellPoisson, CountLikelihood, NegativeBinomial, fit_dispersion
 
-# Bounds of the dispersion parameter's own scale (log r, and the unbounded log nu), and steps that halve them.
-_BOUNDS, _HALVINGS = 12.0, 40
 # Pseudo-observations with which a condition's mean is moved towards that of all conditions.
 _PSEUDO = 1.0
 
@@ -46,13 +44,13 @@ class Score:
 
     @property
     def bits(self) -> float:
-        """Bits per spike."""
-        return float(self.nats.sum() / self.spikes.sum()) / math.log(2)
+        """Bits per spike; nan without a spike."""
+        return float(self.nats.sum() / self.spikes.sum()) / math.log(2) if float(self.spikes.sum()) else math.nan
 
     def _error(self, dim: int) -> float:
         nats, spikes = (t.movedim(dim, 0).reshape(t.shape[dim], -1).sum(1) for t in (self.nats, self.spikes))
         number = len(nats)
-        if number < 2:
+        if number < 2 or not float(spikes.sum()):
             return math.nan
         residual = nats - nats.sum() / spikes.sum() * spikes
         return math.sqrt(number / (number - 1) * float(residual.square().sum())) / float(spikes.sum()) / math.log(2)
@@ -98,10 +96,9 @@ def null_rates(train: Batch) -> Tensor:
     data = Recording.of(train)
     x = double(data.filled(0))
     exposure = torch.ones_like(x) if data.exposure is None else double(data.exposure).expand(x.shape)
-    mean_exposure = exposure.mean()
     if data.mask is not None:
         exposure = exposure.masked_fill(~data.mask, 0)
-    return (x.sum(0) + 0.5) / (exposure.sum(0) + mean_exposure)
+    return (x.sum(0) + 0.5) / (exposure.sum(0) + data.mean_exposure)
 
 
 def poisson_log_mass(x: Tensor, rate: Tensor) -> Tensor:
@@ -148,6 +145,32 @@ def fano_factors(counts: Tensor, labels: Tensor | None = None) -> Tensor:
     return torch.where(mean > 0, variance / mean, math.nan)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of counts and of exposures, where a count was observed, (N, *event_shape), and smoothed rates of all."""
+
+    x: Tensor
+    exposures: Tensor
+    overall: Tensor
+    pseudo: float
+
+    @staticmethod
+    def of(train: Batch) -> _Sums:
+        data = Recording.of(train)
+        x = double(data.filled(0))
+        exposures = torch.ones_like(x) if data.exposure is None else double(data.exposure).expand(x.shape)
+        if data.mask is not None:
+            exposures = exposures.masked_fill(~data.mask, 0)
+        return _Sums(x, exposures, null_rates(data), _PSEUDO * data.mean_exposure)
+
+    def rates(self, own: Tensor, without: Tensor | None = None) -> Tensor:
+        """Return the smoothed rates of some trials, bool (N,), or indices; without one trial each, if it is given."""
+        spikes, exposure = self.x[own].sum(0), self.exposures[own].sum(0)
+        if without is not None:
+            spikes, exposure = spikes - self.x[without], exposure - self.exposures[without]
+        return (spikes + self.pseudo * self.overall) / (exposure + self.pseudo)
+
+
 def condition_rates(train: Batch, labels: Tensor | None, asked: Tensor | None) -> Tensor:
     """Return rates of training data by condition, smoothed, for trials of given conditions.
 
@@ -168,68 +191,39 @@ def condition_rates(train: Batch, labels: Tensor | None, asked: Tensor | None) -
         >>> condition_rates(x, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1])).tolist()
         [[1.1666666666666667], [4.5]]
     """
-    data = Recording.of(train)
-    overall = null_rates(data)
+    sums = _Sums.of(train)
     if labels is None or asked is None:
-        return overall[None]
-    exposure = torch.ones(()) if data.exposure is None else double(data.exposure)
-    exposures = exposure.expand(data.x.shape).double()
-    if data.mask is not None:
-        exposures = exposures.masked_fill(~data.mask, 0)
-    pseudo = _PSEUDO * float(exposure.mean())
-    x = double(data.filled(0)).masked_fill(exposures == 0, 0)
-    found = {}
-    for c in asked.unique().tolist():
-        own = labels == c
-        found[c] = (x[own].sum(0) + pseudo * overall) / (exposures[own].sum(0) + pseudo)
+        return sums.overall[None]
+    found = {c: sums.rates(labels == c) for c in asked.unique().tolist()}
     return torch.stack([found[c] for c in asked.tolist()])
 
 
-def _log_mass(likelihood: CountLikelihood, a: Tensor, means: Tensor, x: Tensor) -> Tensor:
-    """Return log p of counts with these means and dispersion, in nats, of their shape."""
-    log_factor = means.log() - math.log(math.log(2))  # h is 0
-    return likelihood.counts(torch.zeros_like(means), a, log_factor).log_prob(x)
+def leave_one_out_rates(train: Batch, labels: Tensor | None) -> Tensor:
+    """Return, for each training trial, the smoothed rates of the other trials of its condition.
 
-
-def fit_dispersion(
-    likelihood: CountLikelihood, counts: Tensor, means: Tensor, *, shared: bool = False, mask: Tensor | None = None
-) -> Tensor:
-    """Fit the dispersion parameter of a count likelihood to counts with known means, by maximum a posteriori.
+    A dispersion must not be fitted to deviations from means that contain the trial itself: with n trials of a condition
+    they are too small by a factor of 1 - 1/n.
 
     Args:
-        likelihood: a :class:`~pyro_nbvae.likelihoods.NegativeBinomial` or
-            :class:`~pyro_nbvae.likelihoods.ConwayMaxwellPoisson`, which defines the parameter and its prior.
-        counts: (N, ..., neurons).
-        means: positive, of the same shape.
-        shared: whether all neurons have one parameter.
-        mask: True where a count was observed.
+        train: training counts (N, *event_shape), or a recording of them.
+        labels: the condition of each trial, (N,); None for one condition.
 
     Returns:
-        The parameter on the likelihood's own scale, (neurons,) or (), in float64: log r, or the unbounded log nu.
+        (N, *event_shape), in float64, at an exposure of 1.
 
     Example::
 
-        >>> x = torch.distributions.Binomial(4, torch.full((4000, 1), 0.5)).sample()
-        >>> fitted = fit_dispersion(ConwayMaxwellPoisson(), x, torch.full_like(x, 2.0))
-        >>> bool(fitted > 0.3)  # underdispersed
-        True
+        >>> x = torch.tensor([[0.0], [2.0], [4.0]])
+        >>> [round(float(r), 3) for r in leave_one_out_rates(x, None)]
+        [2.542, 1.875, 1.208]
     """
-    x, m = double(counts), double(means)
-    low = x.new_full(() if shared else x.shape[-1:], -_BOUNDS)
-    high = -low
-    prior_precision = float(isinstance(likelihood, ConwayMaxwellPoisson))
-    for _ in range(_HALVINGS):
-        a = (0.5 * (low + high)).requires_grad_()
-        with torch.enable_grad():
-            log_mass = _log_mass(likelihood, a, m, x)
-            if mask is not None:
-                log_mass = log_mass.masked_fill(~mask, 0)
-            (slope,) = torch.autograd.grad(log_mass.sum() - 0.5 * prior_precision * a.square().sum(), a)
-        a = a.detach()
-        low, high = torch.where(slope > 0, a, low), torch.where(slope > 0, high, a)
-        if float((high - low).max()) < 1e-4:
-            break
-    return 0.5 * (low + high)
+    sums = _Sums.of(train)
+    labels = torch.zeros(len(sums.x), dtype=torch.long) if labels is None else labels
+    found = torch.empty_like(sums.x)
+    for c in labels.unique():
+        own = labels == c
+        found[own] = sums.rates(own, own)
+    return found
 
 
 def _families() -> dict[str, CountLikelihood]:
@@ -241,7 +235,8 @@ def compare_likelihoods(
 ) -> dict[str, Score]:
     """Score likelihoods of counts on held-out trials, with means by condition and bin, relative to a Poisson.
 
-    The Poisson has the same means. Dispersions are one for each neuron, fitted to the training trials.
+    The Poisson has the same means. Dispersions are one for each neuron, fitted to the training trials around the means
+    of the others (:func:`leave_one_out_rates`): they include the uncertainty of the means.
 
     Args:
         data: counts (N, *event_shape), or a recording of them.
@@ -263,11 +258,12 @@ def compare_likelihoods(
     recording = Recording.of(data)
     found: dict[str, list[Score]] = {name: [] for name in _families()}
     for held_out in folds:
+        if not bool(held_out.any()):
+            continue
         train, test = recording[~held_out], recording[held_out]
         own = None if labels is None else labels[~held_out]
-        of_train, of_test = (
-            condition_rates(train, own, None if labels is None else labels[where]) for where in (~held_out, held_out)
-        )
+        of_train = leave_one_out_rates(train, own)
+        of_test = condition_rates(train, own, None if labels is None else labels[held_out])
         means = [
             (rates * (1.0 if part.exposure is None else double(part.exposure))).expand(part.x.shape)
             for rates, part in ((of_train, train), (of_test, test))
@@ -276,7 +272,7 @@ def compare_likelihoods(
         poisson = poisson_log_mass(x, means[1])
         for name, likelihood in _families().items():
             a = fit_dispersion(likelihood, train.filled(0), means[0], shared=shared, mask=train.mask)
-            nats = _log_mass(likelihood, a, means[1], x) - poisson
+            nats = likelihood.of_mean(means[1], a).log_prob(x) - poisson
             spikes = x
             if test.mask is not None:
                 nats, spikes = (t.masked_fill(~test.mask, 0) for t in (nats, spikes))

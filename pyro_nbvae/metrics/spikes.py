@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +81,8 @@ def nlb_bits(rates: Tensor, counts: Tensor, null: Tensor | None = None) -> float
         null = counts.flatten(0, -2).nanmean(0)
     null = double(null).expand(counts.shape)
     difference = poisson_log_mass(counts, rates) - poisson_log_mass(counts, null)
-    return float(difference[seen].sum() / counts[seen].sum()) / math.log(2)
+    spikes = float(counts[seen].sum())
+    return float(difference[seen].sum()) / spikes / math.log(2) if spikes else math.nan
 
 
 def bits_per_spike(
@@ -163,13 +164,22 @@ def predictive(
         samples: number of samples.
         of: maps p(x | z), of batch shape (B, *event_shape), to a tensor.
     """
+    return torch.stack(list(_predicted(model, guide, batch, samples, of)))
+
+
+def _predicted(
+    model: GenerativeModel,
+    guide: AmortizedGuide,
+    batch: Recording,
+    samples: int,
+    of: Callable[[TorchDistribution], Tensor],
+) -> Iterator[Tensor]:
+    """Iterate over what :func:`predictive` returns."""
     q = guide.posterior(batch.x, **batch.given)
     known = {name: part for name, part in batch.given.items() if name != "mask"}
-    found = []
     for z in q.sample(torch.Size([samples])):
         observed = model.observation(z, **known)
-        found.append(of(observed.base_dist if isinstance(observed, Independent) else observed))
-    return torch.stack(found)
+        yield of(observed.base_dist if isinstance(observed, Independent) else observed)
 
 
 def co_smoothing(
@@ -280,7 +290,7 @@ def psth_r2(rates: Tensor, counts: Tensor, labels: Tensor) -> float:
     seen = ~observed.isnan()
     center = observed.flatten(0, -2).nanmean(0).expand(observed.shape)
     unexplained, total = ((observed - other)[seen].square().sum() for other in (expected, center))
-    return 1 - float(unexplained / total)
+    return 1 - float(unexplained / total) if float(total) else math.nan
 
 
 @dataclass(frozen=True)
@@ -350,14 +360,8 @@ def calibration(
         for batch in model.input_batches(data, "data", progress):
             missing = absent(batch)
             x = batch.x.masked_fill(missing, 0)
-            found = predictive(
-                model,
-                guide,
-                batch,
-                samples,
-                functools.partial(_below_and_at, x),
-            )
-            below, mass, mean = found.mean(0).unbind(0)
+            each = _predicted(model, guide, batch, samples, functools.partial(_below_and_at, x))
+            below, mass, mean = (functools.reduce(torch.add, each) / samples).unbind(0)
             uniform = torch.rand(x.shape, dtype=torch.float64, device=x.device)
             compared = ~missing
             if guide.reads is not None:

@@ -158,8 +158,7 @@ class CountOutput(Output):
         self.axis = axis
 
     def initialize(self, data: Recording) -> None:
-        exposure = 1.0 if data.exposure is None else data.exposure.double().mean()
-        self.mean.copy_(rates(data).clamp_min(0.5 / ((len(data) + 1) * exposure)))
+        self.mean.copy_(rates(data).clamp_min(0.5 / ((len(data) + 1) * data.mean_exposure)))
 
     def forward(self, a: Tensor) -> Tensor:
         size = self.mean.shape[self.axis]

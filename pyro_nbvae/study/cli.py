@@ -193,6 +193,7 @@ def generate(
     run: Positional[str],
     count: int = 100,
     sampler: SamplerName = "prior",
+    given: str | None = None,
     where: OmitArgPrefixes[Where] = Where(),
 ) -> None:
     """Generate samples from integer counts; write samples.png.
@@ -202,11 +203,12 @@ def generate(
         count: number of samples.
         sampler: distribution of the latents: the prior; mixture, the prior of nbvae fit-prior; or posterior, the
             aggregate posterior of the training data (reconstructions).
+        given: the label that the samples are given, for a run with --condition labels. Default: those of the data.
     """
     from pyro_nbvae.study.folder import Run
     from pyro_nbvae.study.generation import generate
 
-    print(generate(Run(run), count=count, sampler=sampler, **asdict(where)))
+    print(generate(Run(run), count=count, sampler=sampler, condition=given, **asdict(where)))
 
 
 def components(

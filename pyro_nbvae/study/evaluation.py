@@ -200,7 +200,8 @@ class Evaluation:
         if not is_pixels(real):
             real = bytes_of(real)
         for network in self.networks.values():  # drawn again for each network, to save memory
-            generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, seed=self.seed))
+            given = {"seed": self.seed, "covariates": self.train_set.covariates}
+            generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, **given))  # type: ignore[arg-type]
             values |= distances(network, real, generated, seed=self.seed, progress=self.progress)
         return values
 
@@ -315,17 +316,17 @@ def _no_conditions(e: Evaluation) -> str | None:
     return _no_spikes(e) or (None if e.data.test_labels is not None else f"needs labels, {e.config.data} has none")
 
 
-def _nlb(e: Evaluation) -> float:
+def _nlb(e: Evaluation) -> float | None:
     out = ~e.guide.reads  # type: ignore[operator]
     out = out.reshape(-1, out.shape[-1])[0]
     counts = e.test.floats().x.masked_fill(absent(e.test), math.nan)
-    return nlb_bits(e.co_smoothing[1][..., out], counts[..., out])
+    return _or_none(nlb_bits(e.co_smoothing[1][..., out], counts[..., out]))
 
 
-def _psth(e: Evaluation) -> float:
+def _psth(e: Evaluation) -> float | None:
     assert e.data.test_labels is not None
     counts = e.test.floats().x.masked_fill(absent(e.test), math.nan)
-    return psth_r2(e.calibration.rates, counts, e.data.test_labels.to(counts.device))
+    return _or_none(psth_r2(e.calibration.rates, counts, e.data.test_labels.to(counts.device)))
 
 
 def _no_beta(e: Evaluation) -> str | None:
@@ -352,6 +353,8 @@ def _no_labels(name: str, e: Evaluation) -> str | None:
     labels = e.data.train_labels
     if labels is None or e.data.test_labels is None:
         return f"needs labels, {e.config.data} has none"
+    if e.config.condition == "labels":
+        return "needs an encoder that does not read the labels: this run is conditional on them"
     sizes = labels.unique(return_counts=True)[1]
     kind, _, number = name.rpartition("_")
     per_class = kind == "few_shot"
@@ -447,18 +450,17 @@ def _accuracies() -> list[Metric]:
     ]
 
 
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def _score(
     name: str, heading: str, of: Callable[[Evaluation], Score], lacks: Callable[[Evaluation], str | None]
 ) -> list[Metric]:
     """Return bits per spike, and their standard error over trials."""
-
-    def error(e: Evaluation) -> float | None:
-        value = of(e).over_trials
-        return None if math.isnan(value) else value
-
     return [
-        Metric(name, heading, 4, "high", lambda e: of(e).bits, lacks=lacks),
-        Metric(f"{name}_error", f"± {heading}", 4, None, error, lacks=lacks),
+        Metric(name, heading, 4, "high", lambda e: _or_none(of(e).bits), lacks=lacks),
+        Metric(f"{name}_error", f"± {heading}", 4, None, lambda e: _or_none(of(e).over_trials), lacks=lacks),
     ]
 
 

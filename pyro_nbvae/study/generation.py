@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_nbvae import sampling
-from pyro_nbvae.batching import BATCH, Recording, is_image_shape, to_bytes, to_floats, value_range
+from pyro_nbvae.batching import BATCH, Batch, Recording, is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, decoded
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, _rows, decoded
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
+from pyro_nbvae.study.tree import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Maximum number of observations in one plot.
@@ -71,12 +72,12 @@ def sampler_of(
     return PosteriorSampler(model, guide, train()) if name == "posterior" else PriorSampler(model)
 
 
-def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *, seed: int = 0) -> Tensor:
+def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Batch, *, seed: int = 0) -> Tensor:
     """Reconstruct observations from one exact posterior sample each (integer counts).
 
     Args:
         model, guide: the pair.
-        x: observations (N, *event_shape), floating point.
+        x: observations (N, *event_shape), or a :class:`~pyro_nbvae.batching.Recording`.
         seed: random seed.
 
     Returns:
@@ -95,7 +96,9 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Tensor, *,
         torch.Size([4, 5])
     """
     with evaluating(model, guide, seed):
-        return model.observation(guide.posterior(x.to(model.device)).sample()).mean
+        batch = model.to_input(x)
+        z = guide.posterior(batch.x, **batch.given).sample()
+        return model.observation(z, **batch.given).mean
 
 
 def fit_prior(
@@ -145,6 +148,7 @@ def generate(
     *,
     count: int = 100,
     sampler: SamplerName = "prior",
+    condition: str | None = None,
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
@@ -157,6 +161,8 @@ def generate(
         count: number of samples.
         sampler: ``prior``, ``mixture`` (the prior of :func:`fit_prior`) or ``posterior``; ``prior`` writes
             ``samples.png``, the others ``samples-SAMPLER.png``.
+        condition: the label that the samples are given, for a run that is conditional on labels. Default: the
+            covariates of training observations, drawn at random, if the run is conditional.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
@@ -179,14 +185,29 @@ def generate(
         return run.data_of(state, data_root, data_path).training[: config.train_size]
 
     drawer = sampler_of(sampler, model, guide, train)
-    drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed)))
+    covariates = None
+    if condition is not None:
+        covariates = _condition(config, condition)
+        if sampler == "posterior":
+            raise InputError("samples of the posterior have the conditions of the training data: leave out --given")
+    elif model.covariates:
+        covariates = train().covariates
+    drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed, covariates=covariates)))
     path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
-    title = f"{config.title}: {sampler} samples"
+    title = f"{config.title}: {sampler} samples{'' if condition is None else f' given {condition}'}"
     if is_image_shape(model.event_shape):
         plot_images(drawn, path, title=title, limits=state.get("limits"))
     else:
         plot_lines({"samples": drawn}, path, title=title)
     return path
+
+
+def _condition(config: TrainConfig[Any], label: str) -> Tensor:
+    """Return the covariates of one label, (1, C)."""
+    if config.conditions is None:
+        raise InputError("--given needs a run that is conditional on labels: train with --condition labels")
+    check_member("--given", label, config.conditions)
+    return torch.eye(len(config.conditions))[config.conditions.index(label)][None]
 
 
 def components(
@@ -207,7 +228,7 @@ def components(
         sampler: ``prior``, or ``mixture`` for the prior of :func:`fit_prior`, whose files end in ``-mixture.png``.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
-        data_root, data_path: not used.
+        data_root, data_path: of the data, whose covariates a conditional run needs.
 
     Returns:
         Paths of the plots. A row of ``paths.png`` leads from a component to the next one in ``components.png``; with
@@ -221,6 +242,7 @@ def components(
     check_seed(seed)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
+    covariates = run.data_of(state, data_root, data_path).training.covariates if model.covariates else None
     with evaluating(model, guide, seed):
         prior = model.prior_distribution()
         if not isinstance(prior, TiltedMixture):
@@ -241,7 +263,8 @@ def components(
         }
         written = []
         for name, z in pictures.items():
-            means = torch.cat([model.observation(part).mean.cpu() for part in z.split(BATCH)])
+            parts = [model.observation(part, covariates=_rows(covariates, len(part))).mean for part in z.split(BATCH)]
+            means = torch.cat(parts).cpu()
             path = run.folder / f"{name}{'-mixture' * (sampler == 'mixture')}.png"
             title = f"{config.title}: {names[name]}"
             if is_image_shape(model.event_shape):
@@ -294,11 +317,14 @@ def reconstruct(
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
     if input is None:
-        x = to_floats(run.data_of(state, data_root, data_path).test[:count])
+        batch = run.data_of(state, data_root, data_path).held_out[:count].floats()
     else:
-        x = read_observations(input)[:count]
-        model.check_support(x, f"observations of {input}")
-    again = reconstructions(model, guide, x, seed=seed).cpu()
+        batch = Recording(read_observations(input)[:count])
+        model.check_support(batch, f"observations of {input}")
+    again = reconstructions(model, guide, batch, seed=seed).cpu()
+    x = batch.x
+    if batch.mask is not None:  # nothing is shown where nothing was observed
+        x = x.masked_fill(~batch.mask, float("nan"))
     path = run.folder / "reconstructions.png"
     title = f"{config.title}: originals and reconstructions"
     if is_image_shape(model.event_shape):

@@ -20,8 +20,17 @@ from pyro_nbvae.study.tree import TrainConfig
 
 
 def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) -> Data:
-    """Return all observations of the data of a run, or of other data, in their order."""
-    return load_data(config, data, data_root, whole=True)
+    """Return all observations of the data of a run, or of other data, in their order.
+
+    Raises:
+        InputError: for data with an exposure if those of the training had none, or without if they had one.
+    """
+    found = load_data(config, data, data_root, whole=True)
+    there, here = "exposure" in config.given, "exposure" in found.train_given
+    if there != here:
+        which, other = ("no exposure", "have one") if there else ("an exposure", "have none")
+        raise InputError(f"{found.name} has {which}, and the data of the training {other}: rates would be wrong")
+    return found
 
 
 def _target(run: Run, out: str | Path | None, name: str) -> Path:

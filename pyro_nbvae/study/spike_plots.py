@@ -295,7 +295,7 @@ def plot_spikes(
         InputError: for a folder that contains no trained run, and for a run of other data.
     """
     check_seed(seed)
-    written, of_runs = [], []
+    written, of_runs, fingerprints = [], [], set()
     for run in runs:
         state = run.read_checkpoint()
         config, model, guide = run.load_from(state, device)
@@ -305,6 +305,7 @@ def plot_spikes(
                 "and --likelihood poisson, negative_binomial or com_poisson"
             )
         data = run.data_of(state, data_root, data_path)
+        fingerprints.add(data.fingerprint)
         whole = load_data(config, data_path, data_root, whole=True)
         latents = encode(model, guide, whole.training, seed=seed)
         of_runs.append(latents)
@@ -334,7 +335,7 @@ def plot_spikes(
         for name, figure in figures.items():
             written.append(_written(figure, run, name, config.title))
     if len(runs) > 1:
-        if len({each.mean.shape[0] for each in of_runs}) > 1:
+        if len(fingerprints) > 1:
             raise InputError("the runs are of different data: their latents cannot be compared")
         written.append(_written(_stability(of_runs), runs[0], "stability", f"{len(runs)} runs"))
     return written
@@ -361,7 +362,7 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
     from pyro_nbvae.study.data.arrays import fold_of
     from pyro_nbvae.study.tree import Reading
 
-    both = data.joined()
+    both = data
     recording, labels = both.training, both.train_labels
     missing = absent(recording)
     x = double(recording.x).masked_fill(missing, math.nan)
@@ -387,7 +388,10 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
     lines += _artefacts(x, means)
     if not compare or len(x) < 10:
         return lines
-    folds = torch.from_numpy(fold_of(len(x), Reading(folds=5), None if labels is None else labels.numpy()))
+    groups = None if both.groups is None else both.groups.numpy()
+    if groups is not None and len(set(groups.tolist())) < 5:
+        return lines
+    folds = torch.from_numpy(fold_of(len(x), Reading(folds=5), None if labels is None else labels.numpy(), groups))
     scores = compare_likelihoods(recording, labels, [folds == k for k in range(5)])
     shown = ", ".join(f"{name} {s.bits:+.4f} ± {s.over_trials:.4f}" for name, s in scores.items())
     lines.append(f"held-out bits/spike over a Poisson, without latents: {shown}")

@@ -198,7 +198,10 @@ class Trainer:
 
         # data
         x = data.training[: config.train_size]
-        chosen = torch.arange(len(x)) % VALIDATED == VALIDATED - 1 if self.validated else torch.zeros(len(x)).bool()
+        place = torch.arange(len(x))
+        if data.groups is not None:  # of an observation's group
+            place = data.groups[: len(x)].unique(return_inverse=True)[1]
+        chosen = place % VALIDATED == VALIDATED - 1 if self.validated else torch.zeros(len(x)).bool()
         if self.validated and not chosen.any():
             raise InputError(f"validation needs at least {VALIDATED} training observations, got {len(x)}")
         self.train_set, self.validation_set = x[~chosen].to(device), x[chosen][:LOGGED].to(device)

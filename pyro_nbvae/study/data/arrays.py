@@ -58,6 +58,10 @@ def fold_of(
     dealt = 0
     for one in np.unique(label):
         own = order[label[order] == one]
+        if blocks and len(own) < folds:
+            raise InputError(
+                f"a label has {len(own)} observations: blocks in {folds} folds need {folds} or more of each"
+            )
         places = np.arange(len(own))
         fold[own] = places * folds // len(own) if blocks else folds - 1 - (dealt + places) % folds
         dealt += len(own)

@@ -35,6 +35,7 @@ class Data:
         train_given, test_given: what is known of them besides their values, the parts of a
             :class:`~pyro_nbvae.batching.Recording` by name.
         sessions: indices of the sessions of training and held-out data, (N,), for plots; None if there are none.
+        groups: the group of each training observation, indices (N,): those of a group are validated, or not, together.
 
     Example::
 
@@ -52,6 +53,7 @@ class Data:
     train_given: dict[str, Tensor] = field(default_factory=dict)
     test_given: dict[str, Tensor] = field(default_factory=dict)
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
+    groups: Tensor | None = None
 
     @property
     def training(self) -> Recording:
@@ -176,6 +178,7 @@ class Split(NamedTuple):
         train_labels, test_labels: labels of both, or None.
         train_given, test_given: as of :class:`Data`.
         sessions: the session of each observation of both, indices (N,), or None.
+        groups: the group of each training observation, indices (N,), or None: those of a group stay together.
     """
 
     train: Tensor
@@ -185,6 +188,7 @@ class Split(NamedTuple):
     train_given: Mapping[str, Tensor] = {}
     test_given: Mapping[str, Tensor] = {}
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)

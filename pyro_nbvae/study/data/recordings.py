@@ -29,6 +29,8 @@ def _of_each(path: Path, name: str, array: np.ndarray, counts: np.ndarray) -> Te
         return torch.from_numpy(np.ascontiguousarray(array))
     if array.shape == shape[:1]:
         return torch.from_numpy(np.ascontiguousarray(array.reshape(-1, *(1 for _ in shape[1:]))))
+    if len(shape) == 3 and shape[1] == shape[2] and array.shape == shape[:2]:
+        raise InputError(f"{path}: {name} has shape {array.shape}, of neurons or of bins: give it the shape of counts")
     if len(shape) == 3 and array.shape == (shape[0], shape[2]):
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     raise InputError(
@@ -117,9 +119,9 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
         given["covariates"] = torch.from_numpy(covariates.astype(np.float32))
     x = _checked_counts(path, counts, given.get("mask"))
     labels = None
-    if reading.labels in arrays or reading.labels != "labels":
+    if reading.labels in arrays or not (reading.labels == "labels" or reading.whole):
         labels = _of_trials(path, reading.labels, arrays, number)
-    group = reading.group or ("trial" if "trial" in arrays else None)
+    group = None if reading.whole else reading.group or ("trial" if "trial" in arrays else None)
     groups = None if group is None else _codes(_of_trials(path, group, arrays, number))
     held_out = fold_of(number, reading, None if labels is None else _codes(labels), groups) == reading.fold
     parts: list[Any] = []
@@ -132,7 +134,9 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
             (x[at], None if labels is None else labels[chosen], own, None if sessions is None else sessions[at])
         )
     (train, train_labels, train_given, train_session), (test, test_labels, test_given, test_session) = parts
-    return Split(train, test, train_labels, test_labels, train_given, test_given, (train_session, test_session))
+    of_train = None if groups is None else torch.from_numpy(groups[~held_out])
+    sessions_of = (train_session, test_session)
+    return Split(train, test, train_labels, test_labels, train_given, test_given, sessions_of, of_train)
 
 
 def read_h5ad(path: Path, reading: Reading) -> Split:

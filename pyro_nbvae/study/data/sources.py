@@ -190,7 +190,7 @@ def load(
             sizes = len(split.train), len(split.test)
             labels = class_labels((split.train_labels, split.test_labels), sizes)
             given = dict(split.train_given), dict(split.test_given)
-            data = Data(name, split.train, split.test, *labels, *given, split.sessions)
+            data = Data(name, split.train, split.test, *labels, *given, split.sessions, split.groups)
             return _checked(data.joined() if reading.whole and len(data.test) else data, source, reading.whole)
         except InputError as error:
             raise error if name in str(error) else InputError(f"{name}: {error}") from None
@@ -237,9 +237,15 @@ def describe(data: Data) -> str:
     lines = [f"{data.name}: {' x '.join(map(str, data.event_shape))} ({kind})"]
     things, values = ("images" if data.images else "observations"), ("pixels" if pixels else "values")
     for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):
+        recording = data.training if part == "train" else data.held_out
         numbers = to_floats(x)
-        text = f"{part}: {len(x)} {things}, {values} {x.min().item():g} to {x.max().item():g}"
+        if recording.mask is not None:
+            seen = recording.mask.expand(x.shape)
+            x, numbers, hidden = x[seen], numbers[seen], float((~seen).double().mean())
+        text = f"{part}: {len(recording)} {things}, {values} {x.min().item():g} to {x.max().item():g}"
         text += f", mean {float(numbers.mean()):.4f}, deviation {float(numbers.std()):.4f}"
+        if recording.mask is not None:
+            text += f", {hidden:.1%} not observed"
         if labels is None:
             text += ", no labels"
         else:

@@ -13,11 +13,18 @@ import torch
 
 import pyro_nbvae
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study import generation
+from pyro_nbvae.study.build import load_data, resolve
 from pyro_nbvae.study.cli import main
+from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.data.arrays import fold_of
+from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.spike_plots import _linear_r2, _matched
-from pyro_nbvae.study.tree import Reading
+from pyro_nbvae.study.training import Trainer
+from pyro_nbvae.study.tree import Reading, replace
 
 
 def arrays_of(path):
@@ -273,3 +280,106 @@ def test_a_run_of_a_condition_resumes(run, tmp_path):
     fresh = dataclasses.replace(config, covariates=0, conditions=None, given=())
     again = train(fresh, folder, resume=True, progress=False)
     assert len(again.read_checkpoint()["log"]) == 2
+
+
+# --- what a run knows of its data is used everywhere ------------------------------------------------------------------
+
+SMALL = ["--variant", "CMP", "--latents", "3", "--encoder", "linear", "--decoder", "linear", "--epochs", "1"]
+SMALL += ["--device", "cpu"]
+
+
+@pytest.fixture
+def exposed(tmp_path):
+    """A run on counts of 1,000 neuron-seconds a trial, some of them not observed; and the file."""
+    rng = np.random.default_rng(0)
+    exposure = rng.uniform(500, 1500, 60)
+    counts = rng.poisson(0.003 * exposure[:, None], (60, 5)).astype(float)
+    mask = rng.random((60, 5)) > 0.2
+    path = tmp_path / "exposed.npz"
+    np.savez(path, counts=np.where(mask, counts, np.nan), mask=mask, exposure=exposure)
+    main(["train", "--data", str(path), "--likelihood", "poisson", *SMALL, "--out", str(tmp_path / "run")])
+    return tmp_path / "run", path, counts
+
+
+def test_reconstructions_are_at_the_exposure_of_the_observation(exposed, monkeypatch):
+    folder, _, counts = exposed
+    drawn = {}
+    monkeypatch.setattr(generation, "plot_lines", lambda sets, *_, **__: drawn.update(sets))
+    main(["reconstruct", str(folder), "--device", "cpu"])
+    assert float(drawn["reconstructions"].mean()) == pytest.approx(counts.mean(), rel=0.5)
+    assert bool(drawn["originals"].isnan().any())  # nothing is shown where nothing was observed
+
+
+def test_data_without_the_exposure_of_the_training_are_refused(exposed, tmp_path, capsys):
+    folder, path, counts = exposed
+    np.savez(tmp_path / "plain.npz", counts=counts.astype(int))
+    for command in ("encode", "predict"):
+        with pytest.raises(SystemExit):
+            main([command, str(folder), str(tmp_path / "plain.npz"), "--device", "cpu"])
+        assert "has no exposure, and the data of the training have one" in capsys.readouterr().err
+    main(["data", "check", str(path)])
+    text = capsys.readouterr().out
+    shown = float(text.split("mean ")[1].split(",")[0])
+    seen = arrays_of(path)["mask"]
+    assert shown == pytest.approx(counts[seen].mean(), rel=0.1) and "% not observed" in text
+
+
+def test_new_data_need_no_labels_or_groups_that_are_not_used(tmp_path, capsys):
+    arrays = recording()
+    np.savez(tmp_path / "all.npz", **arrays)
+    flags = ["--labels", "stimulus", "--group", "session", "--folds", "3", "--likelihood", "poisson", *SMALL]
+    main(["train", "--data", str(tmp_path / "all.npz"), *flags, "--out", str(tmp_path / "run")])
+    np.savez(tmp_path / "new.npz", counts=arrays["counts"][:2])
+    main(["encode", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--device", "cpu"])
+    assert arrays_of(tmp_path / "run/latents.npz")["mean"].shape == (2, 3)
+
+
+def test_images_may_be_conditional(tmp_path, capsys):
+    """Evaluated, sampled with the conditions of the data, and given one; its encoder knows the labels."""
+    flags = ["--data", "digits", "--train-size", "200", "--condition", "labels", *SMALL]
+    main(["train", *flags, "--out", str(tmp_path / "run")])
+    main(["evaluate", str(tmp_path / "run"), "--samples", "20", "--device", "cpu"])
+    assert "FID-c" in capsys.readouterr().out
+    for given in ([], ["--given", "3"], ["--sampler", "posterior"]):
+        main(["generate", str(tmp_path / "run"), "--count", "4", "--device", "cpu", *given])
+    main(["reconstruct", str(tmp_path / "run"), "--count", "4", "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        main(["generate", str(tmp_path / "run"), "--given", "12", "--device", "cpu"])
+    assert "--given" in capsys.readouterr().err
+    with pytest.raises(InputError, match="an encoder that does not read the labels"):
+        evaluate(Run(tmp_path / "run"), ["logistic_200"], progress=False, device="cpu")
+
+
+def test_counts_without_a_held_out_spike_are_evaluated(tmp_path, capsys):
+    counts = np.zeros((60, 4), int)
+    counts[0, 0] = 1
+    np.savez(tmp_path / "silent.npz", counts=counts, labels=np.arange(60) % 2)
+    flags = ["--likelihood", "negative_binomial", "--held-out-neurons", "0.25", *SMALL]
+    main(["train", "--data", str(tmp_path / "silent.npz"), *flags, "--out", str(tmp_path / "run")])
+    main(["evaluate", str(tmp_path / "run"), "--device", "cpu"])
+    assert "ELBO" in capsys.readouterr().out
+
+
+def test_blocks_need_enough_of_each_label():
+    with pytest.raises(InputError, match="a label has 4 observations: blocks in 10 folds need 10 or more of each"):
+        fold_of(32, Reading(split="blocks"), np.repeat(np.arange(8), 4))
+
+
+def test_an_exposure_of_neurons_or_of_bins_is_not_guessed(file):
+    counts = np.ones((20, 6, 6), int)
+    with pytest.raises(InputError, match="of neurons or of bins: give it the shape of counts"):
+        load(file(counts=counts, exposure=np.ones((20, 6))))
+
+
+def test_validation_does_not_divide_groups(tmp_path):
+    rng = np.random.default_rng(0)
+    trial = np.repeat(np.arange(30), 4)
+    arrays = {"counts": rng.poisson(2.0, (120, 3)), "trial": trial, "covariates": trial[:, None].astype(float)}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    config = configure("CMP", data=str(tmp_path / "rows.npz"), likelihood="poisson", condition="covariates", latents=2)
+    config = replace(config, validate=True, encoder="linear", decoder="linear", epochs=1, device="cpu")
+    data = load_data(config)
+    config = resolve(config, data.event_shape, data)
+    trainer = Trainer(Run(tmp_path / "run"), config, data, torch.device("cpu"), Processes())
+    parts = [set(part.covariates[:, 0].tolist()) for part in (trainer.train_set, trainer.validation_set)]
+    assert not parts[0] & parts[1] and parts[1]

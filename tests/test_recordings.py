@@ -20,6 +20,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, GaussianGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, null_rates
+from pyro_nbvae.metrics.gradients import unbiased_gradient
 from pyro_nbvae.models import GaussianModel, NegativeBinomialModel, PoissonModel
 
 LIKELIHOODS = {
@@ -201,9 +202,7 @@ def test_model_and_guide_are_conditional_on_covariates(network):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    "elbo", [AnalyticKL_ELBO(), MonteCarloKL_ELBO(), pyro.infer.Trace_ELBO()], ids=lambda e: type(e).__name__
-)
+@pytest.mark.parametrize("elbo", [AnalyticKL_ELBO, MonteCarloKL_ELBO, pyro.infer.Trace_ELBO])
 def test_svi_trains_with_all_that_is_given(elbo):
     x = torch.poisson(torch.full((80, 5), 2.0))
     given = {
@@ -358,3 +357,63 @@ def test_evaluations_take_recordings_in_any_batches():
     assert whole.elbo == batched.elbo and whole.mse == batched.mse
     hidden = Recording(x.masked_fill(~mask, 1e3), mask=mask)
     assert held_out(model, guide, hidden).mse == whole.mse
+
+
+def test_one_exposure_for_each_observation_in_every_call():
+    """(N,) is of observations also where no observation is given."""
+    model, _ = pair(likelihoods.Poisson(), (4,))
+    exposure = torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    for flat in (exposure, exposure[:, None]):
+        z, mean = model.generate(4, exposure=flat)
+        torch.testing.assert_close(mean, exposure[:, None] * model.observation(z).mean)
+
+
+def test_the_log_likelihood_of_an_estimator_is_without_the_prior_of_dispersions():
+    x = torch.poisson(torch.full((20, 5), 2.0))
+    model, guide = pair(likelihoods.ConwayMaxwellPoisson())
+    model.initialize(x)
+    guide.initialize(x)
+    elbo, terms = AnalyticKL_ELBO(), []
+    for a in (0.0, 3.0):
+        model.likelihood.dispersion.value.data.fill_(a)
+        pyro.set_rng_seed(0)
+        loss = elbo.loss(model, guide, x)
+        with torch.no_grad():
+            pyro.set_rng_seed(0)
+            expected = model.observation(guide(x)).log_prob(x).sum()
+        terms.append((loss, float(elbo.terms[0]), float(elbo.terms[1])))
+        assert terms[-1][1] == pytest.approx(float(expected), rel=1e-5)
+    assert terms[1][0] == pytest.approx(terms[1][2] - terms[1][1] + 0.5 * 5 * 9, rel=1e-5)
+
+
+def test_gradient_errors_ignore_what_was_not_observed():
+    x, mask = torch.poisson(torch.full((8, 5), 2.0)), torch.rand(8, 5) > 0.3
+    model, guide = pair(likelihoods.Poisson())
+    guide.initialize(x)
+    found = []
+    for hidden in (math.nan, 7.0):
+        data = Recording(x.masked_fill(~mask, hidden), mask=mask)
+        pyro.set_rng_seed(0)
+        found.append(unbiased_gradient(model, guide, data))
+    torch.testing.assert_close(*found)
+    assert bool(found[0].isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [likelihoods.NegativeBinomial, likelihoods.ConwayMaxwellPoisson])
+@pytest.mark.parametrize("by", ["shared", "neuron"])
+def test_dispersions_begin_at_those_of_the_data(kind, by):
+    """Underdispersed and overdispersed neurons are apart from the first step, whatever is missing."""
+    pyro.set_rng_seed(0)
+    under = torch.distributions.Binomial(4, torch.full((600, 3), 0.5)).sample()
+    over = torch.poisson(torch.distributions.Gamma(torch.ones(600, 3), torch.ones(())).sample() * 2)
+    x, mask = torch.cat([under, over], 1), torch.rand(600, 6) > 0.2
+    model, _ = pair(kind(by), (6,))
+    model.initialize(Recording(x.masked_fill(~mask, math.nan), mask=mask))
+    found = model.likelihood.dispersions()
+    if by == "shared":
+        assert found.shape == ()
+        return
+    assert (found[:3].min() > found[3:].max()) and model.likelihood.observations == 600
+    expected = likelihoods.fit_dispersion(kind(), x, x.mean(0).expand(x.shape), mask=mask)
+    value = model.likelihood.dispersion.value
+    assert (value - expected).abs().max() < 0.25  # means of all counts, and of those observed

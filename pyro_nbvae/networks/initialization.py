@@ -68,7 +68,8 @@ def initialize(network: nn.Module, data: Batch, *, again: bool = True) -> None:
     """
     for part in network.modules():
         if isinstance(part, DataDependent) and (again or not part.initialized):
-            part.initialize(Recording.of(data).like(next(chain(part.parameters(), part.buffers()))))
+            like = next((t for t in chain(part.parameters(), part.buffers()) if t.is_floating_point()), None)
+            part.initialize(Recording.of(data) if like is None else Recording.of(data).like(like))
             part.initialized = True
 
 

@@ -22,6 +22,7 @@ from pyro_nbvae.metrics import (
     fano_factors,
     fit_dispersion,
     importance_weighted_bound,
+    leave_one_out_rates,
     nlb_bits,
     null_rates,
     psth_r2,
@@ -194,6 +195,46 @@ def test_a_dispersion_is_recovered_by_its_maximum(log_r, rng):
     assert score(best) > max(score(best - 0.02), score(best + 0.02))
     shared = fit_dispersion(likelihoods.NegativeBinomial(), x, torch.tensor(means), shared=True)
     assert shared.shape == () and abs(float(shared) - log_r) < 0.15
+
+
+def test_rare_neurons_do_not_decide_between_likelihoods(rng):
+    """Without a spike in training a dispersion is that of the prior, nearly a Poisson's."""
+    over = rng.poisson(rng.gamma(1.0, 2.0, (400, 20)))
+    x = torch.tensor(np.concatenate([over, rng.poisson(0.005, (400, 100))], 1)).float()
+    scores = compare_likelihoods(x, None, [torch.arange(400) % 5 == k for k in range(5)])
+    rare = {name: float(score.nats[:, 20:].sum()) for name, score in scores.items()}
+    assert all(abs(nats) < 3 for nats in rare.values())
+    assert scores["negative_binomial"].bits > 0.02
+
+
+def test_means_that_contain_the_trial_would_bias_dispersions(rng):
+    """Poissons with five trials of each of 30 conditions: leaving a trial out, no likelihood loses to a Poisson."""
+    labels = torch.arange(150) % 30
+    x = torch.tensor(rng.poisson(rng.uniform(0.5, 4, (30, 30))[labels])).float()
+    scores = compare_likelihoods(x, labels, [torch.arange(150) // 30 == k for k in range(5)])
+    assert all(score.bits > -0.004 for score in scores.values())
+    loo = leave_one_out_rates(x, labels)
+    others = torch.cat([x[:7], x[8:]]).double()
+    own = others[torch.cat([labels[:7], labels[8:]]) == labels[7]]
+    every = null_rates(x)
+    torch.testing.assert_close(loo[7], (own.sum(0) + every) / (len(own) + 1))
+
+
+def test_exposures_of_what_was_not_observed_do_not_count(rng):
+    x, mask = torch.tensor(rng.poisson(1.0, (50, 3))).float(), torch.tensor(rng.random((50, 3)) > 0.3)
+    exposure = torch.tensor(rng.uniform(0.5, 2, (50, 3))).float()
+    placed = torch.where(mask, exposure, 1e4)
+    found = [null_rates(Recording(x, mask=mask, exposure=e)) for e in (exposure, placed)]
+    torch.testing.assert_close(*found)
+    expected = (torch.where(mask, x, 0).sum(0) + 0.5) / (torch.where(mask, exposure, 0).sum(0) + exposure[mask].mean())
+    torch.testing.assert_close(found[0], expected.double(), rtol=1e-5, atol=0)
+
+
+def test_scores_without_a_spike_are_nan():
+    score = Score(torch.tensor([-1.0, -2.0]), torch.zeros(2))
+    assert math.isnan(score.bits) and math.isnan(score.over_trials)
+    assert math.isnan(nlb_bits(torch.ones(3, 2), torch.zeros(3, 2)))
+    assert math.isnan(psth_r2(torch.rand(5, 3), torch.ones(5, 3), torch.zeros(5)))
 
 
 def test_likelihoods_are_told_apart_on_held_out_trials(rng):

@@ -536,12 +536,12 @@ class GenerativeModel(_Program):
                 self._initialize(data, again=False)
             size, device = len(x), x.device
         _sample_parameters(self)
-        if x is not None:
-            self._parameter_prior(size)
         with _batch_plate(self.data_size, size, device):
             z = pyro.sample("z", _over_event(self.prior_distribution(), self.latent_shape))
             observed = self.observation(z, mask=mask, exposure=exposure, covariates=covariates)
             pyro.sample("x", observed, obs=x)
+        if x is not None:
+            self._parameter_prior(size)
         return z
 
     def _parameter_prior(self, size: int) -> None:

@@ -10,6 +10,7 @@ at once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -355,12 +356,11 @@ def cells(counts: Tensor, labels: Tensor, out: Path) -> Iterator[tuple[Path, Cal
     for name, baseline in BASELINES.items():
         for k, data in enumerate(folds):
             yield out / f"{name}_{k}.pt", partial(lambda data, of: of_rates(data, of(data)), data, baseline)
-    for setting in SETTINGS:
+    for seed, setting in itertools.product(SEEDS, SETTINGS):  # every setting with one seed first
         for k, data in enumerate(folds):
-            for seed in SEEDS:
-                path = out / f"{setting.name}_{k}"
-                compute = partial(_of_setting, setting, data, path.with_suffix(".json"), seed)
-                yield out / f"{setting.name}_{k}_{seed}.pt", compute
+            path = out / f"{setting.name}_{k}"
+            compute = partial(_of_setting, setting, data, path.with_suffix(".json"), seed)
+            yield out / f"{setting.name}_{k}_{seed}.pt", compute
 
 
 def run(counts: Tensor, labels: Tensor, out: Path) -> None:

@@ -383,3 +383,15 @@ def test_validation_does_not_divide_groups(tmp_path):
     trainer = Trainer(Run(tmp_path / "run"), config, data, torch.device("cpu"), Processes())
     parts = [set(part.covariates[:, 0].tolist()) for part in (trainer.train_set, trainer.validation_set)]
     assert not parts[0] & parts[1] and parts[1]
+
+
+def test_a_run_that_learned_its_trials_by_heart_says_so(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "noise.npz", counts=rng.poisson(1.0, (40, 30)))
+    flags = ["--data", str(tmp_path / "noise.npz"), "--likelihood", "poisson", "--variant", "P-VAE", "--latents", "16"]
+    flags += ["--encoder", "mlp", "--decoder", "mlp", "--epochs", "60", "--batch-size", "12", "--device", "cpu"]
+    for options, said in (([], True), (["--patience", "3"], False)):
+        folder = str(tmp_path / f"run{len(options)}")
+        main(["train", *flags, *options, "--out", folder])
+        main(["evaluate", folder, "--device", "cpu"])
+        assert ("train with --patience 10" in capsys.readouterr().err) is said

@@ -142,7 +142,7 @@ def evaluate(
     """
     if not runs:
         raise InputError("no run named: give one or more folders written by nbvae train")
-    from pyro_nbvae.study.evaluation import collapsed, evaluate, plain
+    from pyro_nbvae.study.evaluation import collapsed, evaluate, overfitted, plain
     from pyro_nbvae.study.folder import Run, metrics_file
 
     folders = [Run(folder) for folder in runs]
@@ -164,7 +164,7 @@ def evaluate(
     ]
     print(plain(found, runs))
     for run, values in zip(folders, found, strict=True):
-        if problem := collapsed(values):
+        for problem in filter(None, (collapsed(values), overfitted(run))):
             print(f"nbvae: {run.folder}: {problem}", file=sys.stderr)
     for run in folders:
         written = [run.folder / name for name in (metrics_file(sampler), *(["dispersion.png"] * (sampler == "prior")))]

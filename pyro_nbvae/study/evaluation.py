@@ -719,6 +719,21 @@ def plain(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def overfitted(run: Run) -> str | None:
+    """Return what to do if the ELBO of the log on held-out data has fallen by 1 % since its best epoch, else None."""
+    config, state = run.config()[0], run.read_checkpoint()
+    elbos = [row["test_elbo"] for row in state["log"] if "test_elbo" in row]
+    if config.training.validated or len(elbos) < 2:
+        return None
+    best = max(range(len(elbos)), key=lambda epoch: elbos[epoch])
+    if elbos[best] - elbos[-1] < 0.01 * abs(elbos[best]):
+        return None
+    return (
+        f"the ELBO on held-out data was {elbos[best]:.5g} nats after epoch {best + 1} and is {elbos[-1]:.5g} "
+        f"after epoch {len(elbos)}: train with --patience 10, which keeps the best epoch on a tenth of the training data"
+    )
+
+
 def collapsed(values: Mapping[str, Any]) -> str | None:
     """Return what to do if nearly all units of an evaluated run are collapsed, else None."""
     units, lost = values.get("units"), values.get("collapsed_units")

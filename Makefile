@@ -19,7 +19,7 @@ test: $(READY)
 
 attack: $(READY)
 	NBVAE_ATTACK=all $(BIN)/python -m pytest --numprocesses logical --hypothesis-profile attack tests/attack \
-		tests/infer/test_matrix.py
+		tests/infer/test_matrix.py tests/distributions/test_gpu.py
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -56,7 +56,7 @@ def loss_and_gradients(model, guide, x, **given):
     return loss, [p.grad.clone() for part in (model, guide) for p in part.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("network", ["linear", "mlp", "temporal", "temporal_bins"])
+@pytest.mark.parametrize("network", ["mlp", "temporal_bins"])
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_mask_of_ones_is_no_mask_bit_for_bit(name, network):
     x = torch.randint(0, 2, (6, 4, 5)).float()
@@ -71,7 +71,7 @@ def test_a_mask_of_ones_is_no_mask_bit_for_bit(name, network):
     assert all(torch.equal(a, b) for a, b in zip(plain[1], masked[1], strict=True))
 
 
-@pytest.mark.parametrize("classes", PAIRS, ids=lambda pair: pair[1].__name__)
+@pytest.mark.parametrize("classes", PAIRS[::2], ids=lambda pair: pair[1].__name__)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_what_was_not_observed_may_be_nan_and_changes_nothing(name, classes):
     x, mask = torch.randint(0, 2, (6, 5)).float(), torch.rand(6, 5) > 0.4
@@ -186,8 +186,8 @@ def test_model_and_guide_are_conditional_on_covariates(network):
     model.initialize(data)
     guide.initialize(data)
     svi = SVI(model, guide, Adam({"lr": 0.02}), AnalyticKL_ELBO())
-    for _ in range(100):
-        batch = data[torch.randint(300, (60,))]
+    for _ in range(80):
+        batch = data[torch.randint(300, (40,))]
         svi.step(batch.x, **batch.given)
     model.eval()
     _, mean = model.generate(500, covariates=torch.tensor([[0.0, 1.0, 0.0]]))

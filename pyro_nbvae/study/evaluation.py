@@ -730,7 +730,8 @@ def overfitted(run: Run) -> str | None:
         return None
     return (
         f"the ELBO on held-out data was {elbos[best]:.5g} nats after epoch {best + 1} and is {elbos[-1]:.5g} "
-        f"after epoch {len(elbos)}: train with --patience 10, which keeps the best epoch on a tenth of the training data"
+        f"after epoch {len(elbos)}: train with --patience 10, which keeps the epoch that is best on a tenth of the "
+        "training data"
     )
 
 

@@ -80,7 +80,7 @@ def test_co_smoothing_is_the_log_of_the_mean_over_the_posterior(rng):
     reads = torch.tensor([True, True, False, False])
     model, guide = trained(x, reads, latents=1)
     null = null_rates(x)
-    score, rates = co_smoothing(model, guide, x, null, samples=2000)
+    score, rates = co_smoothing(model, guide, x, null, samples=1500)
     z = torch.arange(120.0)[:, None]
     with torch.no_grad(), guide.exact():
         model.eval()
@@ -167,7 +167,7 @@ def test_the_pit_of_the_models_own_counts_is_uniform(likelihood, inflated):
         p.data.fill_({"dispersion.value": 0.8}.get(name, -1.0))
     with torch.no_grad(), guide.exact():
         drawn = model.observation(guide.posterior(x).sample()).sample()
-    found = calibration(model, guide, torch.where(reads, x, drawn), samples=100)
+    found = calibration(model, guide, torch.where(reads, x, drawn), samples=50)
     assert len(found.pit) == 400
     assert stats.kstest(found.pit.numpy(), "uniform").pvalue > 1e-3
     assert found.pit_distance == pytest.approx(stats.kstest(found.pit.numpy(), "uniform").statistic, abs=1e-6)

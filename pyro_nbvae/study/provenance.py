@@ -89,7 +89,8 @@ def write_page(
     """
     import pandas as pd
 
-    table = pd.DataFrame(rows, dtype=object).fillna("").astype(str).to_markdown(index=False, disable_numparse=True)
+    cells = pd.DataFrame(rows, dtype=object)  # fillna would make floats of whole numbers before pandas 3
+    table = cells.where(cells.notna(), "").astype(str).to_markdown(index=False, disable_numparse=True)
     by = provenance(torch.device(device))
     made = f"{by['date']}, commit {by['commit']}, {by['machine']}, {by['threads']} threads, torch {by['torch_version']}"
     text = f"{table}\n\n{caption} (`{command}`; {made})\n"

@@ -159,10 +159,10 @@ class Recording:
 
     Args:
         x: observations (N, *event_shape), such as counts (trials, neurons) or (trials, bins, neurons).
-        mask: True where a value was observed; broadcasts to x. The other values may be anything, also NaN. Default: all
-            were observed.
-        exposure: positive known factor of the mean, such as the width of a bin or a size factor: (N,), one for each
-            observation, or of as many dimensions as x, to which it broadcasts. Default: 1.
+        mask: True where a value was observed: (N,), one for each observation, or of as many dimensions as x, to which
+            it broadcasts. The other values may be anything, also NaN. Default: all were observed.
+        exposure: positive known factor of the mean, such as the width of a bin or a size factor: a number, or as the
+            mask. Default: 1.
         covariates: (N, C), what the observations are conditioned on, such as a one-hot stimulus. Default: none.
 
     Raises:
@@ -181,11 +181,17 @@ class Recording:
     covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.exposure, int | float):
+            object.__setattr__(self, "exposure", torch.full((len(self.x),), float(self.exposure)).to(self.x.device))
+        for name, part in self.given.items():
+            if not isinstance(part, Tensor):
+                raise InputError(f"{name} must be a tensor, got {type(part).__name__}: torch.as_tensor({name})")
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise InputError(f"mask must be bool, True where a value was observed, got {self.mask.dtype}")
-        if self.exposure is not None and self.exposure.dim() == 1 < self.x.dim():
-            exposure = self.exposure.reshape(-1, *(1 for _ in self.event_shape))
-            object.__setattr__(self, "exposure", exposure)
+        for name in ("mask", "exposure"):
+            part = getattr(self, name)
+            if part is not None and part.dim() == 1 < self.x.dim():  # one of each observation
+                object.__setattr__(self, name, part.reshape(-1, *(1 for _ in self.event_shape)))
         for name in ("mask", "exposure"):
             part = getattr(self, name)
             if part is not None and (part.dim() != self.x.dim() or not _broadcasts(part.shape, self.x.shape)):

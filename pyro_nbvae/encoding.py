@@ -245,6 +245,6 @@ def export_programs(
     with evaluation_mode(model, guide), guide.exact(), torch.no_grad(), pyro.validation_enabled(False):
         for name, (module, first, names) in parts.items():
             arguments = (first, *(known[each] for each in names))
-            shapes = ({0: batch}, tuple({0: batch} for _ in names))
+            shapes = ({0: batch}, *([tuple({0: batch} for _ in names)] if names else []))
             programs[name] = torch.export.export(module, arguments, dynamic_shapes=shapes)
     return programs

@@ -173,7 +173,9 @@ class _Varying(nn.Module):
         super().__init__()
         self.by, self.initial = by, initial
         if by == "condition" and not covariates:
-            raise InputError("a parameter of each condition needs a model with covariates: give covariates=")
+            raise InputError(
+                "a parameter of each condition needs a model with covariates: give covariates= (--condition)"
+            )
         shape = () if by == "shared" else _neurons(event_shape)
         if by == "condition":
             shape = (covariates, *shape)

@@ -530,6 +530,8 @@ class GenerativeModel(_Program):
             _check_batch(x, self.event_shape, self.decoder)
             if is_validation_enabled():
                 data.check()
+                if not bool(data.x.isfinite().all()):
+                    raise InputError("data hold NaN or infinite values: give mask=, True where a value was observed")
                 if self.unit_interval and len(x):
                     self.check_support(data, "images")
             if self._trains():
@@ -567,6 +569,8 @@ class GenerativeModel(_Program):
         Returns:
             ``(z, mean)``: latents (N, *latent_shape), integers for count families, and means (N, *event_shape).
         """
+        if covariates is not None and len(covariates) not in (1, count):
+            raise InputError(f"covariates have {len(covariates)} rows: expected {count}, or one for all samples")
         z = self.prior_distribution().sample(torch.Size([count]))
         return z, self.observation(z, exposure=exposure, covariates=covariates).mean
 
@@ -736,6 +740,10 @@ class AmortizedGuide(_Program):
         """
         initialize(self.encoder, self._read(_training_data(data, self.event_shape)))
 
+    def _check_covariates(self, covariates: Tensor | None) -> None:
+        if (0 if covariates is None else covariates.shape[-1]) != self.covariates:
+            raise InputError(f"the guide needs covariates (batch, {self.covariates}), as its model")
+
     def _read(self, data: Recording) -> Recording:
         """Return what the encoder reads of a batch: without the elements that it does not."""
         if self.reads is None:
@@ -764,8 +772,7 @@ class AmortizedGuide(_Program):
         """
         encoder = self.encoder  # once, because Pyro records it each time
         _check_batch(x, self.event_shape, encoder)
-        if (0 if covariates is None else covariates.shape[-1]) != self.covariates:
-            raise InputError(f"the guide needs covariates (batch, {self.covariates}), as its model")
+        self._check_covariates(covariates)
         data = self._read(Recording(x, mask, exposure, covariates))
         with self._network_precision(x):
             h = encoder(_without_unobserved(data.x, data.mask, _UNOBSERVED), **data.given)
@@ -812,6 +819,7 @@ class AmortizedGuide(_Program):
             mask, exposure, covariates: as :class:`~pyro_nbvae.batching.Recording`.
         """
         data = Recording(x, mask, exposure, covariates)
+        self._check_covariates(covariates)
         if self._trains():
             _check_batch(x, self.event_shape, self.encoder)
             initialize(self.encoder, self._read(data), again=False)

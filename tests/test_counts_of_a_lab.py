@@ -19,7 +19,7 @@ from pyro_nbvae.study.cli import main
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.data.arrays import fold_of
-from pyro_nbvae.study.evaluation import evaluate
+from pyro_nbvae.study.evaluation import METRICS, Evaluation, evaluate
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.spike_plots import _linear_r2, _matched
@@ -395,3 +395,43 @@ def test_a_run_that_learned_its_trials_by_heart_says_so(tmp_path, capsys):
         main(["train", *flags, *options, "--out", folder])
         main(["evaluate", folder, "--device", "cpu"])
         assert ("train with --patience 10" in capsys.readouterr().err) is said
+
+
+def test_labels_under_another_name_are_pointed_out(file, capsys):
+    path = file(**recording())
+    main(["data", "check", path])
+    assert "the file has stimulus; give --labels NAME" in capsys.readouterr().out
+    main(["data", "check", path, "--labels", "stimulus"])
+    assert "give --labels" not in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"3 groups of observations are too few: .* give --folds 3"):
+        load(path, reading=Reading(labels="stimulus", group="session"))
+
+
+def test_the_benchmarks_null_is_at_the_exposure(tmp_path):
+    """Rates that are one constant times the exposure have a score of 0: exposure alone earns nothing."""
+    rng = np.random.default_rng(0)
+    exposure = rng.uniform(0.2, 5, 80)
+    np.savez(tmp_path / "e.npz", counts=rng.poisson(exposure[:, None] * np.ones(6)), exposure=exposure)
+    flags = ["--likelihood", "poisson", "--held-out-neurons", "0.4", *SMALL]
+    main(["train", "--data", str(tmp_path / "e.npz"), *flags, "--out", str(tmp_path / "run")])
+    evaluation = Evaluation(Run(tmp_path / "run"), device="cpu", progress=False)
+    score, rates = evaluation.co_smoothing
+    flat = evaluation.test.exposure.double() * torch.ones_like(rates)
+    evaluation.__dict__["co_smoothing"] = score, flat
+    assert METRICS["nlb_co_bits"].compute(evaluation) == pytest.approx(0, abs=0.05)
+
+
+def test_files_have_the_suffix_that_says_what_they_are(run, capsys):
+    for command in ("encode", "predict"):
+        with pytest.raises(SystemExit):
+            main([command, str(run[0]), "--out", "latents.csv", "--device", "cpu"])
+        assert "the file is a .npz" in capsys.readouterr().err
+
+
+def test_a_condition_without_a_training_trial_is_pointed_out(file):
+    arrays = recording()
+    arrays["stimulus"] = arrays["stimulus"].astype(object)
+    data = load(file(**{**arrays, "stimulus": arrays["stimulus"].astype(str)}), reading=Reading(labels="stimulus"))
+    only = dataclasses.replace(data, train_labels=data.train_labels.clamp(max=1))
+    with pytest.warns(UserWarning, match="no training observation has the label up"):
+        only.conditioned("labels")

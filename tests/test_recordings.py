@@ -334,6 +334,34 @@ def test_programs_give_equal_numbers(classes):
     torch.testing.assert_close(programs["decoder"].module()(z, c), mean)
 
 
+def test_programs_of_observations_alone():
+    model, guide = pair(likelihoods.Poisson())
+    x = torch.poisson(torch.ones(7, 5))
+    programs = export_programs(model, guide)
+    with torch.no_grad(), guide.exact():
+        q = guide.posterior(x)
+        torch.testing.assert_close(programs["encoder"].module()(x)["rate"], q.rate)
+        mean = model.observation(q.mean).mean
+    torch.testing.assert_close(programs["decoder"].module()(q.mean), mean)
+
+
+def test_what_a_program_is_given_is_checked_in_one_line():
+    x = torch.poisson(torch.full((20, 5), 2.0))
+    model, guide = pair(likelihoods.Poisson(), covariates=4)
+    svi = SVI(model, guide, Adam({"lr": 0.01}), AnalyticKL_ELBO())
+    with pytest.raises(InputError, match=r"the guide needs covariates \(batch, 4\)"):
+        svi.step(x, covariates=torch.ones(20, 3))
+    with pytest.raises(InputError, match="covariates have 3 rows: expected 10, or one for all"):
+        model.generate(10, covariates=torch.ones(3, 4))
+    hidden = x.masked_fill(torch.rand(20, 5) < 0.2, math.nan)
+    with pytest.raises(InputError, match="NaN or infinite values: give mask="), pyro.validation_enabled():
+        model(hidden, covariates=torch.ones(20, 4))
+    with pytest.raises(InputError, match="mask must be a tensor, got ndarray"):
+        Recording(x, mask=np.ones((20, 5), bool))
+    whole = Recording(x, mask=torch.arange(20) < 15, exposure=0.1)
+    assert whole.mask.shape == (20, 1) and whole.exposure.shape == (20, 1) and int(whole.number.sum()) == 75
+
+
 def test_a_guide_that_reads_some_neurons_does_not_depend_on_the_others():
     reads = torch.tensor([True, False, True, True, False])
     pyro.set_rng_seed(0)

@@ -320,7 +320,12 @@ def _nlb(e: Evaluation) -> float | None:
     out = ~e.guide.reads  # type: ignore[operator]
     out = out.reshape(-1, out.shape[-1])[0]
     counts = e.test.floats().x.masked_fill(absent(e.test), math.nan)
-    return _or_none(nlb_bits(e.co_smoothing[1][..., out], counts[..., out]))
+    null = None
+    if e.test.exposure is not None:  # the mean rate of the evaluated counts, at the exposure of each
+        exposed = e.test.exposure.double().expand(counts.shape).masked_fill(absent(e.test), math.nan)
+        rate = counts.double().flatten(0, -2).nansum(0) / exposed.flatten(0, -2).nansum(0)
+        null = (rate * exposed)[..., out]
+    return _or_none(nlb_bits(e.co_smoothing[1][..., out], counts[..., out], null))
 
 
 def _psth(e: Evaluation) -> float | None:

@@ -319,6 +319,8 @@ def reconstruct(
     if input is None:
         batch = run.data_of(state, data_root, data_path).held_out[:count].floats()
     else:
+        if given := [name for name in config.given if name != "mask"]:
+            raise InputError(f"--input has no {given[0]}, which this run needs: use nbvae predict with a .npz file")
         batch = Recording(read_observations(input)[:count])
         model.check_support(batch, f"observations of {input}")
     again = reconstructions(model, guide, batch, seed=seed).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,10 @@ def _logarithmic(axes: Axes) -> None:
         axis.set_major_locator(LogLocator(subs=tuple(subs), numticks=7))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+# It reports fonts that matplotlib does without.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -113,8 +118,8 @@ def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str, rows: Sequ
     """
     figure = Figure(figsize=(5 * len(sets) + 0.8 + 2.5 * bool(rows), 4.5 + 1.5 * bool(rows)), layout="constrained")
     figure.suptitle(_literal(title))
-    low = min(float(x.min()) for x in sets.values())
-    high = max(float(x.max()) for x in sets.values())
+    finite = torch.cat([x[x.isfinite()].flatten() for x in sets.values()])  # nan is drawn as a gap
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     panels = np.atleast_1d(figure.subplots(1, len(sets)))
     for axes, (name, x) in zip(panels, sets.items(), strict=True):
         shown = axes.imshow(x.flatten(1).cpu().numpy(), aspect="auto", interpolation="nearest", vmin=low, vmax=high)

@@ -33,8 +33,10 @@ def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) ->
     return found
 
 
-def _target(run: Run, out: str | Path | None, name: str) -> Path:
+def _target(run: Run, out: str | Path | None, name: str, *suffixes: str) -> Path:
     path = Path(out) if out else run.folder / name
+    if path.suffix not in (".npz", *suffixes):
+        raise InputError(f"--out {path}: the file is {' or '.join(('a .npz', *suffixes))} file")
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
     if path.is_dir():
@@ -78,7 +80,7 @@ def encode_run(
         InputError: for a folder that contains no trained run, and for data that the run does not take.
     """
     check_seed(seed)
-    path = _target(run, out, "latents.npz")
+    path = _target(run, out, "latents.npz", ".h5ad")
     config, model, guide = run.load(device)
     whole = _whole(config, data, data_root)
     if path.suffix == ".h5ad" and Path(whole.name).suffix != ".h5ad":

@@ -76,7 +76,7 @@ def summary(
             table[one.heading] = pd.Series(bold, dtype=object)
         if theirs := {label: f"{value:g}" for (metric, label), value in paper.items() if metric == one.name}:
             table[f"{one.heading}, paper"] = pd.Series(theirs, dtype=object)
-    return table.astype(object).fillna("-")
+    return table.astype(object).where(table.notna(), "-")
 
 
 def by_sampler(rows: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +90,8 @@ def by_sampler(rows: pd.DataFrame) -> pd.DataFrame:
             each = each.dropna(axis=1, how="all").dropna()
             for sampler in each if each.shape[1] > 1 and len(each) else ():
                 table.loc[label, f"{one.heading}, {sampler}"] = _text(each[sampler], one.digits)
-    return table.dropna(how="all").dropna(axis=1, how="all").astype(object).fillna("-")
+    known = table.dropna(how="all").dropna(axis=1, how="all").astype(object)
+    return known.where(known.notna(), "-")
 
 
 def command(table: Table, chosen: Reproduction) -> str:

@@ -325,10 +325,11 @@ def plot_spikes(
         figures: dict[str, Figure] = {
             "rasters": _rasters(shown),
             "psths": _psths(shown),
-            "dispersion": _dispersion(shown),
             "pit": _pit(shown),
             "latents": _of_latents(whole, latents, config.title),
         }
+        if int(shown.found.fano.isfinite().sum()) > 1:  # two held-out trials of a condition, and spikes
+            figures["dispersion"] = _dispersion(shown)
         if config.decoder == "temporal_bins":
             bins = model.event_shape[0]
             figures["trajectories"] = _trajectories(whole, latents.mean.reshape(len(latents.mean), bins, -1))

@@ -36,6 +36,7 @@ from pyro_nbvae.study.build import VALIDATED, build, choose_device, load_data, r
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import checked
 from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.data.sources import unlabelled
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, identity
 from pyro_nbvae.study.processes import Processes, processes
@@ -258,6 +259,8 @@ class Trainer:
                 "poisson, negative_binomial or com_poisson)",
                 stacklevel=4,
             )
+        if data.unused:
+            warnings.warn(f"{data.name}: {unlabelled(data)}", stacklevel=4)
         largest = float(data.training.filled(0).max()) / (255 if is_pixels(data.train) else 1)
         if images and largest < DIM:
             warnings.warn(

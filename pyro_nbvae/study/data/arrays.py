@@ -49,7 +49,8 @@ def fold_of(
     each, first, of_observation = np.unique(groups, return_index=True, return_inverse=True)
     if len(each) < folds:
         what = "observations" if len(each) == number else "groups of observations"
-        raise InputError(f"{len(each)} {what} are too few: {folds} or more are needed to hold some out")
+        fewer = f", or give --folds {len(each)} or fewer" if len(each) > 1 else ""
+        raise InputError(f"{len(each)} {what} are too few: {folds} or more are needed to hold some out{fewer}")
     # at random, because data may be in a periodic order, such as that of their labels
     blocks = reading.split == "blocks"
     order = np.argsort(first, kind="stable") if blocks else np.random.default_rng(0).permutation(len(each))

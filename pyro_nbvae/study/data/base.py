@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ class Data:
             :class:`~pyro_nbvae.batching.Recording` by name.
         sessions: indices of the sessions of training and held-out data, (N,), for plots; None if there are none.
         groups: the group of each training observation, indices (N,): those of a group are validated, or not, together.
+        unused: names of arrays that have a value for each observation, of which one may be the labels.
 
     Example::
 
@@ -54,6 +56,7 @@ class Data:
     test_given: dict[str, Tensor] = field(default_factory=dict)
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
     groups: Tensor | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def training(self) -> Recording:
@@ -103,6 +106,15 @@ class Data:
                 f"{self.name} has the label {sorted(unknown)[0]}, on which the run is not conditional: it knows "
                 f"{', '.join(classes)}"
             )
+        if on == "labels" and self.train_labels is not None and len(self.test):
+            seen = set(self.train_labels.tolist())
+            for k, name in enumerate(self.classes or ()):
+                if k not in seen:
+                    warnings.warn(
+                        f"{self.name}: no training observation has the label {name}: what is conditional on it is not "
+                        "trained",
+                        stacklevel=2,
+                    )
         number = {name: k for k, name in enumerate(classes)}
         code = torch.tensor([number[name] for name in self.classes or () if name in number], dtype=torch.long)
         parts = ("train", self.train_given, self.train_labels), ("test", self.test_given, self.test_labels)
@@ -179,6 +191,7 @@ class Split(NamedTuple):
         train_given, test_given: as of :class:`Data`.
         sessions: the session of each observation of both, indices (N,), or None.
         groups: the group of each training observation, indices (N,), or None: those of a group stay together.
+        unused: as of :class:`Data`.
     """
 
     train: Tensor
@@ -189,6 +202,7 @@ class Split(NamedTuple):
     test_given: Mapping[str, Tensor] = {}
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
     groups: Tensor | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

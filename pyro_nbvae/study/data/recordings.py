@@ -34,7 +34,8 @@ def _of_each(path: Path, name: str, array: np.ndarray, counts: np.ndarray) -> Te
     if len(shape) == 3 and array.shape == (shape[0], shape[2]):
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     raise InputError(
-        f"{path}: {name} has shape {array.shape} and counts {shape}: expected that of counts, or {shape[:1]}"
+        f"{path}: {name} has shape {array.shape} and counts {shape}: expected that of counts, {shape[:1]}"
+        + (f" or {(shape[0], shape[2])}" if len(shape) == 3 else "")
     )
 
 
@@ -136,7 +137,9 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     (train, train_labels, train_given, train_session), (test, test_labels, test_given, test_session) = parts
     of_train = None if groups is None else torch.from_numpy(groups[~held_out])
     sessions_of = (train_session, test_session)
-    return Split(train, test, train_labels, test_labels, train_given, test_given, sessions_of, of_train)
+    of_trials = [name for name, array in arrays.items() if array.shape == (number,) and name not in KNOWN]
+    unused = tuple(name for name in of_trials if labels is None and name != group)
+    return Split(train, test, train_labels, test_labels, train_given, test_given, sessions_of, of_train, unused)
 
 
 def read_h5ad(path: Path, reading: Reading) -> Split:

@@ -190,7 +190,7 @@ def load(
             sizes = len(split.train), len(split.test)
             labels = class_labels((split.train_labels, split.test_labels), sizes)
             given = dict(split.train_given), dict(split.test_given)
-            data = Data(name, split.train, split.test, *labels, *given, split.sessions, split.groups)
+            data = Data(name, split.train, split.test, *labels, *given, split.sessions, split.groups, split.unused)
             return _checked(data.joined() if reading.whole and len(data.test) else data, source, reading.whole)
         except InputError as error:
             raise error if name in str(error) else InputError(f"{name}: {error}") from None
@@ -254,4 +254,14 @@ def describe(data: Data) -> str:
             shown = names if len(names) <= 5 else (*names[:3], "…", names[-1])
             text += f", {len(names)} classes ({', '.join(shown)}) with {min(counts)} to {max(counts)} {things} each"
         lines.append(text)
+    if hint := unlabelled(data):
+        lines.append(hint)
     return "\n".join(lines)
+
+
+def unlabelled(data: Data) -> str | None:
+    """Return how to give the labels of a recording that has some under another name, else None."""
+    if not data.unused:
+        return None
+    names = ", ".join(data.unused)
+    return f"no labels, so that conditions are not told apart: the file has {names}; give --labels NAME for one of them"

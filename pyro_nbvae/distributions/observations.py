@@ -220,7 +220,7 @@ class SoftplusConwayMaxwellPoisson(MeanConwayMaxwellPoisson):
 
         >>> d = SoftplusConwayMaxwellPoisson(torch.tensor(0.0), torch.tensor(1.0))
         >>> round(float(d.mean), 3), round(float(d.variance / d.mean), 3)
-        (0.693, 0.641)
+        (0.693, 0.619)
     """
 
     def __init__(

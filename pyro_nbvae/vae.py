@@ -19,7 +19,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints, is_validation_enabled
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -530,10 +530,10 @@ class GenerativeModel(_Program):
             _check_batch(x, self.event_shape, self.decoder)
             if is_validation_enabled():
                 data.check()
-                if not bool(data.x.isfinite().all()):
-                    raise InputError("data hold NaN or infinite values: give mask=, True where a value was observed")
                 if self.unit_interval and len(x):
                     self.check_support(data, "images")
+                if not bool(data.x.isfinite().all()):
+                    raise InputError("data hold NaN or infinite values: give mask=, True where a value was observed")
             if self._trains():
                 self._initialize(data, again=False)
             size, device = len(x), x.device
@@ -542,7 +542,7 @@ class GenerativeModel(_Program):
             z = pyro.sample("z", _over_event(self.prior_distribution(), self.latent_shape))
             observed = self.observation(z, mask=mask, exposure=exposure, covariates=covariates)
             pyro.sample("x", observed, obs=x)
-        if x is not None:
+        if x is not None and am_i_wrapped():  # inference takes it; elsewhere Pyro would warn of an observation
             self._parameter_prior(size)
         return z
 

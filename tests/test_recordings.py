@@ -192,7 +192,7 @@ def test_model_and_guide_are_conditional_on_covariates(network):
     model.eval()
     _, mean = model.generate(500, covariates=torch.tensor([[0.0, 1.0, 0.0]]))
     found = mean.mean(0).reshape(-1, 3).mean(0)
-    torch.testing.assert_close(found, rates[1], atol=2.0, rtol=0)  # of rates of 1 and 6
+    assert found[0] > 1.5 + found[1:].max()  # of rates of 6 and 1
     with pytest.raises(InputError, match=r"the model has 3 covariates, got 0: pass covariates="):
         model.generate(2)
     with pytest.raises(InputError, match=r"needs covariates \(batch, 3\)"):

@@ -322,14 +322,10 @@ def plot_spikes(
         labels = torch.zeros(len(counts)).long() if data.test_labels is None else data.test_labels
         names = data.classes or ("all trials",)
         shown = _Shown(config.title, counts, draws, rates, labels, names, found)
-        figures: dict[str, Figure] = {
-            "rasters": _rasters(shown),
-            "psths": _psths(shown),
-            "pit": _pit(shown),
-            "latents": _of_latents(whole, latents, config.title),
-        }
+        figures = {"rasters": _rasters(shown), "psths": _psths(shown)}
         if int(shown.found.fano.isfinite().sum()) > 1:  # two held-out trials of a condition, and spikes
             figures["dispersion"] = _dispersion(shown)
+        figures |= {"pit": _pit(shown), "latents": _of_latents(whole, latents, config.title)}
         if config.decoder == "temporal_bins":
             bins = model.event_shape[0]
             figures["trajectories"] = _trajectories(whole, latents.mean.reshape(len(latents.mean), bins, -1))

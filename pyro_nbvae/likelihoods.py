@@ -219,7 +219,7 @@ class CountLikelihood(Likelihood, DataDependent):
         >>> likelihood = NegativeBinomial(zero_inflation="neuron")
         >>> likelihood.setup((3,))
         >>> x = likelihood(torch.zeros(3), exposure=torch.tensor(2.0))
-        >>> [round(float(m), 3) for m in x.mean]
+        >>> [round(m, 3) for m in x.mean.tolist()]
         [1.386, 1.386, 1.386]
     """
 

@@ -251,3 +251,10 @@ def test_pixels_and_zeros_and_ones_are_told_apart_by_their_type():
     ones = torch.ones(2, 1, 4, 4)
     assert torch.equal(to_floats(ones.to(torch.uint8)), ones / 255)
     assert torch.equal(to_floats(ones), ones)
+
+
+def test_characters_that_move_the_cursor_are_shown(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "no\rsuch.npy", "--out", str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    assert "\r" not in err and r"no\rsuch.npy does not exist" in err

@@ -26,7 +26,9 @@ CONFIG = (FlagCreatePairsOff,)
 
 
 def _fail(program: str, message: str) -> NoReturn:
-    print(f"{program}: {message}", file=sys.stderr)
+    # a name may hold characters that are not shown, or that move the cursor
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    print(f"{program}: {shown}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -213,6 +213,11 @@ class Recording:
         """What is known besides the values, as the arguments of model and guide."""
         return {name: part for name in GIVEN if (part := getattr(self, name)) is not None}
 
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        """What is given without the mask: the arguments with which the model predicts every value."""
+        return {name: part for name, part in self.given.items() if name != "mask"}
+
     def __len__(self) -> int:
         return len(self.x)
 

@@ -152,10 +152,9 @@ def predict(
         for whole in model.input_batches(data, "data", progress):
             for batch in whole.split(rows):
                 q = guide.posterior(batch.x, **batch.given)
-                known = {name: part for name, part in batch.given.items() if name != "mask"}
                 total, drawn = torch.zeros((), dtype=torch.float64), []
                 for z in q.sample(torch.Size([samples])):
-                    observed = _elements(model.observation(z, **known))
+                    observed = _elements(model.observation(z, **batch.conditions))
                     total = total + double(observed.mean)
                     drawn.append(observed.sample())
                 # an element of the sample, as a count has no values in between

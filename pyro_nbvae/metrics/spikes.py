@@ -177,9 +177,8 @@ def _predicted(
 ) -> Iterator[Tensor]:
     """Iterate over what :func:`predictive` returns."""
     q = guide.posterior(batch.x, **batch.given)
-    known = {name: part for name, part in batch.given.items() if name != "mask"}
     for z in q.sample(torch.Size([samples])):
-        observed = model.observation(z, **known)
+        observed = model.observation(z, **batch.conditions)
         yield of(observed.base_dist if isinstance(observed, Independent) else observed)
 
 

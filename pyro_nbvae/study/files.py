@@ -15,6 +15,14 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.errors import first_line
 
 
+def check_out(path: Path) -> None:
+    """Raise InputError if ``--out`` cannot be written: its folder does not exist, or it is a folder."""
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --out must be the path of a file")
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically: under a temporary name in the same folder, then renamed.
 

@@ -33,7 +33,15 @@ from pyro_nbvae.study.config import from_json, to_json
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.data.sources import SOURCES
 from pyro_nbvae.study.errors import first_line
-from pyro_nbvae.study.files import expanded, read_tensors, remove_parts, write_atomically, write_tensors, write_text
+from pyro_nbvae.study.files import (
+    check_out,
+    expanded,
+    read_tensors,
+    remove_parts,
+    write_atomically,
+    write_tensors,
+    write_text,
+)
 from pyro_nbvae.study.tree import SamplerName, TrainConfig, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
@@ -499,9 +507,6 @@ class Run:
         described = json.dumps(config_json(config, event_shape))
         content = save(tensors, metadata={"config": described, "sha256": _digest(described, tensors)})
         path = path or self.folder / "weights.safetensors"
-        if not path.parent.is_dir():
-            raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: --out must be the path of a file")
+        check_out(path)
         write_atomically(path, lambda file: file.write(content))
         return path

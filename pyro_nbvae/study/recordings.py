@@ -14,7 +14,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.build import load_data
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_number, check_seed
-from pyro_nbvae.study.files import write_atomically
+from pyro_nbvae.study.files import check_out, write_atomically
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.tree import TrainConfig
 
@@ -37,10 +37,7 @@ def _target(run: Run, out: str | Path | None, name: str, *suffixes: str) -> Path
     path = Path(out) if out else run.folder / name
     if path.suffix not in (".npz", *suffixes):
         raise InputError(f"--out {path}: the file is {' or '.join(('a .npz', *suffixes))} file")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist: create it, or choose another --out")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: --out must be the path of a file")
+    check_out(path)
     return path
 
 

@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {"digits": Recipe(40, False), "mnist": Recipe(6, False), "fashion_mnist": Recipe(8, True)}
-RECIPES |= {"cifar16": Recipe(20, True), "cifar32": Recipe(16, True)}
+RECIPES |= {"cifar16-blocks": Recipe(20, True), "cifar32": Recipe(16, True)}
 
 
 def augmented(x: Tensor, mirror: bool, shift: int = 2) -> Tensor:

@@ -78,10 +78,11 @@ def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data |
     counts = config.likelihood.kind in ("poisson", "negative_binomial", "com_poisson")
     network = "conv" if image else "temporal" if counts and len(event_shape) == 2 else "mlp"
     decoder = _network(config.decoder, network, image)
-    # The paper's loss sums the squared errors over the last axis of the decoder's output and averages over the other
-    # axes, and averages the KL over latents. One unit of it is this many squared errors per image
-    # (docs/mathematics.md, section 1.3).
-    units = float(event_shape[0] * event_shape[1]) if decoder.endswith("conv") and len(event_shape) == 3 else 1.0
+    # The released loss sums the squared errors over the last axis of the decoder's output and averages over the other
+    # axes, and averages the KL over latents; colours are scaled to [-1, 1], which quadruples their squared errors. One
+    # unit of it is this many squared errors per observation (docs/mathematics.md, section 1.3).
+    axes = float(event_shape[0] * event_shape[1]) if decoder.endswith("conv") and len(event_shape) == 3 else 1.0
+    units = axes / 4 if image and event_shape[0] == 3 else axes
     squared = training.loss == "squared_error"
     gumbel = getattr(config.relaxation, "kind", None) == "gumbel"
     decided = {

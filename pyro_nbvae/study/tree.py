@@ -317,8 +317,8 @@ class GaussianLikelihood:
     kind: Kind[Literal["gaussian"]] = "gaussian"
     beta: Positive | None = None
     """weight of the KL relative to the squared error, 2 sigma^2. Default: 0.1 of the squared range of images, or of the
-    mean variance of other data; with losses in squared errors the equivalent of beta = 1 in the paper, channels *
-    height / latents with a conv decoder, else 1 / latents"""
+    mean variance of other data; with losses in squared errors the equivalent of beta = 1 in the released code, channels
+    * height / latents with a conv decoder, else 1 / latents, and a quarter of that for colour images"""
 
     def build(self) -> Likelihood:
         """Return the likelihood."""
@@ -496,7 +496,7 @@ class TrainConfig(Generic[Chosen]):
     ] = field(default_factory=GaussianLikelihood)
     training: Training = field(default_factory=Training)
     data: str = "digits"
-    """digits, mnist, fashion_mnist, cifar16, cifar32, celeba64 or a registered data set; or the path of a folder of
+    """digits, mnist, fashion_mnist, cifar16, cifar16-blocks, cifar32, celeba64 or a registered data set; or the path of a folder of
     images, or of a .npy, .npz, .h5ad, .csv or .tsv file"""
     reading: Reading = field(default_factory=Reading)
     condition: Literal["covariates", "labels"] | None = None

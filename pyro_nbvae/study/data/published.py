@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -107,13 +108,24 @@ def _cifar_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(content["data"], np.uint8), np.asarray(content["labels"], np.uint8)
 
 
-def _cifar(area: int, classifier: str) -> Source:
-    """Return the source of CIFAR-10, averaged over squares of ``area`` x ``area`` pixels."""
+def _resized(images: Tensor) -> Tensor:
+    """Resize to 16x16 as the paper's code does: torchvision's ``Resize(16)``, bilinear with antialiasing."""
+    from torchvision.transforms.v2.functional import resize
+
+    return torch.cat([resize(part, [16, 16], antialias=True) for part in images.split(1_000)])
+
+
+def _block_averages(images: Tensor) -> Tensor:
+    """Average over squares of 2x2 pixels."""
+    return torch.nn.functional.avg_pool2d(images.float(), 2).round().to(torch.uint8)
+
+
+def _cifar(side: int, classifier: str, prepare: Callable[[Tensor], Tensor] = lambda images: images) -> Source:
+    """Return the source of CIFAR-10 with images of this side, made by ``prepare`` from those of 32x32 pixels."""
 
     def prepared(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
         pixels, labels = (torch.from_numpy(np.concatenate(a)) for a in zip(*parts, strict=True))
-        means = torch.nn.functional.avg_pool2d(pixels.reshape(-1, 3, 32, 32).float(), area)
-        return means.round().to(torch.uint8), labels.long()
+        return prepare(pixels.reshape(-1, 3, 32, 32)), labels.long()
 
     def read(root: Path) -> Split:
         *train, test = (_cifar_part(path) for path in _cifar_files(root))
@@ -121,7 +133,7 @@ def _cifar(area: int, classifier: str) -> Source:
         return Split(images, test_images, labels, test_labels)
 
     layout = "CIFAR-10 in cifar-10-batches-bin/*.bin or cifar-10-batches-py"
-    return Source((3, 32 // area, 32 // area), read, _cifar_files, _download_cifar, layout, classifier, cached=True)
+    return Source((3, side, side), read, _cifar_files, _download_cifar, layout, classifier, cached=True)
 
 
 def _download_cifar(root: Path) -> None:
@@ -188,8 +200,9 @@ PUBLISHED: dict[str, Source] = {
     "digits": Source((1, 16, 16), _read_digits, classifier="digits"),
     "mnist": _idx("MNIST", "MNIST", "mnist"),
     "fashion_mnist": _idx("FashionMNIST", "FashionMNIST", "fashion_mnist"),
-    "cifar16": _cifar(2, "cifar16"),
-    "cifar32": _cifar(1, "cifar32"),
+    "cifar16": _cifar(16, "cifar16-blocks", _resized),
+    "cifar16-blocks": _cifar(16, "cifar16-blocks", _block_averages),
+    "cifar32": _cifar(32, "cifar32"),
     "celeba64": Source(
         (3, 64, 64),
         _read_celeba64,

@@ -22,7 +22,7 @@ TABLE = Table(
     variants=tuple(VARIANTS),
     data=("mnist", "fashion_mnist", "cifar16", "celeba64"),
     metrics=(*IMAGES, *UNITS, "elbo", "underdispersed_active_units", "underdispersed_units", "overdispersion"),
-    shown=("mse", "ssim", "fid_c", "fid", "elbo", "kl", "fano"),
+    shown=("mse", "ssim", "rfid", "fid", "kid", "fid_c", "elbo", "kl", "fano"),
     paper={(*where, label): value for where, values in PAPER.items() for label, value in values.items()},
     compare={
         # of the paper: negative binomial and Poisson; relaxations and KL forms; counts and continuous latents

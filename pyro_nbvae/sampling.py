@@ -239,6 +239,42 @@ def posterior_samples(model: GenerativeModel, guide: AmortizedGuide, data: Obser
     return torch.cat([guide.posterior(batch.x, **batch.given).sample() for batch in batches])
 
 
+def reconstructed(model: GenerativeModel, guide: AmortizedGuide, data: Batch, *, seed: int = 0) -> Iterator[Tensor]:
+    """Iterate over the reconstructions of observations from one exact posterior sample each (integer counts).
+
+    Args:
+        model, guide: the pair.
+        data: observations (N, *event_shape), or a :class:`~pyro_nbvae.batching.Recording`.
+        seed: random seed.
+
+    Returns:
+        An iterator over means of the likelihood (B, *event_shape), on the CPU.
+
+    Raises:
+        InputError: for observations of the wrong shape or type, or a seed out of range.
+
+    Example::
+
+        >>> from pyro_nbvae.guides import PoissonGuide
+        >>> from pyro_nbvae.models import PoissonModel
+        >>> model = PoissonModel((5,), latents=3, decoder="linear")
+        >>> guide = PoissonGuide(model, encoder="linear")
+        >>> [means.shape for means in reconstructed(model, guide, torch.zeros(4, 5))]
+        [torch.Size([4, 5])]
+    """
+    for number, part in enumerate(data.split(BATCH)):
+        with evaluating(model, guide, _stream(seed, number)):
+            batch = model.to_input(part)
+            z = guide.posterior(batch.x, **batch.given).sample()
+            means = model.observation(z, **batch.given).mean.cpu()
+        yield means
+
+
+def _stream(seed: int, batch: int) -> int:
+    """Return the seed of a batch: with streams of their own, the caller's random numbers do not affect them."""
+    return (seed * 1_000_003 + batch) % 2**32
+
+
 def decoded(
     model: GenerativeModel,
     guide: AmortizedGuide,
@@ -271,8 +307,7 @@ def decoded(
         [torch.Size([2, 5])]
     """
     for batch, done in enumerate(range(0, count, BATCH)):
-        # a separate random stream for each batch, so that the caller's random numbers do not affect it
-        with evaluating(model, guide, (seed * 1_000_003 + batch) % 2**32):
+        with evaluating(model, guide, _stream(seed, batch)):
             number = min(BATCH, count - done)
             if isinstance(sampler, PosteriorSampler):
                 z, own = sampler.sample_pairs(number)

@@ -63,7 +63,7 @@ def test_data_root_argument_before_variable_before_platform(monkeypatch, tmp_pat
     assert data_root().name == "nbvae"
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar16", "cifar32", "celeba64"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar16", "cifar16-blocks", "cifar32", "celeba64"])
 def test_missing_data_with_no_network(name, tmp_path, offline):
     for download in (True, False):
         with pytest.raises(InputError) as error:
@@ -131,8 +131,12 @@ def test_cifar_binary_and_pickled_are_the_same(tmp_path, monkeypatch):
     assert torch.equal(binary.train_labels, pickled.train_labels)
     pixels, labels = cifar_records(4, 5)
     assert torch.equal(binary.test_labels, torch.as_tensor(labels).long())
+    # torchvision's Resize(16) of a picture, as in the paper's code
+    pictures = [Image.fromarray(each.transpose(1, 2, 0)) for each in pixels.reshape(4, 3, 32, 32)]
+    resized = np.stack([np.asarray(torchvision.transforms.Resize(16)(each)) for each in pictures])
+    assert np.array_equal(binary.test.numpy(), resized.transpose(0, 3, 1, 2))
     areas = pixels.reshape(4, 3, 16, 2, 16, 2).astype(float).mean((3, 5))
-    assert np.abs(binary.test.numpy() - areas).max() <= 0.5
+    assert np.abs(load("cifar16-blocks", tmp_path / "bin").test.numpy() - areas).max() <= 0.5
 
 
 def write_faces(root, number, size):
@@ -193,7 +197,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(mnist, monkeypatc
 def test_unknown_data():
     with pytest.raises(
         InputError,
-        match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, cifar32, celeba64",
+        match="unknown data 'imagenet': choose from digits, mnist, fashion_mnist, cifar16, cifar16-blocks, cifar32, ",
     ):
         load("imagenet")
 

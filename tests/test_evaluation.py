@@ -23,7 +23,7 @@ from pyro_nbvae.metrics import (
     importance_weighted_bound,
 )
 from pyro_nbvae.models import GaussianModel
-from pyro_nbvae.sampling import PriorSampler, decoded
+from pyro_nbvae.sampling import PriorSampler, decoded, reconstructed
 from pyro_nbvae.study import evaluation
 from pyro_nbvae.study.build import build
 from pyro_nbvae.study.cli import main
@@ -170,6 +170,8 @@ def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):
 
     assert metrics["fid_c"] == pytest.approx(fid(PriorSampler(model), data.train), rel=1e-6)
     assert metrics["fid_c"] != pytest.approx(fid(PriorSampler(model), data.test), rel=0.1)
+    again = to_bytes(torch.cat([*reconstructed(model, guide, data.test, seed=0)]))
+    assert metrics["rfid_c"] == pytest.approx(distances(features, data.test, again)["fid_c"], rel=1e-6)
     fit_prior(run, components=8)
     mixture = evaluate(run, samples=40, sampler="mixture", progress=False)
     fitted, _ = sampling.fit_prior(model, guide, data.train, components=8)

@@ -275,11 +275,42 @@ def test_the_papers_preset():
     for epoch in (0, 3, 60, 199):
         assert config.relaxation.temperature_at(epoch) == pytest.approx(max(1 - 0.95 * epoch / 250, 0.05))
     assert found["beta"] == 28 / 256 and found["clip"] == 28
-    for shape, decoder, beta in (((3, 16, 16), "conv", 48), ((3, 64, 64), "conv", 192), ((3, 64, 64), "mlp", 1)):
-        assert resolve(configure(decoder=decoder, preset="paper"), shape).likelihood.beta == beta / 256
     gumbel = resolve(configure("MC-G", preset="paper"), (1, 28, 28))
     assert gumbel.relaxation.temperature_at(199) == 1
     assert resolve(configure(preset="paper", epochs=3, beta=2.0), (1, 28, 28)).likelihood.beta == 2.0
+
+
+@pytest.mark.parametrize("decoder", ["conv", "mlp", "linear"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("variant", ["P-VAE", "DS-C", "EX-C", "G-VAE"])
+def test_the_papers_loss(variant, channels, decoder):
+    """One batch's loss is the released one times the number of squared errors that are its unit, up to a constant.
+
+    Released: squared errors summed over the last axis (a row of pixels, or the flattened image) and averaged over the
+    others, plus the KL averaged over latents; colours in [-1, 1].
+    """
+    shape, latents = (channels, 12, 8), 6
+    config = resolve(configure(variant, preset="paper", decoder=decoder, latents=latents), shape)
+    model, guide, elbo = build(config, shape)
+    torch.manual_seed(0)
+    x = torch.rand(5, *shape)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        loss = model.loss_scale * float(elbo.differentiable_loss(model, guide, x)) / len(x)
+        torch.manual_seed(1)
+        guide_trace = pyro.poutine.trace(guide).get_trace(x)
+        y = model.observation(guide_trace.nodes["z"]["value"]).mean
+        kl = torch.distributions.kl_divergence(guide.posterior(x), model.prior_distribution())
+    if channels == 3:
+        x, y = 2 * x - 1, 2 * y - 1
+    if decoder != "conv":
+        x, y = x.flatten(1), y.flatten(1)
+    released = float((x - y).square().sum(-1).mean() + kl.mean())
+    beta = config.likelihood.beta
+    unit = beta * latents  # squared errors in [0, 1] that are one unit of the released loss
+    assert unit == {1: 1.0, 3: 0.25}[channels] * (channels * 12 if decoder == "conv" else 1) == config.training.clip
+    constant = beta * math.prod(shape) / 2 * math.log(math.pi * beta)
+    assert loss == pytest.approx(unit * released + constant, rel=1e-5)
 
 
 def test_a_folder_in_the_way(tmp_path):

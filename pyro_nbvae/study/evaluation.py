@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -40,7 +40,7 @@ from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.metrics.spikes import absent, relative_to_null
-from pyro_nbvae.sampling import decoded
+from pyro_nbvae.sampling import decoded, reconstructed
 from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
@@ -50,6 +50,8 @@ from pyro_nbvae.study.generation import MOST_SAMPLES, sampler_of
 from pyro_nbvae.study.tree import options
 from pyro_nbvae.vae import evaluating
 
+# Number of held-out images whose reconstructions FID compares with them, as in the released code.
+RECONSTRUCTED = 5_000
 # Batch size and number of draws for gradient_noise.
 GRADIENT_BATCH, GRADIENT_DRAWS = 64, 50
 
@@ -194,14 +196,22 @@ class Evaluation:
 
         Images whose values are not in [0, 1] are compared on the scale of the training data.
         """
-        values: dict[str, float] = {}
         sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
-        real, bytes_of = self.data.train, partial(to_bytes, limits=self.data.limits)
-        if not is_pixels(real):
-            real = bytes_of(real)
-        for network in self.networks.values():  # drawn again for each network, to save memory
-            given = {"seed": self.seed, "covariates": self.train_set.covariates}
-            generated = map(bytes_of, decoded(self.model, self.guide, sampler, self.samples, **given))  # type: ignore[arg-type]
+        given: dict[str, Any] = {"seed": self.seed, "covariates": self.train_set.covariates}
+        return self._distances(self.data.train, lambda: decoded(self.model, self.guide, sampler, self.samples, **given))
+
+    @cached_property
+    def reconstruction_distances(self) -> dict[str, float]:
+        """FID and KID between up to 5,000 held-out images and their reconstructions, in each requested feature set."""
+        data = self.data.held_out[:RECONSTRUCTED]
+        return self._distances(data.x, lambda: reconstructed(self.model, self.guide, data, seed=self.seed))
+
+    def _distances(self, real: Tensor, generate: Callable[[], Iterable[Tensor]]) -> dict[str, float]:
+        bytes_of = partial(to_bytes, limits=self.data.limits)
+        real = real if is_pixels(real) else bytes_of(real)
+        values: dict[str, float] = {}
+        for network in self.networks.values():  # generated again for each network, to save memory
+            generated = map(bytes_of, generate())
             values |= distances(network, real, generated, seed=self.seed, progress=self.progress)
         return values
 
@@ -282,8 +292,13 @@ class Metric(NamedTuple):
     best: Literal["low", "high"] | None
     compute: Callable[[Evaluation], float | None]
     standard: bool = True
-    of: Literal["held-out data", "samples", "latents", "training", "speed"] = "held-out data"
+    of: Literal["held-out data", "samples", "reconstructions", "latents", "training", "speed"] = "held-out data"
     lacks: Callable[[Evaluation], str | None] = lambda e: None
+
+    @property
+    def in_features(self) -> bool:
+        """Whether it compares images in features."""
+        return self.of in ("samples", "reconstructions")
 
 
 def _no_mean(e: Evaluation) -> str | None:
@@ -347,11 +362,21 @@ def _no_loss(e: Evaluation) -> str | None:
     return None if known else f"needs an ELBO with a differentiable_loss, {type(e.elbo).__name__} has none"
 
 
-def _no_samples(suffix: str, least: int, e: Evaluation) -> str | None:
+def _no_features(suffix: str, e: Evaluation) -> str | None:
     if e._no_images or suffix not in map(suffix_of, e.networks):
         return e._no_images or f"needs --features {'classifier' if suffix else 'inception'}"
+    return None
+
+
+def _no_samples(suffix: str, least: int, e: Evaluation) -> str | None:
     fewest = min(e.samples, len(e.data.train))
-    return None if fewest >= least else f"needs {least:,} samples and training images, got {fewest:,}"
+    too_few = None if fewest >= least else f"needs {least:,} samples and training images, got {fewest:,}"
+    return _no_features(suffix, e) or too_few
+
+
+def _no_reconstructions(suffix: str, e: Evaluation) -> str | None:
+    too_few = None if len(e.data.test) > 1 else "needs 2 held-out images"
+    return _no_features(suffix, e) or _no_mean(e) or too_few
 
 
 def _no_labels(name: str, e: Evaluation) -> str | None:
@@ -390,6 +415,14 @@ def _distance(
 ) -> Metric:
     lacks = partial(_no_samples, "_c" if name.endswith("_c") else "", least)
     return Metric(name, heading, digits, best, lambda e: e.distances.get(name), of="samples", lacks=lacks)
+
+
+def _reconstruction_distance(suffix: str, heading: str, digits: int) -> Metric:
+    def compute(e: Evaluation) -> float | None:
+        return e.reconstruction_distances.get(f"fid{suffix}")
+
+    lacks = partial(_no_reconstructions, suffix)
+    return Metric(f"rfid{suffix}", heading, digits, "low", compute, of="reconstructions", lacks=lacks)
 
 
 def _past(name: str, heading: str, digits: int, now: str) -> Metric:
@@ -478,9 +511,11 @@ _SHIPPED = (
     *_mean("mse", "MSE", 4, "low", lacks=_no_mean),
     _held("ssim", "SSIM", 3, "high", lacks=_no_ssim),
     # FID-c and KID-c use features of our classifiers, FID and KID those of Inception
+    _reconstruction_distance("_c", "rFID-c", 2),
     _distance("fid_c", "FID-c", 2),
     _distance("kid_c", "KID-c", 4),
     _distance("kid_std_c", "± KID-c", 4, None, 2 * KID_SUBSET_SIZE),
+    _reconstruction_distance("", "rFID", 1),
     _distance("fid", "FID", 1),
     _distance("kid", "KID", 4),
     _distance("kid_std", "± KID", 4, None, 2 * KID_SUBSET_SIZE),
@@ -569,7 +604,7 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
     now = settings(len(this.log), this.seed, this.samples)
     same = before.items() >= now.items()
     networks: dict[str, str | None] = {}
-    if any(METRICS[one].of == "samples" for one in names) or not same:
+    if any(METRICS[one].in_features for one in names) or not same:
         networks |= {kind: network.network for kind, network in this.networks.items()}
     if same:
         taken = {suffix_of(kind) for kind in networks}
@@ -603,6 +638,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     All metrics use exact latents (integer counts):
 
     - ``mse`` (per element) and ``ssim``: reconstructions from one posterior sample;
+    - ``rfid_c`` (with Inception features ``rfid``): FID between up to 5,000 held-out images and their reconstructions;
     - ``fid_c``, ``kid_c``, ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``): samples from the
       prior against all training images of the data set;
     - ``elbo``, ``kl``, ``importance_weighted_bound``: nats per observation;

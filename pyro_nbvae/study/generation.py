@@ -81,7 +81,7 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Batch, *, 
         seed: random seed.
 
     Returns:
-        Means of the likelihood, (N, *event_shape).
+        Means of the likelihood, (N, *event_shape), on the CPU.
 
     Raises:
         InputError: for observations of the wrong shape or type, or a seed out of range.
@@ -95,10 +95,7 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Batch, *, 
         >>> reconstructions(model, guide, torch.zeros(4, 5)).shape
         torch.Size([4, 5])
     """
-    with evaluating(model, guide, seed):
-        batch = model.to_input(x)
-        z = guide.posterior(batch.x, **batch.given).sample()
-        return model.observation(z, **batch.given).mean
+    return torch.cat([*sampling.reconstructed(model, guide, x, seed=seed)])
 
 
 def fit_prior(
@@ -323,7 +320,7 @@ def reconstruct(
             raise InputError(f"--input has no {given[0]}, which this run needs: use nbvae predict with a .npz file")
         batch = Recording(read_observations(input)[:count])
         model.check_support(batch, f"observations of {input}")
-    again = reconstructions(model, guide, batch, seed=seed).cpu()
+    again = reconstructions(model, guide, batch, seed=seed)
     x = batch.x
     if batch.mask is not None:  # nothing is shown where nothing was observed
         x = x.masked_fill(~batch.mask, float("nan"))

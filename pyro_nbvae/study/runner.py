@@ -40,7 +40,7 @@ def missing_metrics(cell: Cell, table: Table, chosen: Reproduction) -> list[str]
     if not is_final(cell, measured, chosen.number_of_samples):
         return wanted
     lacking = not set(chosen.features) <= set(measured.get("feature_sets", []))
-    return [name for name in wanted if name not in measured or (lacking and METRICS[name].of == "samples")]
+    return [name for name in wanted if name not in measured or (lacking and METRICS[name].in_features)]
 
 
 def run_cell(

@@ -496,8 +496,8 @@ class TrainConfig(Generic[Chosen]):
     ] = field(default_factory=GaussianLikelihood)
     training: Training = field(default_factory=Training)
     data: str = "digits"
-    """digits, mnist, fashion_mnist, cifar16, cifar16-blocks, cifar32, celeba64 or a registered data set; or the path of a folder of
-    images, or of a .npy, .npz, .h5ad, .csv or .tsv file"""
+    """digits, mnist, fashion_mnist, cifar16, cifar16-blocks, cifar32, celeba64 or a registered data set; or the path of
+    a folder of images, or of a .npy, .npz, .h5ad, .csv or .tsv file"""
     reading: Reading = field(default_factory=Reading)
     condition: Literal["covariates", "labels"] | None = None
     """what model and guide are conditional on: the array covariates of the data, or their labels. Default: nothing"""

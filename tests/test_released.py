@@ -1,0 +1,91 @@
+"""The losses of the early version of the released code are the formulas that they are said to be."""
+
+import importlib
+import math
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from pyro_nbvae.distributions import NegativeBinomial
+from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.config import configure
+from pyro_nbvae.study.evaluation import METRICS
+from pyro_nbvae.study.tables import TABLES
+from pyro_nbvae.study.variants import KINDS, VARIANTS
+
+GRID = torch.cartesian_prod(torch.tensor([0.3, 1.0, 7.0]), torch.linspace(-4, 4, 5), torch.linspace(-3, 3, 4)).double()
+
+
+@pytest.fixture(scope="module")
+def released():
+    """The script, whose variants, metric and table are registered for these tests only."""
+    with ExitStack() as stack:
+        for known in (VARIANTS, KINDS, METRICS, TABLES):
+            stack.enter_context(patch.dict(known))
+        yield importlib.import_module("pyro_nbvae.experiments.released")
+
+
+def test_the_term_of_shared_dispersion_is_a_kl_of_other_distributions(released):
+    """Of NB(r) with success probability p q from one with p, by summing over counts; the counts are drawn at q."""
+    for r, logits, prior_logits in GRID:
+        p, q = torch.sigmoid(prior_logits), torch.sigmoid(logits)
+        other, prior = (NegativeBinomial(r, probs=1 - each) for each in (p * q, p))
+        counts = torch.arange(200_000.0, dtype=torch.float64)
+        log_mass = other.log_prob(counts)
+        expected = (log_mass.exp() * (log_mass - prior.log_prob(counts))).sum()
+        assert float(released.shared_dispersion_term(r, logits, prior_logits)) == pytest.approx(float(expected), 1e-6)
+    r, prior_logits, logits = torch.tensor(2.0), torch.tensor(0.5), torch.tensor([4.0, 8.0, 12.0])
+    values = released.shared_dispersion_term(r, logits, prior_logits)
+    assert values[0] > values[1] > values[2] and values[2] < 1e-4  # while the true KL grows
+    true = torch.distributions.kl_divergence(
+        NegativeBinomial(r, logits=logits), NegativeBinomial(r, logits=prior_logits).expand([3])
+    )
+    assert true[0] < true[1] < true[2]
+
+
+def test_the_term_of_the_rates_is_summed_over_latents(released):
+    for r, logits, prior_logits in GRID:
+        a, b = torch.exp(-logits), torch.exp(-prior_logits)  # rates of the Gammas
+        expected = r * (torch.log(a / b) + b / a - 1)
+        found = released.rates_term(r, logits.expand(5), prior_logits.expand(5))
+        assert found.tolist() == pytest.approx([5 * float(expected)] * 5, rel=1e-9, abs=1e-9)
+
+
+def test_counts_that_are_cut_off(released):
+    """Masses, moments and samples against draws of the two steps: a Gamma rate, and a Poisson of at most 4."""
+    torch.manual_seed(0)
+    number = 200_000
+    r, logits = torch.tensor([0.05, 1.0, 30.0]), torch.tensor([1.0, 0.3, -2.0])
+    q = released.CutOffNegativeBinomial(r, logits=logits)
+    masses = q.masses()
+    assert masses.sum(-1).tolist() == pytest.approx([1.0] * 3)
+    rates = torch.distributions.Gamma(r, torch.exp(-logits)).sample((number,)).clamp(min=1e-30)
+    counts = torch.arange(5.0)
+    given = torch.softmax(torch.distributions.Poisson(rates[..., None]).log_prob(counts), -1).double()
+    error = given.std(0) / math.sqrt(number)
+    assert bool(((masses - given.mean(0)).abs() < 5 * error + 1e-7).all())
+    z = q.sample(torch.Size([number]))
+    share = torch.stack([(z == k).double().mean(0) for k in range(5)], -1)
+    assert bool(((share - masses).abs() < 5 * (masses * (1 - masses) / number).sqrt() + 1e-7).all())
+    assert q.mean.tolist() == pytest.approx((masses * counts).sum(-1).tolist(), rel=1e-6)
+    assert float((q.variance - z.var(0)).abs().max()) < 0.03
+    assert torch.equal(q.log_prob(torch.tensor([2.0])), masses[:, 2].log().float())
+
+
+@pytest.mark.filterwarnings("ignore:a Poisson rate is close to max_count")
+@pytest.mark.parametrize("name", ["DS-C-early", "MC-G-early", "MC-C-early"])
+def test_the_encoder_has_the_gradient_of_its_term(released, name):
+    """The loss without the reconstruction; in MC-G-early the encoder has none."""
+    config = resolve(configure(name, preset="paper", latents=5, decoder="linear", encoder="linear"), (1, 4, 4))
+    model, guide, elbo = build(config, (1, 4, 4))
+    x = torch.rand(3, 1, 4, 4)
+    elbo.differentiable_loss(model, guide, x)  # the first call initialises the networks
+    q, p = guide.posterior(x), model.prior_distribution()
+    assert torch.allclose(q.mean, q.total_count * q.logits.exp()) or name == "MC-G-early"
+    elbo.differentiable_loss(model, guide, x)
+    term = elbo.terms[1]
+    expected = released.TERMS[config.vae.estimator.term](p.total_count, q.logits, p.logits.expand_as(q.logits))
+    assert float(term) == pytest.approx(float(expected.sum().detach()), rel=1e-5)
+    assert (float(term) == 0) == (name == "MC-G-early")

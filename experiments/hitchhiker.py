@@ -346,7 +346,7 @@ def table(rows: pd.DataFrame) -> list[dict[str, object]]:
             line: dict[str, object] = {"counts": name, "gradient": way}
             temperature = each["temperature"].iloc[0]
             line["temperature"] = "" if math.isnan(temperature) else f"{temperature:g}"
-            for key, heading in (("elbo", "ELBO"), ("cll", "log p(x|true z)"), ("hll", "log q(true z|x)")):
+            for key, heading in (("elbo", "ELBO"), ("cll", "CLL"), ("hll", "HLL")):
                 line[heading] = f"{each[key].mean():.2f} ± {each[key].std():.2f}"
             if way != "integer" and "integer" in of_task.index.get_level_values("way"):
                 gain = of_task.loc["integer"]["elbo"] - each["elbo"]
@@ -380,8 +380,8 @@ def main(
     caption = (
         f"Held-out nats per observation after {EPOCHS} epochs; {HELD_OUT} test observations; ± is the standard "
         f"deviation over {len(SEEDS)} seeds of the fits. *integer is ahead by*: in ELBO, paired by seed, ± standard "
-        "error. Relaxations are at the temperature of the best mean ELBO on validation data. Fano factors: range over "
-        "observations and units."
+        "error. Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x given "
+        "the true z) and log q(true z given x). Fano factors of the posterior: range over observations and units."
     )
     print(write_page(out / "hitchhiker.md", table(rows), caption, "python -m experiments.hitchhiker"))
 

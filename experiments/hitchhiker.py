@@ -380,8 +380,8 @@ def main(
     caption = (
         f"Held-out nats per observation after {EPOCHS} epochs; {HELD_OUT} test observations; ± is the standard "
         f"deviation over {len(SEEDS)} seeds of the fits. *integer is ahead by*: in ELBO, paired by seed, ± standard "
-        "error. Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x given "
-        "the true z) and log q(true z given x). Fano factors of the posterior: range over observations and units."
+        "error. Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x | z) "
+        "and log q(z | x) at the true z. Fano factors of the posterior: range over observations and units."
     )
     print(write_page(out / "hitchhiker.md", table(rows), caption, "python -m experiments.hitchhiker"))
 

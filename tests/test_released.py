@@ -5,14 +5,18 @@ import math
 from contextlib import ExitStack
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from pyro_nbvae.distributions import NegativeBinomial
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.evaluation import METRICS
-from pyro_nbvae.study.tables import TABLES
+from pyro_nbvae.study.scales import Reproduction
+from pyro_nbvae.study.tables import TABLES, cells
 from pyro_nbvae.study.variants import KINDS, VARIANTS
 
 GRID = torch.cartesian_prod(torch.tensor([0.3, 1.0, 7.0]), torch.linspace(-4, 4, 5), torch.linspace(-3, 3, 4)).double()
@@ -89,3 +93,22 @@ def test_the_encoder_has_the_gradient_of_its_term(released, name):
     expected = released.TERMS[config.vae.estimator.term](p.total_count, q.logits, p.logits.expand_as(q.logits))
     assert float(term) == pytest.approx(float(expected.sum().detach()), rel=1e-5)
     assert (float(term) == 0) == (name == "MC-G-early")
+
+
+def test_code_length_is_drawn_of_the_logs_that_are_there(released, tmp_path):
+    code_length = importlib.import_module("pyro_nbvae.experiments.code_length")
+    with pytest.raises(InputError, match="no runs of cifar16 in"):
+        code_length.main(str(tmp_path))
+    chosen = {"full": ("main", "P-VAE"), "paper": ("released", "DS-C-early")}
+    for scale, (table, variant) in chosen.items():
+        options = Reproduction(scale=scale, data=("cifar16",), variants=(variant,), seeds=(0,), out=str(tmp_path))
+        (cell,) = cells(TABLES[table], options)
+        cell.folder.mkdir(parents=True)
+        log = {"epoch": range(1, 11), "test_kl": range(60, 160, 10), "test_ssim": 0.5, "test_mse": 0.01}
+        pd.DataFrame(log).to_csv(cell.folder / "log.csv")
+    logs = code_length.curves(str(tmp_path), 0)
+    assert list(logs) == ["P-VAE", "DS-C-early"]
+    assert list(logs["P-VAE"].index) == [1, 2, 3, 4, 5, 8, 10] and logs["P-VAE"]["test_kl"][10] == 150
+    code_length.main(str(tmp_path), tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert min(picture.size) > 200

@@ -5,7 +5,7 @@ Until 2026-11-30 ``cifar16`` was the mean of squares of 2x2 pixels, and beta did
 
 from typing import Any
 
-from pyro_nbvae.experiments import IMAGES, UNITS
+from pyro_nbvae.experiments import IMAGES, UNITS, precision, relaxation
 from pyro_nbvae.experiments.priors import JOINT
 from pyro_nbvae.study.report import run_script
 from pyro_nbvae.study.tables import Table, register_table
@@ -14,9 +14,18 @@ from pyro_nbvae.study.variants import VARIANTS
 
 
 def _before(base: Any) -> dict[str, dict[str, Any]]:
-    beta = {"beta": 4 * options(base)["beta"]}
-    joint = {kind: {**beta, "prior": kind} for kind in JOINT if base.variant in ("CMP", "GS-VAE")}
-    return {"": beta, **joint}
+    beta, latents, clip = (options(base)[name] for name in ("beta", "latents", "clip"))
+    before: dict[str, Any] = {"beta": 4 * beta}
+    if clip == beta * latents:  # the unit of the released loss
+        before["clip"] = 4 * clip
+    others: dict[str, dict[str, Any]] = {"": {}}
+    if base.variant in ("CMP", "GS-VAE"):
+        others |= {kind: {"prior": kind} for kind in JOINT}
+    if base.variant in precision.VARIANTS and not base.training.mixed_precision:
+        others["bfloat16"] = {"mixed_precision": True}
+    if base.variant in relaxation.ARRIVALS and base.relaxation.temperature_start != 1:
+        others["annealed from 1"] = {"temperature_start": 1.0}
+    return {name: {**before, **changes} for name, changes in others.items()}
 
 
 TABLE = Table(

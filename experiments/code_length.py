@@ -5,6 +5,7 @@ scale ``full``, and of the losses in ``released.py`` at scale ``paper``. Values 
 drawn as lines.
 """
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -29,13 +30,11 @@ def curves(out: str, seed: int) -> dict[str, pd.DataFrame]:
     found = {}
     for cell in (*cells(of_main.TABLE, own), *cells(released.TABLE, early)):
         if (path := cell.folder / "log.csv").exists():
-            log = pd.read_csv(path).set_index("epoch")
-            chosen, epoch = [], 1.0
-            while epoch < len(log):
-                chosen.append(round(epoch))
-                epoch *= GROWTH
-            found[cell.label] = log.loc[sorted({*chosen, len(log)})]
-    return found
+            log = pd.read_csv(path)
+            number = math.floor(math.log(max(1, len(log)), GROWTH)) + 1
+            rows = {min(len(log), round(GROWTH**k)) - 1 for k in range(number)} | {len(log) - 1}
+            found[cell.label] = log.iloc[sorted(rows)] if len(log) else log
+    return {label: log for label, log in found.items() if len(log)}
 
 
 def main(out: str = "runs/reproduce", path: Path = Path("docs/code_length.png"), seed: int = 0) -> None:

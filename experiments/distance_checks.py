@@ -1,6 +1,6 @@
 """Check that FID-c and KID-c increase for held-out images with more and more blur or noise, and for an untrained model.
 
-python -m experiments.distance_checks --data mnist fashion_mnist cifar16 celeba64    a few minutes on two cores
+python -m experiments.distance_checks --data mnist fashion_mnist cifar16-blocks celeba64    a few minutes on two cores
 
 The table is written to ``results/distance_checks.md``.
 """

@@ -10,7 +10,7 @@ another count. What takes the place of the KL is of other distributions:
 
   .. math:: r \left[\log q + \frac{1 - p q}{p q} \log \frac{1 - p q}{1 - p}\right],
 
-  which vanishes as q -> 1, where the mean count grows without bound: nothing holds the code length;
+  which vanishes as q -> 1, where the mean count is largest: nothing limits the code length;
 - ``MC-G-early``, with Gumbel-softmax over the counts 0 to 4, of which evaluations draw one: a term without a gradient
   in the encoder, here 0;
 - ``MC-C-early``, with arrival times: the KL between the Gammas of the rates, in closed form here, *summed* over
@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Gamma, kl_divergence
+from torch.distributions import Gamma, kl_divergence, register_kl
 from torch.nn.functional import logsigmoid
 
 from pyro_nbvae.distributions import RelaxedNegativeBinomial
@@ -97,10 +97,14 @@ class EarlyELBO(SiteKL_ELBO):
         return TERMS[self.term](p.total_count, q.logits, p.logits.expand_as(q.logits)).sum(-1)
 
 
+def _counts(like: Tensor) -> Tensor:
+    return torch.arange(MAX_COUNT + 1, device=like.device, dtype=like.dtype)
+
+
 class CutOffNegativeBinomial(RelaxedNegativeBinomial):
     """Counts from 0 to 4: a Poisson conditional on them, with a Gamma-distributed rate.
 
-    A sample is that of a Gumbel race between their log masses. Log masses are sums over 400 values of the log rate.
+    A sample is that of a Gumbel race between their log masses. Masses are sums over 400 values of the log rate.
     """
 
     def _exact(self, shape: Size) -> Tensor:
@@ -110,19 +114,20 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
 
     @staticmethod
     def _log_odds(log_rate: Tensor) -> Tensor:
-        counts = torch.arange(MAX_COUNT + 1.0, device=log_rate.device)
+        counts = _counts(log_rate)
         return counts * log_rate[..., None] - torch.lgamma(counts + 1)
 
     def masses(self) -> Tensor:
         """Return the masses, of the batch shape and 5 counts."""
         r, logits = (each.double() for each in self._parameters)
-        end = torch.log(r + 10 * r.sqrt() + 30)
-        found, step = torch.zeros(*r.shape, MAX_COUNT + 1, dtype=torch.float64), (end + 20) / 400
+        start = torch.maximum(r.log() - 20 / r.sqrt(), torch.full_like(r, -20.0))
+        step = (torch.log(r + 10 * r.sqrt() + 30).minimum(r.log() + 20 / r.sqrt()) - start) / 400
+        found = torch.zeros(*r.shape, MAX_COUNT + 1, dtype=torch.float64, device=r.device)
         for node in range(400):
-            log_g = node * step - 20
+            log_g = start + (node + 0.5) * step
             weight = step * torch.exp(r * log_g - log_g.exp() - torch.lgamma(r))
             found += weight[..., None] * torch.softmax(self._log_odds(log_g + logits), -1)
-        found[..., 0] += 1 - found.sum(-1)  # of smaller rates
+        found[..., 0] += torch.special.gammainc(r, start.exp())  # of smaller rates
         return found.clamp(min=1e-300)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
         return masses.gather(-1, value[..., None].long()).squeeze(-1).log().to(self.dtype)
 
     def _moment(self, power: int) -> Tensor:
-        return (self.masses() * torch.arange(MAX_COUNT + 1.0) ** power).sum(-1)
+        return (self.masses() * _counts(self.total_count) ** power).sum(-1)
 
     @property
     def mean(self) -> Tensor:
@@ -140,6 +145,12 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
     @property
     def variance(self) -> Tensor:
         return (self._moment(2) - self._moment(1).square()).to(self.dtype)
+
+
+@register_kl(CutOffNegativeBinomial, CutOffNegativeBinomial)
+def _kl(q: CutOffNegativeBinomial, p: CutOffNegativeBinomial) -> Tensor:
+    masses = q.masses()
+    return (masses * (masses / p.masses()).log()).sum(-1)
 
 
 class EarlyModel(NegativeBinomialModel):

@@ -251,7 +251,7 @@ def reconstructed(model: GenerativeModel, guide: AmortizedGuide, data: Batch, *,
         An iterator over means of the likelihood (B, *event_shape), on the CPU.
 
     Raises:
-        InputError: for observations of the wrong shape or type, or a seed out of range.
+        InputError: for observations of the wrong shape or type.
 
     Example::
 

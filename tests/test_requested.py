@@ -77,7 +77,7 @@ def test_standard_metrics_are_none_where_they_are_not_defined(vectors):
     found = evaluate(vectors, progress=False)
     standard = {name for name, one in METRICS.items() if one.standard}
     none = {name for name in standard if found[name] is None}
-    samples = {name for name in standard if METRICS[name].of == "samples"}
+    of_images = {name for name in standard if METRICS[name].in_features}
     counts = {"fano", "overdispersion", "underdispersed_active_units"}
     spikes = {
         "co_bits_per_spike",
@@ -85,7 +85,7 @@ def test_standard_metrics_are_none_where_they_are_not_defined(vectors):
         "nlb_co_bits",
         "psth_r2",
     }  # without labels and held-out neurons
-    assert none == samples | counts | spikes | {"ssim", "beta", "objective"}
+    assert none == of_images | counts | spikes | {"ssim", "beta", "objective"}
     assert not {"dead_units", "underdispersed_units"} & set(found)
 
 

@@ -418,8 +418,9 @@ def _folds(distribution: Distribution) -> bool:
 
 
 def _is_of_a_package(thing: object) -> bool:
-    """Whether a class or function is of torch, Pyro or this package, and not of a user."""
-    return getattr(thing, "__module__", "torch").split(".")[0] in ("torch", "pyro", "pyro_nbvae")
+    """Whether a class or function is of torch, Pyro or this library, and not of a user or of an experiment."""
+    package, *inside = getattr(thing, "__module__", "torch").split(".")
+    return package in ("torch", "pyro", "pyro_nbvae") and inside[:1] != ["experiments"]
 
 
 def _log_prob_owner(family: Any) -> Any:

@@ -16,7 +16,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import Recording, is_pixels, to_bytes
+from pyro_nbvae.batching import Recording, evenly_spaced, is_pixels, to_bytes
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.likelihoods import CountLikelihood
 from pyro_nbvae.metrics import (
@@ -203,7 +203,7 @@ class Evaluation:
     @cached_property
     def reconstruction_distances(self) -> dict[str, float]:
         """FID and KID between up to 5,000 held-out images and their reconstructions, in each requested feature set."""
-        data = self.data.held_out[:RECONSTRUCTED]
+        data = evenly_spaced(self.data.held_out, RECONSTRUCTED)
         return self._distances(data.x, lambda: reconstructed(self.model, self.guide, data, seed=self.seed))
 
     def _distances(self, real: Tensor, generate: Callable[[], Iterable[Tensor]]) -> dict[str, float]:
@@ -375,8 +375,9 @@ def _no_samples(suffix: str, least: int, e: Evaluation) -> str | None:
 
 
 def _no_reconstructions(suffix: str, e: Evaluation) -> str | None:
-    too_few = None if len(e.data.test) > 1 else "needs 2 held-out images"
-    return _no_features(suffix, e) or _no_mean(e) or too_few
+    images = e.data.held_out
+    whole = None if len(images) > 1 and images.mask is None else "needs 2 held-out images, observed completely"
+    return _no_features(suffix, e) or _no_mean(e) or whole
 
 
 def _no_labels(name: str, e: Evaluation) -> str | None:

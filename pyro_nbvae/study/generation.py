@@ -95,6 +95,7 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Batch, *, 
         >>> reconstructions(model, guide, torch.zeros(4, 5)).shape
         torch.Size([4, 5])
     """
+    check_seed(seed)
     return torch.cat([*sampling.reconstructed(model, guide, x, seed=seed)])
 
 

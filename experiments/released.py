@@ -130,6 +130,12 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
         found[..., 0] += torch.special.gammainc(r, start.exp())  # of smaller rates
         return found.clamp(min=1e-300)
 
+    has_enumerate_support = True
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = _counts(self.total_count).reshape(-1, *(1 for _ in self.batch_shape))
+        return values.expand(-1, *self.batch_shape) if expand else values
+
     def log_prob(self, value: Tensor) -> Tensor:
         value, _ = torch.broadcast_tensors(value, self.total_count)
         masses = self.masses().expand(*value.shape, -1)

@@ -33,7 +33,7 @@ def test_log_masses_are_those_of_the_distributions(family):
 def test_gradients_of_a_square_are_unbiased(family, estimator):
     """Of E[z^2] in the rate: the derivative of variance + mean^2, within 5 standard errors."""
     torch.manual_seed(0)
-    number = 100_000
+    number = 30_000
     one, dispersion = torch.tensor([2.5], requires_grad=True), torch.tensor([0.4])
     q = Counts(family, one, dispersion).distribution()
     (expected,) = torch.autograd.grad((q.variance + q.mean.square()).sum(), one)

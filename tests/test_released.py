@@ -23,7 +23,7 @@ from pyro_nbvae.study.tables import TABLES, cells
 from pyro_nbvae.study.variants import KINDS, VARIANTS
 from pyro_nbvae.vae import evaluating
 
-GRID = torch.cartesian_prod(torch.tensor([0.3, 1.0, 7.0]), torch.linspace(-4, 4, 5), torch.linspace(-3, 3, 4)).double()
+GRID = torch.cartesian_prod(torch.tensor([0.3, 1.0, 7.0]), torch.linspace(-2, 2, 3), torch.linspace(-2, 2, 3)).double()
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_term_of_shared_dispersion_is_a_kl_of_other_distributions(released):
     for r, logits, prior_logits in GRID:
         p, q = torch.sigmoid(prior_logits), torch.sigmoid(logits)
         other, prior = (NegativeBinomial(r, probs=1 - each) for each in (p * q, p))
-        counts = torch.arange(200_000.0, dtype=torch.float64)
+        counts = torch.arange(20_000.0, dtype=torch.float64)
         log_mass = other.log_prob(counts)
         expected = (log_mass.exp() * (log_mass - prior.log_prob(counts))).sum()
         assert float(released.shared_dispersion_term(r, logits, prior_logits)) == pytest.approx(float(expected), 1e-6)
@@ -64,7 +64,7 @@ def test_the_term_of_the_rates_is_summed_over_latents(released):
 def test_counts_that_are_cut_off(released):
     """Masses, moments and samples against draws of the two steps: a Gamma rate, and a Poisson of at most 4."""
     torch.manual_seed(0)
-    number = 200_000
+    number = 50_000
     r, logits = torch.tensor([0.05, 1.0, 30.0, 3e3, 1e5]), torch.tensor([1.0, 0.3, -2.0, -7.6, -11.0])
     q = released.CutOffNegativeBinomial(r, logits=logits)
     masses = q.masses()
@@ -92,7 +92,7 @@ def uncut(q):
 
 @pytest.mark.filterwarnings("ignore:a Poisson rate is close to max_count")
 def test_metrics_of_counts_that_are_cut_off_are_theirs(released):
-    """The KL is that of the masses, and the information is an estimate from samples, not that of counts above 4."""
+    """KL, Fano factor and information are those of the masses."""
     config = resolve(configure("MC-G-early", latents=3, decoder="linear", encoder="linear"), (1, 4, 4))
     model, guide, _ = build(config, (1, 4, 4))
     x = torch.rand(40, 1, 4, 4)
@@ -107,7 +107,7 @@ def test_metrics_of_counts_that_are_cut_off_are_theirs(released):
     assert found.kl == pytest.approx(float((q * (q / p).log()).sum((-1, -2)).mean()), rel=1e-6)
     assert found.fano == pytest.approx(fano, rel=1e-4)
     aggregate = q.mean(0)
-    assert found.information == pytest.approx(float((q * (q / aggregate).log()).sum(-1).mean(0).sum()), abs=0.1)
+    assert found.information == pytest.approx(float((q * (q / aggregate).log()).sum(-1).mean(0).sum()), rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:a Poisson rate is close to max_count")

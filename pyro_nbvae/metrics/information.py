@@ -100,6 +100,12 @@ def _units(q: TorchDistribution) -> Distribution:
 def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
     """Return the information of each unit as a sum, nan if it has too many points; an empty list for other families."""
     q = posteriors[0]
+    if q.has_enumerate_support:
+        try:
+            parts = [each.log_prob(each.enumerate_support(expand=False)).flatten(2) for each in posteriors]
+        except NotImplementedError:  # a Binomial whose total_count differs between elements
+            return []
+        return [_of_log_masses([part]) for part in double(torch.cat(parts, 1)).unbind(2)]
     if has_own_log_prob(q):
         return []
     if isinstance(q, Counted):
@@ -118,12 +124,6 @@ def _summed(posteriors: Sequence[Distribution]) -> list[Tensor]:
                 first, last = float((loc - sides * scale).min()), float((loc + sides * scale).max())
                 found.append(_on_points(first, last, float(scale.min()) / points, log_density, (loc, scale)))
             return found
-    if q.has_enumerate_support:
-        try:
-            parts = [each.log_prob(each.enumerate_support(expand=False)).flatten(2) for each in posteriors]
-        except NotImplementedError:  # a Binomial whose total_count differs between elements
-            return []
-        return [_of_log_masses([part]) for part in double(torch.cat(parts, 1)).unbind(2)]
     return []
 
 

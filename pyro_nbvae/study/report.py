@@ -27,8 +27,8 @@ _PAGE = """# Results
 Written by `nbvae reproduce --report` from the rows in `results/`, with the settings of `--preset published` and the
 training budgets of the scales; only scale `paper` has the schedules and the 200 epochs of the paper. Mean ± standard
 deviation over the seeds; in bold the best mean of a column. Columns *paper*: the values that the paper reports.
-Metrics are of held-out observations with integer counts; FID and KID compare images generated from the prior with all
-training images.
+Metrics are of held-out observations with integer counts. FID and KID compare images generated from the prior with all
+training images; rFID compares up to 5,000 held-out images with their reconstructions.
 """
 _DECIDED = f"""
 ## What the rows decide

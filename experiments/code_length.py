@@ -55,7 +55,7 @@ def main(out: str = "runs/reproduce", path: Path = Path("docs/code_length.png"),
         own = {name: (list(log["test_kl"]), list(log[column])) for name, log in logs.items()}
         return Panel({**own, **more}, "true KL, nats per image", label, "log")
 
-    panels = [panel("test_ssim", "SSIM of reconstructions", lines), panel("test_mse", "squared error per element", {})]
+    panels = [panel("test_mse", "squared error per element", {}), panel("test_ssim", "SSIM of reconstructions", lines)]
     plot_curves(panels, path, title="CIFAR16, held-out images, over the epochs of training")
     print(path)
 

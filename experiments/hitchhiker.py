@@ -395,9 +395,9 @@ def main(
     caption = (
         f"Held-out nats per observation after {EPOCHS} epochs; {HELD_OUT} test observations; ± is the standard "
         f"deviation over {len(SEEDS)} seeds of the fits. Differences of ELBOs are paired by seed, ± standard error. "
-        "Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x | z) and log "
-        "q(z | x) at the true z. Fano factors of the posterior: range over observations and units, mean over seeds. On "
-        "the COM-Poisson tasks, arrival times have Poisson latents in training."
+        "Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x | z) and "
+        "log q(z | x) at the true z. Fano factors of the posterior: range over observations and units, mean over "
+        "seeds. On the COM-Poisson tasks, arrival times have Poisson latents in training."
     )
     print(write_page(out / "hitchhiker.md", table(rows), caption, "python -m experiments.hitchhiker"))
 

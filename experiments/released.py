@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -51,8 +52,8 @@ from pyro_nbvae.study.tree import (
 )
 from pyro_nbvae.study.variants import register_variant
 
-# The encoder's logits are within these bounds; largest count of Gumbel-softmax.
-LOGIT, MAX_COUNT = 5.0, 4
+# The encoder's logits are within these bounds; largest count of Gumbel-softmax; number of log rates in a sum.
+LOGIT, MAX_COUNT, NODES = 5.0, 4, 160
 
 
 def shared_dispersion_term(r: Tensor, logits: Tensor, prior_logits: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def _counts(like: Tensor) -> Tensor:
 class CutOffNegativeBinomial(RelaxedNegativeBinomial):
     """Counts from 0 to 4: a Poisson conditional on them, with a Gamma-distributed rate.
 
-    A sample is that of a Gumbel race between their log masses. Masses are sums over 400 values of the log rate.
+    A sample is that of a Gumbel race between their log masses. Masses are sums over 160 values of the log rate.
     """
 
     def _exact(self, shape: Size) -> Tensor:
@@ -117,18 +118,28 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
         counts = _counts(log_rate)
         return counts * log_rate[..., None] - torch.lgamma(counts + 1)
 
+    @cached_property
     def masses(self) -> Tensor:
-        """Return the masses, of the batch shape and 5 counts."""
-        r, logits = (each.double() for each in self._parameters)
+        """Masses, of the batch shape and 5 counts."""
+        r, logits = self._parameters
+        if r.dim() > 1 and r.stride(0) == logits.stride(0) == 0:  # a prior, expanded to a batch
+            return CutOffNegativeBinomial(r[0], logits=logits[0], validate_args=False).masses.expand(*r.shape, -1)
         start = torch.maximum(r.log() - 20 / r.sqrt(), torch.full_like(r, -20.0))
-        step = (torch.log(r + 10 * r.sqrt() + 30).minimum(r.log() + 20 / r.sqrt()) - start) / 400
-        found = torch.zeros(*r.shape, MAX_COUNT + 1, dtype=torch.float64, device=r.device)
-        for node in range(400):
+        end = torch.log(r + 10 * r.sqrt() + 30).minimum(r.log() + 20 / r.sqrt())
+        step, log_gamma = (end - start) / NODES, torch.lgamma(r)
+        found = [torch.zeros_like(r) for _ in range(MAX_COUNT + 1)]
+        for node in range(NODES):
             log_g = start + (node + 0.5) * step
-            weight = step * torch.exp(r * log_g - log_g.exp() - torch.lgamma(r))
-            found += weight[..., None] * torch.softmax(self._log_odds(log_g + logits), -1)
-        found[..., 0] += torch.special.gammainc(r, start.exp())  # of smaller rates
-        return found.clamp(min=1e-300)
+            rate = torch.exp(log_g + logits)
+            powers = [torch.ones_like(rate)]
+            for count in range(1, MAX_COUNT + 1):
+                powers.append(powers[-1] * rate / count)
+            weight = step * torch.exp(r * log_g - log_g.exp() - log_gamma) / sum(powers)
+            for total, power in zip(found, powers, strict=True):
+                total.addcmul_(weight, power)
+        found[0] += torch.special.gammainc(r, start.exp())  # of smaller rates
+        masses = torch.stack(found, -1)
+        return (masses / masses.sum(-1, keepdim=True)).double().clamp(min=1e-300)
 
     has_enumerate_support = True
 
@@ -138,11 +149,11 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
 
     def log_prob(self, value: Tensor) -> Tensor:
         value, _ = torch.broadcast_tensors(value, self.total_count)
-        masses = self.masses().expand(*value.shape, -1)
+        masses = self.masses.expand(*value.shape, -1)
         return masses.gather(-1, value[..., None].long()).squeeze(-1).log().to(self.dtype)
 
     def _moment(self, power: int) -> Tensor:
-        return (self.masses() * _counts(self.total_count) ** power).sum(-1)
+        return (self.masses * _counts(self.total_count) ** power).sum(-1)
 
     @property
     def mean(self) -> Tensor:
@@ -155,8 +166,8 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
 
 @register_kl(CutOffNegativeBinomial, CutOffNegativeBinomial)
 def _kl(q: CutOffNegativeBinomial, p: CutOffNegativeBinomial) -> Tensor:
-    masses = q.masses()
-    return (masses * (masses / p.masses()).log()).sum(-1)
+    masses = q.masses
+    return (masses * (masses / p.masses).log()).sum(-1)
 
 
 class EarlyModel(NegativeBinomialModel):

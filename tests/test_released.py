@@ -67,7 +67,7 @@ def test_counts_that_are_cut_off(released):
     number = 50_000
     r, logits = torch.tensor([0.05, 1.0, 30.0, 3e3, 1e5]), torch.tensor([1.0, 0.3, -2.0, -7.6, -11.0])
     q = released.CutOffNegativeBinomial(r, logits=logits)
-    masses = q.masses()
+    masses = q.masses
     assert masses.sum(-1).tolist() == pytest.approx([1.0] * 5)
     rates = torch.distributions.Gamma(r, torch.exp(-logits)).sample((number,)).clamp(min=1e-30)
     counts = torch.arange(5.0)
@@ -81,7 +81,7 @@ def test_counts_that_are_cut_off(released):
     assert float((q.variance - z.var(0)).abs().max()) < 0.03
     assert torch.equal(q.log_prob(torch.tensor([2.0])), masses[:, 2].log().float())
     p = released.CutOffNegativeBinomial(torch.ones(5), logits=torch.zeros(5))
-    kl = (masses * (masses / p.masses()).log()).sum(-1)
+    kl = (masses * (masses / p.masses).log()).sum(-1)
     assert torch.allclose(registered_kl(q, p), kl) and bool((kl < registered_kl(uncut(q), uncut(p))).all())
 
 
@@ -102,7 +102,7 @@ def test_metrics_of_counts_that_are_cut_off_are_theirs(released):
     found = held_out(model, guide, x)
     with evaluating(model, guide, 0):
         posterior = guide.posterior(x)
-        q, p = posterior.masses(), model.prior_distribution().masses()
+        q, p = posterior.masses, model.prior_distribution().masses
         fano = float((posterior.variance / posterior.mean).mean())
     assert found.kl == pytest.approx(float((q * (q / p).log()).sum((-1, -2)).mean()), rel=1e-6)
     assert found.fano == pytest.approx(fano, rel=1e-4)

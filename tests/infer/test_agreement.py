@@ -80,7 +80,7 @@ IDS = ["Normal", "DiagonalNormal", "MultivariateNormal", "LowRankMultivariateNor
 def test_autoguides_over_constrained_latents(estimator, program, autoguide):
     guide = autoguide(program)
     guide()
-    agree(estimates(estimator(), program, guide, 250), estimates(Trace_ELBO(), program, guide, 250))
+    agree(estimates(estimator(), program, guide, 120), estimates(Trace_ELBO(), program, guide, 120))
 
 
 @pytest.mark.parametrize("estimator", OURS)
@@ -213,13 +213,13 @@ def test_scale_and_mask_of_one_latent(options, where, estimator):
     model = layers if where == "guide" else scaled(layers, "z", **options)
     guide = top_down if where == "model" else scaled(top_down, "z", **options)
     pyro.set_rng_seed(1)
-    reference = estimates(Trace_ELBO(), model, guide, 350)
-    agree(estimates(estimator(), model, guide, 350), reference)
+    reference = estimates(Trace_ELBO(), model, guide, 150)
+    agree(estimates(estimator(), model, guide, 150), reference)
     if where == "both":
         check_divergence(estimator, model, guide, expected_kl(float(options.get("scale", 0.0))))
     else:
         pyro.set_rng_seed(1)  # on the same noise
-        plain = estimates(Trace_ELBO(), layers, top_down, 350)
+        plain = estimates(Trace_ELBO(), layers, top_down, 150)
         assert abs(float(reference.mean() - plain.mean())) > 0.2, "the case shows nothing"
 
 
@@ -247,7 +247,7 @@ def test_masks_of_distributions(estimator):
 
     for one, other in ((True, False), (False, True), (True, True)):
         pair = program(one), guide_of(other)
-        agree(estimates(estimator(), *pair, 350), estimates(Trace_ELBO(), *pair, 350))
+        agree(estimates(estimator(), *pair, 150), estimates(Trace_ELBO(), *pair, 350))
 
 
 # --- an exact prior --------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ scale ``full``, and of the losses in ``released.py`` at scale ``paper``. Values 
 drawn as lines.
 """
 
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +18,8 @@ from pyro_nbvae.study.scales import Reproduction
 from pyro_nbvae.study.tables import cells
 
 DATA, SHOWN = "cifar16", ("P-VAE", "DS-C", "MC-C", "MC-G", "CMP", "G-VAE")
-# The next point of a curve is after so many times more epochs.
-GROWTH = 1.4
+# Epochs at which a curve has points, besides the last one: each 1.4 times the one before.
+SHOWN_EPOCHS = {round(1.4**k) for k in range(40)}
 
 
 def curves(out: str, seed: int) -> dict[str, pd.DataFrame]:
@@ -31,10 +30,9 @@ def curves(out: str, seed: int) -> dict[str, pd.DataFrame]:
     for cell in (*cells(of_main.TABLE, own), *cells(released.TABLE, early)):
         if (path := cell.folder / "log.csv").exists():
             log = pd.read_csv(path)
-            number = math.floor(math.log(max(1, len(log)), GROWTH)) + 1
-            rows = {min(len(log), round(GROWTH**k)) - 1 for k in range(number)} | {len(log) - 1}
-            found[cell.label] = log.iloc[sorted(rows)] if len(log) else log
-    return {label: log for label, log in found.items() if len(log)}
+            if len(log):
+                found[cell.label] = log[log["epoch"].isin(SHOWN_EPOCHS) | (log["epoch"] == len(log))]
+    return found
 
 
 def main(out: str = "runs/reproduce", path: Path = Path("docs/code_length.png"), seed: int = 0) -> None:

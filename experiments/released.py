@@ -110,13 +110,9 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
 
     def _exact(self, shape: Size) -> Tensor:
         r, logits = self.gamma_poisson(shape)
-        race = self._log_odds(log_standard_gamma(r) + logits)
+        log_rate, counts = log_standard_gamma(r) + logits, _counts(r)
+        race = counts * log_rate[..., None] - torch.lgamma(counts + 1)
         return torch.distributions.Categorical(logits=race).sample().to(self.dtype)
-
-    @staticmethod
-    def _log_odds(log_rate: Tensor) -> Tensor:
-        counts = _counts(log_rate)
-        return counts * log_rate[..., None] - torch.lgamma(counts + 1)
 
     @cached_property
     def masses(self) -> Tensor:
@@ -247,12 +243,7 @@ TABLE = Table(
     variants=(*VARIANTS, "P-VAE", "DS-C", "MC-G", "CMP"),
     data=("cifar16",),
     metrics=(*IMAGES, "kl", "elbo", "mean_count", "overdispersion"),
-    paper={
-        (data, metric, label): value
-        for (data, metric), values in main.PAPER.items()
-        for label, value in values.items()
-        if data == "cifar16"
-    },
+    paper={where: value for where, value in main.TABLE.paper.items() if where[0] == "cifar16"},
 )
 register_table(TABLE)
 

@@ -128,47 +128,44 @@ def main(data: str = "mnist") -> None:
         data: name of the data set; its first 512 images are used.
     """
     x = to_floats(load(data).train[:BATCH]).to(device())
+    taken: dict[Any, float] = {}
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        steps = {name: steps_of(name, x, data) for name in progress(list(VARIANTS), "preparing")}
-        cases = {(name, kind): step for name, kinds in steps.items() for kind, step in kinds.items()}
-        cases["exact KL", "alone"] = forward_backward(exact_kl, *parameters())
-        cases["COM-Poisson", "sample"] = forward_backward(com_poisson, *parameters())
-        cases["COM-Poisson", "KL"] = forward_backward(com_poisson_kl, *parameters())
-        small = steps_of("G-VAE", x[:SMALL], data, "linear")
-        cases |= {("linear", kind): small[kind] for kind in ("Pyro", "by hand")}
-        taken = seconds(cases, repeats=9)  # type: ignore[arg-type]
-    rows = []
-    for name, kinds in steps.items():
-        t = {kind: taken[name, kind] for kind in kinds}  # type: ignore[index]
-        rows.append(
-            {
-                "variant": name,
-                "step, ms": round(1e3 * t["Pyro"], 1),
-                "by hand, ms": round(1e3 * t["by hand"], 1) if "by hand" in t else "",
-                "Pyro / by hand": round(t["Pyro"] / t["by hand"], 3) if "by hand" in t else "",
-                "networks alone, ms": round(1e3 * t["networks"], 1),
-                "step / G-VAE's": round(t["Pyro"] / taken["G-VAE", "Pyro"], 3),  # type: ignore[index]
-                "in bfloat16, ms": round(1e3 * t["bfloat16"], 1),
-            }
-        )
-    share = taken["exact KL", "alone"] / taken["DS-C", "Pyro"]  # type: ignore[index]
-    t = {kind: taken["linear", kind] for kind in ("Pyro", "by hand")}  # type: ignore[index]
-    rows.append(
-        {
-            "variant": f"G-VAE, linear networks, batch {SMALL}",
-            "step, ms": round(1e3 * t["Pyro"], 1),
-            "by hand, ms": round(1e3 * t["by hand"], 1),
-            "Pyro / by hand": round(t["Pyro"] / t["by hand"], 3),
+        for network, batch, repeats in (("linear", SMALL, 25), ("conv", BATCH, 7)):
+            cases: dict[Any, Callable[[], object]] = {}
+            for name in progress(list(VARIANTS), f"preparing {network} networks"):
+                steps = steps_of(name, x[:batch], data, network)
+                cases |= {(network, name, kind): step for kind, step in steps.items()}
+            if network == "conv":
+                cases["exact KL"] = forward_backward(exact_kl, *parameters())
+                cases["COM-Poisson, sample"] = forward_backward(com_poisson, *parameters())
+                cases["COM-Poisson, KL"] = forward_backward(com_poisson_kl, *parameters())
+            taken |= seconds(cases, repeats=repeats)
+
+    def columns(network: str, name: str) -> dict[str, object]:
+        t = {kind: taken.get((network, name, kind)) for kind in ("Pyro", "by hand", "networks", "bfloat16")}
+        assert t["Pyro"] and t["networks"] and t["bfloat16"]
+        return {
+            f"{network}: step, ms": round(1e3 * t["Pyro"], 1),
+            "/ G-VAE's": round(t["Pyro"] / taken[network, "G-VAE", "Pyro"], 2),
+            "/ by hand": round(t["Pyro"] / t["by hand"], 2) if t["by hand"] else "",
+            "networks alone, ms": round(1e3 * t["networks"], 1),
+            "in bfloat16, ms": round(1e3 * t["bfloat16"], 1),
         }
-    )
-    both = taken["COM-Poisson", "sample"] + taken["COM-Poisson", "KL"]  # type: ignore[index]
-    of_step = both / taken["CMP", "Pyro"]  # type: ignore[index]
-    note = f"Training steps on {data}, batch {BATCH}, 256 latents, {RELAXATION}"
+
+    rows = []
+    for name in VARIANTS:
+        linear = columns("linear", name)
+        renamed = {f"linear {key}" if key[0] == "/" else key: value for key, value in list(linear.items())[:3]}
+        rows.append({"variant": name, **columns("conv", name), **renamed})
+    share = taken["exact KL"] / taken["conv", "DS-C", "Pyro"]
+    both = taken["COM-Poisson, sample"] + taken["COM-Poisson, KL"]
+    of_step = both / taken["conv", "CMP", "Pyro"]
     report(
         "step",
         rows,
-        f"{note}; the exact KL alone, forward and backward, takes {share:.1%} of DS-C's "
-        f"step, a COM-Poisson's sample and KL {1e3 * both:.0f} ms, {of_step:.1%} of CMP's",
+        f"Training steps on {data}, 256 latents, {RELAXATION}; batch {BATCH} with convolutional networks, {SMALL} with "
+        f"linear ones; the exact KL alone, forward and backward, takes {share:.1%} of DS-C's step, a COM-Poisson's "
+        f"sample and KL {1e3 * both:.0f} ms, {of_step:.1%} of CMP's",
     )
 
 

@@ -338,9 +338,10 @@ class GenerativeModel(_Program):
             self.likelihood.observations = len(data)
 
     def _initialize(self, data: Recording, again: bool) -> None:
+        likelihood = self.likelihood
         initialize(self.decoder, data, again=again)
-        if isinstance(self.likelihood, nn.Module):
-            initialize(self.likelihood, data, again=again)
+        if isinstance(likelihood, nn.Module):
+            initialize(likelihood, data, again=again)
 
     @property
     def device(self) -> torch.device:
@@ -548,11 +549,12 @@ class GenerativeModel(_Program):
 
     def _parameter_prior(self, size: int) -> None:
         """Add the likelihood's prior of its parameters, once for all data, of which a batch is a part."""
-        if not isinstance(self.likelihood, Likelihood):
+        likelihood = self.likelihood
+        if not isinstance(likelihood, Likelihood):
             return
-        log_prior = self.likelihood.log_prior()
+        log_prior = likelihood.log_prior()
         if log_prior is not None:
-            share = 1.0 if self.data_size else size / max(size, self.likelihood.observations)
+            share = 1.0 if self.data_size else size / max(size, likelihood.observations)
             pyro.factor(PARAMETER_PRIOR, share * log_prior)
 
     @torch.no_grad()
@@ -821,8 +823,9 @@ class AmortizedGuide(_Program):
         data = Recording(x, mask, exposure, covariates)
         self._check_covariates(covariates)
         if self._trains():
-            _check_batch(x, self.event_shape, self.encoder)
-            initialize(self.encoder, self._read(data), again=False)
+            encoder = self.encoder
+            _check_batch(x, self.event_shape, encoder)
+            initialize(encoder, self._read(data), again=False)
         with self.relaxed(followed(self, x)) if torch.jit.is_tracing() else nullcontext():
             posterior = self.posterior(x, **data.given)
         with _batch_plate(self.data_size, len(x), x.device):

@@ -16,7 +16,7 @@ from pyro_nbvae.metrics.features import Features
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-# KID is an average over KID_SUBSETS pairs of subsets of KID_SUBSET_SIZE images (the defaults of torchmetrics). The
+# KID is an average over pairs of subsets of KID_SUBSET_SIZE images (both numbers are defaults of torchmetrics). The
 # subsets of the real images are drawn from KID_REAL of them.
 KID_SUBSETS, KID_SUBSET_SIZE, KID_REAL = 100, 1000, 10_000
 
@@ -77,6 +77,7 @@ def distances(
     real: Tensor | Mapping[str, Any],
     generated: Tensor | Iterable[Tensor],
     *,
+    kid_subsets: int = KID_SUBSETS,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
@@ -92,11 +93,12 @@ def distances(
         features: features of the images; their ``suffix`` is appended to the names in the result.
         real: the reference images, or their :func:`reference_statistics`.
         generated: the images to evaluate, at least 2, as one tensor or in batches; only their features are stored.
-        seed: random seed of the subsets for KID.
+        kid_subsets: number of pairs of subsets for KID; 0 omits KID, which takes longer than FID.
+        seed: random seed of the subsets.
         progress: show a progress bar.
 
     Returns:
-        ``fid``, and ``kid`` and ``kid_std``, the mean and standard deviation over 100 subsets of up to 1,000 images.
+        ``fid``, and ``kid`` and ``kid_std``, the mean and standard deviation over the subsets of up to 1,000 images.
         ``kid_std`` is omitted if there are fewer than twice as many images as in a subset: the subsets then overlap.
 
     Raises:
@@ -112,28 +114,29 @@ def distances(
         >>> sorted(found), found["fid_c"] > 0
         (['fid_c', 'kid_c'], True)
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
     reference = reference_statistics(features, real, progress=progress) if isinstance(real, Tensor) else real
     extracted = _extract(features, generated, "generated images", progress)
     frechet = _frechet(features)
     frechet.load_state_dict(reference["fid"])
     frechet.update(extracted, real=False)
     results = {"fid": float(frechet.compute())}
-    fewest = min(len(extracted), len(reference["kid"]))
+    if kid_subsets:
+        results |= _kernel_distance(features, reference["kid"], extracted, kid_subsets, seed)
+    return {f"{name}{features.suffix}": value for name, value in results.items()}
+
+
+def _kernel_distance(features: Features, real: Tensor, generated: Tensor, subsets: int, seed: int) -> dict[str, float]:
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    fewest = min(len(generated), len(real))
     size = min(KID_SUBSET_SIZE, fewest)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features")  # which is intended
-        kernel = KernelInceptionDistance(
-            feature=_Identity(features.num_features), subsets=KID_SUBSETS, subset_size=size
-        )
-    device = next(features.parameters()).device  # 300 products of matrices of 1,000 rows are quick on a GPU
-    kernel.update(reference["kid"].to(device), real=True)
-    kernel.update(extracted.to(device), real=False)
+        kernel = KernelInceptionDistance(feature=_Identity(features.num_features), subsets=subsets, subset_size=size)
+    device = next(features.parameters()).device  # products of matrices of 1,000 rows are quick on a GPU
+    kernel.update(real.to(device), real=True)
+    kernel.update(generated.to(device), real=False)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        kid, std = kernel.compute()
-    results["kid"] = float(kid)
-    if 2 * size <= fewest:
-        results["kid_std"] = float(std)
-    return {f"{name}{features.suffix}": value for name, value in results.items()}
+        mean, std = kernel.compute()
+    return {"kid": float(mean)} | ({"kid_std": float(std)} if 2 * size <= fewest else {})

@@ -202,17 +202,19 @@ class Evaluation:
 
     @cached_property
     def reconstruction_distances(self) -> dict[str, float]:
-        """FID and KID between up to 5,000 held-out images and their reconstructions, in each requested feature set."""
+        """FID between up to 5,000 held-out images and their reconstructions, in each requested feature set."""
         data = evenly_spaced(self.data.held_out, RECONSTRUCTED)
-        return self._distances(data.x, lambda: reconstructed(self.model, self.guide, data, seed=self.seed))
+        return self._distances(
+            data.x, lambda: reconstructed(self.model, self.guide, data, seed=self.seed), kid_subsets=0
+        )
 
-    def _distances(self, real: Tensor, generate: Callable[[], Iterable[Tensor]]) -> dict[str, float]:
+    def _distances(self, real: Tensor, generate: Callable[[], Iterable[Tensor]], **options: int) -> dict[str, float]:
         bytes_of = partial(to_bytes, limits=self.data.limits)
         real = real if is_pixels(real) else bytes_of(real)
         values: dict[str, float] = {}
         for network in self.networks.values():  # generated again for each network, to save memory
             generated = map(bytes_of, generate())
-            values |= distances(network, real, generated, seed=self.seed, progress=self.progress)
+            values |= distances(network, real, generated, seed=self.seed, progress=self.progress, **options)
         return values
 
     @cached_property

@@ -110,14 +110,14 @@ def build_features(
 
 
 def distances(
-    features: Features, real: Tensor, generated: Tensor | Iterable[Tensor], *, seed: int = 0, progress: bool = False
+    features: Features, real: Tensor, generated: Tensor | Iterable[Tensor], *, progress: bool = False, **options: int
 ) -> dict[str, float]:
     """Compute FID and KID as :func:`pyro_nbvae.metrics.distances`, with the statistics of the real images cached.
 
-    The cache is keyed by the pixels and by the weights of the features.
+    The options are the same. The cache is keyed by the pixels and by the weights of the features.
     """
     pixels = hashlib.sha256(real.cpu().contiguous().numpy().tobytes())
     key = hashlib.sha256(f"{pixels.hexdigest()} {tuple(real.shape)} {features.digest} {KID_REAL}".encode())
     name = f"features-{features.network}-{key.hexdigest()[:16]}.pt"
     reference = cached(name, lambda: metrics.reference_statistics(features, real, progress=progress))
-    return metrics.distances(features, reference, generated, seed=seed, progress=progress)
+    return metrics.distances(features, reference, generated, progress=progress, **options)

@@ -1,5 +1,7 @@
 """The relaxations written out plainly, on given noise, against samplers that are not."""
 
+import math
+
 import torch
 
 from pyro_nbvae.distributions.kernels.reference import TAIL
@@ -10,14 +12,14 @@ def close(got, expected):
     torch.testing.assert_close(got.double(), expected.detach(), rtol=2e-5, atol=2e-5)
 
 
-def arrivals(sampler, noise, poisson, indicator, varied, hard):
+def arrivals(sampler, noise, poisson, indicator, varied, hard, largest=60):
     """A kernel ``arrivals`` with its seed given; ``noise(rows, n)`` are the exponentials that it draws next."""
-    n = 150  # of means from 0.1 to 60, dispersions up to 1e4
+    n = 150  # of means from 0.1 to the largest, dispersions up to 1e4
     r = torch.logspace(-1, 4, n, dtype=torch.float64).requires_grad_()
-    log_mean = torch.linspace(-2.3, 4.1, n, dtype=torch.float64)
+    log_mean = torch.linspace(-2.3, math.log(largest), n, dtype=torch.float64)
     logits = (log_mean if poisson else log_mean - r.detach().log()).requires_grad_()
     tau = torch.linspace(0.05, 1.0, n) if varied else torch.full((n,), 0.3)
-    gaps = noise(600, n)
+    gaps = noise(10 * largest, n)
     count = None if poisson else r.detach().float()
     tail = TAIL[indicator]
     z, *derivatives = sampler(tau, count, logits.detach().float(), indicator, hard)

@@ -289,8 +289,8 @@ def test_posteriors_of_regressions_agree_with_quadrature(family):
     pyro.set_rng_seed(1)
     chain = MCMC(
         NUTS(model),
-        num_samples=250,
-        warmup_steps=120,
+        num_samples=150,
+        warmup_steps=100,
         disable_progbar=True,
         initial_params={"a": torch.tensor(4.0), "b": torch.tensor(5.0)},
     )

@@ -7,11 +7,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-Name = Literal["samplers", "kl", "step", "scaling", "contention", "inception", "gpu"]
+Name = Literal["samplers", "kl", "log_mass", "step", "scaling", "contention", "inception", "gpu"]
 
 
 def main(
-    names: Annotated[tuple[Name, ...], tyro.conf.Positional] = ("samplers", "kl", "step", "scaling", "contention"), /
+    names: Annotated[tuple[Name, ...], tyro.conf.Positional] = (
+        "samplers",
+        "kl",
+        "log_mass",
+        "step",
+        "scaling",
+        "contention",
+    ),
+    /,
 ) -> None:
     """Run benchmarks on a quiet machine; each writes its table to ``results/benchmarks``.
 

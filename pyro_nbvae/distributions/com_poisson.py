@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 from pyro_nbvae.distributions.count_distribution import CountDistribution
 from pyro_nbvae.distributions.elementwise import Wanted, double, elementwise
 from pyro_nbvae.distributions.families import com_poisson
-from pyro_nbvae.distributions.kernels import choose
+from pyro_nbvae.distributions.kernels import chosen
 from pyro_nbvae.distributions.kernels.reference import com_poisson_moments
 from pyro_nbvae.distributions.relaxed import Shape, floats
 
@@ -86,16 +86,10 @@ def _flat(gradient: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Te
     return shaped
 
 
-def _by_kernel(name: str) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *arguments: tuple(choose(name, arguments[0])(*arguments))
-
-
 com_poisson_log_lambda = elementwise(
-    "com_poisson_log_lambda", _by_kernel("com_poisson_log_lambda"), _flat(_log_lambda_gradient)
+    "com_poisson_log_lambda", chosen("com_poisson_log_lambda"), _flat(_log_lambda_gradient)
 )
-com_poisson_log_mass = elementwise(
-    "com_poisson_log_mass", _by_kernel("com_poisson_log_mass"), _flat(_log_mass_gradient)
-)
+com_poisson_log_mass = elementwise("com_poisson_log_mass", chosen("com_poisson_log_mass"), _flat(_log_mass_gradient))
 
 
 class MeanConwayMaxwellPoisson(TorchDistribution):

@@ -28,7 +28,7 @@ from torch.distributions import Distribution, Geometric, Poisson, kl_divergence,
 from pyro_nbvae.distributions.count_distribution import CountDistribution
 from pyro_nbvae.distributions.elementwise import elementwise
 from pyro_nbvae.distributions.families import negative_binomial, poisson
-from pyro_nbvae.distributions.kernels import choose, reference
+from pyro_nbvae.distributions.kernels import chosen, reference
 from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
 from pyro_nbvae.distributions.poisson import RelaxedPoisson
 from pyro_nbvae.distributions.relaxed import computed
@@ -41,15 +41,12 @@ from pyro_nbvae.distributions.windows import LogQOverP
 def _by_kernel(name: str) -> Callable[..., Tensor]:
     """Make a differentiable function of a kernel; its second derivatives are those of the reference."""
 
-    def value(*arguments: Tensor) -> tuple[Tensor, ...]:
-        return tuple(choose(name, arguments[0])(*arguments))
-
     def gradient(*arguments_and_wanted: Any) -> tuple[Tensor, ...]:
         arguments = arguments_and_wanted[:-1]
         _, *found = getattr(reference, name)(*(a.reshape(-1) for a in arguments))
         return tuple(part.reshape(arguments[0].shape) for part in found)
 
-    return elementwise(name, value, gradient)
+    return elementwise(name, chosen(name), gradient)
 
 
 _negative_binomial_kl = _by_kernel("negative_binomial_kl")

@@ -12,14 +12,19 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.utils import clamp_probs, lazy_property, logits_to_probs
 
 from pyro_nbvae.distributions.constraints import bounded_logits, dispersion
-from pyro_nbvae.distributions.elementwise import computed_in
+from pyro_nbvae.distributions.elementwise import computed_in, elementwise
 from pyro_nbvae.distributions.families import negative_binomial
+from pyro_nbvae.distributions.kernels import chosen
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.distributions.relaxations.gamma import exact_counts, log_standard_gamma
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, computed, floats, relaxed_counts, required_relaxation
 from pyro_nbvae.distributions.sums import expectation
 from pyro_nbvae.distributions.windows import AtMost, Surprise
+
+negative_binomial_log_mass = elementwise(
+    "negative_binomial_log_mass", chosen("negative_binomial_log_mass"), negative_binomial.log_prob_gradient
+)
 
 
 class _derived_property(lazy_property):
@@ -233,7 +238,7 @@ class NegativeBinomial(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         dtype = torch.promote_types(value.dtype, self.dtype)
-        return negative_binomial.log_prob(value, self.total_count, self._finite_logits).to(dtype)
+        return negative_binomial_log_mass(value, self.total_count, self._finite_logits).to(dtype)
 
 
 class RelaxedNegativeBinomial(RelaxedCount, NegativeBinomial):  # type: ignore[override]

@@ -15,13 +15,11 @@ from torch.nn.functional import logsigmoid, softplus
 
 from pyro_nbvae.distributions.com_poisson import MeanConwayMaxwellPoisson
 from pyro_nbvae.distributions.elementwise import double
-from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
+from pyro_nbvae.distributions.negative_binomial import NegativeBinomial, negative_binomial_log_mass
 from pyro_nbvae.distributions.relaxed import Shape
 
 # Below this output softplus(h) is e^h in float64, of which the logarithm is h.
 _EXPONENTIAL = -37.0
-# From this dispersion on two terms of Stirling's series are exact in float64.
-_LARGE = 1e3
 
 
 def _log_softplus(h: Tensor) -> Tensor:
@@ -41,21 +39,6 @@ def _log_softplus(h: Tensor) -> Tensor:
     h = double(h)
     # clamped to the range where it is used, so that its gradient is finite elsewhere
     return torch.where(h < _EXPONENTIAL, h, softplus(h.clamp(min=_EXPONENTIAL), threshold=40).log())
-
-
-def _log_rising(z: Tensor, log_r: Tensor) -> Tensor:
-    """log of Gamma(z + r) / (Gamma(r) r^z) in float64, by Stirling's series where r is large and log Gamma cancels."""
-    r = log_r.exp()
-    direct = torch.lgamma(z + r) - torch.lgamma(r) - z * log_r
-    large = r.clamp(min=_LARGE)
-    n = z + large
-    series = (n - 0.5) * torch.log1p(z / large) - z + _stirling(n) - _stirling(large)
-    return torch.where(r < _LARGE, direct, series)
-
-
-def _stirling(x: Tensor) -> Tensor:
-    inverse = x.reciprocal()
-    return inverse * (1 / 12 - inverse.square() / 360)
 
 
 class LogitBernoulli(dist.Bernoulli):
@@ -195,12 +178,7 @@ class SoftplusNegativeBinomial(NegativeBinomial):
         if self._validate_args:
             self._validate_sample(value)
         count, log_mean, log_r = double(value), _log_mean(self.h, self.log_factor), double(self.log_total_count)
-        log_mass = (
-            _log_rising(count, log_r)
-            - torch.lgamma(count + 1)
-            + count * log_mean
-            - (count + log_r.exp()) * torch.log1p((log_mean - log_r).exp())
-        )
+        log_mass = negative_binomial_log_mass(count, log_r.exp(), log_mean - log_r)
         return log_mass.to(value.device, torch.promote_types(value.dtype, self.h.dtype))
 
 

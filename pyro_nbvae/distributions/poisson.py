@@ -9,14 +9,17 @@ from pyro.distributions import Poisson
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.distributions.elementwise import full_precision
+from pyro_nbvae.distributions.elementwise import elementwise, full_precision
 from pyro_nbvae.distributions.families import poisson
+from pyro_nbvae.distributions.kernels import chosen
 from pyro_nbvae.distributions.relaxations import Relaxation
 from pyro_nbvae.distributions.relaxations.base import check_relaxation
 from pyro_nbvae.distributions.relaxations.gamma import exact_counts
 from pyro_nbvae.distributions.relaxed import RelaxedCount, Shape, as_floats, computed, relaxed_counts
 from pyro_nbvae.distributions.sums import expectation
 from pyro_nbvae.distributions.windows import Surprise
+
+poisson_log_mass = elementwise("poisson_log_mass", chosen("poisson_log_mass"), poisson.log_prob_gradient)
 
 
 class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
@@ -118,4 +121,4 @@ class RelaxedPoisson(RelaxedCount, Poisson):  # type: ignore[override]
         """
         if self._validate_args:
             self._validate_sample(value)
-        return poisson.log_prob(value, self.rate)
+        return poisson_log_mass(value, self.rate)

@@ -56,6 +56,8 @@ CASES = {
         ((), (), (), NOT_AN_R, (NAN,), NOT_AN_R, (NAN,)),
         1e-5,
     ),
+    "negative_binomial_log_mass": ((COUNTS[0], R, LOGITS), ((NAN,), NOT_AN_R, (NAN,)), 1e-4),
+    "poisson_log_mass": ((COUNTS[0], MEAN), ((NAN,), (-1.0, NAN)), 1e-4),
 }
 EXTREME = {
     "com_poisson_kl": (HUGE, 8.0, 3.0, math.log(0.3 * HUGE)),
@@ -65,6 +67,8 @@ EXTREME = {
     "shared_dispersion_kl": (1e4, math.log(10.0), math.log(12.0)),
     "poisson_kl": (1e5, 1.001e5),
     "negative_binomial_log_q_over_p": (1e5, 1e4, math.log(10.0), 2e3, math.log(40.0)),
+    "negative_binomial_log_mass": (1e5, 1e4, math.log(10.5)),
+    "poisson_log_mass": (1e5, 1.001e5),
 }
 kernels = pytest.mark.parametrize("name", CASES)
 # one program for all elements: the interpreter takes as long for many lanes as for one

@@ -82,6 +82,8 @@ CALLS = {
             "negative_binomial_kl": 4,
             "shared_dispersion_kl": 3,
             "poisson_kl": 2,
+            "negative_binomial_log_mass": 3,
+            "poisson_log_mass": 2,
         }.items()
     },
 }

@@ -23,6 +23,7 @@ def uniform(low, high, *shape):
 
 
 R, R_P, RATE, NU = (uniform(-3, 5).exp(), uniform(-3, 5).exp(), uniform(-4, 5).exp(), uniform(-2, 3).exp())
+COUNT = uniform(-1, 6).exp().round() + torch.where(uniform(0, 1) < 0.3, uniform(0, 1), 0.0)
 LOGITS, LOGITS_P, TAU, U = uniform(-2, 2), uniform(-2, 2), uniform(0.05, 1.0), uniform(0.0, 1.0)
 ROWS = torch.arange(NUMBER) % 7
 PRIOR_R, PRIOR_LOGITS = torch.linspace(0.3, 9, 7, dtype=torch.float64), torch.linspace(-1, 1, 7, dtype=torch.float64)
@@ -78,8 +79,18 @@ CASES = {
             (RATE, NU),
             (BAD_RATE, (-1.0, 0.0, NAN, INF)),
         )
-        for what in ("mean", "variance", "entropy")
+        for what in ("mean", "variance", "entropy", "log_normalizer")
     },
+    "negative binomial, log mass": (
+        lambda place, *own: place.negative_binomial_log_mass(*own),
+        (COUNT, R, LOGITS),
+        ((NAN,), BAD_R, (NAN,)),
+    ),
+    "Poisson, log mass": (
+        lambda place, *own: place.poisson_log_mass(*own),
+        (COUNT, RATE),
+        ((NAN,), (-1.0, NAN)),
+    ),
     "negative binomial, entropy": (
         lambda place, *own: place.negative_binomial_entropy(*own),
         (R, LOGITS),
@@ -135,8 +146,10 @@ EXTREME_R, EXTREME_LOGITS = (1e-20, 1e-3, 7.9, 8.1, 1e6), (-30.0, -3.0, 0.5, 30.
 EXTREMES = {
     **{
         f"com_poisson_{what}": one_by_one((1e-20, 0.5, 3.5, 40.0, 1e3, 1e5), (math.exp(-3), 1.0, math.exp(3)))
-        for what in ("mean", "variance", "entropy")
+        for what in ("mean", "variance", "entropy", "log_normalizer")
     },
+    "negative_binomial_log_mass": one_by_one((0.0, 0.3, 7.0, 1e3, 1e5), EXTREME_R, EXTREME_LOGITS),
+    "poisson_log_mass": one_by_one((0.0, 0.3, 7.0, 4095.0, 4096.0, 1e7), (1e-20, 0.2, 4096.0, 1e7)),
     "com_poisson_kl": one_by_one(
         (1e-20, 0.5, 3.5, 40.0, 1e3, 1e5), (math.exp(-3), 1.0, math.exp(3)), EXTREME_R, EXTREME_LOGITS
     ),

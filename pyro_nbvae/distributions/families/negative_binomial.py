@@ -38,7 +38,8 @@ def _ordinary(r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     return torch.where(other, 1.0, r), torch.where(other, 0.0, logits), zero, wrong
 
 
-def _log_prob_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
+def log_prob_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
+    """Return the log mass of tensors of one shape."""
     lost = logits == torch.inf
     r, logits, zero, wrong = _ordinary(r, logits)
     mean = r * logits.exp()
@@ -53,7 +54,8 @@ def _log_prob_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
     return (value.masked_fill(wrong, torch.nan),)
 
 
-def _log_prob_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
+def log_prob_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
+    """Return the derivative of the log mass in each argument, None where it is not wanted."""
     given_r, given_logits = r, logits
     r, logits, zero, wrong = _ordinary(r, logits)
     mean = r * logits.exp()
@@ -72,7 +74,7 @@ def _log_prob_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> 
     return tuple(None if d is None else d.masked_fill(wrong, torch.nan) for d in (for_z, for_r, for_logits))
 
 
-_log_prob = elementwise("negative_binomial_log_prob", _log_prob_value, _log_prob_gradient)
+_log_prob = elementwise("negative_binomial_log_prob", log_prob_value, log_prob_gradient)
 
 
 def log_prob(z: Tensor, total_count: Tensor, logits: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def log_weight(k: Tensor, r: Tensor, logits: Tensor) -> Tensor:
 def scores(k: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The derivatives of log NB(k; r, l) in r and in l; arguments broadcast, differentiable in both parameters."""
     k, r, logits = torch.broadcast_tensors(k, r, logits)
-    return _log_prob_gradient(k, r, logits, (False, True, True))[1:]  # type: ignore[return-value]
+    return log_prob_gradient(k, r, logits, (False, True, True))[1:]  # type: ignore[return-value]
 
 
 def kernel_parameters(r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,20 +43,22 @@ def _score(z: Tensor, rate: Tensor) -> Tensor:
     return torch.where(none, -1.0, (z - rate) / torch.where(none, 1.0, rate))
 
 
-def _log_prob_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
+def log_prob_value(z: Tensor, rate: Tensor) -> tuple[Tensor]:
+    """Return the log mass of tensors of one shape."""
     none = rate == 0
     value = -_deviance(z, torch.where(none, 1.0, rate)) - omega(z)
     value = torch.where(none, torch.zeros_like(z).masked_fill(z != 0, -torch.inf), value)
     return (value.masked_fill(~(rate >= 0), torch.nan),)
 
 
-def _log_prob_gradient(z: Tensor, rate: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
+def log_prob_gradient(z: Tensor, rate: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
+    """Return the derivative of the log mass in each argument, None where it is not wanted."""
     for_z = torch.log(rate / (1 + z)) - rho(1 + z) if wanted[0] else None
     for_rate = _score(z, rate) if wanted[1] else None
     return tuple(None if d is None else d.masked_fill(~(rate >= 0), torch.nan) for d in (for_z, for_rate))
 
 
-_log_prob = elementwise("poisson_log_prob", _log_prob_value, _log_prob_gradient)
+_log_prob = elementwise("poisson_log_prob", log_prob_value, log_prob_gradient)
 
 
 def log_prob(z: Tensor, rate: Tensor) -> Tensor:

@@ -53,3 +53,8 @@ def choose(name: str, like: Tensor) -> Callable[..., list[Tensor]]:
         return [part.reshape(like.shape) for part in found]
 
     return shaped
+
+
+def chosen(name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """Return the fastest kernel of this name as a function that chooses it for its first argument, at each call."""
+    return lambda *arguments: tuple(choose(name, arguments[0])(*arguments))

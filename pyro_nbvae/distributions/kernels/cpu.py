@@ -37,6 +37,10 @@ _MAX_HALF_WIDTH = 1 << 20
 # log k! of the first counts. Larger ones would lose digits in a difference.
 _LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(1 << 12), 1).astype(np.longdouble))).astype(np.float64)
 _LOGARITHMS = np.log(np.maximum(np.arange(1 << 12), 1).astype(np.float64))
+# omega(k) = log k! - k log k + k, and digamma(k + 1) - log(k + 1), of these counts.
+_COUNTS = np.arange(1 << 12, dtype=np.longdouble)
+_OMEGA = (np.cumsum(np.log(np.maximum(_COUNTS, 1))) - _COUNTS * np.log(np.maximum(_COUNTS, 1)) + _COUNTS).astype(float)
+_RHO = (np.cumsum(1 / np.maximum(_COUNTS, 1)) - 1 - np.longdouble(np.euler_gamma) - np.log(_COUNTS + 1)).astype(float)
 
 
 def _reinterpreted(source: Any, target: Any) -> Any:
@@ -631,12 +635,12 @@ def _higher_sums(weights, log_weights, low):
     return jj, jx, xx, jjj, jjx
 
 
-_MEAN, _VARIANCE, _ENTROPY = range(3)
+_LOG_NORMALIZER, _MEAN, _VARIANCE, _ENTROPY = range(4)
 
 
 @_compile_loop
 def _com_poisson_moments_loop(chunk, rate, nu, value, d_rate, d_nu, what, end):
-    """Loop of :func:`com_poisson_mean`, :func:`com_poisson_variance` and :func:`com_poisson_entropy`."""
+    """Loop of :func:`com_poisson_log_normalizer`, and of the mean, the variance and the entropy."""
     weight, log_weight = np.empty(2 * _MAX_HALF_WIDTH), np.empty(2 * _MAX_HALF_WIDTH)
     for i in range(len(rate)):
         mu, v = np.float64(rate[i]), np.float64(nu[i])
@@ -650,6 +654,12 @@ def _com_poisson_moments_loop(chunk, rate, nu, value, d_rate, d_nu, what, end):
         jj, jx, xx, jjj, jjx = _higher_sums(weights, log_weights, low)
         j, x, jj, jx, xx, jjj, jjx = j / total, x / total, jj / total, jx / total, xx / total, jjj / total, jjx / total
         variance, with_log = jj - j * j, jx - j * x
+        if what == _LOG_NORMALIZER:
+            of_mode = _poisson_log_mass(np.float64(mode), mu)[0]
+            value[i] = math.log(stride * total) + v * of_mode
+            d_rate[i] = ((mode - mu) + stride * j) * v / mu
+            d_nu[i] = of_mode + x
+            continue
         if what == _MEAN:
             value[i] = mode + stride * j
             by_count, by_log = variance * stride, with_log * stride
@@ -1014,13 +1024,85 @@ def _races_loop(chunk, log_rate, temperature, lowest, highest, z, d_log_rate, se
 def _log_gamma_and_digamma(x):
     """Return log Gamma(x) and digamma(x), by Stirling's series above 8 and by the recurrence below."""
     product, harmonic = 1.0, 0.0
-    while x < 8:
-        product *= x
-        harmonic += 1 / x
-        x += 1
+    if x < 8:
+        t = x * (x + 7)  # x (x + 1) ... (x + 7) = t (t + 6) (t + 10) (t + 12)
+        outer, inner = t * (t + 6), (t + 10) * (t + 12)
+        product = outer * inner
+        harmonic = (2 * x + 7) * ((2 * t + 6) * inner + (2 * t + 22) * outer) / product
+        x += 8
     log = math.log(x)
     series, slope = _stirling(1 / x)
     return (x - 0.5) * log - x + 0.9189385332046727 + series - math.log(product), log + slope - harmonic
+
+
+@_compile_loop
+def _omega_and_rho(x):
+    """Return log Gamma(1 + x) - x log x + x, and digamma(x) - log x, for x > 0."""
+    log = math.log(x)
+    if x >= 8:
+        series, slope = _stirling(1 / x)
+        return 0.5 * log + 0.9189385332046727 + series, slope
+    log_gamma, digamma = _log_gamma_and_digamma(x)
+    return (log_gamma + log) - x * log + x, digamma - log
+
+
+@_compile_loop
+def _of_count(k):
+    """Return log Gamma(1 + k) - k log k + k, and digamma(1 + k) - log(1 + k), for a real k >= 0."""
+    if k < len(_OMEGA) and k == math.floor(k):
+        return _OMEGA[int(k)], _RHO[int(k)]
+    return _omega_and_rho(k)[0], _omega_and_rho(1 + k)[1]
+
+
+@_compile_loop
+def _poisson_log_mass(k, rate):
+    """Return the log mass of a real k >= 0, and its derivative in k, for a rate above 0; neither cancels."""
+    over = k - rate
+    log = math.log1p(over / rate) if abs(over) < 0.5 * rate else math.log(k) - math.log(rate)
+    omega, rho = _of_count(k)
+    return over - (k * log if k > 0 else 0.0) - omega, math.log(rate) - math.log1p(k) - rho
+
+
+@_compile_loop
+def _poisson_log_mass_loop(chunk, count, rate, value, d_count, d_rate):
+    for i in range(len(count)):
+        k, mean = np.float64(count[i]), np.float64(rate[i])
+        if not (k >= 0 and 0 <= mean < np.inf):
+            value[i] = -np.inf if k >= 0 and mean == np.inf else np.nan
+            d_count[i] = d_rate[i] = np.nan
+        elif mean == 0:
+            value[i], d_count[i], d_rate[i] = (0.0 if k == 0 else -np.inf), -np.inf, (-1.0 if k == 0 else np.inf)
+        else:
+            value[i], d_count[i] = _poisson_log_mass(k, mean)
+            d_rate[i] = (k - mean) / mean
+
+
+@_compile_loop
+def _negative_binomial_log_mass_loop(chunk, count, r, logits, value, d_count, d_r, d_logits):
+    """Loop of :func:`negative_binomial_log_mass`, in the form of the family's functions, without cancellation."""
+    for i in range(len(count)):
+        k, given_r, given_logit = np.float64(count[i]), np.float64(r[i]), np.float64(logits[i])
+        if not (k >= 0 and 0 <= given_r < np.inf) or np.isnan(given_logit):
+            value[i] = d_count[i] = d_r[i] = d_logits[i] = np.nan
+            continue
+        zero = given_r == 0 or given_logit == -np.inf
+        a, logit = (1.0, 0.0) if zero or given_logit == np.inf else (given_r, given_logit)
+        n, mean, log_mean = a + k, a * math.exp(min(logit, 700.0)), math.log(a) + logit
+        over = (k - mean) / (a + mean)
+        common = math.log1p(over) if abs(over) < 0.5 else math.log(n) - math.log(a + mean)
+        relative = (a / n) * ((k - mean) / mean)  # of k and the mean at which both terms agree
+        log = math.log1p(relative) if abs(relative) < 0.5 else math.log(max(k, 1e-300)) - log_mean - common
+        of_sum, of_a, of_k = _omega_and_rho(n), _omega_and_rho(a), _of_count(k)
+        value[i] = of_sum[0] - of_a[0] - of_k[0] - math.log1p(k / a) - (k * log - a * common)
+        d_count[i] = common + (of_sum[1] - of_k[1]) + (log_mean - math.log1p(k))
+        d_r[i] = common + (of_sum[1] - of_a[1])  # the bracket is 0 at count 0
+        fired = 1 / (1 + math.exp(-min(max(given_logit, -700.0), 700.0)))
+        d_logits[i] = k * (1 / (1 + math.exp(min(max(given_logit, -700.0), 700.0)))) - given_r * fired
+        if zero:
+            value[i] = 0.0 if k == 0 else -np.inf
+            d_r[i] = -_softplus(given_logit)
+        elif given_logit == np.inf:
+            value[i] = -np.inf
 
 
 @_compile_loop
@@ -1202,6 +1284,11 @@ def _moment(what: int, rate: Tensor, nu: Tensor) -> list[Tensor]:
     return found
 
 
+def com_poisson_log_normalizer(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """As :func:`reference.com_poisson_log_normalizer`."""
+    return _moment(_LOG_NORMALIZER, rate, nu)
+
+
 def com_poisson_mean(rate: Tensor, nu: Tensor) -> list[Tensor]:
     """As :func:`reference.com_poisson_mean`."""
     return _moment(_MEAN, rate, nu)
@@ -1231,6 +1318,20 @@ def com_poisson_log_mass(count: Tensor, log_mean: Tensor, log_nu: Tensor) -> lis
     return found
 
 
+def negative_binomial_log_mass(count: Tensor, r: Tensor, logits: Tensor) -> list[Tensor]:
+    """As :func:`reference.negative_binomial_log_mass`."""
+    found = [torch.empty_like(count) for _ in range(4)]
+    in_chunks(_negative_binomial_log_mass_loop, len(count), count, r, logits, *found)
+    return found
+
+
+def poisson_log_mass(count: Tensor, rate: Tensor) -> list[Tensor]:
+    """As :func:`reference.poisson_log_mass`."""
+    found = [torch.empty_like(count) for _ in range(3)]
+    in_chunks(_poisson_log_mass_loop, len(count), count, rate, *found)
+    return found
+
+
 def negative_binomial_entropy(r: Tensor, logits: Tensor) -> list[Tensor]:
     """As :func:`reference.negative_binomial_entropy`."""
     found = [torch.empty_like(r) for _ in range(3)]
@@ -1252,7 +1353,8 @@ def com_poisson_kl_by_table(
         ends = counts.cumsum(0)
         total = int(ends[-1]) if len(ends) else 0
         if total > 16 * len(rate):  # many counts, few elements: the tables would be most of the work
-            return reference.com_poisson_kl_by_table(rate, nu, log_q_over_p, arguments, table_row)
+            own = rate.double(), nu.double(), log_q_over_p, [a.double() for a in arguments], table_row
+            return [part.to(rate.dtype) for part in reference.com_poisson_kl_by_table(*own)]
         starts, row = ends - counts, torch.repeat_interleave(counts)
         k = torch.arange(total) - starts[row]
         tables = [t.expand(total) for t in log_q_over_p.tables(k.double(), *(a.double()[row] for a in arguments))]

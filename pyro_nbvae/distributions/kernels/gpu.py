@@ -311,8 +311,8 @@ def _integers(
 
 
 @triton.jit
-def _log_mass_and_score(k, r, logit):
-    """log NB(k; r, l), in the form of families.negative_binomial, and its derivative in r"""
+def _log_mass_and_scores(k, r, logit):
+    """log NB(k; r, l), in the form of families.negative_binomial, and its derivatives in r and in k"""
     mean = r * tl.exp(logit)
     n = r + k
     apart = tl.div_rn(k - mean, r + mean)  # n / (r + mean) - 1
@@ -324,7 +324,9 @@ def _log_mass_and_score(k, r, logit):
     deviance = k * tl.where(tl.abs(relative) < 0.5, _log1p(near), far) - r * log_n
     log_mass = _omega(n) - _omega(r) - _omega(k) - _log1p(k / r) - deviance
     at_0 = -_softplus(logit)
-    return tl.where(k > 0, log_mass, r * at_0), tl.where(k > 0, log_n + _rho(n) - _rho(r), at_0)
+    in_r = tl.where(k > 0, log_n + _rho(n) - _rho(r), at_0)
+    in_k = log_n + (_rho(n) - _rho(1.0 + k)) + (tl.log(r) + logit - _log1p(k))
+    return tl.where(k > 0, log_mass, r * at_0), in_r, in_k
 
 
 @triton.jit
@@ -420,7 +422,7 @@ def _sums(
     at_0 = zero
     i = row * columns + unit
     if KL:
-        log_mass, score_at_mode = _log_mass_and_score(mode, r, logit)
+        log_mass, score_at_mode, _ = _log_mass_and_scores(mode, r, logit)
         mean = mean - log_mass - tl.log(total)
         mean = tl.where(point, INFINITY, mean)
         # every count is 0: -log p(0)
@@ -762,15 +764,9 @@ def _shared_dispersion_kl(
 
 
 @triton.jit
-def _poisson_kl(
-    rate_q, q_row, q_column, rate_p, p_row, p_column, value, d_q, d_p, rows, columns, SIZE: tl.constexpr
-):  # fmt: skip
-    unit, row, there = _lanes(rows, columns, SIZE)
-    a = _load(rate_q, q_row, q_column, unit, row, there)
-    b = _load(rate_p, p_row, p_column, unit, row, there)
-    bad = ~((a >= 0) & (b >= 0))
-    empty = (a == 0) & (b == 0)
-    apart = tl.where(empty, -1.0, (a - b) / b)
+def _deviance(a, b):
+    """a log(a / b) - a + b, and log(a / b); a and b not both 0"""
+    apart = (a - b) / b
     near = tl.minimum(tl.maximum(apart, -0.1), 0.1)
     # (1 + d) log(1 + d) - d = d^2 / 2 - d^3 / 6 + d^4 / 12 - ...
     series = near * 0.0
@@ -779,11 +775,68 @@ def _poisson_kl(
     some = tl.maximum(a, 1.1754943508222875e-38)
     log = tl.where(tl.abs(apart) < 0.5, _log1p(tl.minimum(tl.maximum(apart, -0.5), 0.5)), tl.log(some) - tl.log(b))
     far = tl.where(a > 0, a * log, 0.0) - (a - b)
-    kl = tl.where(tl.abs(apart) < 0.1, b * near * near * series, far)
+    return tl.where(tl.abs(apart) < 0.1, b * near * near * series, far), log
+
+
+@triton.jit
+def _poisson_kl(
+    rate_q, q_row, q_column, rate_p, p_row, p_column, value, d_q, d_p, rows, columns, SIZE: tl.constexpr
+):  # fmt: skip
+    unit, row, there = _lanes(rows, columns, SIZE)
+    a = _load(rate_q, q_row, q_column, unit, row, there)
+    b = _load(rate_p, p_row, p_column, unit, row, there)
+    bad = ~((a >= 0) & (b >= 0))
+    empty = (a == 0) & (b == 0)
+    kl, log = _deviance(a, tl.where(empty, 1.0, b))
+    kl = tl.where(empty, 0.0, kl)
     i = row * columns + unit
     tl.store(value + i, tl.where(bad, NAN, kl), mask=there)
     tl.store(d_q + i, tl.where(bad, NAN, tl.where(empty, 0.0, log)), mask=there)
     tl.store(d_p + i, tl.where(bad, NAN, tl.where(empty, 1.0, (b - a) / b)), mask=there)
+
+
+# --- log masses -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _negative_binomial_log_mass(
+    count, k_row, k_column, r, r_row, r_column, logits, l_row, l_column,
+    value, d_count, d_r, d_logits, rows, columns, SIZE: tl.constexpr,
+):  # fmt: skip
+    unit, row, there = _lanes(rows, columns, SIZE)
+    k = _load(count, k_row, k_column, unit, row, there)
+    given_r = _load(r, r_row, r_column, unit, row, there)
+    given_l = _load(logits, l_row, l_column, unit, row, there)
+    bad = ~((k >= 0) & (given_r >= 0) & (given_r < INFINITY)) | (given_l != given_l)
+    zero = (given_r == 0) | (given_l == -INFINITY)
+    usual = ~(bad | zero | (given_l == INFINITY))
+    log_mass, in_r, in_k = _log_mass_and_scores(k, tl.where(usual, given_r, 1.0), tl.where(usual, given_l, 0.0))
+    log_mass = tl.where(usual, log_mass, tl.where(zero & (k == 0), 0.0, -INFINITY))
+    in_r = tl.where(zero, -_softplus(given_l), in_r)
+    in_l = k * _sigmoid(-given_l) - given_r * _sigmoid(given_l)
+    i = row * columns + unit
+    tl.store(value + i, tl.where(bad, NAN, log_mass), mask=there)
+    tl.store(d_count + i, tl.where(bad, NAN, in_k), mask=there)
+    tl.store(d_r + i, tl.where(bad, NAN, in_r), mask=there)
+    tl.store(d_logits + i, tl.where(bad, NAN, in_l), mask=there)
+
+
+@triton.jit
+def _poisson_log_mass(
+    count, k_row, k_column, rate, rate_row, rate_column, value, d_count, d_rate, rows, columns, SIZE: tl.constexpr
+):  # fmt: skip
+    unit, row, there = _lanes(rows, columns, SIZE)
+    k = _load(count, k_row, k_column, unit, row, there)
+    mean = _load(rate, rate_row, rate_column, unit, row, there)
+    bad = ~((k >= 0) & (mean >= 0))
+    usual = (mean > 0) & (mean < INFINITY)
+    deviance, _ = _deviance(k, tl.where(usual, mean, 1.0))
+    log_mass = tl.where(usual, -deviance - _omega(k), tl.where((mean == 0) & (k == 0), 0.0, -INFINITY))
+    in_rate = tl.where((mean == 0) & (k == 0), -1.0, (k - mean) / mean)
+    i = row * columns + unit
+    tl.store(value + i, tl.where(bad, NAN, log_mass), mask=there)
+    tl.store(d_count + i, tl.where(bad, NAN, tl.log(mean) - _log1p(k) - _rho(1.0 + k)), mask=there)
+    tl.store(d_rate + i, tl.where(bad, NAN, in_rate), mask=there)
 
 
 # --- kernels: signatures and results as in reference.py, but for tensors of any shape ---------------------------------
@@ -920,3 +973,13 @@ def shared_dispersion_kl(r: Tensor, l_q: Tensor, l_p: Tensor) -> list[Tensor]:
 def poisson_kl(rate_q: Tensor, rate_p: Tensor) -> list[Tensor]:
     """As :func:`reference.poisson_kl`."""
     return _run(_poisson_kl, rate_q, 3, (rate_q, rate_p))
+
+
+def negative_binomial_log_mass(count: Tensor, r: Tensor, logits: Tensor) -> list[Tensor]:
+    """As :func:`reference.negative_binomial_log_mass`."""
+    return _run(_negative_binomial_log_mass, count, 4, (count, r, logits))
+
+
+def poisson_log_mass(count: Tensor, rate: Tensor) -> list[Tensor]:
+    """As :func:`reference.poisson_log_mass`."""
+    return _run(_poisson_log_mass, count, 3, (count, rate))

@@ -1,6 +1,7 @@
 r"""Every kernel in operations of PyTorch: what the compiled ones are compared with, and what runs where none exists.
 
-All are computed in double precision, except sums over windows, which are computed in that of their arguments.
+All are computed in double precision, except sums over windows and log masses, which are computed in that of their
+arguments.
 """
 
 from __future__ import annotations
@@ -248,6 +249,22 @@ def com_poisson_entropy(rate: Tensor, nu: Tensor) -> list[Tensor]:
 def negative_binomial_entropy(r: Tensor, logits: Tensor) -> list[Tensor]:
     """Return the entropy of a negative binomial and its derivatives, (n,) each."""
     return _expected(negative_binomial, windows.Surprise, [r, logits])
+
+
+def com_poisson_log_normalizer(rate: Tensor, nu: Tensor) -> list[Tensor]:
+    """Return the log of the sum of the weights of a Conway-Maxwell-Poisson and its derivatives, (n,) each."""
+    return windows.log_normalizer(com_poisson, [rate, nu])
+
+
+def negative_binomial_log_mass(count: Tensor, r: Tensor, logits: Tensor) -> list[Tensor]:
+    """Return the log mass of a count and its derivatives in the three arguments, (n,) each; counts may be reals."""
+    own = count, r, logits
+    return [*negative_binomial.log_prob_value(*own), *negative_binomial.log_prob_gradient(*own, [True] * 3)]  # type: ignore[list-item]
+
+
+def poisson_log_mass(count: Tensor, rate: Tensor) -> list[Tensor]:
+    """Return the log mass of a count and its derivatives in both arguments, (n,) each; counts may be reals."""
+    return [*poisson.log_prob_value(count, rate), *poisson.log_prob_gradient(count, rate, [True] * 2)]  # type: ignore[list-item]
 
 
 _LOG_Q_OVER_NEGATIVE_BINOMIAL = windows.LogQOverP(negative_binomial)

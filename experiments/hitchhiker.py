@@ -51,11 +51,9 @@ from pyro_nbvae.study.provenance import COMMIT, write_page
 LATENT, OBSERVED, TRAIN, HELD_OUT = 8, 32, 1_000, 500
 EPOCHS, BATCH, SEEDS, DRAWS = 300, 100, (0, 1, 2, 3, 4), 10
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
-# Sums over counts have these; means are at most 10.
-COUNTS = torch.arange(60.0)
+# The counts of Gumbel-softmax: up to 10 + 10 sqrt(10), as in the paper's code.
+COUNTS = torch.arange(41.0)
 LOG_FACTORIALS = torch.lgamma(COUNTS + 1)
-# Number of counts of Gumbel-softmax: up to 10 + 10 sqrt(10), as in the paper's code.
-RACED = 41
 Parameters = dict[str, Tensor]
 Family = Literal["poisson", "negative_binomial", "com_poisson"]
 
@@ -65,55 +63,14 @@ def com_rate(mean: Tensor, nu: Tensor) -> Tensor:
     return (mean + (1 - 1 / nu) / 2).clamp(min=1e-8)
 
 
-class _LogNormaliser(torch.autograd.Function):
-    """log sum_k exp(nu (k log mu - log k!)) for tensors of one shape, in pieces that fit in a cache."""
-
-    @staticmethod
-    def forward(ctx: Any, log_mu: Tensor, nu: Tensor) -> Tensor:
-        pieces = []
-        for m, n in zip(log_mu.reshape(-1).split(2_000), nu.reshape(-1).split(2_000), strict=True):
-            energy = COUNTS * m[:, None] - LOG_FACTORIALS
-            weights = n[:, None] * energy
-            top = weights.amax(-1, keepdim=True)
-            weights = weights.sub_(top).exp_()
-            total = weights.sum(-1)
-            moments = ((weights * each).sum(-1) / total for each in (COUNTS, energy))
-            pieces.append(torch.stack([total.log() + top[:, 0], *moments]))
-        value, mean, energy = torch.cat(pieces, 1).reshape(3, *log_mu.shape)
-        ctx.save_for_backward(nu * mean, energy)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient[0] * each for each in ctx.saved_tensors)
-
-
-def log_mass(family: Family, count: Tensor, rate: Tensor, log_dispersion: Tensor) -> Tensor:
-    """Return the log mass of counts.
-
-    Args:
-        family: ``poisson``, ``negative_binomial`` (log_dispersion is log r) or ``com_poisson`` (log nu).
-        count: counts.
-        rate: the mean; of a COM-Poisson the approximate mean mu + (1 / nu - 1) / 2.
-        log_dispersion: broadcasts with these.
-    """
-    if family == "poisson":
-        return count * rate.log() - rate - torch.lgamma(count + 1)
-    if family == "negative_binomial":
-        r = log_dispersion.exp()
-        bottom = torch.lgamma(r) + torch.lgamma(count + 1)
-        return torch.lgamma(count + r) - bottom + count * (rate / (rate + r)).log() - r * torch.log1p(rate / r)
-    rate, nu = torch.broadcast_tensors(rate, log_dispersion.exp())
-    log_mu = com_rate(rate, nu).log()
-    return nu * (count * log_mu - torch.lgamma(count + 1)) - _LogNormaliser.apply(log_mu, nu)
-
-
 @dataclass(frozen=True)
 class Counts:
     """Counts of a family, as a distribution of this package with a relaxation, or with log weights.
 
     Args:
-        family, rate, log_dispersion: as :func:`log_mass`.
+        family: the family.
+        rate: the mean; of a COM-Poisson the approximate mean mu + (1 / nu - 1) / 2.
+        log_dispersion: log r of a negative binomial, log nu of a COM-Poisson; broadcasts with the rate.
     """
 
     family: Family
@@ -134,12 +91,11 @@ class Counts:
     def log_weights(self) -> Tensor:
         """Return the log masses of all counts up to a constant, (..., 41)."""
         rate, dispersion = self.rate[..., None], self.log_dispersion[..., None].exp()
-        k, log_factorials = COUNTS[:RACED], LOG_FACTORIALS[:RACED]
         if self.family == "poisson":
-            return k * rate.log() - log_factorials
+            return COUNTS * rate.log() - LOG_FACTORIALS
         if self.family == "negative_binomial":
-            return torch.lgamma(k + dispersion) - log_factorials + k * (rate / (rate + dispersion)).log()
-        return dispersion * (k * com_rate(rate, dispersion).log() - log_factorials)
+            return torch.lgamma(COUNTS + dispersion) - LOG_FACTORIALS + COUNTS * (rate / (rate + dispersion)).log()
+        return dispersion * (COUNTS * com_rate(rate, dispersion).log() - LOG_FACTORIALS)
 
 
 # --- the gradient estimators: each samples from a posterior, with a gradient -----------------------------------------
@@ -163,7 +119,7 @@ def gumbel(q: Counts, temperature: Tensor) -> Tensor:
     """Return Gumbel-softmax counts."""
     weights = q.log_weights()
     race = weights - torch.empty_like(weights).exponential_().log()
-    return (torch.softmax(race / temperature[..., None], -1) * COUNTS[:RACED]).sum(-1)
+    return (torch.softmax(race / temperature[..., None], -1) * COUNTS).sum(-1)
 
 
 def straight_through(q: Counts, temperature: Tensor) -> Tensor:
@@ -259,7 +215,8 @@ def kl_to_prior(family: Family, at: Parameters, q: Any) -> Tensor:
 
 def log_likelihood(family: Family, at: Parameters, z: Tensor, x: Tensor) -> Tensor:
     """Return log p(x | z), (runs, observations)."""
-    return log_mass(family, x, rates(at["x.weight"], at["x.bias"], z), at["x.log_dispersion"][:, None]).sum(-1)
+    counts = Counts(family, rates(at["x.weight"], at["x.bias"], z), at["x.log_dispersion"][:, None])
+    return counts.distribution().log_prob(x).sum(-1)
 
 
 def train(task: Task, estimator: str, x: Tensor, bar: tqdm) -> tuple[list[dict[str, float]], Parameters]:

@@ -7,24 +7,17 @@ import pytest
 import torch
 
 from pyro_nbvae.experiments import hitchhiker
-from pyro_nbvae.experiments.hitchhiker import ESTIMATORS, Counts, log_mass
+from pyro_nbvae.experiments.hitchhiker import ESTIMATORS, Counts
 
 FAMILIES = ("poisson", "negative_binomial", "com_poisson")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_masses_are_those_of_the_distributions(family):
-    rate = torch.tensor([0.05, 0.7, 3.0, 9.9]).double().requires_grad_()
-    dispersion = torch.tensor([-0.8, 0.0, 0.9, 1.5]).double().requires_grad_()
-    count = torch.tensor([0.0, 1.0, 4.0, 20.0])
-    expected = Counts(family, rate, dispersion).distribution().log_prob(count)
-    found = log_mass(family, count, rate, dispersion)
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.autograd.gradcheck(
-        lambda *given: log_mass(family, count, *given), (rate, dispersion), atol=1e-5, eps=1e-5
-    )
-    weights = Counts(family, rate, dispersion).log_weights()
-    masses = torch.stack([log_mass(family, k, rate, dispersion) for k in hitchhiker.COUNTS[: hitchhiker.RACED]], -1)
+def test_log_weights_are_log_masses_up_to_a_constant(family):
+    rate = torch.tensor([0.05, 0.7, 3.0, 9.9]).double()
+    counts = Counts(family, rate, torch.tensor([-0.8, 0.0, 0.9, 1.5]).double())
+    masses = torch.stack([counts.distribution().log_prob(k) for k in hitchhiker.COUNTS], -1)
+    weights = counts.log_weights()
     assert torch.allclose(weights - weights[..., :1], masses - masses[..., :1], atol=1e-5)
 
 

@@ -38,7 +38,7 @@ def _log_softplus(h: Tensor) -> Tensor:
     """
     h = double(h)
     # clamped to the range where it is used, so that its gradient is finite elsewhere
-    return torch.where(h < _EXPONENTIAL, h, softplus(h.clamp(min=_EXPONENTIAL), threshold=40).log())
+    return torch.where(h <= _EXPONENTIAL, h, softplus(h.clamp(min=_EXPONENTIAL), threshold=40).log())
 
 
 class LogitBernoulli(dist.Bernoulli):

@@ -13,7 +13,9 @@ import torch
 import torch.utils.checkpoint
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance
 from torch import func
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import biject_to, constraints, kl_divergence, transform_to
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import softplus
 
 from pyro_nbvae.distributions import (
@@ -289,6 +291,23 @@ def test_a_temperature_for_each_latent_under_vmap():
     plain = draw(rate, temperatures)
     variances = torch.stack([fixed.var(0), plain.var(0)])
     assert ((variances[0] - variances[1]).abs() < 0.25 * variances[1]).all() and variances[1, 0] > 1.5 * variances[1, 2]
+
+
+# --- tracers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@families_and_quantities
+def test_what_a_tracer_records_is_the_function_or_an_error(family, quantity):
+    """A sum over counts asks for values, which a tracer refuses; log masses of normalised families do not."""
+    f = of(family, quantity)
+    along = torch.tensor([0.5, -1.0, 2.0])
+    traceable = quantity == "log_prob" and family not in ("com-poisson", "geometric")
+    with contextlib.nullcontext() if traceable else contextlib.suppress(RuntimeError):
+        close(make_fx(f)(U + 0, V + 0)(0.5 * U, V), f(0.5 * U, V))
+        close(func.linearize(lambda u: f(u, V), U)[1](along), func.jvp(lambda u: f(u, V), (U,), (along,))[1])
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert f(mode.from_tensor(U), mode.from_tensor(V)).shape == U.shape
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------

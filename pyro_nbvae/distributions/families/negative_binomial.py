@@ -46,9 +46,11 @@ def log_prob_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
     n = r + z
     relative = (r / n) * ((z - mean) / mean)  # relative difference of z and m (r + z) / (r + m)
     small = relative.abs() < 0.5
+    common = log_quotient_from_difference(z - mean, n, r + mean)
     quotient = ((z / mean) * ((r + mean) / n)).clamp(min=torch.finfo(z.dtype).tiny)  # a denormal z underflows
-    for_z = torch.where(small, z * torch.log1p(relative), torch.xlogy(z, quotient))
-    deviance = for_z - r * log_quotient_from_difference(z - mean, n, r + mean)
+    log_quotient = torch.where(quotient < torch.inf, quotient.log(), z.log() - (r.log() + logits) - common)
+    for_z = torch.where(small, z * torch.log1p(relative), torch.where(z > 0, z * log_quotient, 0.0))
+    deviance = for_z - r * common
     value = omega(n) - omega(r) - omega(z) - torch.log1p(z / r) - deviance
     value = value.masked_fill(lost | zero, -torch.inf).masked_fill(zero & (z == 0), 0.0)
     return (value.masked_fill(wrong, torch.nan),)

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_nbvae.distributions.kernels import reference
 
@@ -32,10 +34,13 @@ def _module(name: str) -> Any:
 def find(name: str, like: Tensor) -> Callable[..., list[Tensor]]:
     """Return the fastest kernel of this name for tensors of this device and precision.
 
-    A meta tensor has no values: the kernels of a GPU, which launch nothing for it, return meta tensors.
+    A meta tensor has no values: the kernels of a GPU, which launch nothing for it, return meta tensors. A tracer, such
+    as that of ``torch.func.linearize``, records operations of PyTorch, and would not see what a kernel writes.
     """
     place = None
-    if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
+    if detect_fake_mode() is not None or get_proxy_mode() is not None:
+        pass
+    elif like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
         place = _module("cpu")
     elif like.device.type in ("cuda", "meta") and like.dtype == torch.float32:
         place = _module("gpu")

@@ -1036,9 +1036,8 @@ def _log_gamma_and_digamma(x):
 
 
 @_compile_loop
-def _omega_and_rho(x):
-    """Return log Gamma(1 + x) - x log x + x, and digamma(x) - log x, for x > 0."""
-    log = math.log(x)
+def _omega_and_rho(x, log):
+    """Return log Gamma(1 + x) - x log x + x, and digamma(x) - log x, of x > 0 and its logarithm."""
     if x >= 8:
         series, slope = _stirling(1 / x)
         return 0.5 * log + 0.9189385332046727 + series, slope
@@ -1051,7 +1050,7 @@ def _of_count(k):
     """Return log Gamma(1 + k) - k log k + k, and digamma(1 + k) - log(1 + k), for a real k >= 0."""
     if k < len(_OMEGA) and k == math.floor(k):
         return _OMEGA[int(k)], _RHO[int(k)]
-    return _omega_and_rho(k)[0], _omega_and_rho(1 + k)[1]
+    return _omega_and_rho(k, math.log(k))[0], _omega_and_rho(1 + k, math.log(1 + k))[1]
 
 
 @_compile_loop
@@ -1087,17 +1086,23 @@ def _negative_binomial_log_mass_loop(chunk, count, r, logits, value, d_count, d_
             continue
         zero = given_r == 0 or given_logit == -np.inf
         a, logit = (1.0, 0.0) if zero or given_logit == np.inf else (given_r, given_logit)
-        n, mean, log_mean = a + k, a * math.exp(min(logit, 700.0)), math.log(a) + logit
-        over = (k - mean) / (a + mean)
-        common = math.log1p(over) if abs(over) < 0.5 else math.log(n) - math.log(a + mean)
+        given_odds = math.exp(min(given_logit, 700.0))
+        odds = given_odds if logit == given_logit else 1.0
+        n = a + k
+        log_a, log_n, mean = math.log(a), math.log(n), a * odds
+        log_mean, over = log_a + logit, (k - mean) / (a + mean)
+        if abs(over) < 0.5:
+            common = math.log1p(over)
+        else:
+            common = log_n - (math.log(a + mean) if a + mean < 1e300 else log_mean)
         relative = (a / n) * ((k - mean) / mean)  # of k and the mean at which both terms agree
         log = math.log1p(relative) if abs(relative) < 0.5 else math.log(max(k, 1e-300)) - log_mean - common
-        of_sum, of_a, of_k = _omega_and_rho(n), _omega_and_rho(a), _of_count(k)
-        value[i] = of_sum[0] - of_a[0] - of_k[0] - math.log1p(k / a) - (k * log - a * common)
+        of_sum, of_a, of_k = _omega_and_rho(n, log_n), _omega_and_rho(a, log_a), _of_count(k)
+        ratio = log_n - log_a if k > 0.5 * a else math.log1p(k / a)
+        value[i] = of_sum[0] - of_a[0] - of_k[0] - ratio - (k * log - a * common)
         d_count[i] = common + (of_sum[1] - of_k[1]) + (log_mean - math.log1p(k))
         d_r[i] = common + (of_sum[1] - of_a[1])  # the bracket is 0 at count 0
-        fired = 1 / (1 + math.exp(-min(max(given_logit, -700.0), 700.0)))
-        d_logits[i] = k * (1 / (1 + math.exp(min(max(given_logit, -700.0), 700.0)))) - given_r * fired
+        d_logits[i] = k / (1 + given_odds) - given_r * (given_odds / (1 + given_odds))
         if zero:
             value[i] = 0.0 if k == 0 else -np.inf
             d_r[i] = -_softplus(given_logit)

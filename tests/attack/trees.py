@@ -5,18 +5,17 @@ import functools
 from types import UnionType
 from typing import Annotated, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hypothesis import reject
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from pyro_nbvae.study.variants import KINDS
 
 
-def _made(part, **options):
+def _made(part, options):
     try:
         return part(**options)
     except ValueError:  # options that exclude each other
-        reject()
+        return None
 
 
 def parts(part, small):
@@ -25,7 +24,9 @@ def parts(part, small):
     fields = {
         f.name: small[f.name] if f.name in small else values(hints[f.name], small) for f in dataclasses.fields(part)
     }
-    return st.builds(functools.partial(_made, part), **fields)
+    # a filter draws this part alone again, and gives up the whole example only after three times
+    made = st.fixed_dictionaries(fields).map(functools.partial(_made, part))
+    return made.filter(lambda built: built is not None)
 
 
 def values(hint, small):

@@ -148,9 +148,7 @@ EXTREMES = {
         f"com_poisson_{what}": one_by_one((1e-20, 0.5, 3.5, 40.0, 1e3, 1e5), (math.exp(-3), 1.0, math.exp(3)))
         for what in ("mean", "variance", "entropy", "log_normalizer")
     },
-    "negative_binomial_log_mass": one_by_one(
-        (0.0, 0.3, 7.0, 1e3, 1e5), EXTREME_R, (-1000.0, *EXTREME_LOGITS)
-    ),
+    "negative_binomial_log_mass": one_by_one((0.0, 0.3, 7.0, 1e3, 1e5), EXTREME_R, (-1000.0, *EXTREME_LOGITS)),
     "poisson_log_mass": one_by_one((0.0, 0.3, 7.0, 4095.0, 4096.0, 1e7), (1e-20, 0.2, 4096.0, 1e7)),
     "com_poisson_kl": one_by_one(
         (1e-20, 0.5, 3.5, 40.0, 1e3, 1e5), (math.exp(-3), 1.0, math.exp(3)), EXTREME_R, EXTREME_LOGITS

@@ -7,28 +7,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from benchmarks.measure import device, forward_backward, report, seconds
-from benchmarks.samplers import SHAPE, parameters
+from benchmarks.samplers import SHAPE, com_poisson_kl, exact_kl, parameters
 from pyro_nbvae.distributions import (
     ArrivalTimes,
-    ConwayMaxwellPoisson,
     NegativeBinomial,
     RelaxedNegativeBinomial,
-    negative_binomial_kl,
     shared_dispersion_kl,
 )
 from pyro_nbvae.distributions.divergences import negative_binomial_log_q_over_p
-
-
-def exact(log_r: Tensor, logits: Tensor, prior_log_r: Tensor, prior_logits: Tensor) -> Tensor:
-    return negative_binomial_kl(log_r.exp(), logits, prior_log_r.exp(), prior_logits)
-
-
-def com_poisson(log_nu: Tensor, log_rate: Tensor, prior_log_r: Tensor, prior_logits: Tensor) -> Tensor:
-    prior = NegativeBinomial(prior_log_r.exp(), logits=prior_logits, validate_args=False).expand(log_nu.shape)
-    return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), prior)
 
 
 def main() -> None:
@@ -53,10 +41,10 @@ def main() -> None:
 
     cases = {
         "shared dispersion": forward_backward(same_dispersion, logits, *shared),
-        "exact": forward_backward(exact, *posterior, *shared),
-        "exact, each element with a prior of its own": forward_backward(exact, *posterior, *own),
-        "COM-Poisson, exact": forward_backward(com_poisson, *posterior, *shared),
-        "COM-Poisson, exact, each element with a prior of its own": forward_backward(com_poisson, *posterior, *own),
+        "exact": forward_backward(exact_kl, *posterior, *shared),
+        "exact, each element with a prior of its own": forward_backward(exact_kl, *posterior, *own),
+        "COM-Poisson, exact": forward_backward(com_poisson_kl, *posterior, *shared),
+        "COM-Poisson, exact, each element with a prior of its own": forward_backward(com_poisson_kl, *posterior, *own),
         "Monte Carlo, 5 samples given": forward_backward(monte_carlo, *posterior, *shared),
         "Monte Carlo, 5 samples given, as one function": forward_backward(as_one, *posterior, *shared),
     }

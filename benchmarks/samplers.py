@@ -50,20 +50,26 @@ def theirs(relaxation: ArrivalTimes | GumbelSoftmax):
     return sample
 
 
-def exact_kl(log_r: Tensor, logits: Tensor) -> Tensor:
-    """KL to a negative binomial prior of mean 1."""
-    return negative_binomial_kl(log_r.exp(), logits, torch.ones_like(log_r[0]), torch.zeros_like(log_r[0]))
+def _unit_prior(like: Tensor) -> tuple[Tensor, ...]:
+    """log r and logits of a negative binomial prior of mean 1 for each latent, shared by the batch as in a model."""
+    return torch.zeros_like(like[0]), torch.zeros_like(like[0])
+
+
+def exact_kl(log_r: Tensor, logits: Tensor, *prior: Tensor) -> Tensor:
+    """KL to a negative binomial prior of this log r and these logits. Default: of mean 1."""
+    prior_log_r, prior_logits = prior or _unit_prior(log_r)
+    return negative_binomial_kl(log_r.exp(), logits, prior_log_r.exp(), prior_logits)
 
 
 def com_poisson(log_nu: Tensor, log_rate: Tensor) -> Tensor:
     return ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), relaxation=Integer(), validate_args=False).rsample()
 
 
-def com_poisson_kl(log_nu: Tensor, log_rate: Tensor) -> Tensor:
-    """KL to a negative binomial prior of mean 1 for each latent, shared by the batch as in a model."""
-    zero = torch.zeros_like(log_nu[0])
-    prior = NegativeBinomial(zero.exp(), logits=zero, validate_args=False).expand(log_nu.shape)
-    return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), prior)
+def com_poisson_kl(log_nu: Tensor, log_rate: Tensor, *prior: Tensor) -> Tensor:
+    """KL to a negative binomial prior, as :func:`exact_kl`."""
+    prior_log_r, prior_logits = prior or _unit_prior(log_nu)
+    p = NegativeBinomial(prior_log_r.exp(), logits=prior_logits, validate_args=False).expand(log_nu.shape)
+    return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), p)
 
 
 def poisson(unused: Tensor, log_rate: Tensor) -> Tensor:

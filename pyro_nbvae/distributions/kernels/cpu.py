@@ -35,12 +35,14 @@ _compile_largest: Callable[..., Any] = njit(nogil=True, cache=True, error_model=
 # Number of counts on each side of the mode whose weights a loop keeps.
 _MAX_HALF_WIDTH = 1 << 20
 # log k! of the first counts. Larger ones would lose digits in a difference.
-_LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(1 << 12), 1).astype(np.longdouble))).astype(np.float64)
-_LOGARITHMS = np.log(np.maximum(np.arange(1 << 12), 1).astype(np.float64))
-# omega(k) = log k! - k log k + k, and digamma(k + 1) - log(k + 1), of these counts.
 _COUNTS = np.arange(1 << 12, dtype=np.longdouble)
-_OMEGA = (np.cumsum(np.log(np.maximum(_COUNTS, 1))) - _COUNTS * np.log(np.maximum(_COUNTS, 1)) + _COUNTS).astype(float)
-_RHO = (np.cumsum(1 / np.maximum(_COUNTS, 1)) - 1 - np.longdouble(np.euler_gamma) - np.log(_COUNTS + 1)).astype(float)
+_POSITIVE = np.maximum(_COUNTS, 1)
+_LONG_LOG_FACTORIALS = np.cumsum(np.log(_POSITIVE))
+_LOG_FACTORIALS = _LONG_LOG_FACTORIALS.astype(np.float64)
+_LOGARITHMS = np.log(_POSITIVE.astype(np.float64))
+# omega(k) = log k! - k log k + k, and digamma(k + 1) - log(k + 1), of these counts.
+_OMEGA = (_LONG_LOG_FACTORIALS - _COUNTS * np.log(_POSITIVE) + _COUNTS).astype(np.float64)
+_RHO = (np.cumsum(1 / _POSITIVE) - 1 - np.longdouble(np.euler_gamma) - np.log(_COUNTS + 1)).astype(np.float64)
 
 
 def _reinterpreted(source: Any, target: Any) -> Any:

@@ -5,6 +5,7 @@ The gradient noise is that of the run's estimator and relaxation at the final te
 
 from typing import Any
 
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.report import run_script
 from pyro_nbvae.study.tables import Table, register_table
 
@@ -12,6 +13,8 @@ ARRIVALS, GUMBEL = ("EX-C", "DS-C", "MC-C", "P-VAE"), ("EX-G", "DS-G", "MC-G")
 
 
 def _relaxations(base: Any) -> dict[str, dict[str, Any]]:
+    if base.variant not in ARRIVALS + GUMBEL:
+        raise InputError(f"{base.variant} has no temperature; {', '.join(ARRIVALS + GUMBEL)} have one")
     default, arrivals = base.relaxation, base.variant in ARRIVALS
     ends = {f"τ {t}": (t, t) for t in (1.0, 0.24, 0.05)} | ({"annealed from 1": (1.0, 0.05)} if arrivals else {})
     schedules: dict[str, dict[str, Any]] = {"default": {}} | {

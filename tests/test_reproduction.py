@@ -561,3 +561,16 @@ def test_rows_of_other_samplers_go_when_their_model_does(options, tmp_path):
     assert both == {run: 5.0, f"{run} (mixture)": 2.0}
     assert measured("2026-01-01", metrics={"fid_c": 5.0}) == both
     assert measured("2026-01-02", metrics={"fid_c": 4.0}) == {run: 4.0}
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_a_table_takes_every_variant_that_has_what_it_varies(name, options):
+    """A run occurs once, also where a variant has what the table varies: CMP-MAR has a joint prior anyway."""
+    table = TABLES[name]
+    for variant in ("CMP-MAR", "CMP", "MC-C", "G-VAE", "GS-VAE"):
+        try:
+            found = cells(table, replace(options, variants=(variant,), seeds=(0,)))
+        except InputError:
+            assert variant not in table.variants
+        else:
+            assert len({cell.label for cell in found}) * len(table.data) == len(found) > 0

@@ -118,17 +118,20 @@ def _cells(table: Table, chosen: Reproduction) -> Iterator[Cell]:
         shape = tuple(source_of(data).event_shape)
         for name in chosen.variants or table.variants:
             default = resolve(configure(name, **scale.config, data=data), shape)
+            runs: dict[Path, tuple[str, TrainConfig[Any]]] = {}
             for label, changes in table.varied(default).items():
                 config = resolve(configure(name, **{**scale.config, **changes}, data=data), shape)
                 if getattr(config.relaxation, "kind", None) == "auto":
                     raise InputError(f"{name} {label}: runs of a table share a relaxation, auto selects one each")
                 before = options(default)
                 changed = [f"{k}={_short(v)}" for k, v in options(config).items() if before.get(k) != v]
+                place = Path(chosen.out, chosen.scale, data_folder(data), "_".join([name, *changed]))
+                # a change to what the variant has anyway is the same run
+                runs.setdefault(place, (f"{name} {label}".strip(), config))
+            for place, (label, config) in runs.items():
                 for seed in chosen.seeds or range(scale.seeds):
                     check_seed(seed)
-                    one = replace(config, seed=seed, data_root=chosen.data_root)
-                    place = Path(chosen.out, chosen.scale, data_folder(data), "_".join([name, *changed]))
-                    yield Cell(f"{name} {label}".strip(), one, place / f"seed-{seed}")
+                    yield Cell(label, replace(config, seed=seed, data_root=chosen.data_root), place / f"seed-{seed}")
 
 
 def _short(value: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -275,7 +275,23 @@ def _stream(seed: int, batch: int) -> int:
     return (seed * 1_000_003 + batch) % 2**32
 
 
-def decoded(
+class Generated(NamedTuple):
+    """Observations that a model generated, on the CPU.
+
+    Attributes:
+        z: latents (B, *latent_shape).
+        mean: means of their observations, (B, *event_shape).
+        x: observations: one draw from the likelihood each, (B, *event_shape).
+        covariates: what they were given, (B, C), if the model has covariates.
+    """
+
+    z: Tensor
+    mean: Tensor
+    x: Tensor
+    covariates: Tensor | None
+
+
+def generated(
     model: GenerativeModel,
     guide: AmortizedGuide,
     sampler: Sampler,
@@ -283,8 +299,8 @@ def decoded(
     *,
     seed: int = 0,
     covariates: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Sample latents and iterate over the means of their observations, in batches.
+) -> Iterator[Generated]:
+    """Sample latents and iterate over their observations, in batches.
 
     Args:
         model, guide: the pair.
@@ -295,7 +311,7 @@ def decoded(
             training data. A sampler of posteriors has those of its own observations.
 
     Returns:
-        An iterator over means (B, *event_shape), on the CPU.
+        An iterator over batches of up to 500 observations, at an exposure of 1.
 
     Example::
 
@@ -303,7 +319,7 @@ def decoded(
         >>> from pyro_nbvae.models import PoissonModel
         >>> model = PoissonModel((5,), latents=3, decoder="linear")
         >>> guide = PoissonGuide(model, encoder="linear")
-        >>> [means.shape for means in decoded(model, guide, PriorSampler(model), 2)]
+        >>> [batch.x.shape for batch in generated(model, guide, PriorSampler(model), 2)]
         [torch.Size([2, 5])]
     """
     for batch, done in enumerate(range(0, count, BATCH)):
@@ -313,5 +329,6 @@ def decoded(
                 z, own = sampler.sample_pairs(number)
             else:
                 z, own = sampler.sample(number), _rows(covariates, number)
-            means = model.observation(z, covariates=None if own is None else own.to(z)).mean.cpu()
-        yield means
+            observed = model.observation(z, covariates=None if own is None else own.to(z))
+            found = Generated(z.cpu(), observed.mean.cpu(), observed.sample().cpu(), None if own is None else own.cpu())
+        yield found

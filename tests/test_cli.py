@@ -77,8 +77,9 @@ def test_the_four_commands(folder, capsys):
     assert out.splitlines()[0].split() == ["run", str(folder), str(folder)]
     main(["generate", str(folder), "--count", "4"])
     main(["reconstruct", str(folder), "--count", "4"])
-    assert capsys.readouterr().out.split() == [str(folder / "samples.png"), str(folder / "reconstructions.png")]
-    names = {"checkpoint.pt", "config.json", "log.csv", "metrics.json"}
+    written = ["samples.png", "samples.npz", "reconstructions.png"]
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in written]
+    names = {"checkpoint.pt", "config.json", "log.csv", "metrics.json", "samples.npz"}
     pictures = {"samples.png", "reconstructions.png", "dispersion.png"}
     assert {p.name for p in folder.iterdir()} == names | pictures | {LOCK}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -299,6 +300,26 @@ def exposed(tmp_path):
     np.savez(path, counts=np.where(mask, counts, np.nan), mask=mask, exposure=exposure)
     main(["train", "--data", str(path), "--likelihood", "poisson", *SMALL, "--out", str(tmp_path / "run")])
     return tmp_path / "run", path, counts
+
+
+@pytest.mark.parametrize("given", [[], ["--given", "left"], ["--sampler", "posterior"]])
+def test_generated_counts_are_a_recording(given, tmp_path, capsys):
+    """Draws of the likelihood about their means, in the recorded shape, with labels; a run can be trained on them."""
+    arrays = recording()
+    np.savez(tmp_path / "real.npz", **arrays)
+    flags = ["--labels", "stimulus", "--condition", "labels", "--likelihood", "poisson", *SMALL]
+    main(["train", "--data", str(tmp_path / "real.npz"), *flags, "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    main(["generate", str(tmp_path / "run"), "--count", "600", "--device", "cpu", *given])
+    plot, path = map(Path, capsys.readouterr().out.split())
+    found = arrays_of(path)
+    assert plot.is_file() and found["counts"].dtype == np.int64 and found["counts"].shape == (600, 4, 6)
+    assert set(found["labels"]) == ({"left"} if "left" in given else set(arrays["stimulus"]))
+    excess = (found["counts"] - found["mean"]).sum() / np.sqrt(found["mean"].sum())
+    assert abs(excess) < 5  # standard errors of a sum of independent Poissons
+    main(["data", "check", str(path)])
+    assert ": 4 x 6 (int16, counts)" in capsys.readouterr().out
+    main(["train", "--data", str(path), *flags[2:], "--out", str(tmp_path / "again")])
 
 
 def test_reconstructions_are_at_the_exposure_of_the_observation(exposed, monkeypatch):

@@ -16,7 +16,7 @@ from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.metrics import held_out
 from pyro_nbvae.models import GaussianModel
 from pyro_nbvae.priors import FittedMixture
-from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, decoded, fit_prior
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, fit_prior, generated
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import load
@@ -91,11 +91,13 @@ def test_a_prior_fitted_to_a_trained_pair(name):
     assert z.shape == (50, 6) and (name in ("G-VAE", "GS-VAE", "L-VAE") or torch.equal(z, z.round()))
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    batches = list(decoded(model, guide, sampler, 1003, seed=2))
-    again = torch.cat(list(decoded(model, guide, sampler, 1003, seed=2)))
+    batches = list(generated(model, guide, sampler, 1003, seed=2))
+    again = list(generated(model, guide, sampler, 1003, seed=2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(torch.cat(batches), again) and again.shape == (1003, *data.event_shape)
-    assert not torch.equal(batches[0][:3], batches[1][:3])
+    for part, same in zip(batches, again, strict=True):
+        assert torch.equal(part.z, same.z) and torch.equal(part.mean, same.mean) and torch.equal(part.x, same.x)
+    assert torch.cat([part.x for part in batches]).shape == (1003, *data.event_shape)
+    assert not torch.equal(batches[0].mean[:3], batches[1].mean[:3])
 
 
 def test_an_evaluation_has_another_noise_than_the_fit():
@@ -160,12 +162,15 @@ def test_a_mixture_has_figures_of_its_own(tmp_path):
     assert json.loads((run.folder / "metrics-mixture.json").read_text()) == mixture
     assert mixture["variant"] == "CMP (mixture)" and mixture["mse"] == prior["mse"] and mixture["elbo"] > prior["elbo"]
     assert mixture["fid_c"] != prior["fid_c"] and mixture["commit"] == prior["commit"]
-    assert generate(run, count=5, sampler="mixture").name == "samples-mixture.png"
+    assert [path.name for path in generate(run, count=5, sampler="mixture")] == [
+        "samples-mixture.png",
+        "samples-mixture.npz",
+    ]
     posterior = evaluate(run, samples=40, sampler="posterior", progress=False)
     assert json.loads((run.folder / "metrics-posterior.json").read_text()) == posterior != mixture
-    assert generate(run, count=5, sampler="posterior").name == "samples-posterior.png"
+    assert generate(run, count=5, sampler="posterior")[0].name == "samples-posterior.png"
     fit_prior_of_run(run, components=8)
-    assert not (run.folder / "samples-mixture.png").exists() and not (run.folder / "metrics-mixture.json").exists()
+    assert not list(run.folder.glob("*-mixture.*"))
     written = components(run, count=3, sampler="mixture")
     assert [path.name for path in written] == ["components-mixture.png", "paths-mixture.png"]
     with pytest.raises(InputError, match="is no mixture"):

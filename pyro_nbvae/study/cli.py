@@ -196,7 +196,7 @@ def generate(
     given: str | None = None,
     where: OmitArgPrefixes[Where] = Where(),
 ) -> None:
-    """Generate samples from integer counts; write samples.png.
+    """Generate observations from integer counts; write samples.png and samples.npz, with latents, means and draws.
 
     Args:
         run: a run folder written by nbvae train.
@@ -208,7 +208,7 @@ def generate(
     from pyro_nbvae.study.folder import Run
     from pyro_nbvae.study.generation import generate
 
-    print(generate(Run(run), count=count, sampler=sampler, condition=given, **asdict(where)))
+    print(*generate(Run(run), count=count, sampler=sampler, condition=given, **asdict(where)), sep="\n")
 
 
 def components(

@@ -40,7 +40,7 @@ from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.metrics.spikes import absent, relative_to_null
-from pyro_nbvae.sampling import decoded, reconstructed
+from pyro_nbvae.sampling import generated, reconstructed
 from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
@@ -198,7 +198,8 @@ class Evaluation:
         """
         sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
         given: dict[str, Any] = {"seed": self.seed, "covariates": self.train_set.covariates}
-        return self._distances(self.data.train, lambda: decoded(self.model, self.guide, sampler, self.samples, **given))
+        parts = partial(generated, self.model, self.guide, sampler, self.samples, **given)
+        return self._distances(self.data.train, lambda: (part.mean for part in parts()))
 
     @cached_property
     def reconstruction_distances(self) -> dict[str, float]:
@@ -213,8 +214,8 @@ class Evaluation:
         real = real if is_pixels(real) else bytes_of(real)
         values: dict[str, float] = {}
         for network in self.networks.values():  # generated again for each network, to save memory
-            generated = map(bytes_of, generate())
-            values |= distances(network, real, generated, seed=self.seed, progress=self.progress, **options)
+            images = map(bytes_of, generate())
+            values |= distances(network, real, images, seed=self.seed, progress=self.progress, **options)
         return values
 
     @cached_property

@@ -9,10 +9,13 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.errors import first_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def check_out(path: Path) -> None:
@@ -53,6 +56,14 @@ def remove_parts(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write a ``.npz`` file atomically, and return its path."""
+    import numpy as np
+
+    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    return path
 
 
 def write_tensors(path: Path, content: Mapping[str, object]) -> None:

@@ -206,7 +206,7 @@ SPIKE_PLOTS = ("rasters", "psths", "dispersion", "latents", "trajectories", "pit
 WRITTEN = {
     *("config.json", "checkpoint.pt", "log.csv", "relaxation.json", "prior.pt", "tensorboard", LOCK),
     *("dispersion.png", *map(metrics_file, SAMPLERS)),
-    *("samples.png", *(f"samples-{sampler}.png" for sampler in SAMPLERS)),
+    *(f"{name}{end}" for name in ("samples", *(f"samples-{s}" for s in SAMPLERS)) for end in (".png", ".npz")),
     *("reconstructions.png", "weights.safetensors", "encoder.pt2", "decoder.pt2"),
     *("latents.npz", "predictions.npz", *(f"spikes-{name}.png" for name in SPIKE_PLOTS)),
     *(f"{name}{end}.png" for name in ("components", "paths") for end in ("", "-mixture")),
@@ -429,7 +429,7 @@ class Run:
     def write_prior(self, prior: FittedMixture, state: Checkpoint) -> None:
         """Write a prior that was fitted to the posteriors of a checkpoint; what an earlier one gave is removed."""
         content = {"counts": prior.counts, "parts": prior.parts, "of": _fingerprint(state), **prior.state_dict()}
-        for path in (self.folder / metrics_file("mixture"), *self.folder.glob("*-mixture.png")):
+        for path in self.folder.glob("*-mixture.*"):
             path.unlink(missing_ok=True)
         write_tensors(self.prior_path, content)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from pyro_nbvae import sampling
 from pyro_nbvae.batching import BATCH, Batch, Recording, is_image_shape, to_bytes, to_floats, value_range
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, _rows, decoded
+from pyro_nbvae.likelihoods import CountLikelihood
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, _rows, generated
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
+from pyro_nbvae.study.files import save_arrays
 from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
 from pyro_nbvae.study.tree import TrainConfig
@@ -51,7 +54,7 @@ def prior_samples(model: GenerativeModel, guide: AmortizedGuide, count: int, *, 
         torch.Size([2, 1, 8, 8])
     """
     check_number("the number of samples", count, 1, MOST_SAMPLES)
-    return torch.cat([to_bytes(means) for means in decoded(model, guide, PriorSampler(model), count, seed=seed)])
+    return torch.cat([to_bytes(part.mean) for part in generated(model, guide, PriorSampler(model), count, seed=seed)])
 
 
 def sampler_of(
@@ -151,14 +154,14 @@ def generate(
     device: str = "auto",
     data_root: str | None = None,
     data_path: str | None = None,
-) -> Path:
-    """Decode exact samples (integer counts) and write them as a plot into the run folder.
+) -> list[Path]:
+    """Generate observations from exact samples (integer counts) and write them into the run folder.
 
     Args:
         run: a trained run.
         count: number of samples.
         sampler: ``prior``, ``mixture`` (the prior of :func:`fit_prior`) or ``posterior``; ``prior`` writes
-            ``samples.png``, the others ``samples-SAMPLER.png``.
+            ``samples.png`` and ``samples.npz``, the others ``samples-SAMPLER.png`` and ``.npz``.
         condition: the label that the samples are given, for a run that is conditional on labels. Default: the
             covariates of training observations, drawn at random, if the run is conditional.
         seed: random seed.
@@ -167,7 +170,10 @@ def generate(
         data_path: where the data of the training are now, if they have moved.
 
     Returns:
-        Path of the plot.
+        Paths of the plot and of the arrays. These are ``z``, latents; ``mean``, means of the likelihood; and
+        ``counts`` (for other likelihoods than those of counts, ``x``), one draw from it each, in the shape of the
+        data. A conditional run adds ``labels`` or ``covariates``. With ``counts`` the file is a recording, which
+        ``nbvae train --data`` takes: what a model makes of its own data tells what it would find in real ones.
 
     Raises:
         InputError: for a folder that contains no trained run, an unknown sampler, a count or a seed out of range, and
@@ -190,14 +196,25 @@ def generate(
             raise InputError("samples of the posterior have the conditions of the training data: leave out --given")
     elif model.covariates:
         covariates = train().covariates
-    drawn = torch.cat(list(decoded(model, guide, drawer, count, seed=seed, covariates=covariates)))
-    path = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
+    batches = list(generated(model, guide, drawer, count, seed=seed, covariates=covariates))
+    z, mean, x = (torch.cat([getattr(part, name) for part in batches]) for name in ("z", "mean", "x"))
+    arrays = {"z": z.numpy(), "mean": mean.numpy()}
+    if isinstance(model.likelihood, CountLikelihood):
+        arrays["counts"] = x.numpy().astype(np.int64)
+    else:
+        arrays["x"] = x.numpy()
+    own = [part.covariates for part in batches if part.covariates is not None]
+    if own and config.conditions is not None:
+        arrays["labels"] = np.array(config.conditions)[torch.cat(own).argmax(1).numpy()]
+    elif own:
+        arrays["covariates"] = torch.cat(own).numpy()
+    plot = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
     title = f"{config.title}: {sampler} samples{'' if condition is None else f' given {condition}'}"
     if is_image_shape(model.event_shape):
-        plot_images(drawn, path, title=title, limits=state.get("limits"))
+        plot_images(mean, plot, title=title, limits=state.get("limits"))
     else:
-        plot_lines({"samples": drawn}, path, title=title)
-    return path
+        plot_lines({"means": mean, "draws": x}, plot, title=title)
+    return [plot, save_arrays(plot.with_suffix(".npz"), arrays)]
 
 
 def _condition(config: TrainConfig[Any], label: str) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.build import load_data
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_number, check_seed
-from pyro_nbvae.study.files import check_out, write_atomically
+from pyro_nbvae.study.files import check_out, save_arrays
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.tree import TrainConfig
 
@@ -38,11 +38,6 @@ def _target(run: Run, out: str | Path | None, name: str, *suffixes: str) -> Path
     if path.suffix not in (".npz", *suffixes):
         raise InputError(f"--out {path}: the file is {' or '.join(('a .npz', *suffixes))} file")
     check_out(path)
-    return path
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return path
 
 
@@ -100,7 +95,7 @@ def encode_run(
         return path
     information = found.information.cpu().numpy()
     parts["information"] = information if bins is None else information.reshape(bins, -1)
-    return _save(path, parts | _labels(whole))
+    return save_arrays(path, parts | _labels(whole))
 
 
 def _labels(data: Data) -> dict[str, np.ndarray]:
@@ -147,7 +142,7 @@ def predict_run(
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
     filled = found.filled(whole.floats())
     arrays = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
-    return _save(path, {name: array.numpy() for name, array in arrays.items()})
+    return save_arrays(path, {name: array.numpy() for name, array in arrays.items()})
 
 
 def export_run_programs(run: Run) -> list[Path]:

@@ -157,14 +157,14 @@ def main(data: str = "mnist") -> None:
         linear = columns("linear", name)
         renamed = {f"linear {key}" if key[0] == "/" else key: value for key, value in list(linear.items())[:3]}
         rows.append({"variant": name, **columns("conv", name), **renamed})
-    share = taken["exact KL"] / taken["conv", "DS-C", "Pyro"]
+    share = taken["exact KL"] / taken["conv", "EX-C", "Pyro"]
     both = taken["COM-Poisson, sample"] + taken["COM-Poisson, KL"]
     of_step = both / taken["conv", "CMP", "Pyro"]
     report(
         "step",
         rows,
         f"Training steps on {data}, 256 latents, {RELAXATION}; batch {BATCH} with convolutional networks, {SMALL} with "
-        f"linear ones; the exact KL alone, forward and backward, takes {share:.1%} of DS-C's step, a COM-Poisson's "
+        f"linear ones; the exact KL alone, forward and backward, takes {share:.1%} of EX-C's step, a COM-Poisson's "
         f"sample and KL {1e3 * both:.0f} ms, {of_step:.1%} of CMP's",
     )
 

@@ -34,8 +34,9 @@ _DECIDED = f"""
 ## What the rows decide
 
 Pairs of rows with at least two seeds each, compared by Welch's t-test with Holm's correction over the tests of a table
-at a scale. Listed are those significant at {LEVEL:.0%}; *within*: the difference is smaller than that (two one-sided
-tests); *at equal KL*: the squared error of a variant, interpolated between its runs, and of another at the same KL.
+at a scale. Listed are those significant at {LEVEL:.0%}; *within*: the difference is smaller than the number given (two
+one-sided tests); *at equal KL*: the squared error of a variant, interpolated between its runs, and of another at the
+same KL.
 
 """
 

@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from benchmarks.measure import FOLDER, device, forward_backward, peak_bytes, progress, report, seconds
-from benchmarks.samplers import com_poisson, ours
+from benchmarks.samplers import com_poisson, com_poisson_kl, ours
 from pyro_nbvae.distributions import (
     ArrivalTimes,
-    ConwayMaxwellPoisson,
     GumbelSoftmax,
     Integer,
-    NegativeBinomial,
     negative_binomial_kl,
 )
 from pyro_nbvae.study.files import write_atomically
@@ -30,13 +28,10 @@ Case = Callable[[Tensor, Tensor], Tensor]
 BATCH, LATENTS, MEANS = 64, (16, 64, 256, 1024, 4096, 16384), (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
 
 
-def _com_poisson_kl(log_nu: Tensor, log_rate: Tensor, shared: bool = True) -> Tensor:
-    """KL to negative binomials of about the posteriors' mean: one for a unit, or one for each element."""
-    r, logits = torch.ones_like(log_nu), log_rate.detach()
-    if shared:
-        r, logits = r[0].expand_as(r), logits[0].expand_as(r)
-    prior = NegativeBinomial(r, logits=logits, validate_args=False)
-    return kl_divergence(ConwayMaxwellPoisson(log_rate.exp(), log_nu.exp(), validate_args=False), prior)
+def _com_poisson_kl(log_nu: Tensor, log_rate: Tensor, own: bool = False) -> Tensor:
+    """KL to negative binomials of about the posteriors' mean: one for a unit, or each element's own."""
+    logits = log_rate.detach() if own else log_rate.detach()[0]
+    return com_poisson_kl(log_nu, log_rate, torch.zeros_like(logits), logits)
 
 
 def _gaussian(log_scale: Tensor, loc: Tensor) -> Tensor:
@@ -66,7 +61,7 @@ CASES: dict[str, Case] = {
     "torch's Gamma and Poisson": _torch_gamma_poisson,
     "COM-Poisson, integers": com_poisson,
     "COM-Poisson, KL": _com_poisson_kl,
-    "COM-Poisson, KL, own priors": functools.partial(_com_poisson_kl, shared=False),
+    "COM-Poisson, KL, own priors": functools.partial(_com_poisson_kl, own=True),
     "negative binomial, integers": ours(Integer()),
     "negative binomial, arrivals": ours(ArrivalTimes(0.1)),
     "negative binomial, Gumbel": ours(GumbelSoftmax(0.25)),

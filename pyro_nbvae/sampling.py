@@ -251,7 +251,7 @@ def reconstructed(model: GenerativeModel, guide: AmortizedGuide, data: Batch, *,
         An iterator over means of the likelihood (B, *event_shape), on the CPU.
 
     Raises:
-        InputError: for observations of the wrong shape or type.
+        InputError: for observations of the wrong shape or type, or none.
 
     Example::
 
@@ -262,7 +262,7 @@ def reconstructed(model: GenerativeModel, guide: AmortizedGuide, data: Batch, *,
         >>> [means.shape for means in reconstructed(model, guide, torch.zeros(4, 5))]
         [torch.Size([4, 5])]
     """
-    for number, part in enumerate(data.split(BATCH)):
+    for number, part in enumerate(evaluation_batches(data, "observations")):
         with evaluating(model, guide, _stream(seed, number)):
             batch = model.to_input(part)
             z = guide.posterior(batch.x, **batch.given).sample()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_nbvae.batching import Observations
 from pyro_nbvae.distributions.elementwise import double
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Number of samples whose log masses are computed at once.
@@ -42,7 +43,8 @@ def importance_weighted_bound(
         (N,), in float64.
 
     Raises:
-        InputError: for data of the wrong shape, without an observation or outside the likelihood's support.
+        InputError: for data of the wrong shape, without an observation or outside the likelihood's support, and for no
+            samples.
 
     Reference: Burda et al., 2016.
 
@@ -57,6 +59,8 @@ def importance_weighted_bound(
         >>> importance_weighted_bound(model, guide, torch.zeros(4, 5), samples=10).shape
         torch.Size([4])
     """
+    if samples < 1:
+        raise InputError(f"samples must be at least 1, got {samples}")
     bounds = []
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):

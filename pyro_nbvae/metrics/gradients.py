@@ -255,6 +255,7 @@ def gradient_moments(
         seed: random seed.
 
     Raises:
+        InputError: for fewer than two samples.
         NotImplementedError: by this package's ELBOs, for a guide whose latents have no ``rsample``.
 
     See also: docs/mathematics.md, section 5.5 (Bias and noise).
@@ -269,6 +270,8 @@ def gradient_moments(
         >>> moments.variance > 0
         True
     """
+    if samples < 2:
+        raise InputError(f"samples must be at least 2, got {samples}")
     parameters = [p for p in guide.parameters() if p.requires_grad]
     total: Tensor | float = 0.0
     squares = 0.0

@@ -87,7 +87,7 @@ def reconstructions(model: GenerativeModel, guide: AmortizedGuide, x: Batch, *, 
         Means of the likelihood, (N, *event_shape), on the CPU.
 
     Raises:
-        InputError: for observations of the wrong shape or type, or a seed out of range.
+        InputError: for observations of the wrong shape or type, or none, or a seed out of range.
 
     Example::
 

@@ -32,7 +32,7 @@ from torch import Size, Tensor
 from torch.distributions import Gamma, kl_divergence, register_kl
 from torch.nn.functional import logsigmoid
 
-from pyro_nbvae.distributions import RelaxedNegativeBinomial
+from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial
 from pyro_nbvae.distributions.relaxations.gamma import log_standard_gamma
 from pyro_nbvae.experiments import IMAGES, main
 from pyro_nbvae.guides import NegativeBinomialGuide
@@ -148,6 +148,18 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
         masses = self.masses.expand(*value.shape, -1)
         return masses.gather(-1, value[..., None].long()).squeeze(-1).log().to(self.dtype)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        value, _ = torch.broadcast_tensors(value, self.total_count)
+        below = self.masses.cumsum(-1).expand(*value.shape, -1)
+        return below.gather(-1, value[..., None].long().clamp(0, MAX_COUNT)).squeeze(-1).to(self.dtype)
+
+    def entropy(self) -> Tensor:
+        return -torch.xlogy(self.masses, self.masses).sum(-1).to(self.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.masses.argmax(-1).to(self.dtype)
+
     def _moment(self, power: int) -> Tensor:
         return (self.masses * _counts(self.total_count) ** power).sum(-1)
 
@@ -161,9 +173,11 @@ class CutOffNegativeBinomial(RelaxedNegativeBinomial):
 
 
 @register_kl(CutOffNegativeBinomial, CutOffNegativeBinomial)
-def _kl(q: CutOffNegativeBinomial, p: CutOffNegativeBinomial) -> Tensor:
-    masses = q.masses
-    return (masses * (masses / p.masses).log()).sum(-1)
+@register_kl(CutOffNegativeBinomial, NegativeBinomial)
+def _kl(q: CutOffNegativeBinomial, p: NegativeBinomial) -> Tensor:
+    counts = _counts(p.total_count).reshape(-1, *(1 for _ in p.batch_shape))
+    log_p = p.masses.log() if isinstance(p, CutOffNegativeBinomial) else p.log_prob(counts).movedim(0, -1)
+    return (q.masses * (q.masses.log() - log_p)).sum(-1)
 
 
 class EarlyModel(NegativeBinomialModel):

@@ -166,7 +166,7 @@ class Recording:
         covariates: (N, C), what the observations are conditioned on, such as a one-hot stimulus. Default: none.
 
     Raises:
-        InputError: for parts of other shapes or types, and for exposures that are not positive and finite.
+        InputError: for parts of other shapes or types. Values are checked where the recording is used (:meth:`check`).
 
     Example::
 

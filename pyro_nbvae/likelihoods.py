@@ -486,6 +486,9 @@ def fit_dispersion(
     Returns:
         The parameter on the likelihood's own scale, (neurons,) or (), in float64: log r, or the unbounded log nu.
 
+    Raises:
+        InputError: for means and counts at which the likelihood has no finite derivative.
+
     Example::
 
         >>> x = torch.distributions.Binomial(4, torch.full((4000, 1), 0.5)).sample()
@@ -494,6 +497,8 @@ def fit_dispersion(
         True
     """
     x, m = double(counts), double(means)
+    if mask is not None:  # a mean without a count may be anything
+        x, m = x.masked_fill(~mask, 0), m.masked_fill(~mask, 1)
     low = x.new_full(() if shared else x.shape[-1:], -_MAX_DISPERSION)
     high = -low
     while float((high - low).max()) > tolerance:
@@ -503,6 +508,8 @@ def fit_dispersion(
             if mask is not None:
                 log_mass = log_mass.masked_fill(~mask, 0)
             (slope,) = torch.autograd.grad(log_mass.sum() + likelihood.log_prior_of(a), a)
+        if not bool(slope.isfinite().all()):
+            raise InputError("no dispersion fits: counts must be finite, and means positive and below 2^20")
         a = a.detach()
         low, high = torch.where(slope > 0, a, low), torch.where(slope > 0, high, a)
     return 0.5 * (low + high)

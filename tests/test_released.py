@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch.distributions import kl_divergence
 
 import pyro_nbvae.experiments.tables  # noqa: F401
 from pyro_nbvae.distributions import NegativeBinomial, RelaxedNegativeBinomial
@@ -83,6 +84,11 @@ def test_counts_that_are_cut_off(released):
     p = released.CutOffNegativeBinomial(torch.ones(5), logits=torch.zeros(5))
     kl = (masses * (masses / p.masses).log()).sum(-1)
     assert torch.allclose(registered_kl(q, p), kl) and bool((kl < registered_kl(uncut(q), uncut(p))).all())
+    wider = uncut(p).log_prob(counts[:, None]).movedim(0, -1)
+    assert torch.allclose(kl_divergence(q, uncut(p)), (masses * (masses.log() - wider)).sum(-1))
+    assert torch.allclose(q.entropy().double(), -(masses * masses.log()).sum(-1))
+    assert torch.allclose(q.cdf(torch.tensor(2.0)).double(), masses[:, :3].sum(-1))
+    assert torch.allclose(q.cdf(torch.tensor(9.0)), torch.ones(5)) and torch.equal(q.mode, masses.argmax(-1).float())
 
 
 def uncut(q):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,7 @@ class MeanConwayMaxwellPoisson(TorchDistribution):
     differentiable twice.
 
     Args:
-        log_mean: log m; broadcasts with ``log_nu`` to the batch shape.
+        log_mean: log m, from -700 to 20 log 2; broadcasts with ``log_nu`` to the batch shape.
         log_nu: :math:`\log \nu`, from -3 to 3.
         dtype: precision of the results. Default: that of ``log_mean``.
         validate_args: as in torch.
@@ -131,7 +132,10 @@ class MeanConwayMaxwellPoisson(TorchDistribution):
         ([0.5, 0.5, 0.5], [1.242, 1.0, 0.702])
     """
 
-    arg_constraints = {"log_mean": constraints.real, "log_nu": constraints.interval(-3 - 1e-6, 3 + 1e-6)}
+    arg_constraints = {
+        "log_mean": constraints.interval(-700.0, math.log(1 << 20)),
+        "log_nu": constraints.interval(-3 - 1e-6, 3 + 1e-6),
+    }
     support: Constraint = constraints.nonnegative_integer
 
     def __init__(

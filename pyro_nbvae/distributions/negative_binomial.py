@@ -34,9 +34,9 @@ class _derived_property(lazy_property):
         return super().__get__(None, owner) if instance is None else self.wrapped(instance)
 
 
-def _version(x: Tensor) -> int:
-    """Return how often a tensor was changed in place, where PyTorch counts it."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+def _version(x: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; None where PyTorch does not count it."""
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 class NegativeBinomial(TorchDistribution):
@@ -64,7 +64,9 @@ class NegativeBinomial(TorchDistribution):
         logits: l, from -60 to 60 or infinite. Give either this or ``probs``.
         dispersion_source: the tensor that ``total_count`` is computed from; ``total_count`` itself by default. Two
             distributions with one source and the same function of it share their dispersion, and their KL has a closed
-            form (:func:`kl_form`): pass a learned parameter here if both compute ``total_count`` from it.
+            form (:func:`kl_form`): pass a learned parameter here if both compute ``total_count`` from it. A source
+            that changed in place in between is noticed where PyTorch counts changes; where it does not (compiled
+            programs, inference mode) the KL is the exact one.
         validate_args: as in torch.
 
     Raises:
@@ -114,7 +116,8 @@ class NegativeBinomial(TorchDistribution):
         """Return whether both have one ``dispersion_source``, with one value, and both or neither have a gradient."""
         (one, version), (two, other_version) = self._source, other._source
         same_gradient = self.total_count.requires_grad == other.total_count.requires_grad
-        return isinstance(one, Tensor) and one is two and version == other_version and same_gradient
+        same_value = version is not None and version == other_version
+        return isinstance(one, Tensor) and one is two and same_value and same_gradient
 
     @_derived_property
     def logits(self) -> Tensor:

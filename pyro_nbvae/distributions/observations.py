@@ -166,7 +166,7 @@ class SoftplusNegativeBinomial(NegativeBinomial):
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> SoftplusNegativeBinomial:
         new = self._get_checked_instance(SoftplusNegativeBinomial, _instance)
-        new.h, new.log_total_count, new.log_factor = self.h, self.log_total_count, self.log_factor  # which broadcast
+        new.h, new.log_total_count, new.log_factor = self.h.expand(batch_shape), self.log_total_count, self.log_factor
         return super().expand(batch_shape, _instance=new)
 
     def log_prob(self, value: Tensor) -> Tensor:

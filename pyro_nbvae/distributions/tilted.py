@@ -264,7 +264,8 @@ class Tilted(TorchDistribution):
         # parameters keep their shape: a tilt of shared parameters is a matrix product
         new = copy.copy(self)
         new._batch_shape = torch.Size(batch_shape)
-        torch.broadcast_shapes(self.batch_shape, new._batch_shape)
+        if torch.broadcast_shapes(self.batch_shape, new._batch_shape) != new._batch_shape:
+            raise RuntimeError(f"a batch shape {tuple(self.batch_shape)} cannot be expanded to {tuple(batch_shape)}")
         return new
 
     def factors(self, value: Tensor) -> tuple[Any, Tensor]:

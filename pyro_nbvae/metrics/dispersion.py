@@ -88,12 +88,16 @@ def null_rates(train: Batch) -> Tensor:
     Args:
         train: training counts (N, *event_shape), or a recording of them.
 
+    Raises:
+        InputError: for exposures that are not positive and finite.
+
     Example::
 
         >>> null_rates(torch.tensor([[0.0, 2.0], [0.0, 4.0], [0.0, 6.0]])).tolist()
         [0.125, 3.125]
     """
     data = Recording.of(train)
+    data.check()
     x = double(data.filled(0))
     exposure = torch.ones_like(x) if data.exposure is None else double(data.exposure).expand(x.shape)
     if data.mask is not None:
@@ -248,6 +252,9 @@ def compare_likelihoods(
     Returns:
         The scores by likelihood, ``negative_binomial`` and ``com_poisson``, of each trial and neuron.
 
+    Raises:
+        InputError: for exposures that are not positive and finite.
+
     Example::
 
         >>> x = torch.distributions.Binomial(4, torch.full((200, 3), 0.5)).sample()
@@ -257,6 +264,7 @@ def compare_likelihoods(
         True
     """
     recording = Recording.of(data)
+    recording.check()
     found: dict[str, list[Score]] = {name: [] for name in _families()}
     for held_out in folds:
         if not bool(held_out.any()):

@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_nbvae.batching import Observations, Recording
+from pyro_nbvae.distributions.com_poisson import MeanConwayMaxwellPoisson
+from pyro_nbvae.distributions.count_distribution import CountDistribution
 from pyro_nbvae.distributions.elementwise import double
+from pyro_nbvae.distributions.negative_binomial import NegativeBinomial
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.metrics.bound import importance_weighted_bound
@@ -41,6 +44,13 @@ def _null(data: Recording, rates: Tensor) -> Tensor:
     means = rates if data.exposure is None else rates * double(data.exposure)
     log_mass = poisson_log_mass(data.filled(0), means)
     return log_mass if data.mask is None else log_mass.masked_fill(~data.mask, 0)
+
+
+def _check_rates(rates: Tensor, counts: Tensor) -> None:
+    if rates.shape != counts.shape:
+        raise InputError(
+            f"rates have shape {tuple(rates.shape)} and counts {tuple(counts.shape)}: they must be the same"
+        )
 
 
 def nlb_bits(rates: Tensor, counts: Tensor, null: Tensor | None = None) -> float:
@@ -68,10 +78,7 @@ def nlb_bits(rates: Tensor, counts: Tensor, null: Tensor | None = None) -> float
         >>> round(nlb_bits(torch.tensor([[0.1, 1.0], [1.9, 1.0]]), counts), 4)
         0.463
     """
-    if rates.shape != counts.shape:
-        raise InputError(
-            f"rates have shape {tuple(rates.shape)} and counts {tuple(counts.shape)}: they must be the same"
-        )
+    _check_rates(rates, counts)
     rates, counts = double(rates), double(counts)
     seen = ~counts.isnan()
     if bool((rates[seen] < 0).any()) or bool(rates[seen].isnan().any()):
@@ -279,12 +286,16 @@ def psth_r2(rates: Tensor, counts: Tensor, labels: Tensor) -> float:
         counts: held-out counts of the same shape; nan where none was observed.
         labels: the condition of each trial, (trials,).
 
+    Raises:
+        InputError: for rates of another shape than the counts.
+
     Example::
 
         >>> counts = torch.tensor([[0.0], [2.0], [4.0], [6.0]])
         >>> psth_r2(torch.tensor([[1.0], [1.0], [5.0], [5.0]]), counts, torch.tensor([0, 0, 1, 1]))
         1.0
     """
+    _check_rates(rates, counts)
     rates, counts = double(rates).masked_fill(counts.isnan(), math.nan), double(counts)
     means = [(counts[labels == c].nanmean(0), rates[labels == c].nanmean(0)) for c in labels.unique()]
     observed, expected = (torch.stack(parts) for parts in zip(*means, strict=True))
@@ -386,13 +397,19 @@ def _cdf(observed: TorchDistribution, x: Tensor) -> Tensor:
     if isinstance(base, ZeroInflatedDistribution):
         gate = double(base.gate)
         found = gate + (1 - gate) * _cdf(base.base_dist, x.clamp_min(0))
-    elif hasattr(base, "total_count"):
+    elif isinstance(base, NegativeBinomial | torch.distributions.NegativeBinomial):
         r, p = double(base.total_count), double(base.logits).neg().sigmoid()
         found = _regularised_beta(r, k + 1, p)
-    elif hasattr(base, "rate"):
+    elif isinstance(base, torch.distributions.Poisson):
         found = torch.special.gammaincc(k + 1, double(base.rate))
-    else:
+    elif isinstance(base, CountDistribution | MeanConwayMaxwellPoisson):
         found = double(base.cdf(x.clamp_min(0)))
+    else:  # the masses of the counts up to x: other distributions have no distribution function, or a wrong one
+        counts = x.clamp_min(0)
+        found = torch.zeros_like(k)
+        for one in range(int(counts.max()) + 1):
+            mass = double(base.log_prob(counts.clamp_max(one))).exp()
+            found = torch.where(k >= one, found + mass, found)
     return torch.where(x < 0, 0.0, found)
 
 

@@ -107,6 +107,11 @@ def test_extreme_parameters(name):
     assert max(errors(name, arguments)) < 2e-3
 
 
+def test_log_masses_where_the_mean_underflows_or_overflows():
+    arguments = [torch.tensor(x) for x in ((5, 2.0**24, 5, 0), (1e-12, 1e-6, 1, 1), (-60.0, -60, -90, 90))]
+    assert max(errors("negative_binomial_log_mass", arguments)) < 1e-5
+
+
 @kernels
 def test_a_parameter_that_is_not_allowed_is_nan_alone(name):
     arguments, bad, _ = CASES[name]

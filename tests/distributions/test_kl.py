@@ -488,3 +488,21 @@ def test_log_q_over_p_derivatives():
 
     assert torch.autograd.gradcheck(ratio, points, atol=1e-5)
     assert torch.autograd.gradgradcheck(ratio, [points[0] + 0.5, *points[1:]], atol=1e-5)
+
+
+def test_a_source_that_changed_in_between_is_noticed():
+    """Where PyTorch does not count changes in place, the KL is the exact one."""
+
+    def kl(source):
+        source = source.clone()
+        q = NegativeBinomial(source.exp(), logits=torch.tensor(0.5), dispersion_source=source, validate_args=False)
+        source.add_(1)
+        p = NegativeBinomial(source.exp(), logits=torch.tensor(0.0), dispersion_source=source, validate_args=False)
+        return kl_divergence(q, p)
+
+    source = torch.zeros(3)
+    expected = negative_binomial_kl(torch.ones(3), torch.tensor(0.5), torch.ones(3).exp(), torch.tensor(0.0))
+    torch.testing.assert_close(kl(source), expected)
+    torch.testing.assert_close(torch.compile(kl, backend="aot_eager")(source), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(kl(source), expected)

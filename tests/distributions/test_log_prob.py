@@ -8,6 +8,7 @@ import torch
 
 from pyro_nbvae.distributions import ArrivalTimes, NegativeBinomial, RelaxedNegativeBinomial, RelaxedPoisson
 from pyro_nbvae.distributions.families.negative_binomial import log_prob as negative_binomial_log_prob
+from pyro_nbvae.distributions.families.negative_binomial import log_prob_value
 from pyro_nbvae.distributions.families.poisson import log_prob as poisson_log_prob
 from pyro_nbvae.distributions.special import omega, rho, softplus_difference
 
@@ -143,3 +144,42 @@ def test_the_derivative_in_a_tiny_dispersion():
         log_prob = NegativeBinomial(r, logits=logits).log_prob(torch.tensor(z).double())
         (slope,) = torch.autograd.grad(log_prob.sum(), r)
         torch.testing.assert_close(slope, exact.detach().expand(3), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_second_derivatives_have_their_digits_at_any_dispersion_and_logits(dtype, tolerance):
+    """In r, and in r and the count: differences of trigammas."""
+    grid = [
+        (z, r, x) for z in (0.0, 0.3, 5.0, 1e5) for r in (1e-12, 1e-4, 1.0, 1e4, 1e12) for x in (-60.0, 0.0, 20, 60)
+    ]
+    z, r, logits = (torch.tensor(part, dtype=dtype, requires_grad=True) for part in zip(*grid, strict=True))
+    in_z, in_r = torch.autograd.grad(negative_binomial_log_prob(z, r, logits).sum(), (z, r), create_graph=True)
+    (mixed,) = torch.autograd.grad(in_z.sum(), r, retain_graph=True)
+    (twice,) = torch.autograd.grad(in_r.sum(), r)
+    for i, (count, dispersion, _) in enumerate(grid):
+        count, dispersion = mpmath.mpf(count), mpmath.mpf(float(torch.tensor(dispersion, dtype=dtype)))
+        of_sum = mpmath.psi(1, count + dispersion)
+        for found, exact in ((mixed[i], of_sum), (twice[i], of_sum - mpmath.psi(1, dispersion))):
+            assert abs(float(found) - exact) <= tolerance * max(abs(exact), 1e-3 * min(1, 1 / dispersion)), grid[i]
+
+
+@pytest.mark.parametrize("logits", [-90.0, 90.0, 700.0])
+def test_log_masses_where_the_mean_underflows_or_overflows(logits):
+    for z, r in ((0.0, 1e6), (5.0, 1.0), (5.0, 1e-12)):
+        arguments = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (z, r, logits)]
+        (value,), expected = log_prob_value(*arguments), exact_log_prob(z, r, logits)
+        assert abs(float(value.detach()) - expected) <= 1e-12 * abs(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [1e-12, 1e-9, 1e-5])
+def test_the_entropy_of_few_counts_above_0(r, dtype):
+    """Its derivative in r, which the counts above 0 decide, by direct sums."""
+    given = torch.tensor(r, dtype=dtype, requires_grad=True)
+    (found,) = torch.autograd.grad(NegativeBinomial(given, logits=torch.tensor(3.0, dtype=dtype)).entropy(), given)
+    exact = float(given.detach())
+    masses = scipy.stats.nbinom.logpmf(np.arange(1, 2000), exact, 1 / (1 + np.exp(3.0)))
+    slope = scipy.special.digamma(np.arange(1, 2000) + exact) - scipy.special.digamma(exact) - np.log1p(np.exp(3.0))
+    at_0 = -np.log1p(np.exp(3.0))
+    expected = -(np.exp(masses) * slope * masses).sum() - np.exp(exact * at_0) * at_0 * exact * at_0
+    assert float(found) == pytest.approx(expected, rel=1e-4)

@@ -118,3 +118,18 @@ def test_values_and_parameters_are_checked():
     with pytest.raises(ValueError, match="support"):
         d.log_prob(torch.tensor(0.5))
     assert d.expand((2, 3)).log_prob(torch.zeros(2, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("log_mean", [-math.inf, -701.0, 14.0, math.nan])
+def test_means_without_log_masses_are_refused(log_mean):
+    with pytest.raises(ValueError, match="log_mean"):
+        MeanConwayMaxwellPoisson(torch.tensor(log_mean), 0.0)
+    inside = MeanConwayMaxwellPoisson(torch.tensor([-700.0, 13.86]), 0.0)
+    assert inside.log_prob(torch.tensor([1.0, 1e6])).isfinite().all() and inside.variance.isfinite().all()
+
+
+def test_without_an_element():
+    log_mean = torch.zeros(0, requires_grad=True)
+    total = MeanConwayMaxwellPoisson(log_mean, 0.5).log_prob(torch.zeros(0)).sum()
+    (slope,) = torch.autograd.grad(total, log_mean, create_graph=True)
+    assert slope.shape == (0,)

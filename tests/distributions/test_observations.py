@@ -10,6 +10,12 @@ import torch
 from scipy import stats
 
 from pyro_nbvae import likelihoods
+from pyro_nbvae.distributions.observations import (
+    LogitBernoulli,
+    SoftplusConwayMaxwellPoisson,
+    SoftplusNegativeBinomial,
+    SoftplusPoisson,
+)
 
 mpmath.mp.dps = 60
 # Decoder outputs of means from 1e-6 to 1e7, and far below.
@@ -145,3 +151,24 @@ def test_transforms_keep_the_derivatives(name):
     second = torch.func.jvp(torch.func.grad(lambda h: total(h, x)), (h,), (direction,))[1]  # the Hessian is diagonal
     above, below = (torch.func.grad(total)(h + sign * step, x) for sign in (1, -1))
     torch.testing.assert_close(second, (above - below) / (2 * step), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "d",
+    [
+        LogitBernoulli(torch.zeros(3)),
+        SoftplusPoisson(torch.zeros(3), torch.tensor(0.5)),
+        SoftplusNegativeBinomial(torch.zeros(3), torch.tensor(0.0)),
+        SoftplusNegativeBinomial(torch.tensor(0.0), torch.zeros(3), torch.tensor(0.5)),
+        SoftplusConwayMaxwellPoisson(torch.zeros(3), torch.tensor(0.3)),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+def test_a_value_that_is_smaller_than_the_batch_counts_once_for_each_element(d):
+    one = torch.tensor(1.0)
+    own = d.log_prob(torch.ones(3))
+    for shape in ((3,), (5, 3), (2, 5, 3)):
+        torch.testing.assert_close(d.expand(shape).log_prob(one), own.expand(shape))
+    with pyro.plate("rows", 5, dim=-2), pyro.plate("columns", 3, dim=-1):
+        site = pyro.poutine.trace(lambda: pyro.sample("x", d, obs=torch.ones(3))).get_trace().nodes["x"]
+    torch.testing.assert_close(site["fn"].log_prob(site["value"]).sum(), 5 * own.sum())

@@ -102,6 +102,9 @@ def test_what_pyro_expects(prior, family):
     z = wide.sample(Size([5]))
     assert z.shape == (5, 4, 3, 2) and wide.log_prob(z).shape == (5, 4, 3) and wide.log_prob(z[0, 0, 0]).shape == (4, 3)
     torch.testing.assert_close(wide.log_prob(z), d.log_prob(z))
+    for other in ((4, 2), (3,), ()):
+        with pytest.raises(RuntimeError):
+            wide.expand(Size(other))
     assert d.support.is_discrete == (family != "normal")
     with pytest.raises(NotImplementedError):
         d.rsample()

@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
 
 from pyro_nbvae import likelihoods
 from pyro_nbvae.batching import Recording
+from pyro_nbvae.distributions import ConwayMaxwellPoisson, NegativeBinomial, RelaxedPoisson
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import PoissonGuide
 from pyro_nbvae.metrics import (
@@ -27,6 +29,7 @@ from pyro_nbvae.metrics import (
     null_rates,
     psth_r2,
 )
+from pyro_nbvae.metrics.spikes import _cdf
 from pyro_nbvae.models import PoissonModel
 
 
@@ -255,3 +258,54 @@ def test_likelihoods_are_told_apart_on_held_out_trials(rng):
     rates = condition_rates(over, labels, torch.tensor([0]))
     own, every = over[labels == 0].double(), (over.double().sum(0) + 0.5) / 301
     torch.testing.assert_close(rates[0], (own.sum(0) + every) / 101)
+
+
+def test_a_dispersion_is_not_fitted_to_what_has_no_log_mass(rng):
+    """Means out of range are an error; where no count was observed they do not matter."""
+    x = torch.as_tensor(rng.poisson(3.0, (100, 2))).float()
+    means = torch.full_like(x, 3.0)
+    mask = torch.ones_like(x).bool()
+    mask[0, 0] = False
+    expected = fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, means, mask=mask)
+    for other in (2e6, 0.0, math.nan):
+        means[0, 0] = other
+        assert torch.equal(fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, means, mask=mask), expected)
+    with pytest.raises((InputError, ValueError), match=r"log_mean|no dispersion fits"):
+        fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, torch.full_like(x, 2e6))
+    with pyro.validation_enabled(False), pytest.raises(InputError, match="no dispersion fits"):
+        fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, torch.full_like(x, 2e6))
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf])
+def test_exposures_that_are_none_are_refused(wrong):
+    exposure = torch.ones(40)
+    exposure[0] = wrong
+    data = Recording(torch.ones(40, 2), exposure=exposure)
+    for use in (null_rates, lambda d: compare_likelihoods(d, None, [torch.arange(40) % 2 == 1])):
+        with pytest.raises(InputError, match="exposures must be positive and finite"):
+            use(data)
+
+
+@pytest.mark.parametrize(
+    ("d", "theirs"),
+    [
+        (dist.Poisson(torch.tensor(2.0)), stats.poisson(2.0)),
+        (RelaxedPoisson(torch.tensor(2.0)), stats.poisson(2.0)),
+        (NegativeBinomial(torch.tensor(3.0), logits=torch.tensor(0.3)), stats.nbinom(3, 1 / (1 + math.exp(0.3)))),
+        (dist.NegativeBinomial(3, logits=torch.tensor(0.3)), stats.nbinom(3, 1 / (1 + math.exp(0.3)))),
+        (dist.GammaPoisson(torch.tensor(3.0), torch.tensor(2.0)), stats.nbinom(3, 2 / 3)),
+        (dist.Binomial(4, logits=torch.tensor(0.3)), stats.binom(4, 1 / (1 + math.exp(-0.3)))),
+        (dist.Geometric(logits=torch.tensor(0.3)), stats.nbinom(1, 1 / (1 + math.exp(-0.3)))),
+        (dist.ZeroInflatedPoisson(torch.tensor(2.0), gate=torch.tensor(0.0)), stats.poisson(2.0)),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+def test_distribution_functions_are_those_of_the_family(d, theirs):
+    x = torch.tensor([-1.0, 0.0, 1.0, 2.0, 4.0])
+    np.testing.assert_allclose(_cdf(d.expand([5]), x), theirs.cdf(x.numpy()), rtol=1e-5)
+
+
+def test_the_distribution_function_of_a_com_poisson():
+    d = ConwayMaxwellPoisson(torch.tensor(2.0), torch.tensor(4.0))
+    masses = d.log_prob(torch.arange(5.0)).exp()
+    np.testing.assert_allclose(_cdf(d.expand([5]), torch.arange(5.0)), masses.cumsum(0), rtol=1e-5)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from pyro_nbvae.distributions.elementwise import Wanted, elementwise, register_part
 from pyro_nbvae.distributions.special import log_quotient_from_difference, omega, rho, softplus_difference
@@ -38,15 +38,33 @@ def _ordinary(r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     return torch.where(other, 1.0, r), torch.where(other, 0.0, logits), zero, wrong
 
 
+def _finite_mean(r: Tensor, logits: Tensor) -> Tensor:
+    return (r * logits.exp()).clamp(max=0.1 * torch.finfo(r.dtype).max)
+
+
+def _common_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
+    mean = _finite_mean(r, logits)
+    common = log_quotient_from_difference(z - mean, r + z, r + mean)
+    overflows = mean == 0.1 * torch.finfo(r.dtype).max
+    return (torch.where(overflows, (r + z).log() - (r.log() + logits), common),)
+
+
+def _common_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:
+    return 1 / (r + z), -(z / (r + z)) / r, -torch.sigmoid(logits)
+
+
+# log((r + z) / (r + m)) with m = r e^l; its derivatives, by those of m, would cancel.
+_common = elementwise("negative_binomial_log_quotient", _common_value, _common_gradient)
+
+
 def log_prob_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
     """Return the log mass of tensors of one shape."""
     lost = logits == torch.inf
     r, logits, zero, wrong = _ordinary(r, logits)
-    mean = r * logits.exp()
+    mean, common = _finite_mean(r, logits), _common(z, r, logits)
     n = r + z
     relative = (r / n) * ((z - mean) / mean)  # relative difference of z and m (r + z) / (r + m)
     small = relative.abs() < 0.5
-    common = log_quotient_from_difference(z - mean, n, r + mean)
     quotient = ((z / mean) * ((r + mean) / n)).clamp(min=torch.finfo(z.dtype).tiny)  # a denormal z underflows
     log_quotient = torch.where(quotient < torch.inf, quotient.log(), z.log() - (r.log() + logits) - common)
     for_z = torch.where(small, z * torch.log1p(relative), torch.where(z > 0, z * log_quotient, 0.0))
@@ -60,12 +78,11 @@ def log_prob_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> t
     """Return the derivative of the log mass in each argument, None where it is not wanted."""
     given_r, given_logits = r, logits
     r, logits, zero, wrong = _ordinary(r, logits)
-    mean = r * logits.exp()
-    common = log_quotient_from_difference(z - mean, r + z, r + mean)
+    common = _common(z, r, logits)
     for_z = for_r = for_logits = None
     of_sum = rho(r + z) if any(wanted[:2]) else common
-    if wanted[0]:
-        for_z = common + of_sum - rho(1 + z) + (r.log() + logits - torch.log1p(z))
+    if wanted[0]:  # digamma(z + r) - digamma(z + 1) + log sigma(l)
+        for_z = log_quotient_from_difference(r - 1, r + z, 1 + z) + (of_sum - rho(1 + z)) + logsigmoid(logits)
     if wanted[1]:
         for_r = common + (of_sum - rho(r))  # 0 at count 0, where both are about 1 / r
     if wanted[2]:

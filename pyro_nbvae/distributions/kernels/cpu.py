@@ -840,7 +840,8 @@ def _negative_binomial_entropy_loop(chunk, r, logits, value, d_r, d_logits, star
         k = max(math.floor(mean - math.sqrt(2 * start * mean * (1 + odds))), 0.0)
         mass, x, t = 1.0, 0.0, 0.0
         total, by_k, by_x, by_t, xk, xt = 1.0, k, 0.0, 0.0, 0.0, 0.0
-        while mass * (1 + odds) > end * total or k < mean:
+        least = end * min(shape, 1.0)  # with a small r, the entropy is that of the few counts above 0
+        while mass * (1 + odds) > least * total or k < mean:
             ratio = (shape + k) * success / (k + 1)
             t += 1 / (shape + k)
             mass *= ratio

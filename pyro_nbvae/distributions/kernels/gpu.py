@@ -313,19 +313,23 @@ def _integers(
 @triton.jit
 def _log_mass_and_scores(k, r, logit):
     """log NB(k; r, l), in the form of families.negative_binomial, and its derivatives in r and in k"""
-    mean = r * tl.exp(logit)
+    log_mean = tl.log(r) + logit
+    mean = tl.minimum(r * tl.exp(logit), 1e37)
     n = r + k
     apart = tl.div_rn(k - mean, r + mean)  # n / (r + mean) - 1
     near = tl.minimum(tl.maximum(apart, -0.5), 0.5)
-    log_n = tl.where(tl.abs(apart) < 0.5, _log1p(near), tl.log(tl.div_rn(n, r + mean)))
+    far = tl.where(mean < 1e37, tl.log(tl.div_rn(n, r + mean)), tl.log(n) - log_mean)
+    log_n = tl.where(tl.abs(apart) < 0.5, _log1p(near), far)
     relative = (r / n) * tl.div_rn(k - mean, mean)
     near = tl.minimum(tl.maximum(relative, -0.5), 0.5)
-    far = tl.log(tl.maximum(tl.div_rn(k, mean) * tl.div_rn(r + mean, n), 1e-38))
+    quotient = tl.div_rn(k, mean) * tl.div_rn(r + mean, n)
+    usual = (quotient > 1e-37) & (quotient < 1e37)
+    far = tl.where(usual, tl.log(tl.where(usual, quotient, 1.0)), tl.log(tl.maximum(k, 1e-37)) - log_mean - log_n)
     deviance = k * tl.where(tl.abs(relative) < 0.5, _log1p(near), far) - r * log_n
     log_mass = _omega(n) - _omega(r) - _omega(k) - _log1p(k / r) - deviance
     at_0 = -_softplus(logit)
     in_r = tl.where(k > 0, log_n + _rho(n) - _rho(r), at_0)
-    in_k = log_n + (_rho(n) - _rho(1.0 + k)) + (tl.log(r) + logit - _log1p(k))
+    in_k = log_n + (_rho(n) - _rho(1.0 + k)) + (log_mean - _log1p(k))
     return tl.where(k > 0, log_mass, r * at_0), in_r, in_k
 
 

@@ -292,6 +292,8 @@ def com_poisson_counts(theta: Tensor, nu: Tensor) -> Tensor:
         theta: log lambda, (n,).
         nu: (n,).
     """
+    if not len(theta):
+        return theta.new_zeros(1)
     low, high = com_poisson.window(_LISTED_NATS, (theta / nu).detach().exp(), nu.detach())
     return torch.arange(max(0.0, float(low.min())), float(high.max()) + 2, dtype=theta.dtype, device=theta.device)
 

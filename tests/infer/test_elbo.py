@@ -128,9 +128,9 @@ def test_shared_dispersion_equals_exact_where_the_ratio_is_one():
 def test_every_pair_trains_under_svi_with_every_estimator(name, estimator):
     model, guide, own = pair(name, latents=8)
     x = images(8) * 0.2
-    svi = SVI(model, guide, ClippedAdam({"lr": 0.02}), loss=estimator() if estimator else own)
+    svi = SVI(model, guide, ClippedAdam({"lr": 0.04}), loss=estimator() if estimator else own)
     before = svi.evaluate_loss(x)
-    losses = [svi.step(x) for _ in range(60)]
+    losses = [svi.step(x) for _ in range(30)]
     assert all(math.isfinite(loss) for loss in losses)
     assert sum(losses[-10:]) / 10 < before
     trained = set(pyro.get_param_store().keys())

@@ -7,7 +7,7 @@ posterior.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -197,16 +197,17 @@ class PosteriorSampler:
         return self.sample_pairs(count)[0]
 
     @torch.no_grad()
-    def sample_pairs(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Sample latents, and the covariates of the observations that they belong to, if the data have some."""
+    def sample_pairs(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sample latents, and the exposures and covariates of the observations that they belong to."""
         batch = self.model.to_input(self.data[torch.randint(len(self.data), (count,))])
         with evaluation_mode(self.guide), self.guide.exact():
-            return self.guide.posterior(batch.x, **batch.given).sample(), batch.covariates
+            return self.guide.posterior(batch.x, **batch.given).sample(), batch.conditions
 
 
-def _rows(covariates: Tensor | None, count: int) -> Tensor | None:
-    """Draw so many rows of covariates (M, C) at random."""
-    return None if covariates is None else covariates[torch.randint(len(covariates), (count,))]
+def drawn_rows(given: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Draw so many rows of exposures and covariates, (M, ...) each, at random and together."""
+    chosen = {len(part): torch.randint(len(part), (count,)) for part in given.values()}
+    return {name: part[chosen[len(part)]] for name, part in given.items()}
 
 
 @torch.no_grad()
@@ -282,13 +283,13 @@ class Generated(NamedTuple):
         z: latents (B, *latent_shape).
         mean: means of their observations, (B, *event_shape).
         x: observations: one draw from the likelihood each, (B, *event_shape).
-        covariates: what they were given, (B, C), if the model has covariates.
+        given: their exposures and covariates, by name.
     """
 
     z: Tensor
     mean: Tensor
     x: Tensor
-    covariates: Tensor | None
+    given: dict[str, Tensor]
 
 
 def generated(
@@ -298,7 +299,7 @@ def generated(
     count: int,
     *,
     seed: int = 0,
-    covariates: Tensor | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Generated]:
     """Sample latents and iterate over their observations, in batches.
 
@@ -307,11 +308,12 @@ def generated(
         sampler: the sampler.
         count: number of observations.
         seed: random seed.
-        covariates: (M, C), if the model has covariates: rows are drawn at random, those of one condition or of the
-            training data. A sampler of posteriors has those of its own observations.
+        given: ``exposure`` (M, ...) and ``covariates`` (M, C), if the data have them, such as the ``conditions`` of the
+            training data: rows are drawn at random. A sampler of posteriors has those of its own observations. Default:
+            an exposure of 1.
 
     Returns:
-        An iterator over batches of up to 500 observations, at an exposure of 1.
+        An iterator over batches of up to 500 observations.
 
     Example::
 
@@ -328,7 +330,8 @@ def generated(
             if isinstance(sampler, PosteriorSampler):
                 z, own = sampler.sample_pairs(number)
             else:
-                z, own = sampler.sample(number), _rows(covariates, number)
-            observed = model.observation(z, covariates=None if own is None else own.to(z))
-            found = Generated(z.cpu(), observed.mean.cpu(), observed.sample().cpu(), None if own is None else own.cpu())
+                z, own = sampler.sample(number), drawn_rows(given or {}, number)
+            observed = model.observation(z, **{name: part.to(z) for name, part in own.items()})
+            own = {name: part.cpu() for name, part in own.items()}
+            found = Generated(z.cpu(), observed.mean.cpu(), observed.sample().cpu(), own)
         yield found

@@ -1,6 +1,7 @@
 """A lab's own files of counts: how they are read and divided, and what the commands make of them."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -314,12 +315,13 @@ def test_generated_counts_are_a_recording(given, tmp_path, capsys):
     plot, path = map(Path, capsys.readouterr().out.split())
     found = arrays_of(path)
     assert plot.is_file() and found["counts"].dtype == np.int64 and found["counts"].shape == (600, 4, 6)
-    assert set(found["labels"]) == ({"left"} if "left" in given else set(arrays["stimulus"]))
+    assert set(found["stimulus"]) == ({"left"} if "left" in given else set(arrays["stimulus"]))
     excess = (found["counts"] - found["mean"]).sum() / np.sqrt(found["mean"].sum())
     assert abs(excess) < 5  # standard errors of a sum of independent Poissons
     main(["data", "check", str(path)])
-    assert ": 4 x 6 (int16, counts)" in capsys.readouterr().out
-    main(["train", "--data", str(path), *flags[2:], "--out", str(tmp_path / "again")])
+    assert ": 4 bins x 6 neurons (int16, counts)" in capsys.readouterr().out
+    main(["train", "--data", str(path), *flags, "--out", str(tmp_path / "again")])
+    main(["predict", str(tmp_path / "run"), str(path), "--samples", "2", "--device", "cpu"])
 
 
 def test_reconstructions_are_at_the_exposure_of_the_observation(exposed, monkeypatch):
@@ -456,3 +458,96 @@ def test_a_condition_without_a_training_trial_is_pointed_out(file):
     only = dataclasses.replace(data, train_labels=data.train_labels.clamp(max=1))
     with pytest.warns(UserWarning, match="no training observation has the label up"):
         only.conditioned("labels")
+
+
+def test_generated_counts_have_the_exposures_of_the_recording(tmp_path):
+    """Bins of a twentieth and of half a second: the counts are as few as recorded, and the file is one of the run."""
+    rng = np.random.default_rng(0)
+    widths = np.array([0.05, 0.5, 0.05, 0.5])
+    counts = rng.poisson(8 * widths[:, None] * rng.gamma(5, 0.2, (200, 1, 6)))
+    np.savez(tmp_path / "real.npz", counts=counts, exposure=widths)
+    flags = ["--data", str(tmp_path / "real.npz"), "--likelihood", "poisson", *SMALL, "--epochs", "30"]
+    main(["train", *flags, "--out", str(tmp_path / "run")])
+    for sampler in ("prior", "posterior"):
+        _, path = generation.generate(Run(tmp_path / "run"), count=500, sampler=sampler, device="cpu")
+        found = arrays_of(path)
+        assert found["exposure"].shape[0] == 500
+        for b in range(4):
+            assert found["counts"][:, b].mean() == pytest.approx(counts[:, b].mean(), rel=0.35)
+    main(["predict", str(tmp_path / "run"), str(path), "--samples", "2", "--device", "cpu"])
+
+
+@pytest.mark.filterwarnings("default:.*never observed")
+def test_files_of_latents_say_what_was_held_out(tmp_path, capsys):
+    """And what was never observed has no prediction."""
+    arrays = recording()
+    mask = np.ones(arrays["counts"].shape, bool)
+    mask[:, :, 2] = False
+    arrays["stimulus"] = np.array([45, 90, 135])[np.arange(60) % 3]
+    path = tmp_path / "r.npz"
+    np.savez(path, **arrays, mask=mask)
+    flags = ["--data", str(path), "--labels", "stimulus", "--likelihood", "poisson", *SMALL]
+    main(["train", *flags, "--out", str(tmp_path / "run")])
+    assert "r.npz are never observed in the training data" in capsys.readouterr().err
+    main(["encode", str(tmp_path / "run"), "--device", "cpu"])
+    main(["predict", str(tmp_path / "run"), "--samples", "2", "--device", "cpu"])
+    latents, predicted = (arrays_of(tmp_path / "run" / f"{name}.npz") for name in ("latents", "predictions"))
+    data = load(str(path), reading=Reading(labels="stimulus"))
+    assert torch.equal(torch.as_tensor(arrays["counts"][latents["held_out"]]).int(), data.test.int())
+    assert np.array_equal(latents["held_out"], predicted["held_out"]) and latents["labels"].tolist()[:3] == [
+        45,
+        90,
+        135,
+    ]
+    for name in ("rates", "low", "high", "filled"):
+        assert np.isnan(predicted[name][..., 2]).all() and np.isfinite(np.delete(predicted[name], 2, -1)).all()
+    capsys.readouterr()
+    main(["data", "check", str(path), "--labels", "stimulus"])
+    printed = capsys.readouterr().out
+    assert "4 bins x 6 neurons" in printed and "with mask, session" in printed
+    assert "1 of 6 neurons are never observed" in printed
+
+
+def test_an_array_of_nearly_a_known_name_is_pointed_out(file):
+    for name, meant in (("masks", "mask"), ("exposures", "exposure"), ("covariate", "covariates")):
+        with pytest.raises(InputError, match=rf"the array {name} is not read: rename it to {meant}"):
+            load(file(**recording(), **{name: np.ones(60)}))
+    load(file(**recording(), depth=np.ones(60)))
+
+
+def test_an_exposure_of_each_bin_or_of_all(file):
+    arrays, widths = recording(), np.array([0.1, 0.2, 0.3, 0.4])
+    for given in (widths, np.float64(0.1)):
+        whole = load(file(**arrays, exposure=given), reading=Reading(whole=True)).training
+        expected = np.broadcast_to(given[:, None] if given.ndim else given, (60, 4, 6))
+        np.testing.assert_allclose(whole.exposure.expand(60, 4, 6), expected)
+    square = {"counts": arrays["counts"][:4]}
+    with pytest.raises(InputError, match="of trials or of bins"):
+        load(file(**square, exposure=widths), reading=Reading(whole=True))
+
+
+def test_counts_of_0_and_1_are_counts(file, capsys):
+    path = file(counts=np.random.default_rng(0).integers(0, 2, (100, 3, 5)))
+    assert load(path).values == "counts"
+    main(["data", "check", path])
+    assert "Fano factors" in capsys.readouterr().out
+
+
+def test_large_numbers_are_not_compared_as_spikes(file, capsys):
+    main(["data", "check", file(counts=np.random.default_rng(0).poisson(9000, (100, 5)))])
+    assert "likelihoods are not compared: counts up to" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_says_so(tmp_path, capsys):
+    np.savez(tmp_path / "r.npz", counts=recording()["counts"])
+    flags = ["--data", str(tmp_path / "r.npz"), "--likelihood", "poisson", *SMALL]
+    main(["train", *flags, "--out", str(tmp_path / "run")])
+    run = Run(tmp_path / "run")
+    assert run.unfinished() is None
+    stored = run.read_json("config.json")
+    epochs = stored["config"]["training"]["epochs"]
+    stored["config"]["training"]["epochs"] = epochs + 5
+    (tmp_path / "run/config.json").write_text(json.dumps(stored))
+    capsys.readouterr()
+    main(["encode", str(tmp_path / "run"), "--device", "cpu"])
+    assert f"{epochs} of {epochs + 5} epochs are trained: nbvae train --resume continues" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pyro_nbvae.batching import Batch, Recording
 from pyro_nbvae.distributions.elementwise import double
@@ -236,7 +237,7 @@ def _families() -> dict[str, CountLikelihood]:
 
 
 def compare_likelihoods(
-    data: Batch, labels: Tensor | None, folds: Iterable[Tensor], *, shared: bool = False
+    data: Batch, labels: Tensor | None, folds: Iterable[Tensor], *, shared: bool = False, progress: bool = False
 ) -> dict[str, Score]:
     """Score likelihoods of counts on held-out trials, with means by condition and bin, relative to a Poisson.
 
@@ -248,6 +249,7 @@ def compare_likelihoods(
         labels: the condition of each trial, (N,), or None.
         folds: for each fold, which trials are held out, bool (N,).
         shared: whether all neurons share one dispersion parameter.
+        progress: show a progress bar.
 
     Returns:
         The scores by likelihood, ``negative_binomial`` and ``com_poisson``, of each trial and neuron.
@@ -266,7 +268,7 @@ def compare_likelihoods(
     recording = Recording.of(data)
     recording.check()
     found: dict[str, list[Score]] = {name: [] for name in _families()}
-    for held_out in folds:
+    for held_out in tqdm(folds, desc="likelihoods", unit="fold", disable=not progress, leave=False):
         if not bool(held_out.any()):
             continue
         train, test = recording[~held_out], recording[held_out]

@@ -51,7 +51,7 @@ def load_data(
     """
     reading = dataclasses.replace(config.reading, whole=whole)
     data = load(name or config.data, root or config.data_root, reading=reading)
-    return data.conditioned(config.condition, config.conditions)
+    return data.conditioned(config.condition, config.conditions, config.reading.labels)
 
 
 def _network(name: Network | None, default: str, image: bool) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro import MISSING
 from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
@@ -25,6 +25,9 @@ from pyro_nbvae.study.config import PRESETS, configure
 from pyro_nbvae.study.scales import FeaturesName, Reproduction
 from pyro_nbvae.study.tree import DEFAULT_READING, Reading, SamplerName, TrainConfig, choices, options
 from pyro_nbvae.study.variants import DEFAULT, VARIANTS
+
+if TYPE_CHECKING:
+    from pyro_nbvae.study.folder import Run
 
 _HELP = {
     "variant": "name of the VAE. CMP-MAR: COM-Poisson posterior, and as prior a mixture of autoregressive negative "
@@ -118,6 +121,11 @@ class Where:
     data_path: Annotated[str | None, arg(name="data")] = None
 
 
+def _say_if_unfinished(run: Run) -> None:
+    if problem := run.unfinished():
+        print(f"nbvae: {run.folder}: {problem}", file=sys.stderr)
+
+
 def evaluate(
     runs: Positional[tuple[str, ...]],
     features: tuple[FeaturesName, ...] | None = None,
@@ -166,6 +174,7 @@ def evaluate(
     for run, values in zip(folders, found, strict=True):
         for problem in filter(None, (collapsed(values), overfitted(run))):
             print(f"nbvae: {run.folder}: {problem}", file=sys.stderr)
+        _say_if_unfinished(run)
     for run in folders:
         written = [run.folder / name for name in (metrics_file(sampler), *(["dispersion.png"] * (sampler == "prior")))]
         print(*(path for path in written if path.exists()))
@@ -209,6 +218,7 @@ def generate(
     from pyro_nbvae.study.generation import generate
 
     print(*generate(Run(run), count=count, sampler=sampler, condition=given, **asdict(where)), sep="\n")
+    _say_if_unfinished(Run(run))
 
 
 def components(
@@ -269,6 +279,7 @@ def encode(
     from pyro_nbvae.study.recordings import encode_run
 
     print(encode_run(Run(run), data=data, out=out, seed=seed, device=device, data_root=data_root))
+    _say_if_unfinished(Run(run))
 
 
 def predict(
@@ -298,6 +309,7 @@ def predict(
 
     where: dict[str, Any] = {"seed": seed, "device": device, "data_root": data_root}
     print(predict_run(Run(run), data=data, out=out, samples=samples, level=level, **where))
+    _say_if_unfinished(Run(run))
 
 
 def export(run: Positional[str], out: str | None = None, programs: bool = False) -> None:
@@ -333,6 +345,8 @@ def spikes(runs: Positional[tuple[str, ...]], where: OmitArgPrefixes[Where] = Wh
     from pyro_nbvae.study.spike_plots import plot_spikes
 
     print(*plot_spikes([Run(run) for run in runs], **asdict(where)), sep="\n")
+    for run in runs:
+        _say_if_unfinished(Run(run))
 
 
 def data(

@@ -197,8 +197,8 @@ class Evaluation:
         Images whose values are not in [0, 1] are compared on the scale of the training data.
         """
         sampler = sampler_of(self.sampler, self.model, self.guide, lambda: self.train_set)
-        given: dict[str, Any] = {"seed": self.seed, "covariates": self.train_set.covariates}
-        parts = partial(generated, self.model, self.guide, sampler, self.samples, **given)
+        given = self.train_set.conditions
+        parts = partial(generated, self.model, self.guide, sampler, self.samples, seed=self.seed, given=given)
         return self._distances(self.data.train, lambda: (part.mean for part in parts()))
 
     @cached_property
@@ -507,8 +507,8 @@ def _score(
 
 
 def _bits(e: Evaluation) -> float:
-    """Return the bits per dimension of a nat per observation."""
-    return 1 / (math.prod(e.model.event_shape) * math.log(2))
+    """Return the bits per observed value of a nat per observation."""
+    return 1 / (float(e.test.number.double().mean()) * math.log(2))
 
 
 _SHIPPED = (
@@ -646,7 +646,7 @@ def evaluate(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> 
     - ``fid_c``, ``kid_c``, ``kid_std_c`` (with Inception features ``fid``, ``kid``, ``kid_std``): samples from the
       prior against all training images of the data set;
     - ``elbo``, ``kl``, ``importance_weighted_bound``: nats per observation;
-    - ``bits_per_dim``: -elbo / (elements * ln 2); for 8-bit images add 8;
+    - ``bits_per_dim``: -elbo / (observed values * ln 2); for 8-bit images add 8;
     - ``information``: sum over units of the information about an observation, in nats
       (:func:`~pyro_nbvae.metrics.unit_information`);
     - ``collapsed_units``: number of units whose information is below 0.01 nats;

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -213,6 +213,12 @@ WRITTEN = {
 }
 
 
+def ends_early(log: Sequence[Mapping[str, float]], patience: int | None) -> bool:
+    """Return whether the last epochs of a log have brought no better ELBO on the validation data."""
+    found = [row["validation_elbo"] for row in log if "validation_elbo" in row]
+    return patience is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= patience
+
+
 class Checkpoint(TypedDict):
     """What ``checkpoint.pt`` holds."""
 
@@ -351,6 +357,13 @@ class Run:
         data = load_data(config, name, data_root)
         self.check_data(state, data)
         return data
+
+    def unfinished(self) -> str | None:
+        """Return how to finish a run that trained fewer epochs than it was told to, else None."""
+        training, log = self.config()[0].training, self.read_checkpoint()["log"]
+        if training.epochs is None or len(log) >= training.epochs or ends_early(log, training.patience):
+            return None
+        return f"{len(log)} of {training.epochs} epochs are trained: nbvae train --resume continues"
 
     def set_aside(self) -> list[Path]:
         """Rename files that cannot be read, and the files that depend on them; return the new paths.

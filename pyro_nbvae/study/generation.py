@@ -15,12 +15,13 @@ from pyro_nbvae.batching import BATCH, Batch, Recording, is_image_shape, to_byte
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.likelihoods import CountLikelihood
-from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, _rows, generated
+from pyro_nbvae.sampling import PosteriorSampler, PriorSampler, Sampler, drawn_rows, generated
 from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.files import save_arrays
 from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
+from pyro_nbvae.study.recordings import by_bin, names_of
 from pyro_nbvae.study.tree import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
@@ -162,8 +163,8 @@ def generate(
         count: number of samples.
         sampler: ``prior``, ``mixture`` (the prior of :func:`fit_prior`) or ``posterior``; ``prior`` writes
             ``samples.png`` and ``samples.npz``, the others ``samples-SAMPLER.png`` and ``.npz``.
-        condition: the label that the samples are given, for a run that is conditional on labels. Default: the
-            covariates of training observations, drawn at random, if the run is conditional.
+        condition: the label that the samples are given, for a run that is conditional on labels. Default: those of
+            training observations.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
@@ -172,8 +173,9 @@ def generate(
     Returns:
         Paths of the plot and of the arrays. These are ``z``, latents; ``mean``, means of the likelihood; and
         ``counts`` (for other likelihoods than those of counts, ``x``), one draw from it each, in the shape of the
-        data. A conditional run adds ``labels`` or ``covariates``. With ``counts`` the file is a recording, which
-        ``nbvae train --data`` takes: what a model makes of its own data tells what it would find in real ones.
+        data. Their exposures, and labels or covariates of a conditional run, are those of training observations drawn
+        at random, and arrays too. With ``counts`` the file is a recording, which ``nbvae train --data`` takes: what a
+        model makes of its own data tells what it would find in real ones.
 
     Raises:
         InputError: for a folder that contains no trained run, an unknown sampler, a count or a seed out of range, and
@@ -188,26 +190,22 @@ def generate(
     def train() -> Recording:
         return run.data_of(state, data_root, data_path).training[: config.train_size]
 
-    drawer = sampler_of(sampler, model, guide, train)
-    covariates = None
-    if condition is not None:
-        covariates = _condition(config, condition)
-        if sampler == "posterior":
-            raise InputError("samples of the posterior have the conditions of the training data: leave out --given")
-    elif model.covariates:
-        covariates = train().covariates
-    batches = list(generated(model, guide, drawer, count, seed=seed, covariates=covariates))
+    if condition is not None and sampler == "posterior":
+        raise InputError("samples of the posterior have the conditions of the training data: leave out --given")
+    drawer, given = sampler_of(sampler, model, guide, train), _conditions(config, condition, train)
+    batches = list(generated(model, guide, drawer, count, seed=seed, given=given))
     z, mean, x = (torch.cat([getattr(part, name) for part in batches]) for name in ("z", "mean", "x"))
-    arrays = {"z": z.numpy(), "mean": mean.numpy()}
+    arrays = {"z": by_bin(z, model, config).numpy(), "mean": mean.numpy()}
     if isinstance(model.likelihood, CountLikelihood):
         arrays["counts"] = x.numpy().astype(np.int64)
     else:
         arrays["x"] = x.numpy()
-    own = [part.covariates for part in batches if part.covariates is not None]
-    if own and config.conditions is not None:
-        arrays["labels"] = np.array(config.conditions)[torch.cat(own).argmax(1).numpy()]
-    elif own:
-        arrays["covariates"] = torch.cat(own).numpy()
+    own = {name: torch.cat([part.given[name] for part in batches]).numpy() for name in batches[0].given}
+    if config.conditions is not None:
+        arrays[config.reading.labels] = names_of(config.conditions)[own.pop("covariates").argmax(1)]
+    if "exposure" in own:
+        own["exposure"] = np.broadcast_to(own["exposure"], x.shape)
+    arrays |= own
     plot = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
     title = f"{config.title}: {sampler} samples{'' if condition is None else f' given {condition}'}"
     if is_image_shape(model.event_shape):
@@ -217,12 +215,21 @@ def generate(
     return [plot, save_arrays(plot.with_suffix(".npz"), arrays)]
 
 
-def _condition(config: TrainConfig[Any], label: str) -> Tensor:
-    """Return the covariates of one label, (1, C)."""
+def _conditions(config: TrainConfig[Any], label: str | None, train: Callable[[], Recording]) -> dict[str, Tensor]:
+    """Return exposures and covariates that generated observations have: those of training data, of one label or all."""
+    if label is None:
+        return train().conditions if {"exposure", "covariates"} & set(config.given) or config.conditions else {}
     if config.conditions is None:
         raise InputError("--given needs a run that is conditional on labels: train with --condition labels")
     check_member("--given", label, config.conditions)
-    return torch.eye(len(config.conditions))[config.conditions.index(label)][None]
+    covariates = torch.eye(len(config.conditions))[config.conditions.index(label)][None]
+    if "exposure" not in config.given:
+        return {"covariates": covariates}
+    data = train()
+    own = data[(data.conditions["covariates"] == covariates).all(1)]
+    if not len(own):
+        raise InputError(f"no training observation has the label {label}, whose exposures the samples would have")
+    return own.conditions
 
 
 def components(
@@ -257,7 +264,7 @@ def components(
     check_seed(seed)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
-    covariates = run.data_of(state, data_root, data_path).training.covariates if model.covariates else None
+    given = _conditions(config, None, lambda: run.data_of(state, data_root, data_path).training)
     with evaluating(model, guide, seed):
         prior = model.prior_distribution()
         if not isinstance(prior, TiltedMixture):
@@ -278,8 +285,9 @@ def components(
         }
         written = []
         for name, z in pictures.items():
-            parts = [model.observation(part, covariates=_rows(covariates, len(part))).mean for part in z.split(BATCH)]
-            means = torch.cat(parts).cpu()
+            own = [{k: v.to(z) for k, v in drawn_rows(given, len(part)).items()} for part in z.split(BATCH)]
+            parts = zip(z.split(BATCH), own, strict=True)
+            means = torch.cat([model.observation(part, **conditions).mean for part, conditions in parts]).cpu()
             path = run.folder / f"{name}{'-mixture' * (sampler == 'mixture')}.png"
             title = f"{config.title}: {names[name]}"
             if is_image_shape(model.event_shape):
@@ -296,6 +304,8 @@ def read_observations(path: str | Path) -> Tensor:
     Raises:
         InputError: for a file that does not contain such an array.
     """
+    if Path(path).suffix == ".npz":
+        raise InputError(f"--input {path}: a .npy file is needed; nbvae predict takes a .npz file")
     return to_floats(*as_tensors(Path(path), {"array": read_npy(Path(path))}))
 
 

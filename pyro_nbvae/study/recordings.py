@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_nbvae.batching import Recording
 from pyro_nbvae.encoding import encode, export_programs, predict
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.metrics.spikes import absent
 from pyro_nbvae.study.build import load_data
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_number, check_seed
 from pyro_nbvae.study.files import check_out, save_arrays
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.tree import TrainConfig
+from pyro_nbvae.vae import GenerativeModel
 
 
 def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) -> Data:
@@ -31,6 +35,16 @@ def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) ->
         which, other = ("no exposure", "have one") if there else ("an exposure", "have none")
         raise InputError(f"{found.name} has {which}, and the data of the training {other}: rates would be wrong")
     return found
+
+
+def _held_out(config: TrainConfig[Any], data: str | None, data_root: str | None) -> np.ndarray | None:
+    """Return which observations of the training's data were held out, bool (N,), in their order; None of other data."""
+    if data is not None:
+        return None
+    found = load_data(config, None, data_root)
+    if found.is_held_out is not None:
+        return found.is_held_out.numpy()
+    return np.arange(len(found.train) + len(found.test)) >= len(found.train)
 
 
 def _target(run: Run, out: str | Path | None, name: str, *suffixes: str) -> Path:
@@ -53,9 +67,10 @@ def encode_run(
     """Write the posteriors of observations as a file.
 
     The arrays of a ``.npz`` file are ``mean``, ``variance`` and ``sample`` (integer counts), (N, units), in the order
-    of the data, with ``temporal_bins`` networks (N, bins, units); ``information`` of each unit, in nats; and
-    ``labels``, if there are some. With data and ``out`` of suffix ``.h5ad``, the data are copied, with ``X_nbvae``,
-    ``X_nbvae_variance`` and ``X_nbvae_sample`` in ``obsm``.
+    of the data, with ``temporal_bins`` networks (N, bins, units); ``information`` of each unit, in nats; ``labels``, if
+    there are some; and of the training's data ``held_out``, bool (N,): a decoder that is tested on the others has seen
+    them by way of the encoder. With data and ``out`` of suffix ``.h5ad``, the data are copied, with ``X_nbvae``,
+    ``X_nbvae_variance`` and ``X_nbvae_sample`` in ``obsm`` and ``nbvae_held_out`` in ``obs``.
 
     Args:
         run: a trained run.
@@ -74,34 +89,43 @@ def encode_run(
     check_seed(seed)
     path = _target(run, out, "latents.npz", ".h5ad")
     config, model, guide = run.load(device)
-    whole = _whole(config, data, data_root)
+    whole, held_out = _whole(config, data, data_root), _held_out(config, data, data_root)
     if path.suffix == ".h5ad" and Path(whole.name).suffix != ".h5ad":
         raise InputError(f"--out {path}: only data in .h5ad give .h5ad, got {whole.name}: choose a .npz file")
     found = encode(model, guide, whole.training, seed=seed, progress=True)
-    bins = model.event_shape[0] if config.decoder == "temporal_bins" else None
-    parts = {}
-    for name in ("mean", "variance", "sample"):
-        array = getattr(found, name).numpy()
-        parts[name] = array if bins is None else array.reshape(len(array), bins, -1)
+    parts = {name: by_bin(getattr(found, name), model, config).numpy() for name in ("mean", "variance", "sample")}
     if path.suffix == ".h5ad":
         import anndata
 
         annotated = anndata.read_h5ad(whole.name)
         for name, array in parts.items():
             annotated.obsm["X_nbvae" + ("" if name == "mean" else f"_{name}")] = array.reshape(len(array), -1)
+        if held_out is not None:
+            annotated.obs["nbvae_held_out"] = held_out
         part = path.with_name(path.name + ".part")
         annotated.write_h5ad(part)
         part.replace(path)
         return path
-    information = found.information.cpu().numpy()
-    parts["information"] = information if bins is None else information.reshape(bins, -1)
-    return save_arrays(path, parts | _labels(whole))
+    parts["information"] = by_bin(found.information.cpu()[None], model, config)[0].numpy()
+    return save_arrays(path, parts | _labels(whole) | ({} if held_out is None else {"held_out": held_out}))
+
+
+def by_bin(z: Tensor, model: GenerativeModel, config: TrainConfig[Any]) -> Tensor:
+    """Return latents (N, K) as they are written: with ``temporal_bins`` networks (N, bins, units)."""
+    return z.unflatten(1, (model.event_shape[0], -1)) if config.decoder == "temporal_bins" else z
+
+
+def names_of(classes: Sequence[str]) -> np.ndarray:
+    """Return the names of classes; whole numbers as numbers."""
+    names = np.array(classes)
+    whole = all(name.removeprefix("-").isascii() and name.removeprefix("-").isdigit() for name in classes)
+    return names.astype(np.int64) if whole else names
 
 
 def _labels(data: Data) -> dict[str, np.ndarray]:
     if data.train_labels is None or data.classes is None:
         return {}
-    return {"labels": np.array(data.classes)[data.train_labels.numpy()]}
+    return {"labels": names_of(data.classes)[data.train_labels.numpy()]}
 
 
 def predict_run(
@@ -118,7 +142,8 @@ def predict_run(
     """Write posterior predictive rates and intervals of observations as a ``.npz`` file.
 
     Its arrays are ``rates`` (expected values, at the observation's exposure), ``low`` and ``high``, and ``filled``: the
-    observations, with the rate where none was observed. All are (N, *event_shape), in the order of the data.
+    observations, with the rate where none was observed. All are (N, *event_shape), in the order of the data. Of the
+    training's data there is ``held_out``, bool (N,), and what was never observed in training is nan.
 
     Args:
         run: a trained run.
@@ -141,8 +166,13 @@ def predict_run(
     whole: Recording = _whole(config, data, data_root).training
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
     filled = found.filled(whole.floats())
-    arrays = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
-    return save_arrays(path, {name: array.numpy() for name, array in arrays.items()})
+    tensors = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    held_out = _held_out(config, data, data_root)
+    if held_out is not None:
+        never = absent(whole[torch.from_numpy(~held_out)]).all(0).numpy()
+        arrays = {name: np.where(never, np.nan, array) for name, array in arrays.items()} | {"held_out": held_out}
+    return save_arrays(path, arrays)
 
 
 def export_run_programs(run: Run) -> list[Path]:

@@ -29,6 +29,8 @@ from pyro_nbvae.vae import evaluating
 
 # Numbers of neurons, of conditions and of units that are shown.
 _ROWS, _PSTHS, _CONDITIONS, _UNITS = 80, 6, 8, 3
+# Largest count of a bin for which likelihoods are compared: their cost grows with it.
+_LARGEST = 2000
 
 
 @dataclass(frozen=True)
@@ -383,13 +385,16 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
         "not identified"
     )
     lines += _artefacts(x, means)
-    if not compare or len(x) < 10:
+    if not compare:
         return lines
     groups = None if both.groups is None else both.groups.numpy()
-    if groups is not None and len(set(groups.tolist())) < 5:
-        return lines
+    few = len(x) < 10 or (groups is not None and len(set(groups.tolist())) < 5)
+    largest = float(x.nan_to_num().max())
+    if few or largest > _LARGEST:
+        why = "there are fewer than 10 trials or 5 groups" if few else f"counts up to {largest:g} are not of spikes"
+        return [*lines, f"likelihoods are not compared: {why}"]
     folds = torch.from_numpy(fold_of(len(x), Reading(folds=5), None if labels is None else labels.numpy(), groups))
-    scores = compare_likelihoods(recording, labels, [folds == k for k in range(5)])
+    scores = compare_likelihoods(recording, labels, [folds == k for k in range(5)], progress=True)
     shown = ", ".join(f"{name} {s.bits:+.4f} ± {s.over_trials:.4f}" for name, s in scores.items())
     lines.append(f"held-out bits/spike over a Poisson, without latents: {shown}")
     best = max(scores, key=lambda name: scores[name].bits)
@@ -416,7 +421,9 @@ def _artefacts(x: Tensor, means: Tensor) -> list[str]:
             f"{int(outlying.sum())} counts look like artefacts, the first at counts{at}: {float(x[tuple(at)]):g} where "
             f"{float(means[tuple(at)]):.2g} is expected: mask them if they are"
         )
-    silent = int((x.nansum(tuple(range(x.dim() - 1))) == 0).sum())
-    if silent:
-        lines.append(f"{silent} of {x.shape[-1]} neurons have no spike")
+    never, silent = int(x.isnan().flatten(0, -2).all(0).sum()), x.nansum(tuple(range(x.dim() - 1))) == 0
+    if silent.sum() > never:
+        lines.append(f"{int(silent.sum()) - never} of {x.shape[-1]} neurons have no spike")
+    if never:
+        lines.append(f"{never} of {x.shape[-1]} neurons are never observed: no model can learn their rates")
     return lines

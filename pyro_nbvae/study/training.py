@@ -31,6 +31,7 @@ from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
+from pyro_nbvae.metrics.spikes import absent
 from pyro_nbvae.sampling import posterior_samples, start_prior
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, load_data, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
@@ -38,7 +39,7 @@ from pyro_nbvae.study.config import checked
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.data.sources import unlabelled
 from pyro_nbvae.study.errors import first_line
-from pyro_nbvae.study.folder import Checkpoint, Run, identity
+from pyro_nbvae.study.folder import Checkpoint, Run, ends_early, identity
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
 from pyro_nbvae.study.tree import TrainConfig, options
@@ -257,6 +258,13 @@ class Trainer:
             warnings.warn(
                 f"{data.name} holds counts: a likelihood of counts describes them better than a Gaussian (--likelihood "
                 "poisson, negative_binomial or com_poisson)",
+                stacklevel=4,
+            )
+        never = int(absent(data.training).flatten(0, -2).all(0).sum()) if data.counted else 0
+        if never:
+            warnings.warn(
+                f"{never} of {data.event_shape[-1]} neurons of {data.name} are never observed in the training data: "
+                "their rates are not learned",
                 stacklevel=4,
             )
         if data.unused:
@@ -526,9 +534,7 @@ class Trainer:
 
     def stopped(self) -> bool:
         """Whether the last epochs have brought no better objective."""
-        found = [row["validation_elbo"] for row in self.log if "validation_elbo" in row]
-        patience = self.options.patience
-        return patience is not None and bool(found) and len(found) - 1 - found.index(max(found)) >= patience
+        return ends_early(self.log, self.options.patience)
 
     def means(self, values: Tensor) -> dict[str, float]:
         """Return loss, and for an estimator that has them log likelihood and KL, in nats per observation."""

@@ -83,8 +83,8 @@ def hold_out(x: Tensor, labels: Labels, reading: Reading) -> Split:
     held_out = fold_of(len(x), reading, codes) == reading.fold
     at = torch.from_numpy(held_out)
     if labels is None:
-        return Split(x[~at], x[at])
-    return Split(x[~at], x[at], labels[~held_out], labels[held_out])
+        return Split(x[~at], x[at], is_held_out=at)
+    return Split(x[~at], x[at], labels[~held_out], labels[held_out], is_held_out=at)
 
 
 def _lost_digits(array: np.ndarray) -> np.ndarray | None:

@@ -38,6 +38,8 @@ class Data:
         sessions: indices of the sessions of training and held-out data, (N,), for plots; None if there are none.
         groups: the group of each training observation, indices (N,): those of a group are validated, or not, together.
         unused: names of arrays that have a value for each observation, of which one may be the labels.
+        is_held_out: which observations are held out, bool, in the order of the file; None for registered data.
+        counted: whether the values are counts, also if all are 0 or 1.
 
     Example::
 
@@ -57,6 +59,8 @@ class Data:
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
     groups: Tensor | None = None
     unused: tuple[str, ...] = ()
+    is_held_out: Tensor | None = None
+    counted: bool = False
 
     @property
     def training(self) -> Recording:
@@ -88,14 +92,16 @@ class Data:
             both.given,
             {name: part[:0] for name, part in both.given.items()},
             (torch.cat(sessions) if len(sessions) == 2 else None, None),
+            counted=self.counted,
         )
 
-    def conditioned(self, on: str | None, classes: tuple[str, ...] | None = None) -> Data:
+    def conditioned(self, on: str | None, classes: tuple[str, ...] | None = None, array: str = "labels") -> Data:
         """Return the data with the covariates that a model is conditioned on.
 
         Args:
             on: ``covariates``, those of the data; ``labels``, the labels as one-hot covariates; None for none.
             classes: the labels that the covariates stand for, in their order. Default: those of the data.
+            array: name of the array of the labels, for messages.
 
         Raises:
             InputError: if the data have none, or a label that is not one of the classes.
@@ -124,12 +130,16 @@ class Data:
             if on == "covariates":
                 if "covariates" not in given:
                     raise InputError(
-                        f"{self.name} has no covariates: leave out --condition, or add the array covariates"
+                        f"{self.name} has no covariates to condition on: give the array covariates, or train without "
+                        "--condition"
                     )
                 new["covariates"] = given["covariates"]
             elif on == "labels":
                 if labels is None and (part == "train" or len(self.test)):
-                    raise InputError(f"{self.name} has no labels to condition on: leave out --condition, or add labels")
+                    raise InputError(
+                        f"{self.name} has no labels to condition on: give each observation's in the array {array}, or "
+                        "train without --condition"
+                    )
                 labels = torch.zeros(0, dtype=torch.long) if labels is None else labels
                 new["covariates"] = one_hot(code[labels], len(classes)).float()
             changed[f"{part}_given"] = new
@@ -143,7 +153,7 @@ class Data:
     @cached_property
     def values(self) -> ValueKind:
         """What the values are; see :func:`value_kind`."""
-        return value_kind(self.training.filled(0), self.held_out.filled(0))
+        return "counts" if self.counted else value_kind(self.training.filled(0), self.held_out.filled(0))
 
     @property
     def images(self) -> bool:
@@ -191,7 +201,7 @@ class Split(NamedTuple):
         train_given, test_given: as of :class:`Data`.
         sessions: the session of each observation of both, indices (N,), or None.
         groups: the group of each training observation, indices (N,), or None: those of a group stay together.
-        unused: as of :class:`Data`.
+        unused, is_held_out, counted: as of :class:`Data`.
     """
 
     train: Tensor
@@ -203,6 +213,8 @@ class Split(NamedTuple):
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
     groups: Tensor | None = None
     unused: tuple[str, ...] = ()
+    is_held_out: Tensor | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True)

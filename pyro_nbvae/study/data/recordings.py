@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,16 @@ KNOWN = ("mask", "exposure", "covariates", "labels", "trial", "session")
 
 
 def _of_each(path: Path, name: str, array: np.ndarray, counts: np.ndarray) -> Tensor:
-    """Return an array that broadcasts to counts: of their shape, (N,), or (N, neurons) beside bins."""
+    """Return an array that broadcasts to counts: of their shape, one number, (N,), (bins,), or (N, neurons)."""
     shape = counts.shape
     if array.shape == shape:
         return torch.from_numpy(np.ascontiguousarray(array))
+    if not array.ndim:
+        return torch.from_numpy(array.reshape(*(1 for _ in shape)))
+    if len(shape) == 3 and array.shape == shape[1:2]:
+        if shape[0] == shape[1]:
+            raise InputError(f"{path}: {name} has shape {array.shape}, of trials or of bins: give it that of counts")
+        return torch.from_numpy(np.ascontiguousarray(array.reshape(1, -1, 1)))
     if array.shape == shape[:1]:
         return torch.from_numpy(np.ascontiguousarray(array.reshape(-1, *(1 for _ in shape[1:]))))
     if len(shape) == 3 and shape[1] == shape[2] and array.shape == shape[:2]:
@@ -34,8 +41,8 @@ def _of_each(path: Path, name: str, array: np.ndarray, counts: np.ndarray) -> Te
     if len(shape) == 3 and array.shape == (shape[0], shape[2]):
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     raise InputError(
-        f"{path}: {name} has shape {array.shape} and counts {shape}: expected that of counts, {shape[:1]}"
-        + (f" or {(shape[0], shape[2])}" if len(shape) == 3 else "")
+        f"{path}: {name} has shape {array.shape} and counts {shape}: expected that of counts, one number, {shape[:1]}"
+        + (f", {shape[1:2]} or {(shape[0], shape[2])}" if len(shape) == 3 else "")
     )
 
 
@@ -96,6 +103,11 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     """
     number = len(arrays["counts"]) if arrays["counts"].ndim else 0
     counts = arrays["counts"]
+    for name in set(arrays) - {*KNOWN, "counts"}:  # what is not read is not missed by anybody
+        for meant in get_close_matches(name, ("mask", "exposure", "covariates"), 1, 0.8):
+            raise InputError(
+                f"{path}: the array {name} is not read: rename it to {meant} if it is one, or leave it out"
+            )
     given: dict[str, Tensor] = {}
     if "mask" in arrays:
         mask = arrays["mask"]
@@ -139,7 +151,9 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     sessions_of = (train_session, test_session)
     of_trials = [name for name, array in arrays.items() if array.shape == (number,) and name not in KNOWN]
     unused = tuple(name for name in of_trials if labels is None and name != group)
-    return Split(train, test, train_labels, test_labels, train_given, test_given, sessions_of, of_train, unused)
+    at = torch.from_numpy(held_out)
+    labels_of, given_of = (train_labels, test_labels), (train_given, test_given)
+    return Split(train, test, *labels_of, *given_of, sessions_of, of_train, unused, at, counted=True)
 
 
 def read_h5ad(path: Path, reading: Reading) -> Split:

@@ -190,7 +190,18 @@ def load(
             sizes = len(split.train), len(split.test)
             labels = class_labels((split.train_labels, split.test_labels), sizes)
             given = dict(split.train_given), dict(split.test_given)
-            data = Data(name, split.train, split.test, *labels, *given, split.sessions, split.groups, split.unused)
+            data = Data(
+                name,
+                split.train,
+                split.test,
+                *labels,
+                *given,
+                split.sessions,
+                split.groups,
+                split.unused,
+                split.is_held_out,
+                split.counted,
+            )
             return _checked(data.joined() if reading.whole and len(data.test) else data, source, reading.whole)
         except InputError as error:
             raise error if name in str(error) else InputError(f"{name}: {error}") from None
@@ -234,7 +245,14 @@ def describe(data: Data) -> str:
     pixels = is_pixels(data.train)
     meaning = {"unit": "in [0, 1]", "binary": "0 and 1", "counts": "counts", "real": "real numbers"}[data.values]
     kind = "channels, height, width" if pixels else f"{str(data.train.dtype).removeprefix('torch.')}, {meaning}"
-    lines = [f"{data.name}: {' x '.join(map(str, data.event_shape))} ({kind})"]
+    shape = " x ".join(map(str, data.event_shape))
+    if data.counted:
+        shape = (
+            f"{data.event_shape[-1]} neurons"
+            if len(data.event_shape) == 1
+            else "{} bins x {} neurons".format(*data.event_shape)
+        )
+    lines = [f"{data.name}: {shape} ({kind})"]
     things, values = ("images" if data.images else "observations"), ("pixels" if pixels else "values")
     for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):
         recording = data.training if part == "train" else data.held_out
@@ -254,6 +272,9 @@ def describe(data: Data) -> str:
             shown = names if len(names) <= 5 else (*names[:3], "…", names[-1])
             text += f", {len(names)} classes ({', '.join(shown)}) with {min(counts)} to {max(counts)} {things} each"
         lines.append(text)
+    if data.counted:
+        known = {**data.train_given, **({} if data.sessions[0] is None else {"session": None})}
+        lines.append(f"with {', '.join(known)}" if known else "without mask, exposure, covariates and session")
     if hint := unlabelled(data):
         lines.append(hint)
     return "\n".join(lines)

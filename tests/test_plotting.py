@@ -17,6 +17,7 @@ from pyro_nbvae.study.plots import (
     plot_images,
     plot_lines,
     plot_pairs,
+    plot_recordings,
     plot_spikes,
 )
 
@@ -27,6 +28,7 @@ PLOTS = {
     plot_images: lambda name, path: plot_images(X, path, title=name, columns=4, rows=[name]),
     plot_pairs: lambda name, path: plot_pairs(X, X, path, title=name),
     plot_lines: lambda name, path: plot_lines({name: X}, path, title=name),
+    plot_recordings: lambda name, path: plot_recordings({name: X}, path, title=name),
     plot_dispersion: lambda name, path: plot_dispersion({name: UNITS}, path, title=name),
     plot_curves: lambda name, path: plot_curves([Panel({name: ([1, 2], [1, 2])}, "x", "y", "log")], path, title=name),
     plot_spikes: lambda name, path: plot_spikes({name: COUNTS}, path, title=name),

@@ -20,7 +20,7 @@ from pyro_nbvae.study.data.arrays import as_tensors, read_npy
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.files import save_arrays
 from pyro_nbvae.study.folder import Run, SamplerName
-from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs
+from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs, plot_recordings
 from pyro_nbvae.study.recordings import by_bin, names_of
 from pyro_nbvae.study.tree import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
@@ -211,8 +211,13 @@ def generate(
     if is_image_shape(model.event_shape):
         plot_images(mean, plot, title=title, limits=state.get("limits"))
     else:
-        plot_lines({"means": mean, "draws": x}, plot, title=title)
+        _plot(model)({"means": mean, "draws": x}, plot, title=title)
     return [plot, save_arrays(plot.with_suffix(".npz"), arrays)]
+
+
+def _plot(model: GenerativeModel) -> Callable[..., None]:
+    counts = isinstance(model.likelihood, CountLikelihood) and len(model.event_shape) <= 2
+    return plot_recordings if counts else plot_lines
 
 
 def _conditions(config: TrainConfig[Any], label: str | None, train: Callable[[], Recording]) -> dict[str, Tensor]:
@@ -357,5 +362,5 @@ def reconstruct(
     if is_image_shape(model.event_shape):
         plot_pairs(x, again, path, title=title, limits=value_range(x))
     else:
-        plot_lines({"originals": x, "reconstructions": again}, path, title=title)
+        _plot(model)({"originals": x, "reconstructions": again}, path, title=title)
     return path

@@ -21,6 +21,8 @@ from pyro_nbvae.batching import value_range
 from pyro_nbvae.study.files import write_atomically
 
 _MARKERS = "osD^vPX*"
+# Largest numbers of bins and of neurons in a plot of a recording.
+_COLUMNS, _NEURONS = 1000, 80
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -135,6 +137,40 @@ def plot_lines(sets: Mapping[str, Tensor], path: Path, *, title: str, rows: Sequ
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=list(panels), label="value")
     _save(figure, path)
+
+
+def plot_recordings(sets: Mapping[str, Tensor], path: Path, *, title: str) -> None:
+    """Plot counts as heat maps of neurons over trials, on one colour scale, one panel per set; nan is drawn as a gap.
+
+    Args:
+        sets: maps the name of a set to its counts, or means, (N, neurons) or (N, bins, neurons), of the same trials:
+            the first 1,000 columns are shown, of the neurons that are most active in the first set.
+        path: the PNG file.
+        title: above the panels.
+    """
+    first = next(iter(sets.values()))
+    bins, number = (first.shape[1] if first.dim() == 3 else 1), first.shape[-1]
+    trials = max(1, _COLUMNS // bins)
+    active = first.nan_to_num().flatten(0, -2).sum(0).argsort(descending=True)[:_NEURONS]
+    figure = Figure(figsize=(10, 1.2 + 2.6 * len(sets)), layout="constrained")
+    figure.suptitle(_literal(title))
+    shown = {name: x[:trials].flatten(0, -2)[:, active].T.cpu().numpy() for name, x in sets.items()}
+    finite = np.concatenate([x[np.isfinite(x)] for x in shown.values()])
+    high = max(float(np.quantile(finite, 0.995)), 1e-9) if finite.size else 1.0
+    panels = np.atleast_1d(figure.subplots(len(sets), 1, sharex=True))
+    for axes, (name, x) in zip(panels, shown.items(), strict=True):
+        image = axes.imshow(x, aspect="auto", interpolation="nearest", vmin=0, vmax=high, extent=_extent(x, bins))
+        axes.set_title(_literal(name))
+        axes.set_ylabel("neuron" if number <= _NEURONS else f"{len(active)} most active neurons")
+        axes.set_yticks([])
+    panels[-1].set_xlabel("trial")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=list(panels), label="spikes" if bins == 1 else "spikes a bin")
+    _save(figure, path)
+
+
+def _extent(x: np.ndarray, bins: int) -> tuple[float, float, float, float]:
+    return 0.0, x.shape[1] / bins, float(x.shape[0]), 0.0
 
 
 def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, title: str) -> None:

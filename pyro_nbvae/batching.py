@@ -181,6 +181,8 @@ class Recording:
     covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.x, Tensor):
+            raise InputError(f"x must be a tensor, got {type(self.x).__name__}: torch.as_tensor(x)")
         if isinstance(self.exposure, int | float):
             object.__setattr__(self, "exposure", torch.full((len(self.x),), float(self.exposure)).to(self.x.device))
         for name, part in self.given.items():

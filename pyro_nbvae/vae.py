@@ -231,7 +231,8 @@ class GenerativeModel(_Program):
     Raises:
         ValueError: for fewer than one latent or 0 covariates, an unknown decoder, or ``"conv"`` for data that are not
             images.
-        TypeError: for a joint prior of a family that has none, or whose class overrides :meth:`prior_distribution`.
+        TypeError: for a likelihood that is no callable, and for a joint prior of a family that has none, or whose class
+            overrides :meth:`prior_distribution`.
 
     See also: docs/mathematics.md, section 1.1 (The objective).
 
@@ -264,6 +265,8 @@ class GenerativeModel(_Program):
             raise InputError(f"latents must be at least 1, got {latents}")
         if covariates < 0:
             raise InputError(f"covariates must be at least 0, got {covariates}")
+        if likelihood is not None and not callable(likelihood):
+            raise TypeError(f"likelihood must be callable, such as likelihoods.Poisson(), got {likelihood!r}")
         self.covariates = covariates
         self.event_shape = torch.Size(event_shape)
         self.latents = latents
@@ -463,7 +466,7 @@ class GenerativeModel(_Program):
         z: Tensor,
         *,
         mask: Tensor | None = None,
-        exposure: Tensor | None = None,
+        exposure: Tensor | float | None = None,
         covariates: Tensor | None = None,
     ) -> TorchDistribution:
         """Return p(x | z) for latents (..., *latent_shape): a distribution of event shape (*event_shape).
@@ -478,6 +481,8 @@ class GenerativeModel(_Program):
             InputError: if observations of decoder and likelihood have another shape, for a mask of a likelihood whose
                 elements are not independent, and for an exposure of a likelihood that takes none.
         """
+        if isinstance(exposure, int | float):
+            exposure = torch.as_tensor(float(exposure)).to(z)
         if exposure is not None and exposure.dim() == 1 < 1 + len(self.event_shape):  # one of each observation
             exposure = exposure.reshape(-1, *(1 for _ in self.event_shape))
         known = {"exposure": exposure, "covariates": covariates}
@@ -559,7 +564,7 @@ class GenerativeModel(_Program):
 
     @torch.no_grad()
     def generate(
-        self, count: int, *, exposure: Tensor | None = None, covariates: Tensor | None = None
+        self, count: int, *, exposure: Tensor | float | None = None, covariates: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Sample latents from the prior and return them with the means of their observations.
 

@@ -289,7 +289,15 @@ def test_parts_of_a_recording_go_together():
     ):
         with pytest.raises(InputError, match=message):
             Recording(x, **wrong)
+    with pytest.raises(InputError, match=r"x must be a tensor, got ndarray: torch.as_tensor\(x\)"):
+        Recording(x.numpy())
+    with pytest.raises(TypeError, match="likelihood must be callable, such as likelihoods.Poisson"):
+        PoissonModel((5,), 3, decoder="linear", likelihood="poisson")
     model, _ = pair(likelihoods.Poisson(), (2, 3))
+    torch.manual_seed(0)
+    _, whole = model.generate(4)
+    torch.manual_seed(0)
+    torch.testing.assert_close(model.generate(4, exposure=0.1)[1], 0.1 * whole)
     with pytest.raises(InputError, match="exposures must be positive and finite, got -1 to 4"):
         model.check_support(Recording(x, exposure=torch.tensor([1.0, -1, 3, 4])))
 

@@ -291,7 +291,7 @@ def test_parts_of_a_recording_go_together():
             Recording(x, **wrong)
     with pytest.raises(InputError, match=r"x must be a tensor, got ndarray: torch.as_tensor\(x\)"):
         Recording(x.numpy())
-    with pytest.raises(TypeError, match="likelihood must be callable, such as likelihoods.Poisson"):
+    with pytest.raises(TypeError, match="likelihood must be callable, such as"):
         PoissonModel((5,), 3, decoder="linear", likelihood="poisson")
     model, _ = pair(likelihoods.Poisson(), (2, 3))
     torch.manual_seed(0)

@@ -159,7 +159,8 @@ def plot_recordings(sets: Mapping[str, Tensor], path: Path, *, title: str) -> No
     high = max(float(np.quantile(finite, 0.995)), 1e-9) if finite.size else 1.0
     panels = np.atleast_1d(figure.subplots(len(sets), 1, sharex=True))
     for axes, (name, x) in zip(panels, shown.items(), strict=True):
-        image = axes.imshow(x, aspect="auto", interpolation="nearest", vmin=0, vmax=high, extent=_extent(x, bins))
+        extent = (0.0, x.shape[1] / bins, float(x.shape[0]), 0.0)
+        image = axes.imshow(x, aspect="auto", interpolation="nearest", vmin=0, vmax=high, extent=extent)
         axes.set_title(_literal(name))
         axes.set_ylabel("neuron" if number <= _NEURONS else f"{len(active)} most active neurons")
         axes.set_yticks([])
@@ -167,10 +168,6 @@ def plot_recordings(sets: Mapping[str, Tensor], path: Path, *, title: str) -> No
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=list(panels), label="spikes" if bins == 1 else "spikes a bin")
     _save(figure, path)
-
-
-def _extent(x: np.ndarray, bins: int) -> tuple[float, float, float, float]:
-    return 0.0, x.shape[1] / bins, float(x.shape[0]), 0.0
 
 
 def plot_dispersion(units: Mapping[str, tuple[Tensor, Tensor]], path: Path, *, title: str) -> None:

@@ -245,13 +245,8 @@ def describe(data: Data) -> str:
     pixels = is_pixels(data.train)
     meaning = {"unit": "in [0, 1]", "binary": "0 and 1", "counts": "counts", "real": "real numbers"}[data.values]
     kind = "channels, height, width" if pixels else f"{str(data.train.dtype).removeprefix('torch.')}, {meaning}"
-    shape = " x ".join(map(str, data.event_shape))
-    if data.counted:
-        shape = (
-            f"{data.event_shape[-1]} neurons"
-            if len(data.event_shape) == 1
-            else "{} bins x {} neurons".format(*data.event_shape)
-        )
+    units = (" bins", " neurons")[-len(data.event_shape) :] if data.counted else ("",) * len(data.event_shape)
+    shape = " x ".join(f"{size}{unit}" for size, unit in zip(data.event_shape, units, strict=True))
     lines = [f"{data.name}: {shape} ({kind})"]
     things, values = ("images" if data.images else "observations"), ("pixels" if pixels else "values")
     for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):
@@ -273,7 +268,7 @@ def describe(data: Data) -> str:
             text += f", {len(names)} classes ({', '.join(shown)}) with {min(counts)} to {max(counts)} {things} each"
         lines.append(text)
     if data.counted:
-        known = {**data.train_given, **({} if data.sessions[0] is None else {"session": None})}
+        known = [*data.train_given, *(["session"] if data.sessions[0] is not None else [])]
         lines.append(f"with {', '.join(known)}" if known else "without mask, exposure, covariates and session")
     if hint := unlabelled(data):
         lines.append(hint)

@@ -23,7 +23,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
     runs = [train(configure(name, data="digits"), out / name, resume=True) for name in (DEFAULT, "P-VAE")]
     print(plain([evaluate(run, samples=2000) for run in runs], [str(run.folder) for run in runs]))
     for run in runs:
-        print(generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")
+        print(*generate(run), reconstruct(run, count=32), run.folder / "dispersion.png", sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -503,7 +504,7 @@ def fit_dispersion(
     high = -low
     while float((high - low).max()) > tolerance:
         a = (0.5 * (low + high)).requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), pyro.validation_enabled(False):
             log_mass = likelihood.of_mean(m, a).log_prob(x)
             if mask is not None:
                 log_mass = log_mass.masked_fill(~mask, 0)

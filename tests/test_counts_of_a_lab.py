@@ -24,6 +24,7 @@ from pyro_nbvae.study.data.arrays import fold_of
 from pyro_nbvae.study.evaluation import METRICS, Evaluation, evaluate
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.processes import Processes
+from pyro_nbvae.study.recordings import names_of
 from pyro_nbvae.study.spike_plots import _linear_r2, _matched
 from pyro_nbvae.study.training import Trainer
 from pyro_nbvae.study.tree import Reading, replace
@@ -509,10 +510,11 @@ def test_files_of_latents_say_what_was_held_out(tmp_path, capsys):
 
 
 def test_an_array_of_nearly_a_known_name_is_pointed_out(file):
-    for name, meant in (("masks", "mask"), ("exposures", "exposure"), ("covariate", "covariates")):
+    for name, meant in (("masks", "mask"), ("Exposure", "exposure"), ("covariate", "covariates")):
         with pytest.raises(InputError, match=rf"the array {name} is not read: rename it to {meant}"):
             load(file(**recording(), **{name: np.ones(60)}))
     load(file(**recording(), depth=np.ones(60)))
+    load(file(**recording(), exposure_id=np.arange(60) % 3), reading=Reading(labels="exposure_id"))
 
 
 def test_an_exposure_of_each_bin_or_of_all(file):
@@ -551,3 +553,70 @@ def test_an_unfinished_run_says_so(tmp_path, capsys):
     capsys.readouterr()
     main(["encode", str(tmp_path / "run"), "--device", "cpu"])
     assert f"{epochs} of {epochs + 5} epochs are trained: nbvae train --resume continues" in capsys.readouterr().err
+
+
+def test_what_was_held_out_is_said_of_the_trainings_data_only(tmp_path, capsys):
+    """By their content, under any name; not of a file that has grown, whose folds are others."""
+    counts = recording()["counts"]
+    path, copy = tmp_path / "r.npz", tmp_path / "copy.npz"
+    for place in (path, copy):
+        np.savez(place, counts=counts)
+    np.savez(tmp_path / "more.npz", counts=np.concatenate([counts, counts[:6]]))
+    run = tmp_path / "run"
+    main(["train", "--data", str(path), "--likelihood", "poisson", *SMALL, "--out", str(run)])
+    found = {}
+    for name, words in (("own", []), ("copy", [str(copy)]), ("more", [str(tmp_path / "more.npz")])):
+        main(["encode", str(run), *words, "--device", "cpu"])
+        found[name] = arrays_of(run / "latents.npz").get("held_out")
+    assert found["own"].sum() == 6 and np.array_equal(found["own"], found["copy"]) and found["more"] is None
+    np.savez(path, counts=np.concatenate([counts, counts[:6]]))
+    with pytest.raises(SystemExit):
+        main(["encode", str(run), "--device", "cpu"])
+    assert "does not hold the data that" in capsys.readouterr().err
+
+
+def test_held_out_images_and_rows_are_said_too(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    for name in (str(tmp_path / "x.npy"), "digits"):
+        run = tmp_path / f"run-{len(name)}"
+        main(["train", "--data", name, *SMALL, "--out", str(run)])
+        main(["encode", str(run), "--device", "cpu"])
+        held_out, data = arrays_of(run / "latents.npz")["held_out"], load(name)
+        assert held_out.sum() == len(data.test) and len(held_out) == len(data.train) + len(data.test)
+        if name != "digits":
+            assert np.array_equal(rows[held_out], data.test)
+
+
+def test_counts_that_were_observed_in_a_held_out_trial_only_stay(tmp_path):
+    arrays = {"counts": recording()["counts"]}
+    np.savez(tmp_path / "r.npz", **arrays)
+    last = load(str(tmp_path / "r.npz")).is_held_out.numpy().nonzero()[0][0]
+    mask = np.ones(arrays["counts"].shape, bool)
+    mask[:, 3] = False
+    mask[last, 3] = True
+    np.savez(tmp_path / "r.npz", **arrays, mask=mask)
+    main(
+        ["train", "--data", str(tmp_path / "r.npz"), "--likelihood", "poisson", *SMALL, "--out", str(tmp_path / "run")]
+    )
+    main(["predict", str(tmp_path / "run"), "--samples", "2", "--device", "cpu"])
+    predicted = arrays_of(tmp_path / "run/predictions.npz")
+    assert np.isnan(predicted["rates"][:, 3]).all()
+    assert np.array_equal(predicted["filled"][last], arrays["counts"][last])
+    assert np.isnan(np.delete(predicted["filled"][:, 3], last, 0)).all()
+
+
+def test_names_of_classes_are_numbers_only_if_nothing_is_lost():
+    assert names_of(("0", "45", "-3")).tolist() == [0, 45, -3]
+    for text in (("007", "12"), ("1" * 20, "2"), ("left", "1"), ("1.5",)):
+        assert names_of(text).tolist() == list(text)
+
+
+def test_labels_named_like_an_array_of_the_samples(tmp_path):
+    arrays = recording()
+    np.savez(tmp_path / "r.npz", counts=arrays["counts"], mean=arrays["stimulus"])
+    flags = ["--labels", "mean", "--condition", "labels", "--likelihood", "poisson", *SMALL]
+    main(["train", "--data", str(tmp_path / "r.npz"), *flags, "--out", str(tmp_path / "run")])
+    main(["generate", str(tmp_path / "run"), "--count", "9", "--device", "cpu"])
+    found = arrays_of(tmp_path / "run/samples.npz")
+    assert found["mean"].shape == (9, 4, 6) and set(found["labels"]) <= set(arrays["stimulus"])

@@ -442,8 +442,9 @@ class Run:
     def write_prior(self, prior: FittedMixture, state: Checkpoint) -> None:
         """Write a prior that was fitted to the posteriors of a checkpoint; what an earlier one gave is removed."""
         content = {"counts": prior.counts, "parts": prior.parts, "of": _fingerprint(state), **prior.state_dict()}
-        for path in self.folder.glob("*-mixture.*"):
-            path.unlink(missing_ok=True)
+        for name in WRITTEN:
+            if "-mixture." in name:
+                (self.folder / name).unlink(missing_ok=True)
         write_tensors(self.prior_path, content)
 
     def read_prior(self, state: Checkpoint) -> FittedMixture:

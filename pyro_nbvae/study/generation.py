@@ -172,10 +172,10 @@ def generate(
 
     Returns:
         Paths of the plot and of the arrays. These are ``z``, latents; ``mean``, means of the likelihood; and
-        ``counts`` (for other likelihoods than those of counts, ``x``), one draw from it each, in the shape of the
-        data. Their exposures, and labels or covariates of a conditional run, are those of training observations drawn
-        at random, and arrays too. With ``counts`` the file is a recording, which ``nbvae train --data`` takes: what a
-        model makes of its own data tells what it would find in real ones.
+        ``counts`` (of data that are no recording ``x``), one draw from it each, in the shape of the data. Exposures,
+        and labels or covariates of a conditional run, are arrays too: those of training observations drawn at random.
+        With ``counts`` the file is a recording, which ``nbvae train --data`` takes: what a model makes of its own data
+        tells what it would find in real ones.
 
     Raises:
         InputError: for a folder that contains no trained run, an unknown sampler, a count or a seed out of range, and
@@ -192,17 +192,21 @@ def generate(
 
     if condition is not None and sampler == "posterior":
         raise InputError("samples of the posterior have the conditions of the training data: leave out --given")
-    drawer, given = sampler_of(sampler, model, guide, train), _conditions(config, condition, train)
+    drawer = sampler_of(sampler, model, guide, train)
+    given = {} if sampler == "posterior" else _conditions(config, condition, train)
     batches = list(generated(model, guide, drawer, count, seed=seed, given=given))
     z, mean, x = (torch.cat([getattr(part, name) for part in batches]) for name in ("z", "mean", "x"))
     arrays = {"z": by_bin(z, model, config).numpy(), "mean": mean.numpy()}
-    if isinstance(model.likelihood, CountLikelihood):
+    if _is_recording(model):
         arrays["counts"] = x.numpy().astype(np.int64)
     else:
         arrays["x"] = x.numpy()
     own = {name: torch.cat([part.given[name] for part in batches]).numpy() for name in batches[0].given}
     if config.conditions is not None:
-        arrays[config.reading.labels] = names_of(config.conditions)[own.pop("covariates").argmax(1)]
+        free = config.reading.labels not in arrays
+        arrays[config.reading.labels if free else "labels"] = names_of(config.conditions)[
+            own.pop("covariates").argmax(1)
+        ]
     if "exposure" in own:
         own["exposure"] = np.broadcast_to(own["exposure"], x.shape)
     arrays |= own
@@ -211,13 +215,13 @@ def generate(
     if is_image_shape(model.event_shape):
         plot_images(mean, plot, title=title, limits=state.get("limits"))
     else:
-        _plot(model)({"means": mean, "draws": x}, plot, title=title)
+        plot_values = plot_recordings if _is_recording(model) else plot_lines
+        plot_values({"means": mean, "draws": x}, plot, title=title)
     return [plot, save_arrays(plot.with_suffix(".npz"), arrays)]
 
 
-def _plot(model: GenerativeModel) -> Callable[..., None]:
-    counts = isinstance(model.likelihood, CountLikelihood) and len(model.event_shape) <= 2
-    return plot_recordings if counts else plot_lines
+def _is_recording(model: GenerativeModel) -> bool:
+    return isinstance(model.likelihood, CountLikelihood) and len(model.event_shape) <= 2
 
 
 def _conditions(config: TrainConfig[Any], label: str | None, train: Callable[[], Recording]) -> dict[str, Tensor]:
@@ -362,5 +366,6 @@ def reconstruct(
     if is_image_shape(model.event_shape):
         plot_pairs(x, again, path, title=title, limits=value_range(x))
     else:
-        _plot(model)({"originals": x, "reconstructions": again}, path, title=title)
+        plot_values = plot_recordings if _is_recording(model) else plot_lines
+        plot_values({"originals": x, "reconstructions": again}, path, title=title)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.batching import Recording
 from pyro_nbvae.encoding import encode, export_programs, predict
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.spikes import absent
@@ -18,7 +18,7 @@ from pyro_nbvae.study.build import load_data
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_number, check_seed
 from pyro_nbvae.study.files import check_out, save_arrays
-from pyro_nbvae.study.folder import Run
+from pyro_nbvae.study.folder import Checkpoint, Run
 from pyro_nbvae.study.tree import TrainConfig
 from pyro_nbvae.vae import GenerativeModel
 
@@ -37,11 +37,22 @@ def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) ->
     return found
 
 
-def _held_out(config: TrainConfig[Any], data: str | None, data_root: str | None) -> np.ndarray | None:
-    """Return which observations of the training's data were held out, bool (N,), in their order; None of other data."""
-    if data is not None:
+def _held_out(run: Run, state: Checkpoint, data: str | None, data_root: str | None) -> np.ndarray | None:
+    """Return which observations were held out of the training, bool (N,), in the order of the data; None of other data.
+
+    Raises:
+        InputError: if the data of the training have changed since.
+    """
+    try:
+        found = load_data(run.config()[0], data, data_root)
+    except InputError:  # of other data there may be too few to hold some out
+        if data is None:
+            raise
         return None
-    found = load_data(config, None, data_root)
+    if data is None:
+        run.check_data(state, found)
+    elif found.fingerprint != state.get("data"):
+        return None
     if found.is_held_out is not None:
         return found.is_held_out.numpy()
     return np.arange(len(found.train) + len(found.test)) >= len(found.train)
@@ -88,8 +99,9 @@ def encode_run(
     """
     check_seed(seed)
     path = _target(run, out, "latents.npz", ".h5ad")
-    config, model, guide = run.load(device)
-    whole, held_out = _whole(config, data, data_root), _held_out(config, data, data_root)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
+    whole, held_out = _whole(config, data, data_root), _held_out(run, state, data, data_root)
     if path.suffix == ".h5ad" and Path(whole.name).suffix != ".h5ad":
         raise InputError(f"--out {path}: only data in .h5ad give .h5ad, got {whole.name}: choose a .npz file")
     found = encode(model, guide, whole.training, seed=seed, progress=True)
@@ -118,8 +130,10 @@ def by_bin(z: Tensor, model: GenerativeModel, config: TrainConfig[Any]) -> Tenso
 def names_of(classes: Sequence[str]) -> np.ndarray:
     """Return the names of classes; whole numbers as numbers."""
     names = np.array(classes)
-    whole = all(name.removeprefix("-").isascii() and name.removeprefix("-").isdigit() for name in classes)
-    return names.astype(np.int64) if whole else names
+    with contextlib.suppress(ValueError, OverflowError):
+        numbers = names.astype(np.int64)
+        return numbers if numbers.astype(str).tolist() == list(classes) else names
+    return names
 
 
 def _labels(data: Data) -> dict[str, np.ndarray]:
@@ -162,16 +176,19 @@ def predict_run(
     check_seed(seed)
     check_number("--samples", samples, 2, 100_000)
     path = _target(run, out, "predictions.npz")
-    config, model, guide = run.load(device)
-    whole: Recording = _whole(config, data, data_root).training
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
+    whole, held_out = _whole(config, data, data_root).training, _held_out(run, state, data, data_root)
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
     filled = found.filled(whole.floats())
     tensors = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    held_out = _held_out(config, data, data_root)
     if held_out is not None:
-        never = absent(whole[torch.from_numpy(~held_out)]).all(0).numpy()
-        arrays = {name: np.where(never, np.nan, array) for name, array in arrays.items()} | {"held_out": held_out}
+        missing = absent(whole)
+        never = missing[torch.from_numpy(~held_out)].all(0).numpy()
+        nowhere = {name: never & missing.numpy() if name == "filled" else never for name in arrays}
+        arrays = {name: np.where(nowhere[name], np.nan, array) for name, array in arrays.items()}
+        arrays["held_out"] = held_out
     return save_arrays(path, arrays)
 
 

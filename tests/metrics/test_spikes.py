@@ -270,9 +270,7 @@ def test_a_dispersion_is_not_fitted_to_what_has_no_log_mass(rng):
     for other in (2e6, 0.0, math.nan):
         means[0, 0] = other
         assert torch.equal(fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, means, mask=mask), expected)
-    with pytest.raises((InputError, ValueError), match=r"log_mean|no dispersion fits"):
-        fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, torch.full_like(x, 2e6))
-    with pyro.validation_enabled(False), pytest.raises(InputError, match="no dispersion fits"):
+    with pytest.raises(InputError, match="no dispersion fits"):
         fit_dispersion(likelihoods.ConwayMaxwellPoisson(), x, torch.full_like(x, 2e6))
 
 

@@ -12,7 +12,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out, read_npy, read_npz
 from pyro_nbvae.study.data.base import Source, Split
 from pyro_nbvae.study.data.pictures import folder_source, picture_suffixes
-from pyro_nbvae.study.data.recordings import read_h5ad, split_counts
+from pyro_nbvae.study.data.recordings import read_h5ad, read_recording
 from pyro_nbvae.study.data.sheets import read_sheet
 from pyro_nbvae.study.tree import Reading
 
@@ -36,7 +36,7 @@ def _read_npz(path: Path, reading: Reading) -> Split:
     arrays = read_npz(path)
     names = set(arrays)
     if "counts" in names:
-        return split_counts(path, arrays, reading)
+        return read_recording(path, arrays, reading)
     if names <= {"train", "test", "train_labels", "test_labels"} and names >= {"train", "test"}:
         train, test = as_tensors(path, {k: arrays[k] for k in ("train", "test")})
         return Split(train, test, arrays.get("train_labels"), arrays.get("test_labels"))

@@ -103,11 +103,6 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     """
     number = len(arrays["counts"]) if arrays["counts"].ndim else 0
     counts = arrays["counts"]
-    for name in set(arrays) - {*KNOWN, "counts"}:  # what is not read is not missed by anybody
-        for meant in get_close_matches(name, ("mask", "exposure", "covariates"), 1, 0.8):
-            raise InputError(
-                f"{path}: the array {name} is not read: rename it to {meant} if it is one, or leave it out"
-            )
     given: dict[str, Tensor] = {}
     if "mask" in arrays:
         mask = arrays["mask"]
@@ -154,6 +149,20 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     at = torch.from_numpy(held_out)
     labels_of, given_of = (train_labels, test_labels), (train_given, test_given)
     return Split(train, test, *labels_of, *given_of, sessions_of, of_train, unused, at, counted=True)
+
+
+def read_recording(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading) -> Split:
+    """Return the parts of the arrays of a ``.npz`` file.
+
+    Raises:
+        InputError: as :func:`split_counts`, and for a name that is nearly one that is read.
+    """
+    for name in set(arrays) - {*KNOWN, "counts", reading.labels, reading.group}:
+        for meant in get_close_matches(name.lower(), ("mask", "exposure", "covariates"), 1, 0.8):
+            raise InputError(
+                f"{path}: the array {name} is not read: rename it to {meant} if it is one, or leave it out"
+            )
+    return split_counts(path, arrays, reading)
 
 
 def read_h5ad(path: Path, reading: Reading) -> Split:

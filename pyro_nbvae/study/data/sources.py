@@ -27,7 +27,7 @@ from pyro_nbvae.study.tree import DEFAULT_READING, Reading
 # All registered data sets.
 SOURCES: dict[str, Source] = dict(PUBLISHED)
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
-RECIPE = 5
+RECIPE = 6
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -269,7 +269,8 @@ def describe(data: Data) -> str:
         lines.append(text)
     if data.counted:
         known = [*data.train_given, *(["session"] if data.sessions[0] is not None else [])]
-        lines.append(f"with {', '.join(known)}" if known else "without mask, exposure, covariates and session")
+        known += ["groups"] if data.groups is not None else []
+        lines.append(f"with {', '.join(known)}" if known else "without mask, exposure, covariates, session and groups")
     if hint := unlabelled(data):
         lines.append(hint)
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from pyro_nbvae.study.report import run_script
 from pyro_nbvae.study.tables import Table, register_table
 from pyro_nbvae.study.tree import options
 
-VARIANTS = ("CMP", "EX-C", "P-VAE", "G-VAE", "GS-VAE")
+VARIANTS = ("CMP", "CMP-MAR", "EX-C", "P-VAE", "G-VAE", "GS-VAE")
 FACTORS = (0.2, 0.4, 0.6, 1.0, 2.0)
 
 TABLE = Table(

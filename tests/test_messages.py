@@ -39,13 +39,13 @@ def pair(likelihood=None):
     [
         (torch.zeros(4, 5, dtype=torch.float64), "dtype torch.float64: expected torch.float32"),
         (torch.zeros(4, 5, dtype=torch.int64), "dtype torch.int64: expected torch.float32, .* x / 255"),
-        (np.zeros((4, 5)), "'numpy.ndarray' object has no attribute"),
+        (np.zeros((4, 5)), "x must be a tensor, got ndarray"),
     ],
 )
 def test_data_of_another_type(x, message):
     model, guide = pair()
     for program in (model, guide):
-        with pytest.raises((InputError, AttributeError), match=message):
+        with pytest.raises(InputError, match=message):
             program(x)
 
 
@@ -66,8 +66,8 @@ def test_no_metric_of_data_outside_the_support(measure, likelihood, x):
 def test_arguments_of_a_model():
     with pytest.raises(TypeError, match=r"'int' object is not iterable|Size"):
         NegativeBinomialModel(40, 16)
-    with pytest.raises(TypeError, match="'str' object is not callable"):
-        NegativeBinomialModel((40,), likelihood="bernoulli", decoder="linear").generate(1)
+    with pytest.raises(TypeError, match="likelihood must be callable, .* got 'bernoulli'"):
+        NegativeBinomialModel((40,), likelihood="bernoulli", decoder="linear")
 
 
 def poisson(k, rate):

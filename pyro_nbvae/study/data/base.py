@@ -137,7 +137,7 @@ class Data:
             elif on == "labels":
                 if labels is None and (part == "train" or len(self.test)):
                     raise InputError(
-                        f"{self.name} has no labels to condition on: give each observation's in the array {array}, or "
+                        f"{self.name} has no labels to condition on: give each observation's in the array {array!r}, or "
                         "train without --condition"
                     )
                 labels = torch.zeros(0, dtype=torch.long) if labels is None else labels

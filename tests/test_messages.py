@@ -66,7 +66,7 @@ def test_no_metric_of_data_outside_the_support(measure, likelihood, x):
 def test_arguments_of_a_model():
     with pytest.raises(TypeError, match=r"'int' object is not iterable|Size"):
         NegativeBinomialModel(40, 16)
-    with pytest.raises(TypeError, match="likelihood must be callable, .* got 'bernoulli'"):
+    with pytest.raises(TypeError, match=r"likelihood must be callable, .* got 'bernoulli'"):
         NegativeBinomialModel((40,), likelihood="bernoulli", decoder="linear")
 
 

@@ -137,8 +137,8 @@ class Data:
             elif on == "labels":
                 if labels is None and (part == "train" or len(self.test)):
                     raise InputError(
-                        f"{self.name} has no labels to condition on: give each observation's in the array {array!r}, or "
-                        "train without --condition"
+                        f"{self.name} has no labels to condition on: give that of each observation in the array "
+                        f"{array!r}, or train without --condition"
                     )
                 labels = torch.zeros(0, dtype=torch.long) if labels is None else labels
                 new["covariates"] = one_hot(code[labels], len(classes)).float()

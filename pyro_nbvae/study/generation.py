@@ -227,7 +227,7 @@ def _is_recording(model: GenerativeModel) -> bool:
 def _conditions(config: TrainConfig[Any], label: str | None, train: Callable[[], Recording]) -> dict[str, Tensor]:
     """Return exposures and covariates that generated observations have: those of training data, of one label or all."""
     if label is None:
-        return train().conditions if {"exposure", "covariates"} & set(config.given) or config.conditions else {}
+        return train().conditions if {"exposure", "covariates"} & set(config.given) else {}
     if config.conditions is None:
         raise InputError("--given needs a run that is conditional on labels: train with --condition labels")
     check_member("--given", label, config.conditions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nbvae.encoding import encode, export_programs, predict
+from pyro_nbvae.encoding import Prediction, encode, export_programs, predict
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.spikes import absent
 from pyro_nbvae.study.build import load_data
@@ -180,16 +181,13 @@ def predict_run(
     config, model, guide = run.load_from(state, device)
     whole, held_out = _whole(config, data, data_root).training, _held_out(run, state, data, data_root)
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
+    if held_out is not None:
+        never = absent(whole)[torch.from_numpy(~held_out)].all(0)
+        found = Prediction(*(part.masked_fill(never, math.nan) for part in (found.mean, found.low, found.high)))
     filled = found.filled(whole.floats())
     tensors = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if held_out is not None:
-        missing = absent(whole)
-        never = missing[torch.from_numpy(~held_out)].all(0).numpy()
-        nowhere = {name: never & missing.numpy() if name == "filled" else never for name in arrays}
-        arrays = {name: np.where(nowhere[name], np.nan, array) for name, array in arrays.items()}
-        arrays["held_out"] = held_out
-    return save_arrays(path, arrays)
+    return save_arrays(path, arrays | ({} if held_out is None else {"held_out": held_out}))
 
 
 def export_run_programs(run: Run) -> list[Path]:

@@ -38,15 +38,20 @@ def _ordinary(r: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     return torch.where(other, 1.0, r), torch.where(other, 0.0, logits), zero, wrong
 
 
+def _largest_mean(dtype: torch.dtype) -> float:
+    """Return the number at which means are cut off, so that sums with them are finite."""
+    return 0.1 * torch.finfo(dtype).max
+
+
 def _finite_mean(r: Tensor, logits: Tensor) -> Tensor:
-    return (r * logits.exp()).clamp(max=0.1 * torch.finfo(r.dtype).max)
+    return (r * logits.exp()).clamp(max=_largest_mean(r.dtype))
 
 
 def _common_value(z: Tensor, r: Tensor, logits: Tensor) -> tuple[Tensor]:
     mean = _finite_mean(r, logits)
     common = log_quotient_from_difference(z - mean, r + z, r + mean)
-    overflows = mean == 0.1 * torch.finfo(r.dtype).max
-    return (torch.where(overflows, (r + z).log() - (r.log() + logits), common),)
+    cut_off = mean == _largest_mean(r.dtype)
+    return (torch.where(cut_off, (r + z).log() - (r.log() + logits), common),)
 
 
 def _common_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> tuple[Tensor, ...]:

@@ -262,8 +262,12 @@ def _kl_as_counts(q: Distribution, p: Distribution) -> Tensor:
 
 def _at_0(d: Distribution) -> Tensor:
     """log p(0), of the batch shape."""
-    if isinstance(d, dist.ZeroInflatedDistribution):  # Pyro's adds the probabilities, which may be 0
-        return torch.logaddexp(d.gate.log(), torch.log1p(-d.gate) + _at_0(d.base_dist))
+    if isinstance(d, dist.ZeroInflatedDistribution):
+        # log b_0 + log(1 + g (1 / b_0 - 1)) has a derivative at g = 0; where 1 / b_0 may overflow, log g stands for it
+        base, gate = _at_0(d.base_dist), d.gate
+        far = base < -80
+        near = base + torch.log1p(gate * torch.expm1(-torch.where(far, 0.0, base)))
+        return torch.where(far, torch.logaddexp(torch.where(far, gate, 0.5).log(), torch.log1p(-gate) + base), near)
     d = _as_counts(d)
     given = next(getattr(d, name) for name in d.arg_constraints if name in vars(d))
     return d.log_prob(torch.zeros_like(given.detach()).expand(d.batch_shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import torch
@@ -81,7 +82,7 @@ class RelaxedSupport(Constraint):
         return f"Relaxed({self.values!r})"
 
 
-relaxed_counts = RelaxedSupport(constraints.nonnegative)
+relaxed_counts = RelaxedSupport(constraints.half_open_interval(0.0, math.inf))
 
 
 class RelaxedCount:

@@ -273,8 +273,9 @@ def test_parameters_that_are_not_finite_or_not_allowed_are_named(case):
             case.make(**bad, validate_args=False)
 
 
-def test_values_outside_the_support_are_refused(case):
-    value = torch.full_like(case.values(), -1.0)
+@pytest.mark.parametrize("outside", [-1.0, math.inf])
+def test_values_outside_the_support_are_refused(case, outside):
+    value = torch.full_like(case.values(), outside)
     with pytest.raises(ValueError, match=r"support|value"):
         case.make(validate_args=True).log_prob(value)
 

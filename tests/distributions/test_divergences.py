@@ -65,6 +65,22 @@ def test_gates_at_their_ends(gate):
     assert float(kl_divergence(q, p)) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("mean", [0.5, 6.0])
+@pytest.mark.parametrize("inflated", ["q", "p"])
+def test_derivative_at_gate_0(mean, inflated):
+    """It is the limit from above."""
+
+    def kl(gate):
+        d = dist.ZeroInflatedPoisson(torch.tensor(mean, dtype=torch.float64), gate=gate)
+        other = NegativeBinomial(2.0, logits=torch.tensor(0.5, dtype=torch.float64))
+        return kl_divergence(d, other) if inflated == "q" else kl_divergence(other, d)
+
+    gate, step = torch.tensor(0.0, dtype=torch.float64, requires_grad=True), 1e-6 * math.exp(-mean)
+    (got,) = torch.autograd.grad(kl(gate), gate)
+    values = [float(kl(torch.tensor(k * step, dtype=torch.float64))) for k in range(3)]
+    assert float(got) == pytest.approx((4 * values[1] - 3 * values[0] - values[2]) / (2 * step), rel=1e-2)
+
+
 @pytest.mark.parametrize("other", [dist.Binomial(5, torch.tensor(0.3)), dist.BetaBinomial(torch.tensor(1.0), 2.0, 5)])
 def test_finite_counts_have_none(other):
     with pytest.raises(NoKLError):

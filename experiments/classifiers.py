@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_nbvae.batching import batches
 from pyro_nbvae.metrics.classifier import WEIGHTS, ImageClassifier
 from pyro_nbvae.study.build import choose_device
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.data import Data, load
 from pyro_nbvae.study.files import write_atomically
 from pyro_nbvae.study.provenance import write_page
@@ -129,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

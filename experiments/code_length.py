@@ -8,11 +8,11 @@ drawn as lines.
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.experiments import main as of_main
 from pyro_nbvae.experiments import released
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.plots import Panel, plot_curves
 from pyro_nbvae.study.scales import Reproduction
 from pyro_nbvae.study.tables import cells
@@ -59,4 +59,4 @@ def main(out: str = "runs/reproduce", path: Path = Path("docs/code_length.png"),
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

@@ -5,8 +5,7 @@ python -m experiments.demo [--out FOLDER]    about a minute on two cores
 
 from pathlib import Path
 
-import tyro
-
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.evaluation import evaluate, plain
 from pyro_nbvae.study.generation import generate, reconstruct
@@ -27,4 +26,4 @@ def demo(out: Path = Path("runs/demo")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(demo)
+    script(demo)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_nbvae.batching import to_bytes, to_floats
 from pyro_nbvae.study.build import build, resolve
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.data import Data, load
 from pyro_nbvae.study.evaluation import METRICS
@@ -68,4 +68,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

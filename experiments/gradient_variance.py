@@ -17,6 +17,7 @@ from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import gradient_moments
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.provenance import write_page
@@ -69,4 +70,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

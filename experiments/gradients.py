@@ -24,6 +24,7 @@ from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, 
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import gradients
 from pyro_nbvae.models import NegativeBinomialModel
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.files import write_text
 from pyro_nbvae.study.folder import Run
@@ -118,4 +119,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

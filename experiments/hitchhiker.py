@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-import tyro
 from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
@@ -45,6 +44,8 @@ from pyro_nbvae.distributions import (
     RelaxedNegativeBinomial,
     RelaxedPoisson,
 )
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.study.files import write_text
 from pyro_nbvae.study.provenance import COMMIT, write_page
 
@@ -336,6 +337,10 @@ def main(
         estimators: names of the gradient estimators.
         out: folder of both files.
     """
+    for name in tasks:
+        check_member("task", name, TASKS)
+    for estimator in estimators:
+        check_member("estimator", estimator, ESTIMATORS)
     path = out / "hitchhiker.csv"
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "estimator", "epochs"])
     rows = rows[rows["epochs"] == EPOCHS]
@@ -359,4 +364,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

@@ -7,7 +7,6 @@ runs are those of the table ``main``.
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -15,6 +14,7 @@ from pyro_nbvae.batching import to_floats
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.experiments import main as of_main
 from pyro_nbvae.study import generation
+from pyro_nbvae.study.commandline import script
 from pyro_nbvae.study.data import load
 from pyro_nbvae.study.plots import plot_images
 from pyro_nbvae.study.scales import Reproduction, ScaleName
@@ -57,4 +57,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

@@ -51,7 +51,9 @@ from pyro_nbvae.metrics import (
 from pyro_nbvae.models import NegativeBinomialModel, PoissonModel, ScaledGaussianModel
 from pyro_nbvae.networks.initialization import Encoder
 from pyro_nbvae.networks.outputs import CountOutput, Decoder
-from pyro_nbvae.study.data.arrays import fold_of
+from pyro_nbvae.study.commandline import script
+from pyro_nbvae.study.data.arrays import fold_of, read_npz
+from pyro_nbvae.study.errors import check_member
 from pyro_nbvae.study.files import write_atomically, write_text
 from pyro_nbvae.study.tree import Reading
 
@@ -539,7 +541,9 @@ def main(
         summed: sum the counts over the bins of a trial.
         fits: make the fits that are missing; without, write the tables of what is there.
     """
-    arrays = np.load(recording)
+    arrays = read_npz(recording)
+    for name in ("counts", labels):
+        check_member(f"array of {recording}", name, arrays)
     counts = torch.from_numpy(arrays["counts"].astype(np.float32))
     counts = counts.sum(1) if summed and counts.dim() == 3 else counts
     codes = torch.from_numpy(np.unique(arrays[labels], return_inverse=True)[1])
@@ -550,4 +554,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    script(main)

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.experiments import hitchhiker
-from pyro_nbvae.experiments.hitchhiker import ESTIMATORS, Counts
+from pyro_nbvae.experiments.hitchhiker import ESTIMATORS, Counts, main
 
 FAMILIES = ("poisson", "negative_binomial", "com_poisson")
 
@@ -107,3 +108,10 @@ def test_a_run_that_is_stopped_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "hitchhiker.csv").read_text().startswith(before)
     assert len(after) == 5 + 5 and after["elbo"].between(-300, -80).all()
     assert "| Poisson  | ReinMax-like |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [{"tasks": ("COM-Poisson",)}, {"estimators": ("arrival",)}])
+def test_unknown_names_are_one_line(names, tmp_path):
+    with pytest.raises(InputError, match=r"unknown \w+ '.*': choose from .*'(COM-Poisson, wide|arrival, sigmoid)'"):
+        main(**names, out=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -346,7 +346,7 @@ def test_pixels_are_scaled_and_nothing_else_is():
         (lambda p: np.save(p / "x.npy", np.zeros(20)), "expected numbers of shape"),
         (lambda p: np.save(p / "x.npy", np.full((20, 2), np.nan)), "40 values that are NaN or infinite"),
         (lambda p: np.save(p / "x.npy", np.zeros((5, 2))), "too few"),
-        (lambda p: (p / "x.npy").write_bytes(b"no"), "cannot be read as a .npy array"),
+        (lambda p: (p / "x.npy").write_bytes(b"no"), "cannot be read as a .npy array: it has another format"),
         (lambda p: np.save(p / "x.npy", np.zeros((50, 0))), "expected numbers of shape"),
         (lambda p: None, "does not exist"),
     ],

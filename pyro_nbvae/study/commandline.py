@@ -151,10 +151,10 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
 
 def script(command: Callable[..., None]) -> None:
     """Run a function as the command line of an experiment script."""
+    program = Path(sys.argv[0]).name
 
     def parse() -> Callable[[], None]:
         plugins.import_modules()
-        return tyro.cli(deferred(command), config=CONFIG)
+        return tyro.cli(deferred(command), prog=program, config=CONFIG)
 
-    program = Path(sys.argv[0]).name
     run(parse, program)

@@ -30,7 +30,8 @@ def check_member(what: str, value: object, known: Iterable[object], otherwise: s
     """
     known = list(known)
     if value not in known:
-        raise InputError(f"unknown {what} {value!r}: choose from {', '.join(map(str, known))}{otherwise}")
+        names = ", ".join(repr(each) if "," in str(each) else str(each) for each in known)
+        raise InputError(f"unknown {what} {value!r}: choose from {names}{otherwise}")
 
 
 def first_line(error: BaseException) -> str:

@@ -234,4 +234,6 @@ def _load(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
                 f"{path} cannot be read as a {kind}: it holds objects: save numbers as array.astype(float) and text as "
                 "array.astype(str)"
             ) from None
-        raise InputError(f"{path} cannot be read as a {kind}: {first_line(error)}") from None
+        # numpy takes a file without its mark for a pickle
+        reason = "it has another format" if "allow_pickle" in str(error) else first_line(error)
+        raise InputError(f"{path} cannot be read as a {kind}: {reason}") from None

@@ -245,6 +245,16 @@ def test_scores_and_plots_of_a_run(run, capsys):
     assert written == [f"spikes-{name}.png" for name in names]
 
 
+@pytest.mark.filterwarnings("always:.*no spikes-dispersion")
+def test_a_plot_that_needs_more_trials_is_named(tmp_path, capsys):
+    np.savez(tmp_path / "r.npz", counts=np.random.default_rng(0).poisson(2.0, (12, 4, 6)))
+    flags = ["--likelihood", "poisson", "--folds", "12", *SMALL]
+    main(["train", "--data", str(tmp_path / "r.npz"), *flags, "--out", str(tmp_path / "run")])
+    main(["spikes", str(tmp_path / "run"), "--device", "cpu"])
+    shown = capsys.readouterr()
+    assert "no spikes-dispersion.png" in shown.err and "spikes-dispersion" not in shown.out
+
+
 def test_latents_of_one_seed_predict_themselves_and_not_noise():
     z = np.random.default_rng(0).normal(size=(2000, 5))
     weight = np.ones(5)
@@ -312,8 +322,10 @@ def test_generated_counts_are_a_recording(given, tmp_path, capsys):
     flags = ["--labels", "stimulus", "--condition", "labels", "--likelihood", "poisson", *SMALL]
     main(["train", "--data", str(tmp_path / "real.npz"), *flags, "--out", str(tmp_path / "run")])
     capsys.readouterr()
-    main(["generate", str(tmp_path / "run"), "--count", "600", "--device", "cpu", *given])
+    out = ["--out", str(tmp_path / "simulated.npz")]
+    main(["generate", str(tmp_path / "run"), "--count", "600", "--device", "cpu", *given, *out])
     plot, path = map(Path, capsys.readouterr().out.split())
+    assert (plot, path) == (tmp_path / "simulated.png", tmp_path / "simulated.npz")
     found = arrays_of(path)
     assert plot.is_file() and found["counts"].dtype == np.int64 and found["counts"].shape == (600, 4, 6)
     assert set(found["stimulus"]) == ({"left"} if "left" in given else set(arrays["stimulus"]))

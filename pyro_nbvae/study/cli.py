@@ -203,9 +203,10 @@ def generate(
     count: int = 100,
     sampler: SamplerName = "prior",
     given: str | None = None,
+    out: str | None = None,
     where: OmitArgPrefixes[Where] = Where(),
 ) -> None:
-    """Generate observations from integer counts; write samples.png and samples.npz, with latents, means and draws.
+    """Generate observations from integer counts; write samples.npz, with latents, means and draws, and samples.png.
 
     Args:
         run: a run folder written by nbvae train.
@@ -213,11 +214,12 @@ def generate(
         sampler: distribution of the latents: the prior; mixture, the prior of nbvae fit-prior; or posterior, the
             aggregate posterior of the training data (reconstructions).
         given: the label that the samples are given, for a run with --condition labels. Default: those of the data.
+        out: a .npz file; the plot is beside it. Default: samples.npz, or samples-SAMPLER.npz, in the run folder.
     """
     from pyro_nbvae.study.folder import Run
     from pyro_nbvae.study.generation import generate
 
-    print(*generate(Run(run), count=count, sampler=sampler, condition=given, **asdict(where)), sep="\n")
+    print(*generate(Run(run), count=count, sampler=sampler, condition=given, out=out, **asdict(where)), sep="\n")
     _say_if_unfinished(Run(run))
 
 

@@ -42,7 +42,7 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return take
 
 
-_GOES_ON = "the same command continues from there (nbvae train with --resume)"
+_KEPT = "what was finished is kept; training goes on with the same command (nbvae train: and --resume)"
 # Seconds after SIGTERM in which contexts are closed; then the process ends in any case.
 GRACE = 10.0
 
@@ -65,7 +65,7 @@ def _end_after_grace(program: str, signals: socket.socket) -> None:
                     while signals.recv(1) != b"":
                         pass
                 except TimeoutError:
-                    print(f"{program}: terminated; {_GOES_ON}", file=sys.stderr, flush=True)
+                    print(f"{program}: terminated; {_KEPT}", file=sys.stderr, flush=True)
                     os._exit(143)
                 return
 
@@ -142,10 +142,10 @@ def run(parse: Callable[[], Callable[[], None]], program: str) -> None:
             raise
         _fail(program, f"out of memory ({first_line(error)}): reduce --batch-size, --latents or --samples")
     except _Terminated:
-        print(f"{program}: terminated; {_GOES_ON}", file=sys.stderr)
+        print(f"{program}: terminated; {_KEPT}", file=sys.stderr)
         raise SystemExit(143) from None
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; {_GOES_ON}", file=sys.stderr)
+        print(f"{program}: interrupted; {_KEPT}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

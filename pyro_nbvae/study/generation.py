@@ -21,7 +21,7 @@ from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.files import save_arrays
 from pyro_nbvae.study.folder import Run, SamplerName
 from pyro_nbvae.study.plots import plot_images, plot_lines, plot_pairs, plot_recordings
-from pyro_nbvae.study.recordings import by_bin, names_of
+from pyro_nbvae.study.recordings import by_bin, names_of, target
 from pyro_nbvae.study.tree import TrainConfig
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
@@ -151,20 +151,22 @@ def generate(
     count: int = 100,
     sampler: SamplerName = "prior",
     condition: str | None = None,
+    out: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
     data_path: str | None = None,
 ) -> list[Path]:
-    """Generate observations from exact samples (integer counts) and write them into the run folder.
+    """Generate observations from exact samples (integer counts), and write and plot them.
 
     Args:
         run: a trained run.
         count: number of samples.
-        sampler: ``prior``, ``mixture`` (the prior of :func:`fit_prior`) or ``posterior``; ``prior`` writes
-            ``samples.png`` and ``samples.npz``, the others ``samples-SAMPLER.png`` and ``.npz``.
+        sampler: ``prior``, ``mixture`` (the prior of :func:`fit_prior`) or ``posterior``.
         condition: the label that the samples are given, for a run that is conditional on labels. Default: those of
             training observations.
+        out: path of the arrays, a ``.npz`` file; the plot is beside it, with the suffix ``.png``. Default:
+            ``samples.npz``, or ``samples-SAMPLER.npz``, in the run folder.
         seed: random seed.
         device: auto (CUDA if available) or a PyTorch device string.
         data_root: folder of the data sets, if it is not the one of the training.
@@ -184,6 +186,7 @@ def generate(
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)
     check_seed(seed)
+    path = target(run, out, "samples.npz" if sampler == "prior" else f"samples-{sampler}.npz")
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
 
@@ -210,18 +213,23 @@ def generate(
     if "exposure" in own:
         own["exposure"] = np.broadcast_to(own["exposure"], x.shape)
     arrays |= own
-    plot = run.folder / ("samples.png" if sampler == "prior" else f"samples-{sampler}.png")
+    plot = path.with_suffix(".png")
     title = f"{config.title}: {sampler} samples{'' if condition is None else f' given {condition}'}"
     if is_image_shape(model.event_shape):
         plot_images(mean, plot, title=title, limits=state.get("limits"))
     else:
-        plot_values = plot_recordings if _is_recording(model) else plot_lines
-        plot_values({"means": mean, "draws": x}, plot, title=title)
-    return [plot, save_arrays(plot.with_suffix(".npz"), arrays)]
+        _plot_values(model, {"means": mean, "draws": x}, plot, title)
+    return [plot, save_arrays(path, arrays)]
 
 
 def _is_recording(model: GenerativeModel) -> bool:
     return isinstance(model.likelihood, CountLikelihood) and len(model.event_shape) <= 2
+
+
+def _plot_values(model: GenerativeModel, parts: dict[str, Tensor], path: Path, title: str) -> None:
+    """Plot observations that are no images, of each name beside each other."""
+    plot = plot_recordings if _is_recording(model) else plot_lines
+    plot(parts, path, title=title)
 
 
 def _conditions(config: TrainConfig[Any], label: str | None, train: Callable[[], Recording]) -> dict[str, Tensor]:
@@ -366,6 +374,5 @@ def reconstruct(
     if is_image_shape(model.event_shape):
         plot_pairs(x, again, path, title=title, limits=value_range(x))
     else:
-        plot_values = plot_recordings if _is_recording(model) else plot_lines
-        plot_values({"originals": x, "reconstructions": again}, path, title=title)
+        _plot_values(model, {"originals": x, "reconstructions": again}, path, title)
     return path

@@ -59,7 +59,12 @@ def _held_out(run: Run, state: Checkpoint, data: str | None, data_root: str | No
     return np.arange(len(found.train) + len(found.test)) >= len(found.train)
 
 
-def _target(run: Run, out: str | Path | None, name: str, *suffixes: str) -> Path:
+def target(run: Run, out: str | Path | None, name: str, *suffixes: str) -> Path:
+    """Return the path of a file to write: ``out``, or a name in the run folder.
+
+    Raises:
+        InputError: for a suffix that is neither ``.npz`` nor one of those given, and for a file that cannot be there.
+    """
     path = Path(out) if out else run.folder / name
     if path.suffix not in (".npz", *suffixes):
         raise InputError(f"--out {path}: the file is {' or '.join(('a .npz', *suffixes))} file")
@@ -99,7 +104,7 @@ def encode_run(
         InputError: for a folder that contains no trained run, and for data that the run does not take.
     """
     check_seed(seed)
-    path = _target(run, out, "latents.npz", ".h5ad")
+    path = target(run, out, "latents.npz", ".h5ad")
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
     whole, held_out = _whole(config, data, data_root), _held_out(run, state, data, data_root)
@@ -176,7 +181,7 @@ def predict_run(
     """
     check_seed(seed)
     check_number("--samples", samples, 2, 100_000)
-    path = _target(run, out, "predictions.npz")
+    path = target(run, out, "predictions.npz")
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
     whole, held_out = _whole(config, data, data_root).training, _held_out(run, state, data, data_root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,8 +326,14 @@ def plot_spikes(
         names = data.classes or ("all trials",)
         shown = _Shown(config.title, counts, draws, rates, labels, names, found)
         figures = {"rasters": _rasters(shown), "psths": _psths(shown)}
-        if int(shown.found.fano.isfinite().sum()) > 1:  # two held-out trials of a condition, and spikes
+        if int(shown.found.fano.isfinite().sum()) > 1:
             figures["dispersion"] = _dispersion(shown)
+        else:
+            warnings.warn(
+                f"{run.folder}: no spikes-dispersion.png, which needs two neurons with spikes in two held-out trials "
+                "of a condition: hold out more trials (fewer --folds)",
+                stacklevel=2,
+            )
         figures |= {"pit": _pit(shown), "latents": _of_latents(whole, latents, config.title)}
         if config.decoder == "temporal_bins":
             bins = model.event_shape[0]

@@ -261,6 +261,13 @@ class Recording:
         return self.mask.expand(self.x.shape).flatten(1).sum(1)
 
     @property
+    def never_observed(self) -> Tensor:
+        """Which values were observed in none of the observations, bool (*event_shape)."""
+        if self.mask is None:
+            return torch.zeros(self.event_shape, dtype=torch.bool, device=self.x.device)
+        return ~self.mask.any(0).expand(self.event_shape)
+
+    @property
     def mean_exposure(self) -> float:
         """Mean exposure of the observed values; 1 without exposures."""
         if self.exposure is None:

@@ -514,6 +514,11 @@ def test_files_of_latents_say_what_was_held_out(tmp_path, capsys):
     ]
     for name in ("rates", "low", "high", "filled"):
         assert np.isnan(predicted[name][..., 2]).all() and np.isfinite(np.delete(predicted[name], 2, -1)).all()
+    np.savez(tmp_path / "new.npz", **arrays)  # in a new recording the neuron is observed
+    main(["predict", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--samples", "2", "--device", "cpu"])
+    predicted = arrays_of(tmp_path / "run/predictions.npz")
+    assert np.isnan(predicted["rates"][..., 2]).all() and np.isfinite(predicted["rates"][..., 3]).all()
+    assert np.array_equal(predicted["filled"], arrays["counts"])
     capsys.readouterr()
     main(["data", "check", str(path), "--labels", "stimulus"])
     printed = capsys.readouterr().out

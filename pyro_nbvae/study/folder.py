@@ -232,6 +232,7 @@ class Checkpoint(TypedDict):
     made_by: Mapping[str, object]
     data: str
     limits: tuple[float, float]
+    never_observed: Tensor  # which values the training data never have, bool (*event_shape)
 
 
 class Run:

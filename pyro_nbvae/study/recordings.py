@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_nbvae.encoding import Prediction, encode, export_programs, predict
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics.spikes import absent
 from pyro_nbvae.study.build import load_data
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_number, check_seed
@@ -162,8 +161,8 @@ def predict_run(
     """Write posterior predictive rates and intervals of observations as a ``.npz`` file.
 
     Its arrays are ``rates`` (expected values, at the observation's exposure), ``low`` and ``high``, and ``filled``: the
-    observations, with the rate where none was observed. All are (N, *event_shape), in the order of the data. Of the
-    training's data there is ``held_out``, bool (N,), and what was never observed in training is nan.
+    observations, with the rate where none was observed. All are (N, *event_shape), in the order of the data, and nan
+    where nothing was ever observed in training. Of the training's data there is ``held_out``, bool (N,).
 
     Args:
         run: a trained run.
@@ -186,9 +185,8 @@ def predict_run(
     config, model, guide = run.load_from(state, device)
     whole, held_out = _whole(config, data, data_root).training, _held_out(run, state, data, data_root)
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
-    if held_out is not None:
-        never = absent(whole)[torch.from_numpy(~held_out)].all(0)
-        found = Prediction(*(part.masked_fill(never, math.nan) for part in (found.mean, found.low, found.high)))
+    never = state.get("never_observed", torch.tensor(False))
+    found = Prediction(*(part.masked_fill(never, math.nan) for part in (found.mean, found.low, found.high)))
     filled = found.filled(whole.floats())
     tensors = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

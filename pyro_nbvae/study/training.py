@@ -31,7 +31,6 @@ from pyro_nbvae.infer.elbo import base_distribution
 from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
-from pyro_nbvae.metrics.spikes import absent
 from pyro_nbvae.sampling import posterior_samples, start_prior
 from pyro_nbvae.study.build import VALIDATED, build, choose_device, load_data, resolve, steps_per_epoch
 from pyro_nbvae.study.choice import choose, explain
@@ -260,7 +259,7 @@ class Trainer:
                 "poisson, negative_binomial or com_poisson)",
                 stacklevel=4,
             )
-        never = int(absent(data.training).flatten(0, -2).all(0).sum()) if data.counted else 0
+        never = int(self.train_set.never_observed.flatten(0, -2).all(0).sum()) if data.counted else 0
         if never:
             warnings.warn(
                 f"{never} of {data.event_shape[-1]} neurons of {data.name} are never observed in the training data: "
@@ -568,6 +567,7 @@ class Trainer:
                 "made_by": provenance(self.device),
                 "data": self.data.fingerprint,
                 "limits": self.data.limits,
+                "never_observed": self.train_set.never_observed.cpu(),
             }
         )
         self.run.write_log(self.log)

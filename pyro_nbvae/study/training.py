@@ -259,7 +259,7 @@ class Trainer:
                 "poisson, negative_binomial or com_poisson)",
                 stacklevel=4,
             )
-        never = int(self.train_set.never_observed.flatten(0, -2).all(0).sum()) if data.counted else 0
+        never = int(self.train_set.never_observed.reshape(-1, data.event_shape[-1]).all(0).sum()) if data.counted else 0
         if never:
             warnings.warn(
                 f"{never} of {data.event_shape[-1]} neurons of {data.name} are never observed in the training data: "

@@ -135,15 +135,17 @@ def batches(x: Tensor, size: int, order: Tensor | None = None) -> Iterator[Tenso
         yield to_floats(x[chosen])
 
 
-def evenly_spaced(x: Sliced, most: int) -> Sliced:
-    """Return at most ``most`` observations, evenly spaced, because data may be sorted.
+def random_subset(x: Sliced, most: int) -> Sliced:
+    """Return at most ``most`` observations, those of a :class:`RandomSubset`.
 
     Example::
 
-        >>> evenly_spaced(torch.arange(7), 3)
-        tensor([0, 3, 6])
+        >>> random_subset(torch.arange(7), 3)
+        tensor([2, 4, 6])
     """
-    return cast(Sliced, x[:: max(1, math.ceil(len(x) / most))])
+    subset = RandomSubset(most)
+    subset.add(x)
+    return cast(Sliced, subset.observations)
 
 
 # What may be known of observations besides their values, in the order of a program's arguments.
@@ -296,9 +298,17 @@ class Recording:
 
     @staticmethod
     def cat(parts: Sequence[Recording]) -> Recording:
-        """Join recordings that have the same parts."""
+        """Join recordings that have the same parts.
+
+        Raises:
+            InputError: if one has a mask, an exposure or covariates that another lacks.
+        """
         if len(parts) == 1:
             return parts[0]
+        known = {name for part in parts for name in part.given}
+        for name in GIVEN:
+            if name in known and not all(name in part.given for part in parts):
+                raise InputError(f"some of the recordings have {name}: give it to all, or to none")
         given = {
             name: torch.cat([getattr(p, name).expand(len(p), *getattr(p, name).shape[1:]) for p in parts])
             for name in parts[0].given
@@ -383,27 +393,31 @@ def evaluation_batches(data: Observations, what: str, progress: bool = False) ->
         raise InputError(f"{what}: the data have no observation ({'an empty tensor' if whole else 'an empty loader'})")
 
 
-class EvenSubset:
-    """At most ``most`` observations of a stream of unknown length, evenly spaced, and at least half as many.
+class RandomSubset:
+    """At most ``most`` observations of a stream of unknown length, chosen at random, in their order.
 
-    Every 2^j-th observation is stored, with the smallest j that is enough.
+    The choice depends only on the number of observations: data may be sorted, or in a periodic order such as that of
+    conditions that alternate.
 
     Args:
         most: maximum number of observations.
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.step, self.seen = most, 1, 0
-        self.parts: list[Batch] = []
+        self.most, self._generator = most, torch.Generator().manual_seed(0)
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._parts: list[Batch] = []
 
     def add(self, x: Batch) -> None:
         """Add a batch (B, ...)."""
-        self.parts.append(x[(-self.seen) % self.step :: self.step])
-        self.seen += len(x)
-        while sum(map(len, self.parts)) > self.most:
-            self.parts, self.step = [joined(self.parts)[::2]], 2 * self.step
+        new = torch.rand(len(x), generator=self._generator, dtype=torch.float64)
+        self._keys = torch.cat([self._keys, new])
+        self._parts.append(x)
+        if len(self._keys) > self.most:  # those with the smallest keys stay
+            kept = self._keys.topk(self.most, largest=False).indices.sort().values
+            self._keys, self._parts = self._keys[kept], [joined(self._parts)[kept]]
 
     @property
     def observations(self) -> Batch:
         """The stored observations, (n, ...)."""
-        return joined(self.parts)
+        return joined(self._parts)

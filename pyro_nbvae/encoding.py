@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_nbvae.batching import GIVEN, EvenSubset, Observations, Recording
+from pyro_nbvae.batching import GIVEN, Observations, RandomSubset, Recording
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.networks.initialization import evaluation_mode
@@ -96,7 +96,7 @@ def encode(
     from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
 
     found: list[list[Tensor]] = []
-    compared = EvenSubset(OBSERVATIONS)
+    compared = RandomSubset(OBSERVATIONS)
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):
             q = guide.posterior(batch.x, **batch.given)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_nbvae import distributions
-from pyro_nbvae.batching import Recording, evenly_spaced, is_image_shape
+from pyro_nbvae.batching import Recording, is_image_shape, random_subset
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.networks.initialization import DataDependent
@@ -249,8 +249,8 @@ class CountLikelihood(Likelihood, DataDependent):
         varying = getattr(self, "dispersion", None)
         if varying is None or varying.by == "decoder":
             return
-        means = rates(data).clamp_min(0.5 / (len(data) + 1))
-        used = evenly_spaced(data, max(50, _FITTED_ELEMENTS // math.prod(data.event_shape)))
+        means = rates(data).clamp_min(0.5 / ((len(data) + 1) * data.mean_exposure))
+        used = random_subset(data, max(50, _FITTED_ELEMENTS // math.prod(data.event_shape)))
         exposed = means if used.exposure is None else means * double(used.exposure)
         x, exposed = used.filled(0), exposed.expand(used.x.shape)
         mask = None if used.mask is None else used.mask.expand(x.shape)

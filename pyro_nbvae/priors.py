@@ -396,6 +396,13 @@ class Autoregressive(JointPrior):
         self.direct = MaskedLinear(self.group, written, same=False, bias=False)
         self.reset()
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        # the shapes of the parameters do not depend on the number of groups
+        there = state.get(f"{prefix}group")
+        if there is not None and not self.group.is_meta and not torch.equal(there.to(self.group), self.group):
+            others[-1].append(f"{prefix}group: the units are in {int(there.max()) + 1} groups there, {self.used} here")
+        super()._load_from_state_dict(state, prefix, *others)
+
     def reset(self) -> None:
         """Make every conditional distribution that of the reference."""
         for zero in (self.write.weight, self.write.bias, self.direct.weight):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from pyro_nbvae.batching import BATCH, Batch, EvenSubset, Observations, evaluation_batches
+from pyro_nbvae.batching import BATCH, Batch, Observations, RandomSubset, evaluation_batches
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.priors import FittedMixture
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
@@ -75,8 +75,7 @@ def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observation
 
     Args:
         model, guide: the pair.
-        data: (N, *event_shape), as a data set holds them, or a DataLoader; at most 20,000 observations are used, evenly
-            spaced.
+        data: (N, *event_shape), as a data set holds them, or a DataLoader; at most 20,000 random observations are used.
         seed: random seed.
 
     See also: :meth:`pyro_nbvae.priors.JointPrior.start`.
@@ -117,7 +116,7 @@ def fit_prior(
     Args:
         model, guide: the trained pair.
         data: (N, *event_shape), as a data set holds them, or a DataLoader (:func:`~pyro_nbvae.metrics.held_out`), at
-            least two observations; at most 60,000 are used, evenly spaced.
+            least two observations; at most 60,000 random ones are used.
         components: largest number of components; not more than there are observations are used.
         seed: random seed; the noise is another than that of :func:`~pyro_nbvae.metrics.held_out` with this seed.
         progress: show a progress bar.
@@ -217,7 +216,7 @@ def posterior_samples(model: GenerativeModel, guide: AmortizedGuide, data: Obser
     Args:
         model, guide: the trained pair, in the context of :func:`~pyro_nbvae.vae.evaluating` for integer counts.
         data: (N, *event_shape), as a data set holds them, or a DataLoader.
-        most: maximum number of observations; if there are more, evenly spaced ones are used.
+        most: maximum number of observations; if there are more, random ones are used.
 
     Returns:
         Latents (N, *latent_shape).
@@ -233,7 +232,7 @@ def posterior_samples(model: GenerativeModel, guide: AmortizedGuide, data: Obser
         ...     posterior_samples(model, guide, torch.rand(20, 5), most=10).shape
         torch.Size([10, 3])
     """
-    used = EvenSubset(most)
+    used = RandomSubset(most)
     for batch in evaluation_batches(data, "data"):
         used.add(batch)
     batches = map(model.to_input, used.observations.split(BATCH))

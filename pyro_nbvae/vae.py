@@ -29,8 +29,8 @@ from pyro_nbvae.batching import (
     Observations,
     Recording,
     evaluation_batches,
-    evenly_spaced,
     is_pixels,
+    random_subset,
     to_floats,
 )
 from pyro_nbvae.distributions import Integer, Relaxation
@@ -41,7 +41,7 @@ from pyro_nbvae.infer.elbo import PARAMETER_PRIOR
 from pyro_nbvae.likelihoods import Gaussian, Likelihood
 from pyro_nbvae.networks import build_decoder, build_encoder
 from pyro_nbvae.networks.initialization import evaluation_mode, initialize
-from pyro_nbvae.networks.outputs import Decoder
+from pyro_nbvae.networks.outputs import Decoder, per_exposure
 from pyro_nbvae.priors import JointPrior
 
 
@@ -85,7 +85,7 @@ def _sample_parameters(module: nn.Module) -> None:
 
 
 def _training_data(data: Batch, event_shape: torch.Size) -> Recording:
-    """Return data for the initialisation, as a model takes them: evenly spaced observations that fit into memory.
+    """Return data for the initialisation, as a model takes them: a random subset that fits into memory.
 
     The observations with the smallest and the largest value are among them.
 
@@ -94,7 +94,7 @@ def _training_data(data: Batch, event_shape: torch.Size) -> Recording:
     """
     data = Recording.of(data)
     _check_shape(data.x, event_shape)
-    used = evenly_spaced(data, max(1000, 2**25 // max(1, math.prod(event_shape))))
+    used = random_subset(data, max(1000, 2**25 // max(1, math.prod(event_shape))))
     if len(used) < len(data):
         flat = data.filled(1).flatten(1)
         used = Recording.cat([used, data[[int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]]])
@@ -403,6 +403,7 @@ class GenerativeModel(_Program):
         covariates = self._checked_covariates(data.covariates)
         x = data.filled(_UNOBSERVED)
         if self.unit_interval:
+            x = _without_unobserved(per_exposure(data), data.mask, _UNOBSERVED)
             support: Any = constraints.unit_interval
             advice = "[0, 1]: scale them, or call model.initialize(data) with the training data if their range is wider"
         else:
@@ -473,8 +474,9 @@ class GenerativeModel(_Program):
 
         Args:
             z: latents.
-            mask: True where a value was observed; ``log_prob`` is that of these values.
-            exposure: positive factor of the mean.
+            mask: True where a value was observed, as of :class:`~pyro_nbvae.batching.Recording`; ``log_prob`` is that
+                of these values.
+            exposure: positive factor of the mean, as there.
             covariates: (B, C), if the model has covariates.
 
         Raises:
@@ -483,8 +485,7 @@ class GenerativeModel(_Program):
         """
         if isinstance(exposure, int | float):
             exposure = torch.as_tensor(float(exposure)).to(z)
-        if exposure is not None and exposure.dim() == 1 < 1 + len(self.event_shape):  # one of each observation
-            exposure = exposure.reshape(-1, *(1 for _ in self.event_shape))
+        mask, exposure = (self._of_observations(part) for part in (mask, exposure))
         known = {"exposure": exposure, "covariates": covariates}
         known = {name: part for name, part in known.items() if part is not None}
         if known:
@@ -507,6 +508,10 @@ class GenerativeModel(_Program):
                 f"event_shape is {tuple(self.event_shape)}"
             )
         return observed
+
+    def _of_observations(self, part: Tensor | None) -> Tensor | None:
+        """Return a mask or an exposure; one of each observation, (B,), as (B, 1, ...)."""
+        return part if part is None or part.dim() != 1 else part.reshape(-1, *(1 for _ in self.event_shape))
 
     def forward(
         self,
@@ -531,8 +536,9 @@ class GenerativeModel(_Program):
         """
         device = self.device
         if x is not None:
-            data = Recording(_without_unobserved(x, mask, _UNOBSERVED), mask, exposure, covariates)
-            x, exposure = data.x, data.exposure
+            data = Recording(x, mask, exposure, covariates)
+            x, mask, exposure = _without_unobserved(x, data.mask, _UNOBSERVED), data.mask, data.exposure
+            data = Recording(x, mask, exposure, covariates)
             _check_batch(x, self.event_shape, self.decoder)
             if is_validation_enabled():
                 data.check()

@@ -158,6 +158,13 @@ def test_what_has_no_joint_prior_says_so():
         PoissonModel((5,), latents=4, decoder="linear", prior=prior)
 
 
+def test_parameters_of_another_number_of_groups_are_refused():
+    """Their shapes are the same, and the units of the last groups would be independent."""
+    there, here = (NegativeBinomialModel((5,), 4, decoder="linear", prior=Autoregressive(n, width=8)) for n in (4, 2))
+    with pytest.raises(RuntimeError, match="the units are in 4 groups there, 2 here"):
+        here.load_state_dict(there.state_dict())
+
+
 def test_a_fixed_scale_takes_a_joint_prior_too():
     """A standard normal reference: with all components at it, the mixture is the reference."""
     model = GaussianModel((5,), latents=3, decoder="linear", prior=Mixture(4))

@@ -289,6 +289,9 @@ def test_parts_of_a_recording_go_together():
     ):
         with pytest.raises(InputError, match=message):
             Recording(x, **wrong)
+    for parts in ([data, Recording(x)], [Recording(x), data]):
+        with pytest.raises(InputError, match="some of the recordings have mask: give it to all, or to none"):
+            Recording.cat(parts)
     with pytest.raises(InputError, match=r"x must be a tensor, got ndarray: torch.as_tensor\(x\)"):
         Recording(x.numpy())
     with pytest.raises(TypeError, match="likelihood must be callable, such as"):
@@ -393,6 +396,50 @@ def test_evaluations_take_recordings_in_any_batches():
     assert whole.elbo == batched.elbo and whole.mse == batched.mse
     hidden = Recording(x.masked_fill(~mask, 1e3), mask=mask)
     assert held_out(model, guide, hidden).mse == whole.mse
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 5), (1, 5, 5)])
+def test_one_mask_for_each_observation_in_every_call(shape):
+    """(N,) is of observations, also where N is the number of neurons, or the width of an image."""
+    model, guide = pair(likelihoods.Poisson(), shape)
+    x, flat = torch.poisson(torch.full((5, *shape), 3.0)), torch.tensor([False, True, True, True, True])
+    full = flat.reshape(-1, *(1 for _ in shape)).expand(x.shape)
+    for part in (model, guide):
+        part.initialize(Recording(x))
+        part.eval()
+    found = [loss_and_gradients(model, guide, x, mask=mask)[0] for mask in (flat, full)]
+    assert found[0] == found[1]
+    log_prob = model.observation(torch.ones(5, 3), mask=flat).log_prob(x)
+    assert log_prob[0] == 0 and (log_prob[1:] < 0).all()
+
+
+@pytest.mark.parametrize("kind", [likelihoods.NegativeBinomial, likelihoods.ConwayMaxwellPoisson])
+def test_dispersions_begin_at_the_same_in_any_unit_of_the_exposure(kind):
+    pyro.set_rng_seed(0)
+    x = torch.poisson(0.5 * torch.distributions.Gamma(2.0, 2.0).sample((200, 3)))
+    found = []
+    for unit in (1.0, 1e4):
+        model, _ = pair(kind(), (3,))
+        model.initialize(Recording(x, exposure=torch.full((200,), unit)))
+        found.append(model.likelihood.dispersions())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("shape", "exposure"), [((1, 8, 8), 0.5), ((1, 8, 8), 4.0), ((6,), 100.0)])
+def test_gaussian_means_begin_at_those_of_the_data_with_an_exposure(shape, exposure):
+    """x = e h: at a = 0 the mean of each element; an image can reach its largest value."""
+    torch.manual_seed(0)
+    x = torch.rand(200, *shape) * 0.5 + 0.5
+    model = GaussianModel(shape, 2, decoder="linear", likelihood=likelihoods.Gaussian(0.1))
+    model.initialize(Recording(x, exposure=torch.full((200,), exposure)))
+    output = model.decoder.output
+    torch.testing.assert_close(exposure * output(torch.zeros(1, *shape))[0], x.mean(0), rtol=1e-3, atol=1e-4)
+    step = (output(torch.ones(1, *shape)) - output(torch.zeros(1, *shape)))[0] * exposure
+    if len(shape) == 3:
+        assert float((exposure * output(torch.full((1, *shape), 50.0))).min()) >= x.max() - 1e-3
+        model.check_support(Recording(x, exposure=torch.full((200,), exposure)))
+    else:
+        torch.testing.assert_close(step, x.std(0), rtol=0.02, atol=0)
 
 
 def test_one_exposure_for_each_observation_in_every_call():

@@ -102,10 +102,11 @@ class NegativeBinomial(TorchDistribution):
             raise ValueError("give exactly one of logits and probs")
         name, given = ("probs", probs) if logits is None else ("logits", logits)
         assert given is not None
-        self._source = (
-            (total_count, 0) if dispersion_source is None else (dispersion_source, _version(dispersion_source))
-        )
+        source = total_count if dispersion_source is None else dispersion_source
         self.total_count, given = torch.broadcast_tensors(*floats(total_count, given))
+        # a change in place of total_count is one of both distributions, unless this is a copy in another precision
+        copied = isinstance(source, Tensor) and (source is not total_count or source.dtype != self.total_count.dtype)
+        self._source = source, _version(source) if copied else 0
         setattr(self, name, given)
         super().__init__(torch.Size(self.total_count.shape), validate_args=validate_args)
 

@@ -84,10 +84,14 @@ class _Growth(torch.autograd.Function):
         return (*(torch.cat(each) for each in rows), *(torch.stack(each).sum(0) for each in of_e))
 
 
+# The largest shift of counts: with more, e^shift and mean counts overflow.
+MOST_SHIFT = 30
+
+
 def _limited(shift: Sequence[Tensor]) -> Tensor:
-    """Return the shift of counts, between -30 and 30: with more, e^shift and mean counts overflow."""
+    """Return the shift of counts, between -30 and 30."""
     (delta,) = shift
-    return delta.clamp(-30, 30)
+    return delta.clamp(-MOST_SHIFT, MOST_SHIFT)
 
 
 class CountShift:
@@ -393,14 +397,18 @@ class TiltedMixture(Tilted):
     def mean(self) -> Tensor:
         """Mean of each unit, (K,); of a mixture of factorised components."""
         self._factorised("mean")
-        return self.component_logits.softmax(-1) @ self.components.mean
+        return self._over_components(self.components.mean)
 
     @property
     def variance(self) -> Tensor:
         """Variance of each unit, (K,); of a mixture of factorised components."""
         self._factorised("variance")
         parts = self.components
-        return self.component_logits.softmax(-1) @ (parts.variance + (parts.mean - self.mean).square())
+        return self._over_components(parts.variance + (parts.mean - self.mean).square())
+
+    def _over_components(self, each: Tensor) -> Tensor:
+        """Return the mean over components of (C, K); no matrix product, which autocast would round."""
+        return (self.component_logits.softmax(-1)[:, None] * each).sum(0)
 
     def _factorised(self, name: str) -> None:
         if self.inner is not None or self.reference.batch_shape != self.event_shape:
@@ -421,7 +429,8 @@ class MixtureOfNegativeBinomials(TiltedMixture):
         validate_args: as in torch.
 
     Raises:
-        ValueError: for arguments of other shapes.
+        ValueError: for arguments of other shapes and, with validation on, for logits of a component that are not within
+            30 of those of the reference.
 
     Example::
 
@@ -440,7 +449,13 @@ class MixtureOfNegativeBinomials(TiltedMixture):
             )
         middle = (component_logits.log_softmax(-1)[:, None] + logits).logsumexp(0)
         reference = NegativeBinomial(total_count, logits=middle, validate_args=validate_args)
-        super().__init__(reference, (logits - middle,), component_logits, validate_args=validate_args)
+        shift = logits - middle
+        super().__init__(reference, (shift,), component_logits, validate_args=validate_args)
+        if self._validate_args and bool((shift.abs() > MOST_SHIFT).any()):
+            raise ValueError(
+                f"logits are up to {float(shift.abs().max()):.3g} from those of the mean of the mixture, "
+                f"{MOST_SHIFT} is the most: limit them"
+            )
 
 
 class TiltedAutoregressive(Tilted):

@@ -239,7 +239,8 @@ class SiteKL_ELBO(Trace_ELBO):
 
     Attributes:
         terms: the log likelihood and the KL without its weight, of the last particle (the mean over vectorised
-            particles), in nats, summed over the batch and detached.
+            particles), in nats, detached, and summed and scaled as in the loss: with a subsampled plate (a model's
+            ``data_size``) they stand for all data.
 
     Raises:
         ValueError: for a latent site of the model that the guide lacks, or that has another event or batch shape there,

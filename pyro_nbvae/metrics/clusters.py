@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_nbvae.batching import Batch, evenly_spaced
+from pyro_nbvae.batching import Batch, random_subset
 from pyro_nbvae.distributions import TiltedMixture
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.latents import Labels, represent
@@ -63,8 +63,8 @@ def latent_clusters(
 
     Args:
         model, guide: the trained pair.
-        train, test: observations (N, *event_shape) and their labels (N,), training set and held-out data; of at most
-            20,000 and 10,000, evenly spaced.
+        train, test: observations (N, *event_shape) and their labels (N,), training set and held-out data; of more
+            than 20,000 and 10,000, random ones.
         components: number of clusters of k-means and of the Gaussian mixture; with a mixture as prior, the number of
             its components.
         seed: random seed.
@@ -92,8 +92,8 @@ def latent_clusters(
     from sklearn.mixture import GaussianMixture
 
     # the first may all have one label
-    x, labels = evenly_spaced(train[0], _MAX_TRAIN), evenly_spaced(train[1], _MAX_TRAIN)
-    x_test, test_labels = evenly_spaced(test[0], _MAX_TEST), evenly_spaced(test[1], _MAX_TEST)
+    x, labels = random_subset(train[0], _MAX_TRAIN), random_subset(train[1], _MAX_TRAIN)
+    x_test, test_labels = random_subset(test[0], _MAX_TEST), random_subset(test[1], _MAX_TEST)
     # with another noise, since clusters may fit to the noise of each unit
     z, z_test = (represent(model, guide, d, "counts", seed=(seed + k) % 2**32) for k, d in enumerate((x, x_test)))
     assign: dict[str, Callable[[NDArray[np.float32]], Labels]] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_nbvae.batching import evaluation_batches, evenly_spaced
+from pyro_nbvae.batching import evaluation_batches, random_subset
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.features import Features
 
@@ -69,7 +69,7 @@ def reference_statistics(features: Features, real: Tensor, *, progress: bool = F
     extracted = _extract(features, real, "real images", progress)
     metric = _frechet(features)
     metric.update(extracted, real=True)
-    return {"fid": metric.state_dict(), "kid": evenly_spaced(extracted, KID_REAL).clone()}
+    return {"fid": metric.state_dict(), "kid": random_subset(extracted, KID_REAL).clone()}
 
 
 def distances(

@@ -276,11 +276,12 @@ def gradient_moments(
     total: Tensor | float = 0.0
     squares = 0.0
     batch = Recording.of(x)
+    number = model.data_size or len(x)  # with a data size, the loss of a batch stands for that of all data
     devices = [batch.x.device] if batch.x.is_cuda else []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for _ in range(samples):
-            loss = elbo.differentiable_loss(model, guide, batch.x, **batch.given) / len(x)  # type: ignore[attr-defined]
+            loss = elbo.differentiable_loss(model, guide, batch.x, **batch.given) / number  # type: ignore[attr-defined]
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
             total = total + gradient
             squares += float(gradient.square().sum())

@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import EvenSubset, Observations, is_image_shape, value_kind, value_range
+from pyro_nbvae.batching import Observations, RandomSubset, is_image_shape, value_kind, value_range
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.distributions.tilted import Tilted
@@ -52,7 +52,7 @@ class HeldOut:
         unit_mean, unit_variance: mean and variance of the samples across observations, (*latent_shape).
         unit_kl: mean KL of each unit in nats, of the prior's batch shape; to the factorised reference of a joint prior
             of this package (their sum is then not ``kl``), and the total for another joint prior.
-        unit_information: information of each unit in nats, (units,), from at most 1,000 evenly spaced observations
+        unit_information: information of each unit in nats, (units,), from at most 1,000 random observations
             (:func:`~pyro_nbvae.metrics.unit_information`); None if it was not computed. On the same observations, the
             mean KL of a unit is its information plus the KL of the aggregate posterior to the prior.
         posterior_mean, posterior_variance: the posterior's mean and variance of each unit, averaged over observations;
@@ -264,7 +264,7 @@ def held_out(
         >>> held_out(model, guide, torch.zeros(4, 5)).unit_kl.shape
         torch.Size([3])
     """
-    values, similarity, compared = _Values(), None, EvenSubset(OBSERVATIONS)
+    values, similarity, compared = _Values(), None, RandomSubset(OBSERVATIONS)
     number, elements = 0, 0.0
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):

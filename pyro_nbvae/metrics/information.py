@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, Normal
 from torch.nn.functional import logsigmoid
 
-from pyro_nbvae.batching import BATCH, Batch, Recording, evenly_spaced
+from pyro_nbvae.batching import BATCH, Batch, Recording, random_subset
 from pyro_nbvae.distributions.divergences import Counted, as_q
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.families import negative_binomial
@@ -83,7 +83,7 @@ def unit_information(guide: AmortizedGuide, data: Batch) -> Tensor:
     found = torch.stack([each.cpu() for each in _summed(posteriors)] or [torch.tensor(math.nan)])
     found = found.to(torch.float64).expand(shape.numel()).clone()
     if bool(found.isnan().any()):
-        few = evenly_spaced(data, _SAMPLED_OBSERVATIONS)
+        few = random_subset(data, _SAMPLED_OBSERVATIONS)
         sampled = _sampled(_units(guide.posterior(few.x, **few.given))).cpu()
         found = torch.where(found.isnan(), sampled, found)
     return found.clamp(min=0).reshape(shape)  # rounding may make it negative

@@ -131,6 +131,8 @@ def bits_per_spike(
         >>> score.nats.shape
         torch.Size([20])
     """
+    if not isinstance(data, Tensor | Recording):
+        data = list(data)  # read once: a loader may give another order each time
     bounds = importance_weighted_bound(model, guide, data, samples, seed=seed, progress=progress)
     return relative_to_null(bounds, model.input_batches(data), null)
 

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from pyro_nbvae.batching import Batch, Recording, evenly_spaced
+from pyro_nbvae.batching import Batch, Recording, random_subset
 
 # Minimum number of outputs that a layer norm normalises: over one output it returns a constant, over K it loses a rank.
 _MIN_NORMALIZED = 32
@@ -272,7 +272,7 @@ class Encoder(DataDependent):
 
     def initialize(self, data: Recording) -> None:
         self.inputs.initialize(data)
-        used = evenly_spaced(data, _HEAD_OBSERVATIONS)
+        used = random_subset(data, _HEAD_OBSERVATIONS)
         with evaluation_mode(self):  # without dropout
             features = self._featured(used.x, used.mask, used.exposure, used.covariates)
         for head in self.heads:

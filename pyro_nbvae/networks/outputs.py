@@ -57,6 +57,11 @@ def rates(data: Recording) -> Tensor:
     return total / exposures.clamp_min(torch.finfo(exposures.dtype).tiny)
 
 
+def per_exposure(data: Recording) -> Tensor:
+    """Return values divided by their exposures, of which the last layer gives the mean."""
+    return data.x if data.exposure is None else data.x / data.exposure
+
+
 class Decoder(nn.Module):
     """Base class of built-in decoders: ``layers`` from latents (B, latents) to (B, *event_shape), then the last layer.
 
@@ -89,7 +94,7 @@ class RealOutput(Output):
         self.register_buffer("deviation", torch.ones(event_shape))
 
     def initialize(self, data: Recording) -> None:
-        _, deviation = moments(data.x, (0,), data.mask)
+        _, deviation = moments(per_exposure(data), (0,), data.mask)
         mean = rates(data)
         self.mean.copy_(mean)
         self.deviation.copy_(divisors(mean, deviation))
@@ -124,8 +129,9 @@ class ImageOutput(Output):
             _, self.low, self.high = state.tolist()
 
     def initialize(self, data: Recording) -> None:
-        self.low, self.high = value_range(data.x if data.mask is None else data.x[data.mask.expand(data.x.shape)])
-        mean = (moments(data.x, (0,), data.mask)[0] - self.low) / (self.high - self.low)
+        x = per_exposure(data)
+        self.low, self.high = value_range(x if data.mask is None else x[data.mask.expand(x.shape)])
+        mean = (rates(data) - self.low) / (self.high - self.low)
         self.mean.copy_(mean.clamp(self._MARGIN, 1 - self._MARGIN))
 
     def forward(self, a: Tensor) -> Tensor:

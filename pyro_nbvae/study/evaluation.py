@@ -16,7 +16,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import Recording, evenly_spaced, is_pixels, to_bytes
+from pyro_nbvae.batching import Recording, is_pixels, random_subset, to_bytes
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.likelihoods import CountLikelihood
 from pyro_nbvae.metrics import (
@@ -204,7 +204,7 @@ class Evaluation:
     @cached_property
     def reconstruction_distances(self) -> dict[str, float]:
         """FID between up to 5,000 held-out images and their reconstructions, in each requested feature set."""
-        data = evenly_spaced(self.data.held_out, RECONSTRUCTED)
+        data = random_subset(self.data.held_out, RECONSTRUCTED)
         return self._distances(
             data.x, lambda: reconstructed(self.model, self.guide, data, seed=self.seed), kid_subsets=0
         )

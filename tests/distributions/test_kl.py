@@ -147,6 +147,20 @@ def test_the_form_is_shared_only_where_the_dispersion_is_one_quantity():
     assert kl_form(one, two) == "shared" and kl_form(one, NegativeBinomial(prior.total_count, logits=0.0)) == "exact"
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_dispersion_that_is_copied_and_changes_in_place_is_two(dtype):
+    """Whole numbers are copied, and so are floats if the logits are of another precision: not one quantity any more."""
+    r, logits = torch.tensor([2, 2], dtype=dtype), torch.zeros(2, dtype=torch.float64)
+    q = NegativeBinomial(r, logits=logits)
+    kept = q.total_count.clone()
+    r.fill_(9)
+    p = NegativeBinomial(r, logits=logits)
+    if not torch.equal(kept, q.total_count):  # not copied: both have the new value
+        kept = r
+    expected = negative_binomial_kl(kept.double(), logits, r.double(), logits)
+    torch.testing.assert_close(kl_divergence(q, p).double(), expected, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("case", ["before and after", "frozen", "detached view", "two views"])
 def test_one_parameter_at_two_times_or_with_two_gradients_is_not_one_quantity(case):
     """Value and gradients against negative_binomial_kl on copies."""

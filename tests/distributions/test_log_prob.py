@@ -148,19 +148,23 @@ def test_the_derivative_in_a_tiny_dispersion():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_second_derivatives_have_their_digits_at_any_dispersion_and_logits(dtype, tolerance):
-    """In r, and in r and the count: differences of trigammas."""
+    """In r, and in r and the count: differences of trigammas; in the logits: -(z + r) sigma(l) sigma(-l)."""
     grid = [
         (z, r, x) for z in (0.0, 0.3, 5.0, 1e5) for r in (1e-12, 1e-4, 1.0, 1e4, 1e12) for x in (-60.0, 0.0, 20, 60)
     ]
     z, r, logits = (torch.tensor(part, dtype=dtype, requires_grad=True) for part in zip(*grid, strict=True))
-    in_z, in_r = torch.autograd.grad(negative_binomial_log_prob(z, r, logits).sum(), (z, r), create_graph=True)
+    value = negative_binomial_log_prob(z, r, logits).sum()
+    in_z, in_r, in_logits = torch.autograd.grad(value, (z, r, logits), create_graph=True)
     (mixed,) = torch.autograd.grad(in_z.sum(), r, retain_graph=True)
+    (bent,) = torch.autograd.grad(in_logits.sum(), logits, retain_graph=True)
     (twice,) = torch.autograd.grad(in_r.sum(), r)
-    for i, (count, dispersion, _) in enumerate(grid):
+    for i, (count, dispersion, x) in enumerate(grid):
         count, dispersion = mpmath.mpf(count), mpmath.mpf(float(torch.tensor(dispersion, dtype=dtype)))
         of_sum = mpmath.psi(1, count + dispersion)
         for found, exact in ((mixed[i], of_sum), (twice[i], of_sum - mpmath.psi(1, dispersion))):
             assert abs(float(found) - exact) <= tolerance * max(abs(exact), 1e-3 * min(1, 1 / dispersion)), grid[i]
+        exact = -(count + dispersion) / (2 + 2 * mpmath.cosh(x))
+        assert abs(float(bent[i]) - exact) <= tolerance * abs(exact), grid[i]
 
 
 @pytest.mark.parametrize("logits", [-90.0, 90.0, 700.0])

@@ -179,6 +179,12 @@ def test_a_mixture_of_negative_binomials_is_one():
     torch.testing.assert_close(shares.sum(-1), torch.ones(200))
     with pytest.raises(ValueError, match="component_logits"):
         MixtureOfNegativeBinomials(r, logits, weights[:2])
+    with pytest.raises(ValueError, match=r"logits are up to 39.*30 is the most"):
+        MixtureOfNegativeBinomials(torch.ones(2), torch.tensor([[0.0, -40.0], [-40.0, 0.0]]), torch.zeros(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(d.mean, MixtureOfNegativeBinomials(r, logits, weights).mean)
+        torch.testing.assert_close(d.mean, theirs.mean)
+        torch.testing.assert_close(d.variance, theirs.variance)
 
 
 POSTERIORS = {

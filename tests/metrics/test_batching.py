@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_nbvae.batching import EvenSubset
+from pyro_nbvae.batching import RandomSubset, random_subset
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
 from pyro_nbvae.sampling import PosteriorSampler, fit_prior
@@ -83,12 +83,22 @@ def test_what_is_no_data_is_refused_in_one_line(data, message):
 
 @pytest.mark.parametrize("number", [1, 9, 10, 11, 37, 81])
 @pytest.mark.parametrize("size", [1, 3, 50])
-def test_a_stream_is_thinned_evenly(number, size):
-    subset = EvenSubset(10)
+def test_a_subset_of_a_stream_does_not_depend_on_its_batches(number, size):
+    subset = RandomSubset(10)
     for batch in torch.arange(number).split(size):
         subset.add(batch)
-    step = next(2**j for j in range(9) if -(-number // 2**j) <= 10)
-    assert subset.observations.tolist() == list(range(0, number, step))
+    found = subset.observations.tolist()
+    assert len(found) == min(number, 10) and found == sorted(set(found)) and set(found) <= set(range(number))
+    assert torch.equal(subset.observations, random_subset(torch.arange(number), 10))
+
+
+@pytest.mark.parametrize("period", [2, 4, 10, 1000])
+def test_a_subset_has_every_part_of_a_period(period):
+    """Conditions that alternate, or blocks of them: the mean phase within four standard errors."""
+    phase = torch.arange(4000.0) % period if period < 1000 else torch.arange(4000.0).div(1000, rounding_mode="floor")
+    found = random_subset(phase, 1000)
+    error = float(phase.std()) / 1000**0.5 * 0.75**0.5  # without replacement
+    assert abs(float(found.mean() - phase.mean())) < 4 * error
 
 
 def test_standard_errors_are_of_means_over_observations():

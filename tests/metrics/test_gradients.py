@@ -9,6 +9,7 @@ from torch import nn
 from pyro_nbvae.distributions import ArrivalTimes, Integer
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
+from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import gradient_moments
 from pyro_nbvae.metrics.gradients import (
@@ -55,6 +56,16 @@ def test_unbiased_ways_meet_the_closed_form(guide, way):
     drawn = torch.stack([draw() for _ in range(300)])
     difference = (drawn.mean(0) - closed_form(model, guide, x)).abs()
     assert (difference < 4.5 * drawn.std(0) / math.sqrt(300) + 1e-6).all()
+
+
+def test_moments_of_a_batch_do_not_depend_on_the_size_of_the_data():
+    found = []
+    for size in (None, 1000):
+        torch.manual_seed(0)
+        model = NegativeBinomialModel(SHAPE, LATENTS, decoder="linear", likelihood=Gaussian(2.0), data_size=size)
+        guide = PoissonGuide(model, encoder="linear")
+        found.append(gradient_moments(AnalyticKL_ELBO(), model, guide, torch.ones(10, *SHAPE), 5))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_estimates_of_bias_and_variance_are_unbiased():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
+from pyro_nbvae.batching import random_subset
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, GaussianGuide
 from pyro_nbvae.metrics import held_out, unit_information
 from pyro_nbvae.metrics import information as module
@@ -127,12 +128,12 @@ def test_a_posterior_that_ignores_the_observation_is_collapsed_whatever_its_kl()
     assert found.underdispersed_active_units is None
 
 
-def test_the_information_of_all_observations_is_that_of_evenly_spaced_ones():
-    """1,000 of 4,000 sorted observations, every fourth."""
+def test_the_information_of_all_observations_is_that_of_some():
+    """1,000 of 4,000 observations; conditions that alternate are all among them."""
     model, guide = pair("P-VAE")
     x = torch.linspace(0, 3, 4000)[:, None].expand(4000, 5).contiguous()
     found = held_out(model, guide, x)
     with evaluating(model, guide, 0):
-        torch.testing.assert_close(found.unit_information, unit_information(guide, x[::4]))
+        torch.testing.assert_close(found.unit_information, unit_information(guide, random_subset(x, 1000)))
         kl = kl_divergence(guide.posterior(x), model.prior_distribution().expand(torch.Size([4000, 4])))
     torch.testing.assert_close(found.unit_kl, kl.double().mean(0), rtol=1e-5, atol=1e-7)

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_nbvae import likelihoods
 from pyro_nbvae.batching import Recording
@@ -31,6 +32,18 @@ from pyro_nbvae.metrics import (
 )
 from pyro_nbvae.metrics.spikes import _cdf
 from pyro_nbvae.models import PoissonModel
+
+
+def test_a_loader_that_shuffles_scores_each_trial_against_its_own_null():
+    """The deviation of the scores over trials is that of data in order."""
+    pyro.set_rng_seed(0)
+    x = torch.poisson(torch.rand(200, 1) * 8 * torch.ones(200, 5))
+    model, guide = trained(x)
+    null = null_rates(Recording(x))
+    loader = DataLoader(TensorDataset(x), batch_size=50, shuffle=True)
+    one, other = (bits_per_spike(model, guide, data, null, samples=20) for data in (x, loader))
+    assert sorted(other.spikes.tolist()) == sorted(one.spikes.tolist())
+    assert float(other.nats.std()) == pytest.approx(float(one.nats.std()), rel=0.1)
 
 
 @pytest.fixture

@@ -91,8 +91,10 @@ def log_prob_gradient(z: Tensor, r: Tensor, logits: Tensor, wanted: Wanted) -> t
     if wanted[1]:
         for_r = common + (of_sum - rho(r))  # 0 at count 0, where both are about 1 / r
     if wanted[2]:
-        # (z - m) / (1 + e^l), in a form that neither overflows nor cancels.
-        for_logits = z * torch.sigmoid(-given_logits) - given_r * torch.sigmoid(given_logits)
+        # (z - m) / (1 + e^l), which neither overflows nor cancels; a sigmoid that is 1 keeps its derivative
+        above, success, failure = given_logits > 0, torch.sigmoid(given_logits), torch.sigmoid(-given_logits)
+        success, failure = torch.where(above, 1 - failure, success), torch.where(above, failure, 1 - success)
+        for_logits = z * failure - given_r * success
     if for_r is not None:
         for_r = torch.where(zero, -softplus(given_logits), for_r)
     return tuple(None if d is None else d.masked_fill(wrong, torch.nan) for d in (for_z, for_r, for_logits))

@@ -12,10 +12,13 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from matplotlib.figure import Figure
 
 import pyro_nbvae
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study import generation
+from pyro_nbvae.metrics import Score
+from pyro_nbvae.metrics.spikes import relative_to_null
+from pyro_nbvae.study import generation, spike_plots
 from pyro_nbvae.study.build import load_data, resolve
 from pyro_nbvae.study.cli import main
 from pyro_nbvae.study.config import configure
@@ -25,7 +28,7 @@ from pyro_nbvae.study.evaluation import METRICS, Evaluation, evaluate
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.recordings import names_of
-from pyro_nbvae.study.spike_plots import _linear_r2, _matched
+from pyro_nbvae.study.spike_plots import _linear_r2, _matched, describe_counts
 from pyro_nbvae.study.training import Trainer
 from pyro_nbvae.study.tree import Reading, replace
 
@@ -124,6 +127,21 @@ def test_trials_and_groups_are_never_divided(file):
         data = load(file(**arrays), reading=Reading(group=group))
         train, test = (set(part.covariates[:, column].tolist()) for part in (data.training, data.held_out))
         assert not train & test and train | test == set(arrays["covariates"][:, column])
+
+
+def test_rows_of_a_trial_count_once_in_standard_errors(tmp_path):
+    """Ten equal rows of each trial: the error is that of the trials, and no likelihood is suggested by copies."""
+    rng = np.random.default_rng(0)
+    trials = rng.poisson(3.0, (40, 5))
+    arrays = {"counts": np.repeat(trials, 10, 0), "trial": np.repeat(np.arange(40), 10)}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    main(["train", "--data", str(tmp_path / "rows.npz"), "--likelihood", "poisson", *SMALL, "--out", f"{tmp_path}/run"])
+    this = Evaluation(Run(tmp_path / "run"), device="cpu", progress=False)
+    assert len(this.bits.nats) == 4
+    rows = relative_to_null(this.bounds, this.model.input_batches(this.test), this.null)
+    each = Score(*(t.reshape(4, 10).sum(1) for t in (rows.nats, rows.spikes)))
+    assert (this.bits.bits, this.bits.over_trials) == pytest.approx((each.bits, each.over_trials))
+    assert rows.over_trials < 0.7 * each.over_trials
 
 
 def test_blocks_are_the_last_trials_of_each_label():
@@ -253,6 +271,35 @@ def test_a_plot_that_needs_more_trials_is_named(tmp_path, capsys):
     main(["spikes", str(tmp_path / "run"), "--device", "cpu"])
     shown = capsys.readouterr()
     assert "no spikes-dispersion.png" in shown.err and "spikes-dispersion" not in shown.out
+
+
+def test_an_artefact_is_named_by_its_place_in_the_file(tmp_path, capsys):
+    """In every fold, also that which is held out."""
+    for trial in range(0, 60, 7):
+        counts = np.random.default_rng(0).poisson(1.0, (60, 4, 6))
+        counts[trial, 2, 3] = 500
+        np.savez(tmp_path / "r.npz", counts=counts)
+        text = "\n".join(describe_counts(load(str(tmp_path / "r.npz")).joined(), compare=False))
+        assert f"1 counts look like artefacts, the first at counts[{trial}, 2, 3]: 500" in text
+
+
+def test_psths_of_model_and_counts_are_over_the_same_trials(tmp_path, monkeypatch):
+    """A neuron that is lost in most trials of the half with high rates."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(np.repeat([1.0, 9.0], 60)[:, None], (120, 5))
+    mask = np.ones(counts.shape, bool)
+    mask[60:, 0] = rng.random(60) < 0.2
+    np.savez(tmp_path / "lost.npz", counts=counts, mask=mask)
+    flags = ["--likelihood", "poisson", "--variant", "P-VAE", "--folds", "3", "--batch-size", "16", "--epochs", "40"]
+    flags += ["--latents", "3", "--encoder", "linear", "--decoder", "linear", "--device", "cpu"]
+    main(["train", "--data", str(tmp_path / "lost.npz"), *flags, "--out", str(tmp_path / "run")])
+    found = []
+    monkeypatch.setattr(spike_plots, "_psths", lambda shown: found.append(shown) or Figure())
+    main(["spikes", str(tmp_path / "run"), "--device", "cpu"])
+    (shown,) = found
+    assert torch.equal(shown.rates.isnan(), shown.counts.isnan())
+    model, seen = (float(x[:, 0, 0].nanmean()) for x in (shown.rates, shown.counts))
+    assert model == pytest.approx(seen, rel=0.4)
 
 
 def test_latents_of_one_seed_predict_themselves_and_not_noise():
@@ -405,6 +452,23 @@ def test_an_exposure_of_neurons_or_of_bins_is_not_guessed(file):
     counts = np.ones((20, 6, 6), int)
     with pytest.raises(InputError, match="of neurons or of bins: give it the shape of counts"):
         load(file(counts=counts, exposure=np.ones((20, 6))))
+
+
+@pytest.mark.parametrize("order", ["sorted", "cyclic"])
+def test_validation_has_about_as_many_of_each_label(tmp_path, order):
+    """Data sorted by class, of which more than are logged validate; conditions in a cycle of the validated part."""
+    number = 22_000 if order == "sorted" else 400
+    labels = np.arange(number) * 10 // number if order == "sorted" else np.arange(number) % 10
+    np.savez(tmp_path / "x.npz", counts=labels[:, None] * np.ones((1, 2), int), labels=labels)
+    config = configure("P-VAE", data=str(tmp_path / "x.npz"), likelihood="poisson", latents=2)
+    config = replace(config, validate=True, encoder="linear", decoder="linear", epochs=1, device="cpu")
+    data = load_data(config)
+    config = resolve(config, data.event_shape, data)
+    trainer = Trainer(Run(tmp_path / "run"), config, data, torch.device("cpu"), Processes())
+    for part in (trainer.validation_set, trainer.test_set):
+        counts = torch.bincount(part.x[:, 0].long(), minlength=10).double()
+        expected = len(part) / 10
+        assert ((counts - expected).abs() < 4.5 * expected**0.5 + 1).all()
 
 
 def test_validation_does_not_divide_groups(tmp_path):

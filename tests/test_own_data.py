@@ -21,6 +21,7 @@ from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.generation import generate, reconstruct
 from pyro_nbvae.study.training import train
+from pyro_nbvae.study.tree import Reading
 
 TINY = {"latents": 3, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 20, "device": "cpu"}
 
@@ -388,6 +389,55 @@ def test_a_column_of_labels(label, classes, tmp_path):
         tuple(x): str(int(c) if isinstance(c, bool) else c) for x, c in zip(NUMBERS, frame[label], strict=True)
     }
     assert [classes_of[tuple(x)] for x in data.train.tolist()] == [data.classes[k] for k in data.train_labels]
+
+
+NO_USE = [
+    ("x.npy", {"labels": "kind"}),
+    ("x.npy", {"group": "mouse"}),
+    ("split.npz", {"folds": 5}),
+    ("split.npz", {"fold": 3}),
+    ("pictures", {"labels": "kind"}),
+    ("divided", {"split": "blocks"}),
+    ("digits", {"group": "mouse"}),
+    ("digits", {"fold": 2}),
+    ("t.csv", {"labels": "kinds"}),
+    ("t.csv", {"group": "mice"}),
+    ("one.npz", {"labels": "kinds"}),
+    ("one.npz", {"group": "mice"}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), NO_USE, ids=str)
+def test_an_option_that_is_not_used_is_an_error(name, given, tmp_path):
+    """It would change what is held out, or what labels are."""
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "split.npz", train=x, test=x)
+    np.savez(tmp_path / "one.npz", x=x)
+    pd.DataFrame(x).assign(kind="a", mouse=1).to_csv(tmp_path / "t.csv", index=False)
+    for folder in ("pictures/a", "pictures/b", "divided/train", "divided/test"):
+        (tmp_path / folder).mkdir(parents=True)
+        for k in range(10):
+            Image.new("L", (8, 8), k).save(tmp_path / folder / f"{k}.png")
+    ((option, value),) = given.items()
+    with pytest.raises(InputError, match=f"--{option} {value} is not used|has no (column )?{value}"):
+        load("digits" if name == "digits" else str(tmp_path / name), reading=Reading(**given))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "one.npz"])
+def test_columns_that_options_name_are_labels_and_groups(name, tmp_path):
+    """Rows of a group stay together, and neither column is data."""
+    x, mouse = np.random.default_rng(0).normal(size=(60, 3)).round(3), np.arange(60) % 12
+    columns = {"kind": np.array(["a", "b"])[np.arange(60) // 30], "mouse": mouse}
+    if name == "t.csv":
+        pd.DataFrame(x, columns=list("pqr")).assign(**columns).to_csv(tmp_path / name, index=False)
+    else:
+        np.savez(tmp_path / name, x=x, **columns)
+    data = load(str(tmp_path / name), reading=Reading(labels="kind", group="mouse", folds=4))
+    assert data.event_shape == (3,) and data.classes == ("a", "b") and len(data.test_labels) == len(data.test)
+    own, other = (set(part.tolist()) for part in data.groups)
+    assert not own & other and len(own | other) == 12 and len(other) == 3
+    np.testing.assert_allclose(data.joined().train, x, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [None, "id", "Index"])

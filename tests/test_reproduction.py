@@ -220,6 +220,29 @@ def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypat
     assert error.endswith(", my-table\n")
 
 
+def test_data_that_have_changed_leave_no_old_row(tmp_path):
+    """And data that are no images are finished: the second time nothing is run."""
+    path, rng = tmp_path / "x.npy", np.random.default_rng(0)
+    np.save(path, rng.normal(size=(60, 5)))
+    table = Table(
+        name="own",
+        title="Own data",
+        variants=("P-VAE", "G-VAE"),
+        data=(str(path),),
+        metrics=("mse", "elbo"),
+        varied=lambda base: {"": {**LINEAR, "likelihood": "gaussian"}},
+    )
+    chosen = Reproduction(out=str(tmp_path / "out"), samples=30, seeds=(0,))
+    reproduce(table, replace(chosen, variants=("P-VAE",)))
+    (cell, _) = cells(table, chosen)
+    made = (cell.folder / "metrics.json").stat().st_mtime_ns
+    reproduce(table, replace(chosen, variants=("P-VAE",)))
+    assert (cell.folder / "metrics.json").stat().st_mtime_ns == made
+    np.save(path, rng.normal(size=(60, 5)))
+    with pytest.raises(InputError, match=r"x\.npy does not hold the data that .*P-VAE"):
+        reproduce(table, chosen)
+
+
 @pytest.mark.parametrize("part", [["main"], ["--data", "mnist"], ["--variants", "CMP"], ["--seeds", "0"]])
 def test_a_part_of_the_tables_does_not_replace_the_report(part, tmp_path, monkeypatch, capsys):
     page = tmp_path / "docs" / "results.md"

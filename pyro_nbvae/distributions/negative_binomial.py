@@ -105,8 +105,8 @@ class NegativeBinomial(TorchDistribution):
         source = total_count if dispersion_source is None else dispersion_source
         self.total_count, given = torch.broadcast_tensors(*floats(total_count, given))
         # a change in place of total_count is one of both distributions, unless this is a copy in another precision
-        copied = isinstance(source, Tensor) and (source is not total_count or source.dtype != self.total_count.dtype)
-        self._source = source, _version(source) if copied else 0
+        copied = source is not total_count or getattr(source, "dtype", None) != self.total_count.dtype
+        self._source = source, _version(source) if copied and isinstance(source, Tensor) else 0
         setattr(self, name, given)
         super().__init__(torch.Size(self.total_count.shape), validate_args=validate_args)
 

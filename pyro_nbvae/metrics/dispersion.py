@@ -66,6 +66,17 @@ class Score:
         """Standard error over neurons; nan if there is one value for all neurons of a trial."""
         return self._error(1) if self.nats.dim() > 1 else math.nan
 
+    def grouped(self, groups: Tensor | None) -> Score:
+        """Return the score with one value for each group of trials, (trials,): standard errors are those over groups.
+
+        Rows that are not independent, such as the bins of a trial, are one draw together. None for no groups.
+        """
+        if groups is None:
+            return self
+        known, group = groups.to(self.nats.device).unique(return_inverse=True)
+        nats, spikes = (t.new_zeros(len(known), *t.shape[1:]).index_add(0, group, t) for t in (self.nats, self.spikes))
+        return Score(nats, spikes)
+
     def __sub__(self, other: Score) -> Score:
         """Return the paired difference of two scores of the same counts."""
         if not torch.equal(self.spikes, other.spikes):
@@ -237,7 +248,13 @@ def _families() -> dict[str, CountLikelihood]:
 
 
 def compare_likelihoods(
-    data: Batch, labels: Tensor | None, folds: Iterable[Tensor], *, shared: bool = False, progress: bool = False
+    data: Batch,
+    labels: Tensor | None,
+    folds: Iterable[Tensor],
+    *,
+    groups: Tensor | None = None,
+    shared: bool = False,
+    progress: bool = False,
 ) -> dict[str, Score]:
     """Score likelihoods of counts on held-out trials, with means by condition and bin, relative to a Poisson.
 
@@ -248,11 +265,12 @@ def compare_likelihoods(
         data: counts (N, *event_shape), or a recording of them.
         labels: the condition of each trial, (N,), or None.
         folds: for each fold, which trials are held out, bool (N,).
+        groups: the group of each trial, (N,), which no fold divides; scores have one value for each. Default: none.
         shared: whether all neurons share one dispersion parameter.
         progress: show a progress bar.
 
     Returns:
-        The scores by likelihood, ``negative_binomial`` and ``com_poisson``, of each trial and neuron.
+        The scores by likelihood, ``negative_binomial`` and ``com_poisson``, of each trial, or group, and neuron.
 
     Raises:
         InputError: for exposures that are not positive and finite.
@@ -289,5 +307,5 @@ def compare_likelihoods(
                 nats, spikes = (t.masked_fill(~test.mask, 0) for t in (nats, spikes))
             if x.dim() == 3:
                 nats, spikes = nats.sum(1), spikes.sum(1)
-            found[name].append(Score(nats, spikes))
+            found[name].append(Score(nats, spikes).grouped(None if groups is None else groups[held_out]))
     return {name: Score.pooled(scores) for name, scores in found.items()}

@@ -373,7 +373,7 @@ def data(
     if found.values == "counts" and len(found.event_shape) <= 2:
         from pyro_nbvae.study.spike_plots import describe_counts
 
-        print(*describe_counts(found), sep="\n")
+        print(*describe_counts(found.joined()), sep="\n")
 
 
 def reproduce(

@@ -177,13 +177,16 @@ class Evaluation:
 
     @cached_property
     def bits(self) -> Score:
-        """Score of whole trials in bits per spike."""
-        return relative_to_null(self.bounds, self.model.input_batches(self.test), self.null)
+        """Score of whole trials in bits per spike; trials of a group have one value."""
+        score = relative_to_null(self.bounds, self.model.input_batches(self.test), self.null)
+        return score.grouped(self.data.groups[1])
 
     @cached_property
     def co_smoothing(self) -> tuple[Score, Tensor]:
         """Score of the neurons that the encoder does not read, and posterior means of the rates of all neurons."""
-        return co_smoothing(self.model, self.guide, self.test, self.null, seed=self.seed, progress=self.progress)
+        data = self.test, self.null
+        score, rates = co_smoothing(self.model, self.guide, *data, seed=self.seed, progress=self.progress)
+        return score.grouped(self.data.groups[1]), rates
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -11,11 +11,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
-from pyro_nbvae.study.build import choose_device
+from pyro_nbvae.study.build import choose_device, load_data
 from pyro_nbvae.study.config import from_json, to_json
-from pyro_nbvae.study.data import load
+from pyro_nbvae.study.data import SOURCES, Data, load
 from pyro_nbvae.study.errors import check_member, check_number
 from pyro_nbvae.study.evaluation import METRICS, Evaluation, measure
 from pyro_nbvae.study.features import build_features, check_features
@@ -39,7 +40,7 @@ def missing_metrics(cell: Cell, table: Table, chosen: Reproduction) -> list[str]
     measured = cell.run.read_json(metrics_file())
     if not is_final(cell, measured, chosen.number_of_samples):
         return wanted
-    lacking = not set(chosen.features) <= set(measured.get("feature_sets", []))
+    lacking = is_image_shape(cell.run.config()[1]) and not set(chosen.features) <= set(measured.get("feature_sets", []))
     return [name for name in wanted if name not in measured or (lacking and METRICS[name].in_features)]
 
 
@@ -91,6 +92,23 @@ def check_options(table: Table, grid: Sequence[Cell], chosen: Reproduction) -> N
             if not data.images:
                 raise InputError(f"--features {features}: FID and KID need images, {name} holds none")
             build_features(features, name, data_root=chosen.data_root, inception_weights=chosen.inception_weights)
+    _check_data(grid)
+
+
+def _check_data(grid: Sequence[Cell]) -> None:
+    """Raise InputError if a file of the user's own has changed since a cell was trained on it: its row would stay."""
+    found: dict[str, Data] = {}
+    for cell in grid:
+        if cell.config.data in SOURCES or not cell.run.checkpoint_path.exists():
+            continue
+        try:
+            state = cell.run.read_checkpoint()
+        except InputError:  # it is trained again
+            continue
+        key = repr((cell.config.data, cell.config.reading, cell.config.condition))
+        if key not in found:
+            found[key] = load_data(cell.config)
+        cell.run.check_data(state, found[key])
 
 
 def run_grid(table: Table, grid: Sequence[Cell], chosen: Reproduction) -> dict[str, str]:

@@ -42,7 +42,7 @@ class _Shown:
         title: of the run.
         counts: held-out counts, nan where none was observed, (N, bins or 1, neurons).
         drawn: one posterior predictive draw of each, of the same shape.
-        rates: posterior predictive means, of the same shape.
+        rates: posterior predictive means, of the same shape, nan where no count was observed.
         labels: the condition of each held-out trial, (N,); 0 for all if there are none.
         names: names of the conditions.
         found: calibration of the held-out trials.
@@ -324,6 +324,7 @@ def plot_spikes(
         )
         labels = torch.zeros(len(counts)).long() if data.test_labels is None else data.test_labels
         names = data.classes or ("all trials",)
+        rates = rates.masked_fill(counts.isnan(), math.nan)  # or the two means would be over different trials
         shown = _Shown(config.title, counts, draws, rates, labels, names, found)
         figures = {"rasters": _rasters(shown), "psths": _psths(shown)}
         if int(shown.found.fano.isfinite().sum()) > 1:
@@ -358,7 +359,7 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
     """Describe counts: Fano factors beside those of Poissons, artefacts, and likelihoods by held-out score.
 
     Args:
-        data: counts (N, neurons) or (N, bins, neurons).
+        data: counts (N, neurons) or (N, bins, neurons), none of them held out.
         compare: whether to compare likelihoods, which may take a minute.
 
     Returns:
@@ -368,8 +369,7 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
     from pyro_nbvae.study.data.arrays import fold_of
     from pyro_nbvae.study.tree import Reading
 
-    both = data
-    recording, labels = both.training, both.train_labels
+    recording, labels = data.training, data.train_labels
     missing = absent(recording)
     x = double(recording.x).masked_fill(missing, math.nan)
     neurons = x.shape[-1]
@@ -394,14 +394,15 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
     lines += _artefacts(x, means)
     if not compare:
         return lines
-    groups = None if both.groups is None else both.groups.numpy()
+    groups = None if data.groups[0] is None else data.groups[0].numpy()
     few = len(x) < 10 or (groups is not None and len(set(groups.tolist())) < 5)
     largest = float(x.nan_to_num().max())
     if few or largest > _LARGEST:
         why = "there are fewer than 10 trials or 5 groups" if few else f"counts up to {largest:g} are not of spikes"
         return [*lines, f"likelihoods are not compared: {why}"]
     folds = torch.from_numpy(fold_of(len(x), Reading(folds=5), None if labels is None else labels.numpy(), groups))
-    scores = compare_likelihoods(recording, labels, [folds == k for k in range(5)], progress=True)
+    each = [folds == k for k in range(5)]
+    scores = compare_likelihoods(recording, labels, each, groups=data.groups[0], progress=True)
     shown = ", ".join(f"{name} {s.bits:+.4f} ± {s.over_trials:.4f}" for name, s in scores.items())
     lines.append(f"held-out bits/spike over a Poisson, without latents: {shown}")
     best = max(scores, key=lambda name: scores[name].bits)

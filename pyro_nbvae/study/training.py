@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from pyro_nbvae.arriving import Arriving
-from pyro_nbvae.batching import BATCH, Recording, is_pixels
+from pyro_nbvae.batching import BATCH, Recording, is_pixels, random_subset
 from pyro_nbvae.distributions import CountDistribution, Tilted, TiltedMixture, check_family
 from pyro_nbvae.distributions.relaxations import DivergedError
 from pyro_nbvae.errors import InputError
@@ -36,15 +36,16 @@ from pyro_nbvae.study.build import VALIDATED, build, choose_device, load_data, r
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import checked
 from pyro_nbvae.study.data import Data
+from pyro_nbvae.study.data.arrays import fold_of
 from pyro_nbvae.study.data.sources import unlabelled
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, ends_early, identity
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
-from pyro_nbvae.study.tree import TrainConfig, options
+from pyro_nbvae.study.tree import Reading, TrainConfig, options
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
-# Number of held-out observations that are evaluated for the log after each epoch; nbvae evaluate uses all.
+# Number of held-out observations, at random, that are evaluated for the log after each epoch; nbvae evaluate uses all.
 LOGGED = 2_000
 # Images in [0, 1] whose values do not reach this are probably on another range.
 DIM = 0.1
@@ -199,14 +200,9 @@ class Trainer:
 
         # data
         x = data.training[: config.train_size]
-        place = torch.arange(len(x))
-        if data.groups is not None:  # of an observation's group
-            place = data.groups[: len(x)].unique(return_inverse=True)[1]
-        chosen = place % VALIDATED == VALIDATED - 1 if self.validated else torch.zeros(len(x)).bool()
-        if self.validated and not chosen.any():
-            raise InputError(f"validation needs at least {VALIDATED} training observations, got {len(x)}")
-        self.train_set, self.validation_set = x[~chosen].to(device), x[chosen][:LOGGED].to(device)
-        self.test_set = data.held_out[:LOGGED].to(device)
+        chosen = self._validated_of(len(x))
+        self.train_set, self.validation_set = x[~chosen].to(device), random_subset(x[chosen], LOGGED).to(device)
+        self.test_set = random_subset(data.held_out, LOGGED).to(device)
         self.steps = steps_per_epoch(len(self.train_set), self.options.batch_size)
 
         # model, guide and estimator
@@ -247,6 +243,23 @@ class Trainer:
         # the noise of a process: another one for each, and not that of the initialisation; torch's generator for the
         # CPU reads 32 bits of a seed
         torch.manual_seed((int(np.random.SeedSequence(config.seed).generate_state(1)[0]) + group.rank) % 2**32)
+
+    def _validated_of(self, number: int) -> Tensor:
+        """Return which of the training observations validate, bool: a tenth at random, with the labels of the others.
+
+        Raises:
+            InputError: for fewer than ten, or ten groups.
+        """
+        if not self.validated:
+            return torch.zeros(number, dtype=torch.bool)
+        labels, groups = (
+            None if part is None else part[:number].numpy() for part in (self.data.train_labels, self.data.groups[0])
+        )
+        there = number if groups is None else len(np.unique(groups))
+        if there < VALIDATED:
+            what = "observations" if groups is None else "groups"
+            raise InputError(f"validation needs at least {VALIDATED} training {what}, got {there}")
+        return torch.from_numpy(fold_of(number, Reading(folds=VALIDATED), labels, groups) == 0)
 
     def warn(self) -> None:
         """Warn of data that another likelihood or another range would describe better."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.base import Labels, Split, class_labels
 from pyro_nbvae.study.errors import first_line
-
-if TYPE_CHECKING:
-    from pyro_nbvae.study.tree import Reading
+from pyro_nbvae.study.tree import DEFAULT_READING, Reading
 
 # uint8 arrays (N, a, b) with both sides as long as this look like images without channels; they are images if some
 # value is as large as LIGHT.
@@ -69,8 +66,37 @@ def fold_of(
     return fold[of_observation]
 
 
-def hold_out(x: Tensor, labels: Labels, reading: Reading) -> Split:
+def check_read(what: str, reading: Reading, *used: str) -> None:
+    """Check that the options of a reading that are not used, labels, group, folds, fold or split, are the default ones.
+
+    Raises:
+        InputError: if not: who gave them would take the data for others.
+    """
+    for name in ("labels", "group", "folds", "fold", "split"):
+        given = getattr(reading, name)
+        if name not in used and given != getattr(DEFAULT_READING, name) and not reading.whole:
+            raise InputError(f"--{name} {given} is not used: {what}; leave it out")
+
+
+def column_of(path: Path, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the array, or column, that an option names.
+
+    Raises:
+        InputError: if there is none of this name.
+    """
+    if name not in columns:
+        raise InputError(f"{path} has no {name}: it holds {', '.join(columns)}")
+    return columns[name]
+
+
+def hold_out(x: Tensor, labels: Labels, reading: Reading, groups: np.ndarray | None = None) -> Split:
     """Hold out a fold of the observations.
+
+    Args:
+        x: the observations.
+        labels: their labels, or None.
+        reading: which fold.
+        groups: the group of each observation, or None; those of a group stay together.
 
     Raises:
         InputError: for fewer observations than folds.
@@ -80,11 +106,18 @@ def hold_out(x: Tensor, labels: Labels, reading: Reading) -> Split:
         (coded, _, _) = class_labels((labels, None), (len(x), 0))  # one for each observation, or an error
         assert coded is not None
         codes = coded.numpy()
-    held_out = fold_of(len(x), reading, codes) == reading.fold
+    of = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    held_out = fold_of(len(x), reading, codes, of) == reading.fold
     at = torch.from_numpy(held_out)
-    if labels is None:
-        return Split(x[~at], x[at], is_held_out=at)
-    return Split(x[~at], x[at], labels[~held_out], labels[held_out], is_held_out=at)
+    own, other = (None, None) if labels is None else (labels[~held_out], labels[held_out])
+    return Split(x[~at], x[at], own, other, groups=groups_of(of, held_out), is_held_out=at)
+
+
+def groups_of(groups: np.ndarray | None, held_out: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
+    """Return the groups of training and of held-out observations."""
+    if groups is None:
+        return None, None
+    return torch.from_numpy(groups[~held_out]), torch.from_numpy(groups[held_out])
 
 
 def _lost_digits(array: np.ndarray) -> np.ndarray | None:

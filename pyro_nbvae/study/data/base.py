@@ -36,7 +36,8 @@ class Data:
         train_given, test_given: what is known of them besides their values, the parts of a
             :class:`~pyro_nbvae.batching.Recording` by name.
         sessions: indices of the sessions of training and held-out data, (N,), for plots; None if there are none.
-        groups: the group of each training observation, indices (N,): those of a group are validated, or not, together.
+        groups: the group of each observation of both, indices (N,): those of a group stay together; None if there are
+            none.
         unused: names of arrays that have a value for each observation, of which one may be the labels.
         is_held_out: which observations are held out, bool, in the order of the file; None for registered data.
         counted: whether the values are counts, also if all are 0 or 1.
@@ -57,7 +58,7 @@ class Data:
     train_given: dict[str, Tensor] = field(default_factory=dict)
     test_given: dict[str, Tensor] = field(default_factory=dict)
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
-    groups: Tensor | None = None
+    groups: tuple[Tensor | None, Tensor | None] = (None, None)
     unused: tuple[str, ...] = ()
     is_held_out: Tensor | None = None
     counted: bool = False
@@ -78,20 +79,28 @@ class Data:
         return self.train_given["covariates"].shape[1] if "covariates" in self.train_given else 0
 
     def joined(self) -> Data:
-        """Return the data with the held-out observations behind the training ones, and none held out."""
-        both = Recording.cat([self.training, self.held_out])
-        labels = [part for part in (self.train_labels, self.test_labels) if part is not None]
-        sessions = [part for part in self.sessions if part is not None]
+        """Return the data with none held out, in the order of the file; if it is not known, held-out ones last."""
+        held_out = torch.arange(len(self.train) + len(self.test)) >= len(self.train)
+        if self.is_held_out is not None:
+            held_out = self.is_held_out
+        place = torch.cat([(~held_out).nonzero(), held_out.nonzero()]).flatten().argsort()
+        both = Recording.cat([self.training, self.held_out])[place]
+
+        def join(train: Tensor | None, test: Tensor | None) -> Tensor | None:
+            return None if train is None or test is None else torch.cat([train, test])[place]
+
+        labels = join(self.train_labels, self.test_labels)
         return Data(
             self.name,
             both.x,
             both.x[:0],
-            torch.cat(labels) if len(labels) == 2 else None,
+            labels,
             None,
-            self.classes if len(labels) == 2 else None,
+            None if labels is None else self.classes,
             both.given,
             {name: part[:0] for name, part in both.given.items()},
-            (torch.cat(sessions) if len(sessions) == 2 else None, None),
+            (join(*self.sessions), None),
+            (join(*self.groups), None),
             counted=self.counted,
         )
 
@@ -200,7 +209,7 @@ class Split(NamedTuple):
         train_labels, test_labels: labels of both, or None.
         train_given, test_given: as of :class:`Data`.
         sessions: the session of each observation of both, indices (N,), or None.
-        groups: the group of each training observation, indices (N,), or None: those of a group stay together.
+        groups: the group of each observation of both, indices (N,), or None: those of a group stay together.
         unused, is_held_out, counted: as of :class:`Data`.
     """
 
@@ -211,7 +220,7 @@ class Split(NamedTuple):
     train_given: Mapping[str, Tensor] = {}
     test_given: Mapping[str, Tensor] = {}
     sessions: tuple[Tensor | None, Tensor | None] = (None, None)
-    groups: Tensor | None = None
+    groups: tuple[Tensor | None, Tensor | None] = (None, None)
     unused: tuple[str, ...] = ()
     is_held_out: Tensor | None = None
     counted: bool = False

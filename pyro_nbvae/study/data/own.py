@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study.data.arrays import as_tensors, hold_out, read_npy, read_npz
+from pyro_nbvae.study.data.arrays import as_tensors, check_read, column_of, hold_out, read_npy, read_npz
 from pyro_nbvae.study.data.base import Source, Split
 from pyro_nbvae.study.data.pictures import folder_source, picture_suffixes
 from pyro_nbvae.study.data.recordings import read_h5ad, read_recording
 from pyro_nbvae.study.data.sheets import read_sheet
-from pyro_nbvae.study.tree import Reading
+from pyro_nbvae.study.tree import DEFAULT_READING, Reading
 
 # How to convert files of other formats; {0} is the file and {1} the new one, without its suffix.
 _TO_NPY = 'numpy.save("{1}.npy", {2})'
@@ -38,13 +38,17 @@ def _read_npz(path: Path, reading: Reading) -> Split:
     if "counts" in names:
         return read_recording(path, arrays, reading)
     if names <= {"train", "test", "train_labels", "test_labels"} and names >= {"train", "test"}:
+        check_read(f"{path} holds train and test", reading)
         train, test = as_tensors(path, {k: arrays[k] for k in ("train", "test")})
         return Split(train, test, arrays.get("train_labels"), arrays.get("test_labels"))
-    data = names - {"labels"}
+    data = names - {reading.labels, reading.group}
     if len(data) == 1:
         (only,) = data
         (x,) = as_tensors(path, {only: arrays[only]})
-        return hold_out(x, arrays.get("labels"), reading)
+        optional = reading.labels == DEFAULT_READING.labels or reading.whole
+        labels = arrays.get(reading.labels) if optional else column_of(path, reading.labels, arrays)
+        named = reading.group is not None and not (reading.whole and reading.group not in arrays)
+        return hold_out(x, labels, reading, column_of(path, str(reading.group), arrays) if named else None)
     raise InputError(
         f"{path} holds {', '.join(arrays) or 'nothing'}: expected the array counts (and mask, exposure, "
         "covariates, labels, trial, session), train and test (and train_labels, test_labels), or one array (and labels)"
@@ -52,6 +56,7 @@ def _read_npz(path: Path, reading: Reading) -> Split:
 
 
 def _read_npy(path: Path, reading: Reading) -> Split:
+    check_read(f"{path} holds one array", reading, "folds", "fold", "split")
     (x,) = as_tensors(path, {"array": read_npy(path)})
     return hold_out(x, None, reading)
 

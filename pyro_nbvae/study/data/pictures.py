@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study.data.arrays import check_values, hold_out
+from pyro_nbvae.study.data.arrays import check_read, check_values, hold_out
 from pyro_nbvae.study.data.base import Source, Split
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.tree import Reading
@@ -248,6 +248,10 @@ def folder_source(folder: Path, reading: Reading) -> Source:
         InputError: for a folder without images.
     """
     found = find_pictures(folder)
+    if found.test:
+        check_read(f"{folder} holds training and held-out images", reading)
+    else:
+        check_read(f"{folder} holds images, whose folders are their labels", reading, "folds", "fold", "split")
 
     def files(_: Path) -> list[Path]:
         if found.unread:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.study.data.arrays import check_values, fold_of
+from pyro_nbvae.study.data.arrays import check_values, fold_of, groups_of
 from pyro_nbvae.study.data.base import Split
 from pyro_nbvae.study.errors import first_line
 
@@ -129,8 +129,9 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     labels = None
     if reading.labels in arrays or not (reading.labels == "labels" or reading.whole):
         labels = _of_trials(path, reading.labels, arrays, number)
-    group = None if reading.whole else reading.group or ("trial" if "trial" in arrays else None)
-    groups = None if group is None else _codes(_of_trials(path, group, arrays, number))
+    group = reading.group or "trial"
+    named = group in arrays or not (reading.group is None or reading.whole)
+    groups = None if not named else _codes(_of_trials(path, group, arrays, number))
     held_out = fold_of(number, reading, None if labels is None else _codes(labels), groups) == reading.fold
     parts: list[Any] = []
     sessions = torch.from_numpy(_codes(arrays["session"])) if "session" in arrays else None
@@ -142,13 +143,12 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
             (x[at], None if labels is None else labels[chosen], own, None if sessions is None else sessions[at])
         )
     (train, train_labels, train_given, train_session), (test, test_labels, test_given, test_session) = parts
-    of_train = None if groups is None else torch.from_numpy(groups[~held_out])
     sessions_of = (train_session, test_session)
     of_trials = [name for name, array in arrays.items() if array.shape == (number,) and name not in KNOWN]
     unused = tuple(name for name in of_trials if labels is None and name != group)
     at = torch.from_numpy(held_out)
     labels_of, given_of = (train_labels, test_labels), (train_given, test_given)
-    return Split(train, test, *labels_of, *given_of, sessions_of, of_train, unused, at, counted=True)
+    return Split(train, test, *labels_of, *given_of, sessions_of, groups_of(groups, held_out), unused, at, counted=True)
 
 
 def read_recording(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading) -> Split:

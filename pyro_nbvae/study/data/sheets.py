@@ -13,7 +13,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data.arrays import as_tensors, hold_out
 from pyro_nbvae.study.data.base import Split
 from pyro_nbvae.study.errors import first_line
-from pyro_nbvae.study.tree import Reading
+from pyro_nbvae.study.tree import DEFAULT_READING, Reading
 
 # Names of columns, in lower case, that hold labels, and that number the rows.
 LABELS = {"label", "labels", "class", "classes", "target"}
@@ -59,7 +59,8 @@ def _has_header(cells: pd.DataFrame, numbers: pd.DataFrame) -> bool:
 def read_sheet(path: Path, reading: Reading) -> Split:
     """Read a table of numbers; a tenth of its rows is held out.
 
-    A first row of names is recognised. A column named label, labels, class, classes or target holds the labels. A first
+    A first row of names is recognised. The column that ``reading.labels`` names, or one named label, labels, class,
+    classes or target, holds the labels; the one that ``reading.group`` names is no part of the data either. A first
     column without a name, or one named id or index, is left out with a warning if it numbers the rows.
 
     Raises:
@@ -83,12 +84,19 @@ def read_sheet(path: Path, reading: Reading) -> Split:
     if left_out:
         shown = " and ".join(f"{names[k]!r}" if names[k] else "without a name" for k in left_out)
         warnings.warn(f"{path}: the column {shown} numbers the rows and is not used: rename it to use it", stacklevel=2)
+    numbered = {name: column for column, name in names.items() if name}
+    for name in (reading.group, reading.labels if reading.labels != DEFAULT_READING.labels else None):
+        if name is not None and name not in numbered and not reading.whole:
+            raise InputError(f"{path} has no column {name}: it has {', '.join(numbered) or 'no names of columns'}")
+    of_group = numbered.get(reading.group or "")
     of_labels = [column for column, name in names.items() if name.lower() in LABELS]
+    if reading.labels != DEFAULT_READING.labels:
+        of_labels = [numbered[reading.labels]] if reading.labels in numbered else []
     if len(of_labels) > 1:
         raise InputError(
             f"{path} has several columns of labels, {', '.join(names[k] for k in of_labels)}: rename all but one"
         )
-    columns = [column for column in cells if column not in (*left_out, *of_labels)]
+    columns = [column for column in cells if column not in (*left_out, *of_labels, of_group)]
     data = numbers[columns]
 
     def place(_: str, at: list[int]) -> str:
@@ -111,13 +119,14 @@ def read_sheet(path: Path, reading: Reading) -> Split:
         )
     array = data.to_numpy(copy=True)  # pandas may not let its own be written
     (x,) = as_tensors(path, {"table": array}, place)
+    groups = None if of_group is None else cells[of_group].to_numpy(str)
     if not of_labels:
-        return hold_out(x, None, reading)
+        return hold_out(x, None, reading, groups)
     labels, coded = cells[of_labels[0]], numbers[of_labels[0]]
     if (labels == "").any():
         row = int(labels.index[labels == ""][0])
         raise InputError(f"{path}: row {row} has no {names[of_labels[0]]}: fill it, or delete the row")
-    return hold_out(x, (labels.to_numpy(str) if coded.isna().any() else coded.to_numpy()), reading)
+    return hold_out(x, (labels.to_numpy(str) if coded.isna().any() else coded.to_numpy()), reading, groups)
 
 
 def _is_numbering(column: pd.Series) -> bool:

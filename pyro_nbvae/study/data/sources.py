@@ -17,6 +17,7 @@ import torch
 
 from pyro_nbvae.batching import is_pixels, to_floats
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.study.data.arrays import check_read
 from pyro_nbvae.study.data.base import Data, Source, Split, class_labels
 from pyro_nbvae.study.data.own import own_source
 from pyro_nbvae.study.data.published import PUBLISHED
@@ -27,7 +28,7 @@ from pyro_nbvae.study.tree import DEFAULT_READING, Reading
 # All registered data sets.
 SOURCES: dict[str, Source] = dict(PUBLISHED)
 # Increase this when the same files are prepared differently, so that older cached tensors are not used.
-RECIPE = 6
+RECIPE = 7
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -80,6 +81,7 @@ def source_of(name: str, reading: Reading = DEFAULT_READING) -> Source:
         (3, 16, 16)
     """
     if name in SOURCES:
+        check_read(f"{name} says what is held out, and has its labels", reading)
         return SOURCES[name]
     path = expanded(name)
     if (name.strip() and _exists(path)) or path.suffix or len(path.parts) > 1:
@@ -269,7 +271,7 @@ def describe(data: Data) -> str:
         lines.append(text)
     if data.counted:
         known = [*data.train_given, *(["session"] if data.sessions[0] is not None else [])]
-        known += ["groups"] if data.groups is not None else []
+        known += ["groups"] if data.groups[0] is not None else []
         lines.append(f"with {', '.join(known)}" if known else "without mask, exposure, covariates, session and groups")
     if hint := unlabelled(data):
         lines.append(hint)

@@ -52,10 +52,10 @@ def main(data: str = "digits", trials: int = 20, epochs: int = 20, out: Path = P
         study_name=data,
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0),
         # the KL weight rises during the first tenth of the epochs: bounds before that say little
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=epochs // 4),
     )
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # goes on, and does not repeat
     study.optimize(lambda trial: objective(trial, data, epochs, out), n_trials=trials, show_progress_bar=True)
     stopped = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
     print(f"{len(study.trials)} trials, {stopped} stopped early")

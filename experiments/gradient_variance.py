@@ -13,12 +13,10 @@ import tyro
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
-from pyro_nbvae.batching import to_floats
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import gradient_moments
 from pyro_nbvae.study.commandline import script
-from pyro_nbvae.study.data import load
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.provenance import write_page
 
@@ -53,8 +51,10 @@ def main(
         out: path of the table.
         device: auto or a PyTorch device string.
     """
-    config, model, guide = Run(run).load(device)
-    x = to_floats(load(config.data, config.data_root).test[:images].to(model.device))
+    folder = Run(run)
+    state = folder.read_checkpoint()
+    _, model, guide = folder.load_from(state, device)
+    x = model.to_input(folder.data_of(state).held_out[:images])
     rows: dict[str, dict[str, object]] = {label: {"estimator": label} for label in ESTIMATORS}
     for name, temperature in tqdm([(name, t) for name in RELAXATIONS for t in TEMPERATURES], desc="relaxations"):
         guide.relaxation = RELAXATIONS[name].at(temperature)

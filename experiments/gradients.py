@@ -18,14 +18,13 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.batching import to_floats
+from pyro_nbvae.batching import Batch
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
 from pyro_nbvae.metrics import gradients
 from pyro_nbvae.models import NegativeBinomialModel
 from pyro_nbvae.study.commandline import script
-from pyro_nbvae.study.data import load
 from pyro_nbvae.study.files import write_text
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.plots import plot_bias_and_noise
@@ -45,7 +44,7 @@ GUIDES = {"negative binomial": NegativeBinomialGuide, "Poisson": PoissonGuide, "
 OBSERVED, LATENTS, OBSERVATIONS = 64, 16, 8
 
 
-def rows_of(case: str, model: GenerativeModel, guide: AmortizedGuide, x: Tensor, exact: Tensor, draws: int) -> list:
+def rows_of(case: str, model: GenerativeModel, guide: AmortizedGuide, x: Batch, exact: Tensor, draws: int) -> list:
     """Return one row of the table for each gradient estimator that the guide supports."""
     family = next(name for name, kind in GUIDES.items() if isinstance(guide, kind))
     samples: list[tuple[str, float | None, Callable[[], Tensor]]] = [
@@ -80,8 +79,10 @@ def linear_case(family: str, draws: int, seed: int) -> list:
 
 def trained_case(folder: str, images: int, draws: int, exact_draws: int, seed: int, device: str) -> list:
     """Return the rows for the checkpoint of a run."""
-    config, model, guide = Run(folder).load(device)
-    x = to_floats(load(config.data, config.data_root).test[:images].to(model.device))
+    run = Run(folder)
+    state = run.read_checkpoint()
+    config, model, guide = run.load_from(state, device)
+    x = model.to_input(run.data_of(state).held_out[:images])
     with evaluating(model, guide, seed):
         exact = torch.stack([gradients.unbiased_gradient(model, guide, x) for _ in range(exact_draws)])
         return rows_of(f"trained, {config.title}", model, guide, x, exact, draws)

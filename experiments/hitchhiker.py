@@ -358,7 +358,8 @@ def main(
         f"deviation over {len(SEEDS)} seeds of the fits. Differences of ELBOs are paired by seed, ± standard error. "
         "Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x | z) and "
         "log q(z | x) at the true z. Fano factors of the posterior: range over observations and units, mean over "
-        "seeds. On the COM-Poisson tasks, arrival times have Poisson latents in training."
+        "seeds. On the COM-Poisson tasks, arrival times have Poisson latents in training. Fitted at commit "
+        f"{', '.join(sorted(set(rows['commit'])))}."
     )
     print(write_page(out / "hitchhiker.md", table(rows), caption, "python -m experiments.hitchhiker"))
 

@@ -10,6 +10,7 @@ at once.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -33,6 +34,7 @@ from tqdm.auto import tqdm
 from pyro_nbvae import likelihoods
 from pyro_nbvae.batching import Recording
 from pyro_nbvae.distributions.elementwise import double
+from pyro_nbvae.errors import InputError
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, GaussianGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO
 from pyro_nbvae.likelihoods import fit_dispersion
@@ -521,6 +523,17 @@ Models that know the stimulus.
     return text
 
 
+def check_data(counts: Tensor, labels: Tensor, out: Path) -> None:
+    """Raise InputError if a folder has the fits of other counts or labels; if it is new, say whose they will be."""
+    digest = hashlib.sha256(repr(tuple(counts.shape)).encode() + counts.numpy().tobytes() + labels.numpy().tobytes())
+    path = out / "data.txt"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, digest.hexdigest())
+    elif path.read_text() != digest.hexdigest():
+        raise InputError(f"{out} has the fits of other counts, labels or bins: choose another --out")
+
+
 def main(
     recording: tyro.conf.Positional[Path],
     labels: str = "labels",
@@ -544,10 +557,14 @@ def main(
     arrays = read_npz(recording)
     for name in ("counts", labels):
         check_member(f"array of {recording}", name, arrays)
+    for name in ("mask", "exposure", "trial"):
+        if name in arrays:
+            raise InputError(f"{recording} has the array {name}, which is not used here: nbvae train uses it")
     counts = torch.from_numpy(arrays["counts"].astype(np.float32))
     counts = counts.sum(1) if summed and counts.dim() == 3 else counts
     codes = torch.from_numpy(np.unique(arrays[labels], return_inverse=True)[1])
     torch.set_num_threads(1)
+    check_data(counts, codes, out)
     if fits:
         run(counts, codes, out)
     print(report(counts, codes, out, results, picture, recording.name))

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 import pyro_nbvae
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.experiments.spikes import check_data
+from pyro_nbvae.experiments.spikes import main as spikes_experiment
 from pyro_nbvae.metrics import Score
 from pyro_nbvae.metrics.spikes import relative_to_null
 from pyro_nbvae.study import generation, spike_plots
@@ -150,6 +152,34 @@ def test_blocks_are_the_last_trials_of_each_label():
     for c in (0, 1):
         own = fold[labels == c]
         assert own.tolist() == sorted(own) and (own[-5:] == 3).all()
+
+
+def test_a_missing_label_is_no_class(tmp_path):
+    """In either format; a column that is not used may have missing values."""
+    counts = np.random.default_rng(0).poisson(2.0, (40, 3))
+    kind = pd.Series(["a", "b"] * 20, dtype=object).where(np.arange(40) != 7)
+    table = pd.DataFrame({"kind": kind.to_numpy(), "other": "x"}, index=[f"cell {k}" for k in range(40)])
+    anndata.AnnData(counts.astype(np.float32), obs=table).write_h5ad(tmp_path / "cells.h5ad")
+    np.savez(tmp_path / "r.npz", counts=counts, kind=np.where(np.arange(40) == 7, np.nan, np.arange(40.0) // 20))
+    for name in ("cells.h5ad", "r.npz"):
+        assert len(load(str(tmp_path / name)).train) == 36
+        for option in ({"labels": "kind"}, {"group": "kind"}):
+            with pytest.raises(InputError, match="kind has 1 missing values, the first of trial 7"):
+                load(str(tmp_path / name), reading=Reading(**option))
+
+
+def test_the_spikes_experiment_takes_no_fits_of_other_data(tmp_path):
+    counts, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
+    out = tmp_path / "fits"
+    for _ in range(2):
+        check_data(counts, labels, out)
+    for other in ((counts + 1, labels), (counts, labels + 1), (counts[:, None], labels)):
+        with pytest.raises(InputError, match="has the fits of other counts, labels or bins"):
+            check_data(*other, out)
+    for name in ("mask", "exposure", "trial"):
+        np.savez(tmp_path / "r.npz", counts=np.ones((4, 3)), labels=np.zeros(4), **{name: np.ones(4)})
+        with pytest.raises(InputError, match=f"r.npz has the array {name}, which is not used here"):
+            spikes_experiment(tmp_path / "r.npz", out=out)
 
 
 def test_an_h5ad_file_is_read_and_written(tmp_path):

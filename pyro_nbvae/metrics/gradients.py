@@ -276,7 +276,7 @@ def gradient_moments(
     total: Tensor | float = 0.0
     squares = 0.0
     batch = Recording.of(x)
-    number = model.data_size or len(x)  # with a data size, the loss of a batch stands for that of all data
+    number = getattr(model, "data_size", None) or len(x)  # with a data size, the loss is that of all data
     devices = [batch.x.device] if batch.x.is_cuda else []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
         torch.manual_seed(seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -82,6 +83,12 @@ def _of_trials(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: 
     array = arrays[name]
     if array.shape != (number,):
         raise InputError(f"{path}: {name} has shape {array.shape}: expected ({number},), one for each trial")
+    missing = pd.isna(array)
+    if missing.any():
+        raise InputError(
+            f"{path}: {name} has {missing.sum()} missing values, the first of trial {missing.argmax()}: fill them, or "
+            "leave these trials out"
+        )
     return array
 
 
@@ -134,7 +141,9 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     groups = None if not named else _codes(_of_trials(path, group, arrays, number))
     held_out = fold_of(number, reading, None if labels is None else _codes(labels), groups) == reading.fold
     parts: list[Any] = []
-    sessions = torch.from_numpy(_codes(arrays["session"])) if "session" in arrays else None
+    sessions = None
+    if "session" in arrays:
+        sessions = torch.from_numpy(_codes(_of_trials(path, "session", arrays, number)))
     whole = {name: part.expand(number, *part.shape[1:]) for name, part in given.items()}
     for chosen in (~held_out, held_out):
         at = torch.from_numpy(chosen)
@@ -198,5 +207,11 @@ def h5ad_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _column(values: Any) -> np.ndarray:
-    array = values.to_numpy()
-    return array.astype(str) if array.dtype.kind not in "biuf" else array
+    array, missing = values.to_numpy(), values.isna().to_numpy()
+    if array.dtype.kind in "biuf":
+        return array
+    text = array.astype(str)
+    if missing.any():
+        text = text.astype(object)
+        text[missing] = None
+    return text

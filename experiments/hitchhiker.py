@@ -1,6 +1,6 @@
 r"""Gradients through counts on the tasks of "A hitchhiker's guide to Poisson gradient estimation".
 
-python -m experiments.hitchhiker    an hour on one core; a run that is stopped goes on
+python -m experiments.hitchhiker    two hours on one core; a run that is stopped goes on
 
 A linear model with 8 latent and 32 observed counts generates 1,000 training, 500 validation and 500 test observations;
 a model of the same form, with a linear encoder, is fitted to them for 300 epochs with batches of 100 and AdamW at 1e-3.

@@ -342,7 +342,11 @@ def main(
     for estimator in estimators:
         check_member("estimator", estimator, ESTIMATORS)
     path = out / "hitchhiker.csv"
-    rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "estimator", "epochs"])
+    rows = (
+        pd.read_csv(path, dtype={"commit": str})
+        if path.exists()
+        else pd.DataFrame(columns=["task", "estimator", "epochs"])
+    )
     rows = rows[rows["epochs"] == EPOCHS]
     done = set(zip(rows["task"], rows["estimator"], strict=True))
     missing = [(name, estimator) for name in tasks for estimator in estimators if (name, estimator) not in done]
@@ -359,7 +363,7 @@ def main(
         "Relaxations are at the temperature of the best mean ELBO on validation data. CLL and HLL: log p(x | z) and "
         "log q(z | x) at the true z. Fano factors of the posterior: range over observations and units, mean over "
         "seeds. On the COM-Poisson tasks, arrival times have Poisson latents in training. Fitted at commit "
-        f"{', '.join(sorted(set(rows['commit'])))}."
+        f"{', '.join(sorted(set(rows['commit'].dropna())))}."
     )
     print(write_page(out / "hitchhiker.md", table(rows), caption, "python -m experiments.hitchhiker"))
 

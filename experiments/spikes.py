@@ -527,6 +527,8 @@ def check_data(counts: Tensor, labels: Tensor, out: Path) -> None:
     """Raise InputError if a folder has the fits of other counts or labels; if it is new, say whose they will be."""
     digest = hashlib.sha256(repr(tuple(counts.shape)).encode() + counts.numpy().tobytes() + labels.numpy().tobytes())
     path = out / "data.txt"
+    if not path.exists() and any(out.glob("*.pt")):
+        raise InputError(f"{out} has fits of data that are not known: choose another --out")
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, digest.hexdigest())
@@ -557,7 +559,7 @@ def main(
     arrays = read_npz(recording)
     for name in ("counts", labels):
         check_member(f"array of {recording}", name, arrays)
-    for name in ("mask", "exposure", "trial"):
+    for name in ("mask", "exposure", "covariates", "trial"):
         if name in arrays:
             raise InputError(f"{recording} has the array {name}, which is not used here: nbvae train uses it")
     counts = torch.from_numpy(arrays["counts"].astype(np.float32))

@@ -406,18 +406,30 @@ class RandomSubset:
     def __init__(self, most: int) -> None:
         self.most, self._generator = most, torch.Generator().manual_seed(0)
         self._keys = torch.empty(0, dtype=torch.float64)
+        self._largest = math.inf  # a key above it is not among the smallest
         self._parts: list[Batch] = []
 
     def add(self, x: Batch) -> None:
         """Add a batch (B, ...)."""
         new = torch.rand(len(x), generator=self._generator, dtype=torch.float64)
-        self._keys = torch.cat([self._keys, new])
-        self._parts.append(x)
+        chosen = (new < self._largest).nonzero().flatten()
+        if len(chosen) < len(x):
+            x, new = x[chosen], new[chosen]
+        if len(new):
+            self._keys = torch.cat([self._keys, new])
+            self._parts.append(x)
+        if len(self._keys) > 2 * self.most:  # seldom, because it copies all
+            self._cut()
+
+    def _cut(self) -> None:
         if len(self._keys) > self.most:  # those with the smallest keys stay
-            kept = self._keys.topk(self.most, largest=False).indices.sort().values
+            smallest = self._keys.topk(self.most, largest=False)
+            kept = smallest.indices.sort().values
+            self._largest = float(smallest.values.max())
             self._keys, self._parts = self._keys[kept], [joined(self._parts)[kept]]
 
     @property
     def observations(self) -> Batch:
         """The stored observations, (n, ...)."""
+        self._cut()
         return joined(self._parts)

@@ -283,7 +283,7 @@ class FittedMixture(JointPrior):
             first, second = r, (mean / r).log()
         else:
             first, second = mean, variance.sqrt().clamp_min(1e-6)
-        seen = slice(None, None, max(1, len(z) // _SEEN))
+        seen = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:_SEEN].to(z.device)
         reference = _reference(counts, first, second)
         shift, weights = clusters(reference, z, components, seed)
         for _ in range(steps):

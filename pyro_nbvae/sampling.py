@@ -152,7 +152,8 @@ def fit_prior(
         z = posterior_samples(model, guide, data, _MAX_FITTED).flatten(1).cpu()
     if len(z) < 2:
         raise InputError(f"a mixture needs at least 2 observations, got {len(z)}")
-    held_out = torch.arange(len(z)) % _HELD_OUT == 1
+    # at random, because data may be in a periodic order
+    held_out = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)) % _HELD_OUT == 1
     number, scores = min(components, int((~held_out).sum())), dict[int, float]()
     with tqdm(desc="mixtures", unit="fit", disable=not progress, leave=None) as bar:
         # at least four numbers, and half as many components as long as fewer are better

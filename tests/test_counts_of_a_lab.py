@@ -168,6 +168,19 @@ def test_a_missing_label_is_no_class(tmp_path):
                 load(str(tmp_path / name), reading=Reading(**option))
 
 
+def test_new_data_may_lack_labels_trials_and_sessions(tmp_path):
+    """Values that encode and predict do not use may be missing; a session is for plots."""
+    rng = np.random.default_rng(0)
+    arrays = {"counts": rng.poisson(2.0, (40, 3)), "kind": np.arange(40) % 2, "trial": np.arange(40)}
+    np.savez(tmp_path / "r.npz", **arrays, session=np.where(np.arange(40) < 3, np.nan, 1.0))
+    flags = ["--labels", "kind", "--likelihood", "poisson", *SMALL]
+    main(["train", "--data", str(tmp_path / "r.npz"), *flags, "--out", str(tmp_path / "run")])
+    lacking = {name: np.where(np.arange(40) == 5, np.nan, arrays[name]) for name in ("kind", "trial")}
+    np.savez(tmp_path / "new.npz", counts=arrays["counts"], **lacking)
+    main(["encode", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--device", "cpu"])
+    assert "labels" not in arrays_of(tmp_path / "run/latents.npz")
+
+
 def test_the_spikes_experiment_takes_no_fits_of_other_data(tmp_path):
     counts, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
     out = tmp_path / "fits"
@@ -611,6 +624,9 @@ def test_files_of_latents_say_what_was_held_out(tmp_path, capsys):
     np.savez(tmp_path / "new.npz", **arrays)  # in a new recording the neuron is observed
     main(["predict", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--samples", "2", "--device", "cpu"])
     predicted = arrays_of(tmp_path / "run/predictions.npz")
+    main(["generate", str(tmp_path / "run"), "--count", "5", "--device", "cpu"])
+    simulated = arrays_of(tmp_path / "run/samples.npz")
+    assert np.isnan(simulated["mean"][..., 2]).all() and (simulated["mask"] == (np.arange(6) != 2)).all()
     assert np.isnan(predicted["rates"][..., 2]).all() and np.isfinite(predicted["rates"][..., 3]).all()
     assert np.array_equal(predicted["filled"], arrays["counts"])
     capsys.readouterr()

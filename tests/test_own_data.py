@@ -424,6 +424,21 @@ def test_an_option_that_is_not_used_is_an_error(name, given, tmp_path):
         load("digits" if name == "digits" else str(tmp_path / name), reading=Reading(**given))
 
 
+@pytest.mark.parametrize("group", [np.arange(30), np.arange(60).reshape(60, 1), np.where(np.arange(60) < 9, np.nan, 1)])
+def test_groups_have_one_value_for_each_observation(group, tmp_path):
+    np.savez(tmp_path / "g.npz", x=np.ones((60, 3)), mouse=group)
+    with pytest.raises(InputError, match="--group mouse needs one value for each of 60 observations, none missing"):
+        load(str(tmp_path / "g.npz"), reading=Reading(group="mouse"))
+
+
+def test_a_column_of_other_labels_is_no_data(tmp_path):
+    x = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["p", "q"])
+    x.assign(**{"class": np.arange(40) % 2, "kind": "a"}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.warns(UserWarning, match="class is not used, because --labels is kind"):
+        data = load(str(tmp_path / "t.csv"), reading=Reading(labels="kind"))
+    assert data.event_shape == (2,) and data.classes == ("a",)
+
+
 @pytest.mark.parametrize("name", ["t.csv", "one.npz"])
 def test_columns_that_options_name_are_labels_and_groups(name, tmp_path):
     """Rows of a group stay together, and neither column is data."""

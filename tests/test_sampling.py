@@ -29,6 +29,18 @@ from pyro_nbvae.study.tree import replace
 SMALL = {"data": "digits", "latents": 6, "encoder": "linear", "decoder": "linear", "epochs": 1, "batch_size": 500}
 
 
+@pytest.mark.parametrize("order", ["in turn", "at random"])
+def test_a_mixture_is_fitted_to_all_conditions_in_any_order(order):
+    """Ten conditions in turn, many more latents than a step reads: mean and variance of the data within a tenth."""
+    torch.manual_seed(0)
+    means = 0.5 + torch.arange(40_000.0) % 10 * 2
+    z = torch.poisson(means[:, None] * torch.ones(2))
+    z = z if order == "in turn" else z[torch.randperm(len(z))]
+    fitted = FittedMixture.fit(z, 10, counts=True).distribution
+    torch.testing.assert_close(fitted.mean.float(), z.mean(0), rtol=0.1, atol=0)
+    torch.testing.assert_close(fitted.variance.float(), z.var(0), rtol=0.15, atol=0)
+
+
 def test_components_are_found():
     """Three groups of counts far apart: weights, means and dispersions return, and the likelihood is the truth's."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -117,7 +118,7 @@ def distances(
     reference = reference_statistics(features, real, progress=progress) if isinstance(real, Tensor) else real
     extracted = _extract(features, generated, "generated images", progress)
     frechet = _frechet(features)
-    frechet.load_state_dict(reference["fid"])
+    frechet.load_state_dict(copy.deepcopy(reference["fid"]))  # its sums are changed in place
     frechet.update(extracted, real=False)
     results = {"fid": float(frechet.compute())}
     if kid_subsets:

@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution, ZeroInflatedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_nbvae.batching import Observations, Recording
+from pyro_nbvae.batching import Observations, Recording, evaluation_batches
 from pyro_nbvae.distributions.com_poisson import MeanConwayMaxwellPoisson
 from pyro_nbvae.distributions.count_distribution import CountDistribution
 from pyro_nbvae.distributions.elementwise import double
@@ -132,7 +132,7 @@ def bits_per_spike(
         torch.Size([20])
     """
     if not isinstance(data, Tensor | Recording):
-        data = list(data)  # read once: a loader may give another order each time
+        data = list(evaluation_batches(data, "data"))  # read once: a loader may give another order each time
     bounds = importance_weighted_bound(model, guide, data, samples, seed=seed, progress=progress)
     return relative_to_null(bounds, model.input_batches(data), null)
 

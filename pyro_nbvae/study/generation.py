@@ -202,6 +202,10 @@ def generate(
     arrays = {"z": by_bin(z, model, config).numpy(), "mean": mean.numpy()}
     if _is_recording(model):
         arrays["counts"] = x.numpy().astype(np.int64)
+        never = state.get("never_observed", torch.tensor(False)).numpy()
+        if never.any():  # no model can learn their rates
+            arrays["mask"] = np.broadcast_to(~never, x.shape)
+            arrays["mean"] = np.where(never, np.nan, arrays["mean"])
     else:
         arrays["x"] = x.numpy()
     own = {name: torch.cat([part.given[name] for part in batches]).numpy() for name in batches[0].given}

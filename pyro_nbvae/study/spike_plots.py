@@ -254,9 +254,10 @@ def _stability(latents: Sequence[Latents]) -> Figure:
 
 
 def _linear_r2(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
-    """Return R^2 of a ridge regression of b on a, on every second observation after a fit to the others."""
+    """Return R^2 of a ridge regression of b on a, on a random half of the observations after a fit to the others."""
     a, b = ((x - x.mean(0)) / np.maximum(x.std(0), 1e-12) for x in (a, b))
-    fitted, tested = slice(None, None, 2), slice(1, None, 2)
+    order = np.random.default_rng(0).permutation(len(a))
+    fitted, tested = order[::2], order[1::2]
     gram = a[fitted].T @ a[fitted] + 0.05 * len(a) * np.eye(a.shape[1])
     error = b[tested] - a[tested] @ np.linalg.solve(gram, a[fitted].T @ b[fitted])
     each = 1 - (error**2).sum(0) / np.maximum(((b[tested] - b[fitted].mean(0)) ** 2).sum(0), 1e-12)

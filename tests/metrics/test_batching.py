@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_nbvae import batching
 from pyro_nbvae.batching import RandomSubset, random_subset
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
@@ -90,6 +91,16 @@ def test_a_subset_of_a_stream_does_not_depend_on_its_batches(number, size):
     found = subset.observations.tolist()
     assert len(found) == min(number, 10) and found == sorted(set(found)) and set(found) <= set(range(number))
     assert torch.equal(subset.observations, random_subset(torch.arange(number), 10))
+
+
+def test_a_subset_of_a_long_stream_is_seldom_copied(monkeypatch):
+    """What is stored is joined once for each doubling, not for each batch."""
+    joins = []
+    monkeypatch.setattr(batching, "joined", lambda parts: joins.append(len(parts)) or torch.cat(list(parts)))
+    subset = RandomSubset(1000)
+    for batch in torch.arange(100_000).split(50):
+        subset.add(batch)
+    assert len(subset.observations) == 1000 and len(joins) < 20
 
 
 @pytest.mark.parametrize("period", [2, 4, 10, 1000])

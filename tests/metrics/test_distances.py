@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
+from pyro_nbvae import metrics
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics import Features
 from pyro_nbvae.study.build import build, resolve
@@ -18,6 +19,17 @@ from pyro_nbvae.study.files import cache_root
 from pyro_nbvae.study.generation import prior_samples
 from pyro_nbvae.study.training import train
 from pyro_nbvae.vae import evaluating
+
+
+def test_a_reference_is_not_changed_by_what_it_is_compared_with():
+    torch.manual_seed(0)
+    features = build_features("classifier", "digits")
+    real, one, other = (torch.randint(0, high, (60, 1, 16, 16), dtype=torch.uint8) for high in (256, 80, 250))
+    reference = metrics.reference_statistics(features, real)
+    expected = metrics.distances(features, real, other, kid_subsets=0)
+    for each in (one, other, other):
+        found = metrics.distances(features, reference, each, kid_subsets=0)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 class Projections(Features):

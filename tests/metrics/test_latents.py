@@ -20,6 +20,17 @@ NAMES = {
 }
 
 
+@pytest.mark.parametrize("name", ["P-VAE", "CMP", "G-VAE"])
+def test_noise_alone_does_not_tell_labels(name):
+    """Equal posteriors, and labels in the same order in training and test: chance, within five standard errors."""
+    torch.manual_seed(0)
+    model, guide = pair(name, (5,), 4)
+    x, labels = torch.ones(1200, 5), torch.arange(1200) % 10
+    found = latent_classification(model, guide, (x, labels), (x, labels), "counts")
+    for score in ("knn_1000", "logistic_1000"):
+        assert abs(found[score] - 0.1) < 5 * (0.09 / 1200) ** 0.5
+
+
 def one_hot(labels):
     return np.eye(10, dtype=np.float32)[labels]
 

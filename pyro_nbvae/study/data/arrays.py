@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -106,6 +107,8 @@ def hold_out(x: Tensor, labels: Labels, reading: Reading, groups: np.ndarray | N
         (coded, _, _) = class_labels((labels, None), (len(x), 0))  # one for each observation, or an error
         assert coded is not None
         codes = coded.numpy()
+    if groups is not None and (groups.shape != (len(x),) or pd.isna(groups).any() or "" in groups.astype(str)):
+        raise InputError(f"--group {reading.group} needs one value for each of {len(x)} observations, none missing")
     of = None if groups is None else np.unique(groups, return_inverse=True)[1]
     held_out = fold_of(len(x), reading, codes, of) == reading.fold
     at = torch.from_numpy(held_out)

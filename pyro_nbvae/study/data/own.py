@@ -51,7 +51,8 @@ def _read_npz(path: Path, reading: Reading) -> Split:
         return hold_out(x, labels, reading, column_of(path, str(reading.group), arrays) if named else None)
     raise InputError(
         f"{path} holds {', '.join(arrays) or 'nothing'}: expected the array counts (and mask, exposure, "
-        "covariates, labels, trial, session), train and test (and train_labels, test_labels), or one array (and labels)"
+        "covariates, labels, trial, session), train and test (and train_labels, test_labels), or one array (and "
+        "labels, or what --labels and --group name)"
     )
 
 

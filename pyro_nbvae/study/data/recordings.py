@@ -75,8 +75,20 @@ def _checked_counts(path: Path, counts: np.ndarray, mask: Tensor | None) -> Tens
     )
 
 
+class MissingError(InputError):
+    """Some trials have no value."""
+
+
+def _optional(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray | None:
+    """Return an array with one value for each trial, None if there is none or some are missing."""
+    try:
+        return _of_trials(path, name, arrays, number) if name in arrays else None
+    except MissingError:
+        return None
+
+
 def _of_trials(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray:
-    """Return an array with one value for each trial."""
+    """Return an array with one value for each trial, none of them missing."""
     if name not in arrays:
         there = ", ".join(sorted(set(arrays) - {"counts", "mask", "exposure", "covariates"})) or "none"
         raise InputError(f"{path} has no array {name}: of each trial it holds {there}")
@@ -85,7 +97,7 @@ def _of_trials(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: 
         raise InputError(f"{path}: {name} has shape {array.shape}: expected ({number},), one for each trial")
     missing = pd.isna(array)
     if missing.any():
-        raise InputError(
+        raise MissingError(
             f"{path}: {name} has {missing.sum()} missing values, the first of trial {missing.argmax()}: fill them, or "
             "leave these trials out"
         )
@@ -133,17 +145,19 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
             raise InputError(f"{path}: covariates must be finite")
         given["covariates"] = torch.from_numpy(covariates.astype(np.float32))
     x = _checked_counts(path, counts, given.get("mask"))
-    labels = None
-    if reading.labels in arrays or not (reading.labels == "labels" or reading.whole):
-        labels = _of_trials(path, reading.labels, arrays, number)
-    group = reading.group or "trial"
-    named = group in arrays or not (reading.group is None or reading.whole)
-    groups = None if not named else _codes(_of_trials(path, group, arrays, number))
+    group, labels, of = reading.group or "trial", None, None
+    if reading.whole:  # nothing is held out, and new data need neither
+        labels, of = (_optional(path, name, arrays, number) for name in (reading.labels, group))
+    else:
+        if reading.labels in arrays or reading.labels != "labels":
+            labels = _of_trials(path, reading.labels, arrays, number)
+        if group in arrays or reading.group is not None:
+            of = _of_trials(path, group, arrays, number)
+    groups = None if of is None else _codes(of)
     held_out = fold_of(number, reading, None if labels is None else _codes(labels), groups) == reading.fold
     parts: list[Any] = []
-    sessions = None
-    if "session" in arrays:
-        sessions = torch.from_numpy(_codes(_of_trials(path, "session", arrays, number)))
+    session = _optional(path, "session", arrays, number)
+    sessions = None if session is None else torch.from_numpy(_codes(session))
     whole = {name: part.expand(number, *part.shape[1:]) for name, part in given.items()}
     for chosen in (~held_out, held_out):
         at = torch.from_numpy(chosen)

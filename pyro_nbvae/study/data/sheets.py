@@ -76,21 +76,30 @@ def read_sheet(path: Path, reading: Reading) -> Split:
         names = {column: name.lstrip("# ") for column, name in cells.iloc[0].items()}
         cells = cells.iloc[1:]
         numbers = cells.apply(_numbers)
-    left_out = [
-        column
-        for column, name in names.items()
-        if header and name.lower() in NUMBERING and (name or column == 1) and _is_numbering(numbers[column])
-    ]
-    if left_out:
-        shown = " and ".join(f"{names[k]!r}" if names[k] else "without a name" for k in left_out)
-        warnings.warn(f"{path}: the column {shown} numbers the rows and is not used: rename it to use it", stacklevel=2)
     numbered = {name: column for column, name in names.items() if name}
     for name in (reading.group, reading.labels if reading.labels != DEFAULT_READING.labels else None):
         if name is not None and name not in numbered and not reading.whole:
             raise InputError(f"{path} has no column {name}: it has {', '.join(numbered) or 'no names of columns'}")
     of_group = numbered.get(reading.group or "")
+    left_out = [
+        column
+        for column, name in names.items()
+        if header
+        and name.lower() in NUMBERING
+        and (name or column == 1)
+        and column != of_group
+        and _is_numbering(numbers[column])
+    ]
+    if left_out:
+        shown = " and ".join(f"{names[k]!r}" if names[k] else "without a name" for k in left_out)
+        warnings.warn(f"{path}: the column {shown} numbers the rows and is not used: rename it to use it", stacklevel=2)
     of_labels = [column for column, name in names.items() if name.lower() in LABELS]
     if reading.labels != DEFAULT_READING.labels:
+        others = [column for column in of_labels if names[column] != reading.labels and column != of_group]
+        if others:
+            shown = ", ".join(names[column] for column in others)
+            warnings.warn(f"{path}: {shown} is not used, because --labels is {reading.labels}", stacklevel=2)
+            left_out += others
         of_labels = [numbered[reading.labels]] if reading.labels in numbered else []
     if len(of_labels) > 1:
         raise InputError(

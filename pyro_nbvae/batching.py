@@ -415,7 +415,7 @@ class RandomSubset:
         chosen = (new < self._largest).nonzero().flatten()
         if len(chosen) < len(x):
             x, new = x[chosen], new[chosen]
-        if len(new):
+        if len(new) or not self._parts:  # of no observation, the shape
             self._keys = torch.cat([self._keys, new])
             self._parts.append(x)
         if len(self._keys) > 2 * self.most:  # seldom, because it copies all

@@ -399,8 +399,9 @@ class Autoregressive(JointPrior):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         # the shapes of the parameters do not depend on the number of groups
         there = state.get(f"{prefix}group")
-        if there is not None and not self.group.is_meta and not torch.equal(there.to(self.group), self.group):
-            others[-1].append(f"{prefix}group: the units are in {int(there.max()) + 1} groups there, {self.used} here")
+        groups = self.used if there is None or there.is_meta else int(there.max()) + 1
+        if groups != self.used:
+            others[-1].append(f"{prefix}group: the units are in {groups} groups there, {self.used} here")
         super()._load_from_state_dict(state, prefix, *others)
 
     def reset(self) -> None:

@@ -136,7 +136,7 @@ def test_terminals_and_environments(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 143 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("nbvae: terminated; the same command continues")
+    assert err.splitlines()[-1].startswith("nbvae: terminated; what was finished is kept")
 
 
 FINALIZER = """

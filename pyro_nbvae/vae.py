@@ -401,9 +401,8 @@ class GenerativeModel(_Program):
         _check_shape(data.x, self.event_shape)
         data.check(what)
         covariates = self._checked_covariates(data.covariates)
-        x = data.filled(_UNOBSERVED)
+        x = _without_unobserved(per_exposure(data) if self.unit_interval else data.x, data.mask, _UNOBSERVED)
         if self.unit_interval:
-            x = _without_unobserved(per_exposure(data), data.mask, _UNOBSERVED)
             support: Any = constraints.unit_interval
             advice = "[0, 1]: scale them, or call model.initialize(data) with the training data if their range is wider"
         else:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.seeds import stream_seed
 
 # Batch size for evaluation.
 BATCH = 500
@@ -404,7 +405,7 @@ class RandomSubset:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self._generator = most, torch.Generator().manual_seed(0)
+        self.most, self._generator = most, torch.Generator().manual_seed(stream_seed(0, "subset"))
         self._keys = torch.empty(0, dtype=torch.float64)
         self._largest = math.inf  # a key above it is not among the smallest
         self._parts: list[Batch] = []

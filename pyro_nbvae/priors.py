@@ -25,6 +25,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot
 
+from pyro_nbvae.batching import random_subset
 from pyro_nbvae.distributions.bounds import bounded
 from pyro_nbvae.distributions.negative_binomial import RelaxedNegativeBinomial
 from pyro_nbvae.distributions.tilted import TiltedAutoregressive, TiltedMixture, shift_of
@@ -283,7 +284,7 @@ class FittedMixture(JointPrior):
             first, second = r, (mean / r).log()
         else:
             first, second = mean, variance.sqrt().clamp_min(1e-6)
-        seen = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:_SEEN].to(z.device)
+        seen = random_subset(torch.arange(len(z), device=z.device), _SEEN)
         reference = _reference(counts, first, second)
         shift, weights = clusters(reference, z, components, seed)
         for _ in range(steps):

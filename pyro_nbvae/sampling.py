@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from pyro_nbvae.batching import BATCH, Batch, Observations, RandomSubset, evaluation_batches
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.priors import FittedMixture
+from pyro_nbvae.seeds import stream_seed
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating, evaluation_mode
 
 # Maximum number of observations that a prior is fitted to; one of so many is held out.
@@ -65,11 +66,6 @@ class PriorSampler:
         return self.model.prior_distribution().sample(torch.Size([count]))
 
 
-def _of_fits(seed: int) -> int:
-    """Return the seed of a fit: with that of an evaluation, both would have the same noise, to which a prior fits."""
-    return (seed * 1_000_003 + 769_287_463) % 2**32
-
-
 def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observations, *, seed: int = 0) -> None:
     """Move the joint prior of a model, if it has one, to the posteriors of data; call it after the first epoch.
 
@@ -92,7 +88,7 @@ def start_prior(model: GenerativeModel, guide: AmortizedGuide, data: Observation
     """
     joint = model.joint_prior
     if joint is not None and joint.starts:
-        with evaluating(model, guide, _of_fits(seed)):
+        with evaluating(model, guide, stream_seed(seed, "fit")):
             z = posterior_samples(model, guide, data, _MAX_STARTED)
             joint.start(model.factorised_prior(), z, seed)
 
@@ -143,7 +139,7 @@ def fit_prior(
     """
     if components < 1:
         raise InputError(f"components must be at least 1, got {components}")
-    with evaluating(model, guide, _of_fits(seed)):
+    with evaluating(model, guide, stream_seed(seed, "fit")):
         first = model.to_input(next(iter(evaluation_batches(data, "data")))[:1])
         support: Any = guide.posterior(first.x, **first.given).support
         counted = getattr(support, "lower_bound", None) == 0 and getattr(support, "upper_bound", None) is None
@@ -153,7 +149,8 @@ def fit_prior(
     if len(z) < 2:
         raise InputError(f"a mixture needs at least 2 observations, got {len(z)}")
     # at random, because data may be in a periodic order
-    held_out = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)) % _HELD_OUT == 1
+    chance = torch.Generator().manual_seed(stream_seed(0, "held out"))
+    held_out = torch.randperm(len(z), generator=chance) % _HELD_OUT == 1
     number, scores = min(components, int((~held_out).sum())), dict[int, float]()
     with tqdm(desc="mixtures", unit="fit", disable=not progress, leave=None) as bar:
         # at least four numbers, and half as many components as long as fewer are better
@@ -264,16 +261,11 @@ def reconstructed(model: GenerativeModel, guide: AmortizedGuide, data: Batch, *,
         [torch.Size([4, 5])]
     """
     for number, part in enumerate(evaluation_batches(data, "observations")):
-        with evaluating(model, guide, _stream(seed, number)):
+        with evaluating(model, guide, stream_seed(seed, f"batch {number}")):
             batch = model.to_input(part)
             z = guide.posterior(batch.x, **batch.given).sample()
             means = model.observation(z, **batch.given).mean.cpu()
         yield means
-
-
-def _stream(seed: int, batch: int) -> int:
-    """Return the seed of a batch: with streams of their own, the caller's random numbers do not affect them."""
-    return (seed * 1_000_003 + batch) % 2**32
 
 
 class Generated(NamedTuple):
@@ -325,7 +317,7 @@ def generated(
         [torch.Size([2, 5])]
     """
     for batch, done in enumerate(range(0, count, BATCH)):
-        with evaluating(model, guide, _stream(seed, batch)):
+        with evaluating(model, guide, stream_seed(seed, f"batch {batch}")):
             number = min(BATCH, count - done)
             if isinstance(sampler, PosteriorSampler):
                 z, own = sampler.sample_pairs(number)

@@ -43,6 +43,7 @@ from pyro_nbvae.networks import build_decoder, build_encoder
 from pyro_nbvae.networks.initialization import evaluation_mode, initialize
 from pyro_nbvae.networks.outputs import Decoder, per_exposure
 from pyro_nbvae.priors import JointPrior
+from pyro_nbvae.seeds import stream_seed
 
 
 def _check_shape(x: Tensor, event_shape: torch.Size) -> None:
@@ -869,5 +870,5 @@ def evaluating(model: GenerativeModel, guide: AmortizedGuide, seed: int) -> Iter
         guide.exact(),
         pyro.validation_enabled(False),
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "evaluation"))
         yield

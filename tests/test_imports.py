@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pyro_nbvae"
 # from the bottom; what stands in one line may know each other
 LAYERS = [
-    {"errors", "batching", "arriving"},
+    {"errors", "seeds", "batching", "arriving"},
     {"distributions"},
     {"infer", "likelihoods", "networks", "priors"},
     {"vae"},

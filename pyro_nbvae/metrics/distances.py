@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_nbvae.batching import evaluation_batches, random_subset
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.metrics.features import Features
+from pyro_nbvae.seeds import stream_seed
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -138,6 +139,6 @@ def _kernel_distance(features: Features, real: Tensor, generated: Tensor, subset
     kernel.update(real.to(device), real=True)
     kernel.update(generated.to(device), real=False)
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "KID"))
         mean, std = kernel.compute()
     return {"kid": float(mean)} | ({"kid_std": float(std)} if 2 * size <= fewest else {})

@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_nbvae.batching import Batch, Recording
 from pyro_nbvae.distributions import Integer, Relaxation
 from pyro_nbvae.errors import InputError
+from pyro_nbvae.seeds import stream_seed
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Number of observations that the decoder receives at a time.
@@ -279,7 +280,7 @@ def gradient_moments(
     number = getattr(model, "data_size", None) or len(x)  # with a data size, the loss is that of all data
     devices = [batch.x.device] if batch.x.is_cuda else []
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "gradients"))
         for _ in range(samples):
             loss = elbo.differentiable_loss(model, guide, batch.x, **batch.given) / number  # type: ignore[attr-defined]
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()

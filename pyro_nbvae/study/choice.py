@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_nbvae.batching import random_subset
 from pyro_nbvae.metrics.gradients import gradient_errors
 from pyro_nbvae.study.build import build, resolve
 from pyro_nbvae.study.data import Data
@@ -46,10 +47,8 @@ def choose(config: TrainConfig[Any], data: Data, device: torch.device) -> tuple[
     model, guide, _ = build(plain, data.event_shape)
     model.to(device)
     guide.to(device)
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003)
     train_set = data.training[: config.train_size]
-    first = torch.randperm(len(train_set), generator=generator)[:OBSERVATIONS]
-    x = train_set[first].floats().to(device)
+    x = random_subset(train_set, OBSERVATIONS).floats().to(device)
     guide.initialize(train_set.to(device))
     model.initialize(train_set.to(device))
     size = plain.training.batch_size

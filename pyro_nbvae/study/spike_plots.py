@@ -21,6 +21,7 @@ from pyro_nbvae.errors import InputError
 from pyro_nbvae.likelihoods import CountLikelihood
 from pyro_nbvae.metrics import Calibration, calibration, fano_factors
 from pyro_nbvae.metrics.spikes import absent, predictive
+from pyro_nbvae.seeds import stream_seed
 from pyro_nbvae.study.build import load_data
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_seed
@@ -376,7 +377,8 @@ def describe_counts(data: Data, *, compare: bool = True) -> list[str]:
     neurons = x.shape[-1]
     rates = condition_rates(recording, labels, labels).expand(x.shape)
     means = rates if recording.exposure is None else rates * double(recording.exposure)
-    simulated = torch.poisson(means, generator=torch.Generator().manual_seed(0)).masked_fill(missing, math.nan)
+    noise = torch.Generator().manual_seed(stream_seed(0, "simulation"))
+    simulated = torch.poisson(means, generator=noise).masked_fill(missing, math.nan)
     often = x.nansum(tuple(range(x.dim() - 1))) >= 0.05 * (~missing).sum(tuple(range(x.dim() - 1)))
     within = f"within {'label and ' * (labels is not None)}{'bin' if x.dim() == 3 else 'recording'}"
     lines = []

@@ -142,7 +142,7 @@ def random_subset(x: Sliced, most: int) -> Sliced:
     Example::
 
         >>> random_subset(torch.arange(7), 3)
-        tensor([2, 4, 6])
+        tensor([0, 3, 6])
     """
     subset = RandomSubset(most)
     subset.add(x)

@@ -88,7 +88,7 @@ def _sample_parameters(module: nn.Module) -> None:
 def _training_data(data: Batch, event_shape: torch.Size) -> Recording:
     """Return data for the initialisation, as a model takes them: a random subset that fits into memory.
 
-    The observations with the smallest and the largest value are among them.
+    The observations with the smallest and the largest observed value, per exposure, are among them.
 
     Raises:
         InputError: for data of another shape, without an observation, or with observed values that are not finite.
@@ -97,8 +97,11 @@ def _training_data(data: Batch, event_shape: torch.Size) -> Recording:
     _check_shape(data.x, event_shape)
     used = random_subset(data, max(1000, 2**25 // max(1, math.prod(event_shape))))
     if len(used) < len(data):
-        flat = data.filled(1).flatten(1)
-        used = Recording.cat([used, data[[int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]]])
+        low = high = per_exposure(data)
+        if data.mask is not None:
+            low, high = (low.float().masked_fill(~data.mask, end) for end in (math.inf, -math.inf))
+        extremes = [int(low.flatten(1).amin(1).argmin()), int(high.flatten(1).amax(1).argmax())]
+        used = Recording.cat([used, data[extremes]])
     if not len(used) or not bool(used.filled(1).isfinite().all()):
         raise InputError(f"training data need at least one observation and finite values, got {len(data)} observations")
     # a network takes them in its own dtype

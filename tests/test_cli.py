@@ -185,9 +185,10 @@ def test_missing_data_with_no_network(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "generate", "reconstruct"])
+@pytest.mark.parametrize("command", ["evaluate", "generate", "reconstruct", "encode", "predict"])
 def test_a_folder_that_holds_no_run(capsys, tmp_path, command):
-    assert f"{tmp_path} holds no run" in refused(capsys, command, tmp_path)
+    for folder in (tmp_path, tmp_path / "nothing"):
+        assert f"{folder} holds no run" in refused(capsys, command, folder)
 
 
 def test_a_checkpoint_of_another_shape(capsys, folder, tmp_path):

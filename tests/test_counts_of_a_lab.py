@@ -528,6 +528,30 @@ def test_validation_does_not_divide_groups(tmp_path):
     assert not parts[0] & parts[1] and parts[1]
 
 
+def test_the_seconds_of_a_step_are_of_the_steps_that_were_made(tmp_path):
+    """Groups of unequal size: not a tenth of the rows validate."""
+    trial = np.repeat(np.arange(40), np.arange(40) % 7 * 5 + 1)
+    np.savez(tmp_path / "rows.npz", counts=np.ones((len(trial), 3), int), trial=trial)
+    run, flags = tmp_path / "run", ["--validate", *SMALL, "--batch-size", "10"]
+    main(["train", "--data", str(tmp_path / "rows.npz"), "--likelihood", "poisson", *flags, "--out", str(run)])
+    this = Evaluation(Run(run), device="cpu", progress=False)
+    trainer = Trainer(Run(run), this.config, this.data, torch.device("cpu"), Processes())
+    assert len(trainer.train_set) != len(trial) * 81 // 100
+    assert this.seconds_per_step() * trainer.steps == pytest.approx(np.median([row["seconds"] for row in this.log]))
+
+
+def test_a_score_of_a_single_group_does_not_have_the_error_of_an_earlier_one(tmp_path):
+    arrays = {"counts": recording()["counts"][:, 0], "trial": np.arange(60) // 20}
+    np.savez(tmp_path / "r.npz", **arrays)
+    flags = ["--folds", "3", "--likelihood", "poisson", *SMALL, "--out", str(tmp_path / "run")]
+    main(["train", "--data", str(tmp_path / "r.npz"), *flags])
+    run = Run(tmp_path / "run")
+    found = evaluate(run, device="cpu", importance_samples=2, progress=False)
+    run.write_json("metrics.json", {**found, "bits_per_spike_error": 0.1})
+    found = evaluate(run, device="cpu", importance_samples=2, progress=False)
+    assert found["bits_per_spike_error"] is None and found["bits_per_spike"] is not None
+
+
 def test_a_run_that_learned_its_trials_by_heart_says_so(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "noise.npz", counts=rng.poisson(1.0, (40, 30)))
@@ -598,7 +622,7 @@ def test_generated_counts_have_the_exposures_of_the_recording(tmp_path):
 
 
 @pytest.mark.filterwarnings("default:.*never observed")
-def test_files_of_latents_say_what_was_held_out(tmp_path, capsys):
+def test_files_of_latents_say_what_was_held_out(tmp_path, capsys, monkeypatch):
     """And what was never observed has no prediction."""
     arrays = recording()
     mask = np.ones(arrays["counts"].shape, bool)
@@ -624,9 +648,13 @@ def test_files_of_latents_say_what_was_held_out(tmp_path, capsys):
     np.savez(tmp_path / "new.npz", **arrays)  # in a new recording the neuron is observed
     main(["predict", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--samples", "2", "--device", "cpu"])
     predicted = arrays_of(tmp_path / "run/predictions.npz")
+    drawn = {}
+    monkeypatch.setattr(generation, "plot_recordings", lambda parts, path, **_: drawn.update(parts))
     main(["generate", str(tmp_path / "run"), "--count", "5", "--device", "cpu"])
     simulated = arrays_of(tmp_path / "run/samples.npz")
     assert np.isnan(simulated["mean"][..., 2]).all() and (simulated["mask"] == (np.arange(6) != 2)).all()
+    for part in drawn["means"], drawn["draws"]:
+        assert torch.equal(part.isnan(), torch.arange(6).expand(5, 4, 6) == 2)
     assert np.isnan(predicted["rates"][..., 2]).all() and np.isfinite(predicted["rates"][..., 3]).all()
     assert np.array_equal(predicted["filled"], arrays["counts"])
     capsys.readouterr()

@@ -66,7 +66,7 @@ def test_two_processes_beside_one(tmp_path):
     assert errors.iloc[-1] < errors.iloc[0]
 
     # each process has a stream of noise of its own, kept in the checkpoint; none is that of the initialisation
-    saved = [rng for rng, _ in Run(two / "EX-C").read_checkpoint()["rng"]]
+    saved = [rng for rng, _ in Run(two / "whole").read_checkpoint()["rng"]]
     begun = [torch.load(path, weights_only=True) for path in sorted(two.glob("noise*.pt"))]
     assert len(saved) == len(begun) == 2
     drawn = [*map(draws_of, saved), *(tuple(noise.tolist()) for noise in begun), draws_of(seed=SEED)]

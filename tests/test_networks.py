@@ -9,8 +9,8 @@ from pyro.infer import SVI
 from pyro.optim import Adam, ClippedAdam
 from torch import nn
 
-from pyro_nbvae import likelihoods
-from pyro_nbvae.batching import to_floats
+from pyro_nbvae import likelihoods, vae
+from pyro_nbvae.batching import Recording, random_subset, to_floats
 from pyro_nbvae.guides import GaussianGuide, PoissonGuide
 from pyro_nbvae.infer import AnalyticKL_ELBO, learning_rates
 from pyro_nbvae.metrics import held_out
@@ -296,6 +296,25 @@ def test_images_of_any_range():
         assert torch.equal(other.decode(z), model.decode(z))
         guide = GaussianGuide(model, encoder="linear")
         assert math.isfinite(AnalyticKL_ELBO().loss(model, guide, x))
+
+
+@pytest.mark.parametrize("given", ["mask", "exposure"])
+def test_the_range_of_images_is_that_of_all_that_was_observed(given, monkeypatch):
+    """Also where a part of the data initialises: per exposure, and whatever stands where nothing was observed."""
+    monkeypatch.setattr(vae, "random_subset", lambda x, most: random_subset(x, 50))
+    torch.manual_seed(0)
+    x = torch.rand(400, 1, 8, 8) * 5.2 - 5
+    x[9, 0, 0, 0], x[11, 0, 0, 0] = 0.7, -6.0
+    if given == "mask":
+        mask = torch.rand(400, 1, 8, 8) > 0.1
+        mask[9, 0, 0, 0] = mask[11, 0, 0, 0] = True
+        data = Recording(torch.where(mask, x, math.nan), mask)
+    else:
+        exposure = torch.where((torch.arange(400) == 9) | (torch.arange(400) == 11), 1.0, 10.0)
+        data = Recording(x * exposure.reshape(-1, 1, 1, 1), exposure=exposure)
+    model = GaussianModel((1, 8, 8), 2, decoder="linear")
+    model.initialize(data)
+    assert (model.decoder.output.low, model.decoder.output.high) == pytest.approx((-6.0, 0.7))
 
 
 @pytest.mark.parametrize(

@@ -439,6 +439,42 @@ def test_a_column_of_other_labels_is_no_data(tmp_path):
     assert data.event_shape == (2,) and data.classes == ("a",)
 
 
+def test_a_column_of_groups_is_never_one_of_labels(tmp_path):
+    x = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["p", "q"])
+    mice = x.assign(**{"class": np.arange(40) % 12})
+    mice.to_csv(tmp_path / "t.csv", index=False)
+    data = load(str(tmp_path / "t.csv"), reading=Reading(group="class"))
+    assert data.event_shape == (2,) and data.classes is None and data.groups[0] is not None
+    mice.assign(label="a").to_csv(tmp_path / "t.csv", index=False)
+    data = load(str(tmp_path / "t.csv"), reading=Reading(group="class"))
+    assert data.event_shape == (2,) and data.classes == ("a",)
+
+
+def test_labels_that_number_the_rows_are_labels(tmp_path):
+    x = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["p", "q"])
+    x.assign(id=range(40)).to_csv(tmp_path / "t.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = load(str(tmp_path / "t.csv"), reading=Reading(labels="id"))
+    assert data.event_shape == (2,) and len(data.classes) == 40
+
+
+def test_a_column_that_an_option_names_is_one(tmp_path):
+    x = pd.DataFrame(np.ones((40, 3)), columns=["mouse", "mouse", "x"])
+    x.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match="has 2 columns mouse: rename all but one"):
+        load(str(tmp_path / "t.csv"), reading=Reading(group="mouse"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "one.npz"])
+def test_whole_data_need_no_groups(name, tmp_path):
+    """Nothing is held out of new data: a group may be missing."""
+    x, mouse = np.random.default_rng(0).normal(size=(40, 3)), np.array(["", *"abcdefghijklm" * 3])
+    pd.DataFrame(x, columns=list("pqr")).assign(mouse=mouse).to_csv(tmp_path / "t.csv", index=False)
+    np.savez(tmp_path / "one.npz", x=x, mouse=mouse)
+    assert len(load(str(tmp_path / name), reading=Reading(group="mouse", whole=True)).train) == 40
+
+
 @pytest.mark.parametrize("name", ["t.csv", "one.npz"])
 def test_columns_that_options_name_are_labels_and_groups(name, tmp_path):
     """Rows of a group stay together, and neither column is data."""

@@ -220,17 +220,18 @@ def test_the_processes_of_a_grid_know_what_a_user_registered(tmp_path, monkeypat
     assert error.endswith(", my-table\n")
 
 
-def test_data_that_have_changed_leave_no_old_row(tmp_path):
-    """And data that are no images are finished: the second time nothing is run."""
+@pytest.mark.parametrize("images", [False, True])
+def test_data_that_have_changed_leave_no_old_row(images, tmp_path):
+    """And data without FID, also counts in the shape of images, are finished: the second time nothing is run."""
     path, rng = tmp_path / "x.npy", np.random.default_rng(0)
-    np.save(path, rng.normal(size=(60, 5)))
+    np.save(path, rng.poisson(3.0, (60, 1, 8, 8)) if images else rng.normal(size=(60, 5)))
     table = Table(
         name="own",
         title="Own data",
         variants=("P-VAE", "G-VAE"),
         data=(str(path),),
         metrics=("mse", "elbo"),
-        varied=lambda base: {"": {**LINEAR, "likelihood": "gaussian"}},
+        varied=lambda base: {"": {**LINEAR, "likelihood": "poisson" if images else "gaussian"}},
     )
     chosen = Reproduction(out=str(tmp_path / "out"), samples=30, seeds=(0,))
     reproduce(table, replace(chosen, variants=("P-VAE",)))
@@ -238,7 +239,7 @@ def test_data_that_have_changed_leave_no_old_row(tmp_path):
     made = (cell.folder / "metrics.json").stat().st_mtime_ns
     reproduce(table, replace(chosen, variants=("P-VAE",)))
     assert (cell.folder / "metrics.json").stat().st_mtime_ns == made
-    np.save(path, rng.normal(size=(60, 5)))
+    np.save(path, np.load(path)[::-1])
     with pytest.raises(InputError, match=r"x\.npy does not hold the data that .*P-VAE"):
         reproduce(table, chosen)
 

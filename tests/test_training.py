@@ -504,6 +504,12 @@ def test_broken_run_folders(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         Run(tmp_path / "nothing").load()
     state = run.read_checkpoint()
+    earlier = Run(tmp_path / "earlier")
+    earlier.folder.mkdir()
+    earlier.write_config(*run.config())
+    earlier.write_checkpoint({name: part for name, part in state.items() if name != "never_observed"})
+    with pytest.raises(InputError, match=r"it has no entry never_observed.: train the run again"):
+        earlier.load()
     state["model"]["prior.logits"] = torch.zeros(9)
     run.write_checkpoint(state)
     with pytest.raises(InputError, match=r"does not match .*size mismatch for prior.logits"):

@@ -15,7 +15,7 @@ from pyro_nbvae.guides import GaussianGuide
 from pyro_nbvae.study.config import configure
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import replace
-from pyro_nbvae.study.variants import VARIANTS, GaussianVAE, register_variant
+from pyro_nbvae.study.variants import GaussianVAE, register_variant
 
 
 class NoteNoise(GaussianGuide):
@@ -69,8 +69,8 @@ TINY = {
     "device": "cpu",
 }
 SEED = 0
-# not those that an example has registered in this process
-OTHERS = [name for name, one in VARIANTS.items() if type(one).__module__.startswith("pyro_nbvae.")]
+# a joint prior, a KL from draws, categories, a learned prior, learned scales: the processes share all of these
+OTHERS = ("CMP-MAR", "MC-G", "C-VAE", "DS-I", "GS-VAE")
 
 
 def main(out):

@@ -451,9 +451,10 @@ class MixtureOfNegativeBinomials(TiltedMixture):
         reference = NegativeBinomial(total_count, logits=middle, validate_args=validate_args)
         shift = logits - middle
         super().__init__(reference, (shift,), component_logits, validate_args=validate_args)
-        if self._validate_args and bool((shift.abs() > MOST_SHIFT).any()):
+        largest = shift[component_logits > -torch.inf].abs().max()
+        if self._validate_args and bool(largest > MOST_SHIFT):
             raise ValueError(
-                f"logits are up to {float(shift.abs().max()):.3g} from those of the mean of the mixture, "
+                f"logits are up to {float(largest):.3g} from those of the mean of the mixture, "
                 f"{MOST_SHIFT} is the most: limit them"
             )
 

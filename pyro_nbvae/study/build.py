@@ -6,15 +6,17 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.infer import ELBO
 
 from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study.data import Data, full_name, load
+from pyro_nbvae.study.data.arrays import fold_of
 from pyro_nbvae.study.files import expanded
 from pyro_nbvae.study.processes import local_rank
-from pyro_nbvae.study.tree import Network, TrainConfig, Training, options, replace
+from pyro_nbvae.study.tree import Network, Reading, TrainConfig, options, replace
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel
 
 # Least number of passes over the training data and of steps, if the number of epochs is open.
@@ -29,9 +31,21 @@ def steps_per_epoch(observations: int, batch_size: int) -> int:
     return max(1, full + (rest > 1))
 
 
-def trained_on(training: Training, observations: int) -> int:
-    """Return the number of observations that remain for training, if some are held out from so many."""
-    return observations - training.validated * (observations // VALIDATED)
+def validation_rows(config: TrainConfig[Any], data: Data) -> torch.Tensor:
+    """Return which of the training observations validate, bool (N,): none, or a tenth with the labels of the others.
+
+    Raises:
+        InputError: for fewer than ten, or ten groups.
+    """
+    number = len(data.train[: config.train_size])
+    if not config.training.validated:
+        return torch.zeros(number, dtype=torch.bool)
+    labels, groups = (None if part is None else part[:number].numpy() for part in (data.train_labels, data.groups[0]))
+    there = number if groups is None else len(np.unique(groups))
+    if there < VALIDATED:
+        what = "observations" if groups is None else "groups"
+        raise InputError(f"validation needs at least {VALIDATED} training {what}, got {there}")
+    return torch.from_numpy(fold_of(number, Reading(folds=VALIDATED), labels, groups) == 0)
 
 
 def load_data(
@@ -72,8 +86,7 @@ def resolve(config: TrainConfig[Any], event_shape: tuple[int, ...], data: Data |
     training, image = config.training, is_image_shape(event_shape)
     epochs = training.epochs or EPOCHS
     if training.epochs is None and data is not None:
-        observations = trained_on(training, len(data.train[: config.train_size]))
-        steps = steps_per_epoch(observations, training.batch_size)
+        steps = steps_per_epoch(int((~validation_rows(config, data)).sum()), training.batch_size)
         epochs = max(EPOCHS, math.ceil(STEPS / steps))
     counts = config.likelihood.kind in ("poisson", "negative_binomial", "com_poisson")
     network = "conv" if image else "temporal" if counts and len(event_shape) == 2 else "mlp"

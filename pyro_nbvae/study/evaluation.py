@@ -41,7 +41,7 @@ from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
 from pyro_nbvae.metrics.spikes import absent, relative_to_null
 from pyro_nbvae.sampling import generated, reconstructed
-from pyro_nbvae.study.build import build, steps_per_epoch, trained_on
+from pyro_nbvae.study.build import build, steps_per_epoch, validation_rows
 from pyro_nbvae.study.data import Data
 from pyro_nbvae.study.errors import check_member, check_number, check_seed
 from pyro_nbvae.study.features import build_features, check_features, distances, suffix_of
@@ -267,8 +267,8 @@ class Evaluation:
 
     def seconds_per_step(self) -> float:
         """Return the seconds per training step, the median over epochs."""
-        training = self.config.training
-        steps = steps_per_epoch(trained_on(training, self.trained_on), training.batch_size)
+        observations = int((~validation_rows(self.config, self.data)).sum())
+        steps = steps_per_epoch(observations, self.config.training.batch_size)
         return median(row["seconds"] for row in self.log) / steps
 
 
@@ -619,7 +619,11 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
         networks |= {kind: network for kind, network in others if suffix_of(kind) not in taken}
     own = getattr(getattr(this.config.vae, "prior", None), "kind", None)
     prior = "fitted mixture" if this.sampler == "mixture" else own
-    kept = {one: v for one, v in before.items() if same and one in METRICS and values.get(one) is None}
+    measured_by = [network for network in networks.values() if network is not None]
+    # beside a new value not the error of an earlier one, where now there is none: a single group has none
+    settled = {f"{one}_error" for one, value in values.items() if value is not None} & set(values)
+    open_still = {one for one in METRICS if values.get(one) is None} - settled
+    kept = {one: before[one] for one in METRICS if one in open_still and one in before and same}
     if kept.get("importance_weighted_bound") is not None:
         kept["importance_samples"] = before["importance_samples"]
     content = {
@@ -627,8 +631,7 @@ def _write(this: Evaluation, names: Sequence[str], about: Mapping[str, object]) 
         "data": this.config.data,
         **({} if prior is None else {"prior": prior}),
         **now,
-        "feature_sets": list(networks),
-        "feature_networks": [network for network in networks.values() if network is not None],
+        **({"feature_sets": list(networks), "feature_networks": measured_by} if this.data.images else {}),
         "train_size": this.trained_on,
         **about,
         **this.made_by,

@@ -117,7 +117,8 @@ def config_json(config: TrainConfig[Any], event_shape: tuple[int, ...]) -> dict[
 
 def _check_state(state: Mapping[str, object]) -> None:
     """Raise ValueError if a part of the checkpoint is missing."""
-    parts = {"model": dict, "guide": dict, "optimizer": dict, "scheduler": dict, "log": list, "rng": list}
+    parts: dict[str, type] = {"model": dict, "guide": dict, "optimizer": dict, "scheduler": dict, "log": list}
+    parts |= {"rng": list, "never_observed": Tensor}
     for name, kind in parts.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"it has no entry {name}")

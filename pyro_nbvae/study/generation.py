@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -186,8 +187,8 @@ def generate(
     check_member("sampler", sampler, get_args(SamplerName))
     check_number("--count", count, 1, MOST_SHOWN)
     check_seed(seed)
-    path = target(run, out, "samples.npz" if sampler == "prior" else f"samples-{sampler}.npz")
     state = run.read_checkpoint()
+    path = target(run, out, "samples.npz" if sampler == "prior" else f"samples-{sampler}.npz")
     config, model, guide = run.load_from(state, device, fitted=sampler == "mixture")
 
     def train() -> Recording:
@@ -199,15 +200,16 @@ def generate(
     given = {} if sampler == "posterior" else _conditions(config, condition, train)
     batches = list(generated(model, guide, drawer, count, seed=seed, given=given))
     z, mean, x = (torch.cat([getattr(part, name) for part in batches]) for name in ("z", "mean", "x"))
-    arrays = {"z": by_bin(z, model, config).numpy(), "mean": mean.numpy()}
+    arrays = {"z": by_bin(z, model, config).numpy()}
     if _is_recording(model):
         arrays["counts"] = x.numpy().astype(np.int64)
-        never = state.get("never_observed", torch.tensor(False)).numpy()
+        never = state["never_observed"]
         if never.any():  # no model can learn their rates
-            arrays["mask"] = np.broadcast_to(~never, x.shape)
-            arrays["mean"] = np.where(never, np.nan, arrays["mean"])
+            arrays["mask"] = np.broadcast_to(~never.numpy(), x.shape)
+            mean, x = (part.masked_fill(never, math.nan) for part in (mean, x))
     else:
         arrays["x"] = x.numpy()
+    arrays["mean"] = mean.numpy()
     own = {name: torch.cat([part.given[name] for part in batches]).numpy() for name in batches[0].given}
     if config.conditions is not None:
         free = config.reading.labels not in arrays

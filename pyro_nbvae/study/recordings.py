@@ -103,8 +103,8 @@ def encode_run(
         InputError: for a folder that contains no trained run, and for data that the run does not take.
     """
     check_seed(seed)
-    path = target(run, out, "latents.npz", ".h5ad")
     state = run.read_checkpoint()
+    path = target(run, out, "latents.npz", ".h5ad")
     config, model, guide = run.load_from(state, device)
     whole, held_out = _whole(config, data, data_root), _held_out(run, state, data, data_root)
     if path.suffix == ".h5ad" and Path(whole.name).suffix != ".h5ad":
@@ -180,12 +180,12 @@ def predict_run(
     """
     check_seed(seed)
     check_number("--samples", samples, 2, 100_000)
-    path = target(run, out, "predictions.npz")
     state = run.read_checkpoint()
+    path = target(run, out, "predictions.npz")
     config, model, guide = run.load_from(state, device)
     whole, held_out = _whole(config, data, data_root).training, _held_out(run, state, data, data_root)
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
-    never = state.get("never_observed", torch.tensor(False))
+    never = state["never_observed"]
     found = Prediction(*(part.masked_fill(never, math.nan) for part in (found.mean, found.low, found.high)))
     filled = found.filled(whole.floats())
     tensors = {"rates": found.mean, "low": found.low, "high": found.high, "filled": filled}

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from pyro_nbvae.batching import is_image_shape
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.study import plugins
 from pyro_nbvae.study.build import choose_device, load_data
@@ -40,7 +39,7 @@ def missing_metrics(cell: Cell, table: Table, chosen: Reproduction) -> list[str]
     measured = cell.run.read_json(metrics_file())
     if not is_final(cell, measured, chosen.number_of_samples):
         return wanted
-    lacking = is_image_shape(cell.run.config()[1]) and not set(chosen.features) <= set(measured.get("feature_sets", []))
+    lacking = "feature_sets" in measured and not set(chosen.features) <= set(measured["feature_sets"])
     return [name for name in wanted if name not in measured or (lacking and METRICS[name].in_features)]
 
 

@@ -32,17 +32,16 @@ from pyro_nbvae.infer.rates import PRIOR_LR_MULTIPLIER
 from pyro_nbvae.metrics import fano_factor, held_out, unit_information
 from pyro_nbvae.metrics.held_out import COLLAPSED_NATS
 from pyro_nbvae.sampling import posterior_samples, start_prior
-from pyro_nbvae.study.build import VALIDATED, build, choose_device, load_data, resolve, steps_per_epoch
+from pyro_nbvae.study.build import build, choose_device, load_data, resolve, steps_per_epoch, validation_rows
 from pyro_nbvae.study.choice import choose, explain
 from pyro_nbvae.study.config import checked
 from pyro_nbvae.study.data import Data
-from pyro_nbvae.study.data.arrays import fold_of
 from pyro_nbvae.study.data.sources import unlabelled
 from pyro_nbvae.study.errors import first_line
 from pyro_nbvae.study.folder import Checkpoint, Run, ends_early, identity
 from pyro_nbvae.study.processes import Processes, processes
 from pyro_nbvae.study.provenance import provenance
-from pyro_nbvae.study.tree import Reading, TrainConfig, options
+from pyro_nbvae.study.tree import TrainConfig, options
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
 # Number of held-out observations, at random, that are evaluated for the log after each epoch; nbvae evaluate uses all.
@@ -200,7 +199,7 @@ class Trainer:
 
         # data
         x = data.training[: config.train_size]
-        chosen = self._validated_of(len(x))
+        chosen = validation_rows(config, data)
         self.train_set, self.validation_set = x[~chosen].to(device), random_subset(x[chosen], LOGGED).to(device)
         self.test_set = random_subset(data.held_out, LOGGED).to(device)
         self.steps = steps_per_epoch(len(self.train_set), self.options.batch_size)
@@ -243,23 +242,6 @@ class Trainer:
         # the noise of a process: another one for each, and not that of the initialisation; torch's generator for the
         # CPU reads 32 bits of a seed
         torch.manual_seed((int(np.random.SeedSequence(config.seed).generate_state(1)[0]) + group.rank) % 2**32)
-
-    def _validated_of(self, number: int) -> Tensor:
-        """Return which of the training observations validate, bool: a tenth at random, with the labels of the others.
-
-        Raises:
-            InputError: for fewer than ten, or ten groups.
-        """
-        if not self.validated:
-            return torch.zeros(number, dtype=torch.bool)
-        labels, groups = (
-            None if part is None else part[:number].numpy() for part in (self.data.train_labels, self.data.groups[0])
-        )
-        there = number if groups is None else len(np.unique(groups))
-        if there < VALIDATED:
-            what = "observations" if groups is None else "groups"
-            raise InputError(f"validation needs at least {VALIDATED} training {what}, got {there}")
-        return torch.from_numpy(fold_of(number, Reading(folds=VALIDATED), labels, groups) == 0)
 
     def warn(self) -> None:
         """Warn of data that another likelihood or another range would describe better."""

@@ -181,6 +181,8 @@ def test_a_mixture_of_negative_binomials_is_one():
         MixtureOfNegativeBinomials(r, logits, weights[:2])
     with pytest.raises(ValueError, match=r"logits are up to 39.*30 is the most"):
         MixtureOfNegativeBinomials(torch.ones(2), torch.tensor([[0.0, -40.0], [-40.0, 0.0]]), torch.zeros(2))
+    alone = MixtureOfNegativeBinomials(torch.ones(2), torch.tensor([[0.0, 0], [40, 40]]), torch.tensor([0, -math.inf]))
+    torch.testing.assert_close(alone.mean, torch.ones(2))  # a component of weight 0 may be anywhere
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(d.mean, MixtureOfNegativeBinomials(r, logits, weights).mean)
         torch.testing.assert_close(d.mean, theirs.mean)

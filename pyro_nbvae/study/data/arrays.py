@@ -102,6 +102,8 @@ def hold_out(x: Tensor, labels: Labels, reading: Reading, groups: np.ndarray | N
     Raises:
         InputError: for fewer observations than folds.
     """
+    if reading.whole:
+        groups = None
     codes = None
     if labels is not None:
         (coded, _, _) = class_labels((labels, None), (len(x), 0))  # one for each observation, or an error

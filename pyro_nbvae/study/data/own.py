@@ -47,8 +47,8 @@ def _read_npz(path: Path, reading: Reading) -> Split:
         (x,) = as_tensors(path, {only: arrays[only]})
         optional = reading.labels == DEFAULT_READING.labels or reading.whole
         labels = arrays.get(reading.labels) if optional else column_of(path, reading.labels, arrays)
-        named = reading.group is not None and not (reading.whole and reading.group not in arrays)
-        return hold_out(x, labels, reading, column_of(path, str(reading.group), arrays) if named else None)
+        whole = reading.group is None or reading.whole
+        return hold_out(x, labels, reading, None if whole else column_of(path, str(reading.group), arrays))
     raise InputError(
         f"{path} holds {', '.join(arrays) or 'nothing'}: expected the array counts (and mask, exposure, "
         "covariates, labels, trial, session), train and test (and train_labels, test_labels), or one array (and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def _has_header(cells: pd.DataFrame, numbers: pd.DataFrame) -> bool:
 
 
 def read_sheet(path: Path, reading: Reading) -> Split:
-    """Read a table of numbers; a tenth of its rows is held out.
+    """Read a table of numbers; a fold of its rows is held out.
 
     A first row of names is recognised. The column that ``reading.labels`` names, or one named label, labels, class,
     classes or target, holds the labels; the one that ``reading.group`` names is no part of the data either. A first
@@ -80,32 +81,34 @@ def read_sheet(path: Path, reading: Reading) -> Split:
     for name in (reading.group, reading.labels if reading.labels != DEFAULT_READING.labels else None):
         if name is not None and name not in numbered and not reading.whole:
             raise InputError(f"{path} has no column {name}: it has {', '.join(numbered) or 'no names of columns'}")
+        if name is not None and (number := list(names.values()).count(name)) > 1:
+            raise InputError(f"{path} has {number} columns {name}: rename all but one")
     of_group = numbered.get(reading.group or "")
+    of_labels = [k for k, name in names.items() if name.lower() in LABELS and k != of_group]
+    others: list[Hashable] = []
+    if reading.labels != DEFAULT_READING.labels:
+        others = [k for k in of_labels if names[k] != reading.labels]
+        of_labels = [numbered[reading.labels]] if reading.labels in numbered else []
     left_out = [
         column
         for column, name in names.items()
         if header
         and name.lower() in NUMBERING
         and (name or column == 1)
-        and column != of_group
+        and column not in (of_group, *of_labels)
         and _is_numbering(numbers[column])
     ]
     if left_out:
         shown = " and ".join(f"{names[k]!r}" if names[k] else "without a name" for k in left_out)
         warnings.warn(f"{path}: the column {shown} numbers the rows and is not used: rename it to use it", stacklevel=2)
-    of_labels = [column for column, name in names.items() if name.lower() in LABELS]
-    if reading.labels != DEFAULT_READING.labels:
-        others = [column for column in of_labels if names[column] != reading.labels and column != of_group]
-        if others:
-            shown = ", ".join(names[column] for column in others)
-            warnings.warn(f"{path}: {shown} is not used, because --labels is {reading.labels}", stacklevel=2)
-            left_out += others
-        of_labels = [numbered[reading.labels]] if reading.labels in numbered else []
+    if others:
+        shown = ", ".join(names[column] for column in others)
+        warnings.warn(f"{path}: {shown} is not used, because --labels is {reading.labels}", stacklevel=2)
     if len(of_labels) > 1:
         raise InputError(
             f"{path} has several columns of labels, {', '.join(names[k] for k in of_labels)}: rename all but one"
         )
-    columns = [column for column in cells if column not in (*left_out, *of_labels, of_group)]
+    columns = [column for column in cells if column not in (*left_out, *others, *of_labels, of_group)]
     data = numbers[columns]
 
     def place(_: str, at: list[int]) -> str:

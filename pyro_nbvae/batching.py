@@ -251,8 +251,11 @@ class Recording:
         given = {name: part if part.dtype == torch.bool else part.float() for name, part in self.given.items()}
         return Recording(to_floats(self.x), **given)
 
-    def filled(self, value: float) -> Tensor:
-        """Return the observations, with this value where none was observed."""
+    def filled(self, value: float = 1.0) -> Tensor:
+        """Return the observations, with this value where none was observed.
+
+        Such values have no weight, but must have a finite gradient: nearly every likelihood has 1 in its support.
+        """
         return self.x if self.mask is None else self.x.masked_fill(~self.mask, value)
 
     @property

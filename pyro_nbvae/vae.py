@@ -102,19 +102,10 @@ def _training_data(data: Batch, event_shape: torch.Size) -> Recording:
             low, high = (low.float().masked_fill(~data.mask, end) for end in (math.inf, -math.inf))
         extremes = [int(low.flatten(1).amin(1).argmin()), int(high.flatten(1).amax(1).argmax())]
         used = Recording.cat([used, data[extremes]])
-    if not len(used) or not bool(used.filled(1).isfinite().all()):
+    if not len(used) or not bool(used.filled().isfinite().all()):
         raise InputError(f"training data need at least one observation and finite values, got {len(data)} observations")
     # a network takes them in its own dtype
     return Recording(to_floats(used.x), **used.given) if is_pixels(used.x) else used
-
-
-def _without_unobserved(x: Tensor, mask: Tensor | None, value: float) -> Tensor:
-    """Return observations with a value where none was observed: it has no weight, and must have a finite gradient."""
-    return x if mask is None else x.masked_fill(~mask, value)
-
-
-# What stands where no value was observed: a value that nearly every likelihood has in its support.
-_UNOBSERVED = 1.0
 
 
 def _in_svi_step() -> bool:
@@ -370,7 +361,7 @@ class GenerativeModel(_Program):
         data = Recording.of(data).to(self.device)
         x = to_floats(data.x) if is_pixels(data.x) else data.x
         given = {name: part if name == "mask" else part.to(dtype) for name, part in data.given.items()}
-        return Recording(_without_unobserved(x.to(dtype), data.mask, _UNOBSERVED), **given)
+        return Recording(Recording(x.to(dtype), data.mask).filled(), **given)
 
     def input_batches(self, data: Observations, what: str = "data", progress: bool = False) -> Iterator[Recording]:
         """Iterate over data in batches of one size, converted by :meth:`to_input` and checked by :meth:`check_support`.
@@ -405,7 +396,7 @@ class GenerativeModel(_Program):
         _check_shape(data.x, self.event_shape)
         data.check(what)
         covariates = self._checked_covariates(data.covariates)
-        x = _without_unobserved(per_exposure(data) if self.unit_interval else data.x, data.mask, _UNOBSERVED)
+        x = Recording(per_exposure(data) if self.unit_interval else data.x, data.mask).filled()
         if self.unit_interval:
             support: Any = constraints.unit_interval
             advice = "[0, 1]: scale them, or call model.initialize(data) with the training data if their range is wider"
@@ -540,14 +531,13 @@ class GenerativeModel(_Program):
         device = self.device
         if x is not None:
             data = Recording(x, mask, exposure, covariates)
-            x, mask, exposure = _without_unobserved(x, data.mask, _UNOBSERVED), data.mask, data.exposure
-            data = Recording(x, mask, exposure, covariates)
+            x, mask, exposure = data.filled(), data.mask, data.exposure
             _check_batch(x, self.event_shape, self.decoder)
             if is_validation_enabled():
                 data.check()
                 if self.unit_interval and len(x):
                     self.check_support(data, "images")
-                if not bool(data.x.isfinite().all()):
+                if not bool(x.isfinite().all()):
                     raise InputError("data hold NaN or infinite values: give mask=, True where a value was observed")
             if self._trains():
                 self._initialize(data, again=False)
@@ -791,7 +781,7 @@ class AmortizedGuide(_Program):
         self._check_covariates(covariates)
         data = self._read(Recording(x, mask, exposure, covariates))
         with self._network_precision(x):
-            h = encoder(_without_unobserved(data.x, data.mask, _UNOBSERVED), **data.given)
+            h = encoder(data.filled(), **data.given)
         if h.shape != (x.shape[0], self.heads, self.latents):
             raise InputError(
                 f"the encoder's output has shape {tuple(h.shape)}: {type(self).__name__} needs (batch, {self.heads}, "

@@ -93,7 +93,7 @@ def _mean_over_observations(gradients: Sequence[Tensor]) -> Tensor:
 def _negative_log_likelihood(model: GenerativeModel, z: Tensor, x: Batch) -> Tensor:
     """Return -log p(x | z) of each observation, (B,)."""
     batch = Recording.of(x)
-    return -model.observation(z, **batch.given).log_prob(batch.filled(1))  # a value with a finite gradient
+    return -model.observation(z, **batch.given).log_prob(batch.filled())  # a value with a finite gradient
 
 
 @torch.enable_grad()

@@ -142,7 +142,7 @@ class _Standardize(nn.Module):
     def initialize(self, data: Recording) -> None:
         if data.exposure is not None:
             self.mean_exposure = data.mean_exposure
-        mean, deviation = moments(self._read(data.filled(1), data.exposure), self.dims, data.mask)
+        mean, deviation = moments(self._read(data.filled(), data.exposure), self.dims, data.mask)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp_min(_MIN_COUNT_DEVIATION) if self.discrete else divisors(mean, deviation))
 

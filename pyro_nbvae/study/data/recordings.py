@@ -75,16 +75,9 @@ def _checked_counts(path: Path, counts: np.ndarray, mask: Tensor | None) -> Tens
     )
 
 
-class MissingError(InputError):
-    """Some trials have no value."""
-
-
 def _optional(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray | None:
     """Return an array with one value for each trial, None if there is none or some are missing."""
-    try:
-        return _of_trials(path, name, arrays, number) if name in arrays else None
-    except MissingError:
-        return None
+    return _of_trials(path, name, arrays, number) if name in arrays and not pd.isna(arrays[name]).any() else None
 
 
 def _of_trials(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray:
@@ -97,7 +90,7 @@ def _of_trials(path: Path, name: str, arrays: Mapping[str, np.ndarray], number: 
         raise InputError(f"{path}: {name} has shape {array.shape}: expected ({number},), one for each trial")
     missing = pd.isna(array)
     if missing.any():
-        raise MissingError(
+        raise InputError(
             f"{path}: {name} has {missing.sum()} missing values, the first of trial {missing.argmax()}: fill them, or "
             "leave these trials out"
         )

@@ -415,7 +415,9 @@ class GenerativeModel(_Program):
                 "(Bernoulli needs 0 and 1, such as pixels > 127; the likelihoods of counts need counts)"
             )
         if support is not None and not bool(support.check(x).all()):
-            raise InputError(f"{what} lie in [{float(x.min()):.3g}, {float(x.max()):.3g}] and not in {advice}")
+            seen = x if data.mask is None else x[data.mask.expand(x.shape)]
+            what += " per exposure" if self.unit_interval and data.exposure is not None else ""
+            raise InputError(f"{what} lie in [{float(seen.min()):.3g}, {float(seen.max()):.3g}] and not in {advice}")
 
     def _checked_covariates(self, covariates: Tensor | None) -> Tensor | None:
         """Raise InputError unless there are as many covariates as the model has."""

@@ -303,6 +303,9 @@ def test_parts_of_a_recording_go_together():
     torch.testing.assert_close(model.generate(4, exposure=0.1)[1], 0.1 * whole)
     with pytest.raises(InputError, match="exposures must be positive and finite, got -1 to 4"):
         model.check_support(Recording(x, exposure=torch.tensor([1.0, -1, 3, 4])))
+    unlike = torch.tensor([[[-3.0, math.nan, -8], [-2, -5, 9]]])  # the range in the message is of what was observed
+    with pytest.raises(InputError, match=r"lie in \[-5, -2\] and not in the support of Poisson"):
+        model.check_support(Recording(unlike, mask=torch.tensor([[[True, False, False], [True, True, False]]])))
 
 
 def test_encodings_and_predictions_are_of_the_posterior():

@@ -42,7 +42,7 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return take
 
 
-_KEPT = "what was finished is kept; training goes on with the same command (nbvae train: and --resume)"
+_KEPT = "what was finished is kept; the same command goes on from there (nbvae train with --resume)"
 # Seconds after SIGTERM in which contexts are closed; then the process ends in any case.
 GRACE = 10.0
 

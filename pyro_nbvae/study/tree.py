@@ -384,7 +384,7 @@ class Reading:
     """How a file of the user's own is read."""
 
     labels: str = "labels"
-    """array of a .npz file, or column of a .h5ad or .csv file, that has the labels"""
+    """array of a .npz file, or column of a .h5ad, .csv or .tsv file, that has the labels"""
     group: str | None = None
     """array, or column, whose groups are never divided between training and held-out data, such as session. Default:
     trial, if the data have it"""

@@ -514,18 +514,20 @@ def test_validation_has_about_as_many_of_each_label(tmp_path, order):
         assert ((counts - expected).abs() < 4.5 * expected**0.5 + 1).all()
 
 
-def test_validation_does_not_divide_groups(tmp_path):
+@pytest.mark.parametrize("folds, number, validated", [(10, 30, 2), (4, 4, 1)])
+def test_validation_does_not_divide_groups(folds, number, validated, tmp_path):
+    """A tenth of many groups validates, or one of a few sessions."""
     rng = np.random.default_rng(0)
-    trial = np.repeat(np.arange(30), 4)
+    trial = np.repeat(np.arange(number), 120 // number)
     arrays = {"counts": rng.poisson(2.0, (120, 3)), "trial": trial, "covariates": trial[:, None].astype(float)}
     np.savez(tmp_path / "rows.npz", **arrays)
     config = configure("CMP", data=str(tmp_path / "rows.npz"), likelihood="poisson", condition="covariates", latents=2)
-    config = replace(config, validate=True, encoder="linear", decoder="linear", epochs=1, device="cpu")
+    config = replace(config, validate=True, encoder="linear", decoder="linear", epochs=1, device="cpu", folds=folds)
     data = load_data(config)
     config = resolve(config, data.event_shape, data)
     trainer = Trainer(Run(tmp_path / "run"), config, data, torch.device("cpu"), Processes())
     parts = [set(part.covariates[:, 0].tolist()) for part in (trainer.train_set, trainer.validation_set)]
-    assert not parts[0] & parts[1] and parts[1]
+    assert not parts[0] & parts[1] and len(parts[1]) == validated  # of 27 groups, or of 3
 
 
 def test_the_seconds_of_a_step_are_of_the_steps_that_were_made(tmp_path):

@@ -731,9 +731,9 @@ def test_observations_that_were_trained_on_are_not_held_out_later(noise, tmp_pat
     assert len(numbers(validated)) == 2
 
 
-def test_a_tenth_of_too_few(noise, tmp_path):
-    with pytest.raises(InputError, match="validation needs at least 10 training observations, got 9"):
-        train(overfitting(train_size=9, validate=True), tmp_path / "run", progress=False)
+def test_a_part_of_too_few(noise, tmp_path):
+    with pytest.raises(InputError, match="--validate and --patience need at least two training observations, got 1"):
+        train(overfitting(train_size=1, validate=True), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

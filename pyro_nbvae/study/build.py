@@ -34,18 +34,20 @@ def steps_per_epoch(observations: int, batch_size: int) -> int:
 def validation_rows(config: TrainConfig[Any], data: Data) -> torch.Tensor:
     """Return which of the training observations validate, bool (N,): none, or a tenth with the labels of the others.
 
+    Of groups, a tenth; of fewer than ten, one.
+
     Raises:
-        InputError: for fewer than ten, or ten groups.
+        InputError: for a single observation, or group.
     """
     number = len(data.train[: config.train_size])
     if not config.training.validated:
         return torch.zeros(number, dtype=torch.bool)
     labels, groups = (None if part is None else part[:number].numpy() for part in (data.train_labels, data.groups[0]))
     there = number if groups is None else len(np.unique(groups))
-    if there < VALIDATED:
+    if there < 2:
         what = "observations" if groups is None else "groups"
-        raise InputError(f"validation needs at least {VALIDATED} training {what}, got {there}")
-    return torch.from_numpy(fold_of(number, Reading(folds=VALIDATED), labels, groups) == 0)
+        raise InputError(f"--validate and --patience need at least two training {what}, got {there}: leave them out")
+    return torch.from_numpy(fold_of(number, Reading(folds=min(VALIDATED, there)), labels, groups) == 0)
 
 
 def load_data(

@@ -463,7 +463,8 @@ class Training:
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     """maximum gradient norm of the loss per observation. Default: 250 nats, or the paper's in squared errors"""
     validate: bool = False
-    """hold out a tenth of the training data: the checkpoint is then that of the epoch with the best objective on it"""
+    """hold out a tenth of the training data (of fewer than ten groups, one): the checkpoint is then that of the epoch
+    with the best objective on it"""
     patience: Number | None = None
     """stop after this number of epochs without a better objective on the held-out tenth; implies validate"""
     mixed_precision: bool = False

@@ -30,7 +30,7 @@ from pyro_nbvae.study.evaluation import METRICS, Evaluation, evaluate
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.recordings import names_of
-from pyro_nbvae.study.spike_plots import _linear_r2, _matched, describe_counts
+from pyro_nbvae.study.spike_plots import _linear_r2, _mark_sessions, _matched, describe_counts
 from pyro_nbvae.study.training import Trainer
 from pyro_nbvae.study.tree import Reading, replace
 
@@ -434,6 +434,14 @@ def test_reconstructions_are_at_the_exposure_of_the_observation(exposed, monkeyp
     main(["reconstruct", str(folder), "--device", "cpu"])
     assert float(drawn["reconstructions"].mean()) == pytest.approx(counts.mean(), rel=0.5)
     assert bool(drawn["originals"].isnan().any())  # nothing is shown where nothing was observed
+
+
+@pytest.mark.parametrize("session, lines", [([5, 5, 5, 2, 2, 7], [2.5, 4.5]), ([5, 2, 7, 5, 2, 7], []), ([1] * 6, [])])
+def test_lines_are_between_sessions_that_follow_each_other(session, lines, tmp_path):
+    np.savez(tmp_path / "r.npz", counts=np.ones((6, 2), int), session=session)
+    axes = Figure().subplots()
+    _mark_sessions(axes, load(str(tmp_path / "r.npz"), reading=Reading(whole=True)))
+    assert [line.get_xdata()[0] for line in axes.lines] == lines
 
 
 def test_data_without_the_exposure_of_the_training_are_refused(exposed, tmp_path, capsys):

@@ -208,9 +208,13 @@ def _of_latents(data: Data, latents: Latents, title: str) -> Figure:
 
 
 def _mark_sessions(axes: Axes, data: Data) -> None:
+    """Draw a line between sessions that follow each other; of sessions that alternate every trial would have one."""
     session = data.sessions[0]
-    if session is not None:
-        for at in (session[1:] != session[:-1]).nonzero().flatten().tolist():
+    if session is None:
+        return
+    changes = (session[1:] != session[:-1]).nonzero().flatten().tolist()
+    if len(changes) < len(session.unique()):
+        for at in changes:
             axes.axvline(at + 0.5, color="gray", linewidth=0.6)
 
 

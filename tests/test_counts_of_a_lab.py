@@ -83,6 +83,7 @@ def test_counts_are_read_with_what_is_known_of_them(file):
         ({"counts": np.ones(20, int)}, r"expected whole numbers of shape \(trials, neurons\)"),
         ({"counts": np.full((20, 3), np.nan)}, r"60 such values\): give the array mask"),
         ({"mask": np.full((20, 3), 2)}, "mask must be True where a count was observed"),
+        ({"mask": np.zeros((20, 3), bool)}, "mask is False for every count of the training trials: none was observed"),
         ({"mask": np.ones((20, 2), bool)}, r"mask has shape \(20, 2\) and counts \(20, 3\)"),
         ({"exposure": np.zeros(20)}, "exposure must be positive and finite, got 0"),
         ({"exposure": np.ones(3)}, r"exposure has shape \(3,\)"),
@@ -96,6 +97,12 @@ def test_wrong_arrays_end_with_one_line(file, changes, message):
     with pytest.raises(InputError, match=message) as error:
         load(file(**{"counts": np.ones((20, 3), int), **changes}))
     assert "\n" not in str(error.value) and "recording.npz" in str(error.value)
+
+
+def test_held_out_trials_of_which_nothing_was_observed(file):
+    held_out = fold_of(20, Reading()) == 0
+    with pytest.raises(InputError, match="every count of the held-out trials"):
+        load(file(counts=np.ones((20, 3), int), mask=~held_out))
 
 
 def test_names_that_a_file_lacks_are_told(file):

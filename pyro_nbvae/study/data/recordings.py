@@ -152,9 +152,11 @@ def split_counts(path: Path, arrays: Mapping[str, np.ndarray], reading: Reading)
     session = _optional(path, "session", arrays, number)
     sessions = None if session is None else torch.from_numpy(_codes(session))
     whole = {name: part.expand(number, *part.shape[1:]) for name, part in given.items()}
-    for chosen in (~held_out, held_out):
+    for which, chosen in (("training", ~held_out), ("held-out", held_out)):
         at = torch.from_numpy(chosen)
         own = {name: part[at] for name, part in whole.items()}
+        if chosen.any() and "mask" in own and not own["mask"].any():
+            raise InputError(f"{path}: mask is False for every count of the {which} trials: none was observed")
         parts.append(
             (x[at], None if labels is None else labels[chosen], own, None if sessions is None else sessions[at])
         )

@@ -20,6 +20,7 @@ from pyro_nbvae.study.data import Data, describe, load
 from pyro_nbvae.study.evaluation import evaluate
 from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.generation import generate, reconstruct
+from pyro_nbvae.study.recordings import encode_run
 from pyro_nbvae.study.training import train
 from pyro_nbvae.study.tree import Reading
 
@@ -725,6 +726,10 @@ def test_every_command_takes_the_new_place_of_the_data(moved, capsys):
         main([*words, "--data", str(new)])
         assert str(run.folder) in capsys.readouterr().out
     assert evaluate(run, samples=4, importance_samples=0, progress=False, data_path=str(new))["fid_c"] is not None
+    with pytest.raises(InputError, match=r"old any more: .* encode and predict: after the run"):
+        encode_run(run, device="cpu")
+    with np.load(encode_run(run, data=str(new), device="cpu")) as arrays:
+        assert 0 < arrays["held_out"].sum() < len(arrays["mean"])  # known by their content
 
 
 def test_a_run_is_resumed_with_data_that_have_moved(moved):

@@ -20,9 +20,10 @@ from pyro_nbvae.networks.outputs import Decoder
 def check_image_shape(event_shape: tuple[int, ...], min_side: int = 1) -> None:
     """Raise InputError, a ValueError, unless a shape is (channels, height, width), with a minimum side."""
     if len(event_shape) != 3 or min(event_shape[1:]) < min_side:
+        sides = f" with at least {min_side} pixels a side" if min_side > 1 else ""
         raise InputError(
-            f"conv networks need observations of shape (channels, height, width) with at least {min_side} pixels a "
-            f"side, got {tuple(event_shape)}: use mlp, linear or a module of your own"
+            f"conv networks need observations of shape (channels, height, width){sides}, got {tuple(event_shape)}: use "
+            "mlp, linear or a module of your own"
         )
 
 

@@ -349,16 +349,23 @@ class Run:
         Raises:
             InputError: as :func:`~pyro_nbvae.study.data.load` and :meth:`check_data`.
         """
-        config, _ = self.config()
-        name = data_path or config.data
-        if not data_path and name not in SOURCES and not expanded(name).exists():
-            raise InputError(
-                f"the data of {self.folder} are not at {name} any more: give their new place with --data (if it is a "
-                "registered name, --import its module)"
-            )
-        data = load_data(config, name, data_root)
+        data = load_data(self.config()[0], data_path or self.data_place(), data_root)
         self.check_data(state, data)
         return data
+
+    def data_place(self) -> str:
+        """Return where the data were that the run was trained on.
+
+        Raises:
+            InputError: if nothing is there.
+        """
+        name = self.config()[0].data
+        if name not in SOURCES and not expanded(name).exists():
+            raise InputError(
+                f"the data of {self.folder} are not at {name} any more: give their new place with --data (nbvae encode "
+                "and predict: after the run), or --import the module that registers them"
+            )
+        return name
 
     def unfinished(self) -> str | None:
         """Return how to finish a run that trained fewer epochs than it was told to, else None."""

@@ -23,13 +23,14 @@ from pyro_nbvae.study.tree import TrainConfig
 from pyro_nbvae.vae import GenerativeModel
 
 
-def _whole(config: TrainConfig[Any], data: str | None, data_root: str | None) -> Data:
+def _whole(run: Run, data: str | None, data_root: str | None) -> Data:
     """Return all observations of the data of a run, or of other data, in their order.
 
     Raises:
         InputError: for data with an exposure if those of the training had none, or without if they had one.
     """
-    found = load_data(config, data, data_root, whole=True)
+    config, _ = run.config()
+    found = load_data(config, data or run.data_place(), data_root, whole=True)
     there, here = "exposure" in config.given, "exposure" in found.train_given
     if there != here:
         which, other = ("no exposure", "have one") if there else ("an exposure", "have none")
@@ -106,7 +107,7 @@ def encode_run(
     state = run.read_checkpoint()
     path = target(run, out, "latents.npz", ".h5ad")
     config, model, guide = run.load_from(state, device)
-    whole, held_out = _whole(config, data, data_root), _held_out(run, state, data, data_root)
+    whole, held_out = _whole(run, data, data_root), _held_out(run, state, data, data_root)
     if path.suffix == ".h5ad" and Path(whole.name).suffix != ".h5ad":
         raise InputError(f"--out {path}: only data in .h5ad give .h5ad, got {whole.name}: choose a .npz file")
     found = encode(model, guide, whole.training, seed=seed, progress=True)
@@ -182,8 +183,8 @@ def predict_run(
     check_number("--samples", samples, 2, 100_000)
     state = run.read_checkpoint()
     path = target(run, out, "predictions.npz")
-    config, model, guide = run.load_from(state, device)
-    whole, held_out = _whole(config, data, data_root).training, _held_out(run, state, data, data_root)
+    _, model, guide = run.load_from(state, device)
+    whole, held_out = _whole(run, data, data_root).training, _held_out(run, state, data, data_root)
     found = predict(model, guide, whole, samples=samples, level=level, seed=seed, progress=True)
     never = state["never_observed"]
     found = Prediction(*(part.masked_fill(never, math.nan) for part in (found.mean, found.low, found.high)))

@@ -18,7 +18,7 @@ import pyro_nbvae
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.experiments.spikes import check_data
 from pyro_nbvae.experiments.spikes import main as spikes_experiment
-from pyro_nbvae.metrics import Score
+from pyro_nbvae.metrics import Score, held_out
 from pyro_nbvae.metrics.spikes import relative_to_null
 from pyro_nbvae.study import generation, spike_plots
 from pyro_nbvae.study.build import load_data, resolve
@@ -151,6 +151,10 @@ def test_rows_of_a_trial_count_once_in_standard_errors(tmp_path):
     each = Score(*(t.reshape(4, 10).sum(1) for t in (rows.nats, rows.spikes)))
     assert (this.bits.bits, this.bits.over_trials) == pytest.approx((each.bits, each.over_trials))
     assert rows.over_trials < 0.7 * each.over_trials
+    of_trials = this.bounds.reshape(4, 10).mean(1)
+    assert this.bound[1] == pytest.approx(float(of_trials.std()) / 2)
+    kl = held_out(this.model, this.guide, this.test[::10], seed=this.seed)  # each row of a trial has the same
+    assert this.held_out.kl_error == pytest.approx(kl.kl_error)
 
 
 def test_blocks_are_the_last_trials_of_each_label():

@@ -13,6 +13,7 @@ from pyro_nbvae.metrics.dispersion import (
     poisson_log_mass,
 )
 from pyro_nbvae.metrics.distances import distances, reference_statistics
+from pyro_nbvae.metrics.errors import standard_error
 from pyro_nbvae.metrics.features import ClassifierFeatures, Features, InceptionFeatures
 from pyro_nbvae.metrics.gradients import GradientError, GradientMoments, gradient_errors, gradient_moments
 from pyro_nbvae.metrics.held_out import HeldOut, fano_factor, held_out
@@ -53,5 +54,6 @@ __all__ = [
     "psth_r2",
     "reference_statistics",
     "represent",
+    "standard_error",
     "unit_information",
 ]

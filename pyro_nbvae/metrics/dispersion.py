@@ -18,6 +18,7 @@ from pyro_nbvae.batching import Batch, Recording
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.likelihoods import ConwayMaxwellPoisson, CountLikelihood, NegativeBinomial, fit_dispersion
+from pyro_nbvae.metrics.errors import standard_error
 
 # Pseudo-observations with which a condition's mean is moved towards that of all conditions.
 _PSEUDO = 1.0
@@ -50,11 +51,8 @@ class Score:
 
     def _error(self, dim: int) -> float:
         nats, spikes = (t.movedim(dim, 0).reshape(t.shape[dim], -1).sum(1) for t in (self.nats, self.spikes))
-        number = len(nats)
-        if number < 2 or not float(spikes.sum()):
-            return math.nan
-        residual = nats - nats.sum() / spikes.sum() * spikes
-        return math.sqrt(number / (number - 1) * float(residual.square().sum())) / float(spikes.sum()) / math.log(2)
+        error = standard_error(nats, spikes)
+        return math.nan if error is None else error / math.log(2)
 
     @property
     def over_trials(self) -> float:

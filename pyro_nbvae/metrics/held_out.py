@@ -6,7 +6,6 @@ prior and posterior, whatever KL the pair was trained with. If none is registere
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.distributions.tilted import Tilted
 from pyro_nbvae.infer.elbo import NoKLError, log_mass, registered_kl
+from pyro_nbvae.metrics.errors import standard_error
 from pyro_nbvae.metrics.information import OBSERVATIONS, unit_information
 from pyro_nbvae.vae import AmortizedGuide, GenerativeModel, evaluating
 
@@ -38,7 +38,7 @@ SSIM_MARGIN = 5
 class HeldOut:
     """Results on held-out data, from one sample of the posterior per observation (integer counts).
 
-    Standard errors are those of means over observations, and None for a single observation.
+    Standard errors are those of means over observations, or over groups of them, and None for a single one.
 
     Attributes:
         log_likelihood: log p(x | z) in nats, per observation.
@@ -208,13 +208,15 @@ class _Values:
     def sum(self, name: str) -> Tensor:
         return self.of[name][0]
 
-    def mean(self, name: str, scale: float = 1.0) -> tuple[float | None, float | None]:
-        """Return the mean over observations and its standard error, times ``scale``; None if there is none."""
+    def mean(
+        self, name: str, groups: Tensor | None = None, per: Tensor | None = None
+    ) -> tuple[float | None, float | None]:
+        """Return the mean over observations, or the ratio to ``per``, and its standard error; None if there is none."""
         if name not in self.of:
             return None, None
-        values = scale * torch.cat(self.of[name])
-        error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-        return float(values.mean()), error
+        values = torch.cat(self.of[name])
+        mean = values.mean() if per is None else values.sum() / per.sum().clamp_min(1)
+        return float(mean), standard_error(values, per, groups)
 
 
 def _similarity(x: Tensor) -> StructuralSimilarityIndexMeasure | None:
@@ -233,6 +235,7 @@ def held_out(
     data: Observations,
     *,
     units: bool = True,
+    groups: Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> HeldOut:
@@ -244,6 +247,8 @@ def held_out(
             :class:`~pyro_nbvae.batching.Recording`, or a DataLoader, of which a batch is such a tensor or recording, or
             a tuple whose first element is a tensor. The batches do not affect the result.
         units: whether to compute the information and the posterior moments of the units, which may take seconds.
+        groups: the group of each observation, (N,), such as its trial: standard errors are those over groups. Default:
+            over observations.
         seed: random seed.
         progress: show a progress bar.
 
@@ -251,7 +256,8 @@ def held_out(
         The results.
 
     Raises:
-        InputError: for data of the wrong shape, without an observation or outside the likelihood's support.
+        InputError: for data of the wrong shape, without an observation or outside the likelihood's support, and for
+            groups of another number of observations.
 
     See also: docs/mathematics.md, section 6.2 (Which values are bounds).
 
@@ -265,7 +271,7 @@ def held_out(
         torch.Size([3])
     """
     values, similarity, compared = _Values(), None, RandomSubset(OBSERVATIONS)
-    number, elements = 0, 0.0
+    number = 0
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):
             if not number:
@@ -283,7 +289,7 @@ def held_out(
                 if batch.mask is not None:
                     errors = errors.masked_fill(~batch.mask, 0)
                 values.add("squared_error", errors.flatten(1).sum(1))
-                elements += float(batch.number.sum())
+                values.add("elements", batch.number)
                 if similarity is not None:
                     similarity.update(mean, batch.x)
             unit_kl, kl = _kl(q, model.prior_distribution(), z)
@@ -302,8 +308,9 @@ def held_out(
     unit_mean = values.sum("z") / number
     of_sums: dict[str, Any] = {}
     for name in ("log_likelihood", "squared_error", "kl", "elbo"):
-        of_sums[name], of_sums[f"{name}_error"] = values.mean(name)
-    of_sums["mse"], of_sums["mse_error"] = values.mean("squared_error", number / max(1.0, elements))
+        of_sums[name], of_sums[f"{name}_error"] = values.mean(name, groups)
+    elements = torch.cat(values.of["elements"]) if "elements" in values.of else None
+    of_sums["mse"], of_sums["mse_error"] = values.mean("squared_error", groups, elements)
     return HeldOut(
         **of_sums,
         ssim=None

@@ -36,6 +36,7 @@ from pyro_nbvae.metrics import (
     psth_r2,
 )
 from pyro_nbvae.metrics.distances import KID_SUBSET_SIZE
+from pyro_nbvae.metrics.errors import standard_error
 from pyro_nbvae.metrics.features import Features
 from pyro_nbvae.metrics.held_out import SSIM_MARGIN, mean_or_none
 from pyro_nbvae.metrics.latents import LABELLED, SHOTS, Representation
@@ -155,7 +156,8 @@ class Evaluation:
     @cached_property
     def held_out(self) -> HeldOut:
         """Results of one pass over the held-out data."""
-        return held_out(self.model, self.guide, self.test, seed=self.seed, progress=self.progress)
+        groups = self.data.groups[1]
+        return held_out(self.model, self.guide, self.test, groups=groups, seed=self.seed, progress=self.progress)
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -167,8 +169,7 @@ class Evaluation:
     @cached_property
     def bound(self) -> tuple[float, float | None]:
         """Importance-weighted bound in nats per observation, and its standard error."""
-        error = float(self.bounds.std()) / math.sqrt(len(self.bounds)) if len(self.bounds) > 1 else None
-        return float(self.bounds.mean()), error
+        return float(self.bounds.mean()), standard_error(self.bounds, groups=self.data.groups[1])
 
     @cached_property
     def null(self) -> Tensor:

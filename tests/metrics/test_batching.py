@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_nbvae import batching
 from pyro_nbvae.batching import RandomSubset, random_subset
 from pyro_nbvae.errors import InputError
-from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent
+from pyro_nbvae.metrics import held_out, importance_weighted_bound, represent, standard_error
 from pyro_nbvae.sampling import PosteriorSampler, fit_prior
 from pyro_nbvae.study.variants import VARIANTS
 from tests import pairs
@@ -122,3 +122,33 @@ def test_standard_errors_are_of_means_over_observations():
     assert found.kl == pytest.approx(float(kl.mean())) and found.kl_error == pytest.approx(float(kl.std()) / 20)
     assert found.mse_error == pytest.approx(found.squared_error_error / 5)
     assert held_out(model, guide, x[:1]).elbo_error is None
+
+
+def test_standard_errors_are_over_groups():
+    """Copies of an observation say nothing new: as one group they change no error of what is theirs alone."""
+    model, guide = pair()
+    x = torch.rand(60, 5)
+    single, copied = held_out(model, guide, x), x.repeat_interleave(4, 0)
+    groups = torch.arange(60).repeat_interleave(4)
+    found = held_out(model, guide, copied, groups=groups)
+    assert (found.kl, found.kl_error) == pytest.approx((single.kl, single.kl_error))
+    assert held_out(model, guide, copied).kl_error == pytest.approx(found.kl_error / 2, rel=0.02)
+    assert held_out(model, guide, copied, groups=groups * 0).kl_error is None
+    with pytest.raises(InputError, match=r"groups have shape \(60,\): expected \(240,\)"):
+        held_out(model, guide, copied, groups=torch.arange(60))
+
+
+def test_the_standard_error_is_the_deviation_of_the_estimate():
+    """Groups of unequal size that share an effect, with weights; over 600 draws."""
+    rng = np.random.default_rng(0)
+    found, errors = [], []
+    for _ in range(600):
+        groups = np.repeat(np.arange(80), rng.integers(1, 9, 80))
+        weights = rng.integers(1, 4, len(groups))
+        values = weights * (2 + rng.normal(size=80)[groups] + rng.normal(size=len(groups)))
+        found.append(values.sum() / weights.sum())
+        errors.append(standard_error(*map(torch.from_numpy, (values, weights, groups))))
+    deviation = np.std(found)
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(deviation, rel=4 / np.sqrt(2 * 600))
+    values = torch.randn(50)
+    assert standard_error(values) == pytest.approx(float(values.std()) / 50**0.5)

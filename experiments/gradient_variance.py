@@ -13,6 +13,7 @@ import tyro
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
+from pyro_nbvae.batching import random_subset
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Relaxation
 from pyro_nbvae.infer import AnalyticKL_ELBO, MonteCarloKL_ELBO
 from pyro_nbvae.metrics import gradient_moments
@@ -54,7 +55,7 @@ def main(
     folder = Run(run)
     state = folder.read_checkpoint()
     _, model, guide = folder.load_from(state, device)
-    x = model.to_input(folder.data_of(state).held_out[:images])
+    x = model.to_input(random_subset(folder.data_of(state).held_out, images))
     rows: dict[str, dict[str, object]] = {label: {"estimator": label} for label in ESTIMATORS}
     for name, temperature in tqdm([(name, t) for name in RELAXATIONS for t in TEMPERATURES], desc="relaxations"):
         guide.relaxation = RELAXATIONS[name].at(temperature)

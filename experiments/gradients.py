@@ -18,7 +18,7 @@ import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nbvae.batching import Batch
+from pyro_nbvae.batching import Batch, random_subset
 from pyro_nbvae.distributions import ArrivalTimes, GumbelSoftmax, Integer, Relaxation
 from pyro_nbvae.guides import ConwayMaxwellPoissonGuide, NegativeBinomialGuide, PoissonGuide
 from pyro_nbvae.likelihoods import Gaussian
@@ -82,7 +82,7 @@ def trained_case(folder: str, images: int, draws: int, exact_draws: int, seed: i
     run = Run(folder)
     state = run.read_checkpoint()
     config, model, guide = run.load_from(state, device)
-    x = model.to_input(run.data_of(state).held_out[:images])
+    x = model.to_input(random_subset(run.data_of(state).held_out, images))
     with evaluating(model, guide, seed):
         exact = torch.stack([gradients.unbiased_gradient(model, guide, x) for _ in range(exact_draws)])
         return rows_of(f"trained, {config.title}", model, guide, x, exact, draws)

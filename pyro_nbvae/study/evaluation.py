@@ -261,7 +261,7 @@ class Evaluation:
         Estimator and relaxation are those of the run. None if the noise is so large that this many draws do not show
         the signal.
         """
-        x = self.model.to_input(self.test[:GRADIENT_BATCH])
+        x = self.model.to_input(random_subset(self.test, GRADIENT_BATCH))
         moments = gradient_moments(self.elbo, self.model, self.guide, x, GRADIENT_DRAWS, seed=self.seed)
         seen = moments.squared_norm > 2 * moments.variance / GRADIENT_DRAWS
         return moments.variance / moments.squared_norm if seen else None

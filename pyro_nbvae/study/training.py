@@ -496,7 +496,7 @@ class Trainer:
         if not all(bool(p.isfinite().all()) for module in modules for p in module.state_dict().values()):
             raise self.diverged(epoch, "parameters are not finite")
         with self.finite(epoch), evaluating(self.model, self.guide, self.config.seed):
-            first, informing = (self.model.to_input(self.test_set[:n]) for n in (DISPERSED, INFORMED))
+            first, informing = (self.model.to_input(random_subset(self.test_set, n)) for n in (DISPERSED, INFORMED))
             check_families(self.model, self.guide, first[:8])
             fano = fano_factor(self.guide.posterior(first.x, **first.given))
             informed = unit_information(self.guide, informing)

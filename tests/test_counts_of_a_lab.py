@@ -18,7 +18,7 @@ import pyro_nbvae
 from pyro_nbvae.errors import InputError
 from pyro_nbvae.experiments.spikes import check_data
 from pyro_nbvae.experiments.spikes import main as spikes_experiment
-from pyro_nbvae.metrics import Score, held_out
+from pyro_nbvae.metrics import Score, fano_factor, held_out
 from pyro_nbvae.metrics.spikes import relative_to_null
 from pyro_nbvae.study import generation, spike_plots
 from pyro_nbvae.study.build import load_data, resolve
@@ -31,7 +31,7 @@ from pyro_nbvae.study.folder import Run
 from pyro_nbvae.study.processes import Processes
 from pyro_nbvae.study.recordings import names_of
 from pyro_nbvae.study.spike_plots import _linear_r2, _mark_sessions, _matched, describe_counts
-from pyro_nbvae.study.training import Trainer
+from pyro_nbvae.study.training import DISPERSED, Trainer
 from pyro_nbvae.study.tree import Reading, replace
 
 
@@ -547,6 +547,24 @@ def test_validation_does_not_divide_groups(folds, number, validated, tmp_path):
     trainer = Trainer(Run(tmp_path / "run"), config, data, torch.device("cpu"), Processes())
     parts = [set(part.covariates[:, 0].tolist()) for part in (trainer.train_set, trainer.validation_set)]
     assert not parts[0] & parts[1] and len(parts[1]) == validated  # of 27 groups, or of 3
+
+
+def test_the_log_is_not_of_the_first_condition(tmp_path):
+    """Held-out trials in the order of two conditions, whose posteriors have other Fano factors."""
+    rate = np.repeat([0.1, 300.0], 400)
+    counts = np.random.default_rng(0).poisson(rate[:, None], (800, 3))
+    np.savez(tmp_path / "split.npz", train=counts, test=counts)
+    config = configure("EX-C", data=str(tmp_path / "split.npz"), likelihood="poisson", latents=2)
+    config = replace(config, encoder="linear", decoder="linear", epochs=1, device="cpu")
+    data = load_data(config)
+    trainer = Trainer(
+        Run(tmp_path / "run"), resolve(config, data.event_shape, data), data, torch.device("cpu"), Processes()
+    )
+    with torch.no_grad():
+        every = fano_factor(trainer.guide.posterior(trainer.model.to_input(data.held_out).x))
+    error = float(every.std()) / DISPERSED**0.5
+    assert abs(float(every[:DISPERSED].mean() - every.mean())) > 6 * error
+    assert abs(trainer.tested(0)["test_fano"] - float(every.mean())) < 4 * error
 
 
 def test_the_seconds_of_a_step_are_of_the_steps_that_were_made(tmp_path):

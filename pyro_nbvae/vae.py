@@ -826,6 +826,8 @@ class AmortizedGuide(_Program):
             x: observations (B, *event_shape).
             mask, exposure, covariates: as :class:`~pyro_nbvae.batching.Recording`.
         """
+        if torch.jit.is_tracing():  # a trace holds for one batch size: a batch of one would broadcast to it
+            x = x.reshape(len(x), *self.event_shape)
         data = Recording(x, mask, exposure, covariates)
         self._check_covariates(covariates)
         if self._trains():

@@ -108,6 +108,19 @@ def test_traced_losses_refuse_another_relaxation(name):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("name", ["G-VAE", "P-VAE"])
+def test_traced_losses_refuse_another_batch_size(name, size):
+    """Also a single observation, which would broadcast to as many as were traced."""
+    model, guide = pair(name)
+    with pyro.get_param_store().scope():
+        loss = JitTrace_ELBO(ignore_jit_warnings=True)
+        loss.loss_and_grads(model, guide, torch.rand(6, 5))
+        with pytest.raises(RuntimeError, match=r"shape '\[6, 5\]' is invalid"):
+            loss.loss_and_grads(model, guide, torch.rand(size, 5))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_traced_losses_follow_a_reparametriser():
     def program():
         z = pyro.sample("z", dist.Poisson(torch.tensor(3.0)))

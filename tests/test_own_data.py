@@ -488,6 +488,7 @@ def test_columns_that_options_name_are_labels_and_groups(name, tmp_path):
     data = load(str(tmp_path / name), reading=Reading(labels="kind", group="mouse", folds=4))
     assert data.event_shape == (3,) and data.classes == ("a", "b") and len(data.test_labels) == len(data.test)
     own, other = (set(part.tolist()) for part in data.groups)
+    assert [line.rsplit(", ", 1)[1] for line in describe(data).splitlines()[1:3]] == ["9 groups", "3 groups"]
     assert not own & other and len(own | other) == 12 and len(other) == 3
     np.testing.assert_allclose(data.joined().train, x, rtol=1e-6)
 

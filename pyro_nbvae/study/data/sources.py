@@ -251,7 +251,8 @@ def describe(data: Data) -> str:
     shape = " x ".join(f"{size}{unit}" for size, unit in zip(data.event_shape, units, strict=True))
     lines = [f"{data.name}: {shape} ({kind})"]
     things, values = ("images" if data.images else "observations"), ("pixels" if pixels else "values")
-    for part, x, labels in (("train", data.train, data.train_labels), ("held out", data.test, data.test_labels)):
+    train, held_out = (data.train, data.train_labels), (data.test, data.test_labels)
+    for part, (x, labels), groups in zip(("train", "held out"), (train, held_out), data.groups, strict=True):
         recording = data.training if part == "train" else data.held_out
         numbers = to_floats(x)
         if recording.mask is not None:
@@ -268,6 +269,7 @@ def describe(data: Data) -> str:
             counts = torch.bincount(labels, minlength=len(names)).tolist()
             shown = names if len(names) <= 5 else (*names[:3], "…", names[-1])
             text += f", {len(names)} classes ({', '.join(shown)}) with {min(counts)} to {max(counts)} {things} each"
+        text += "" if groups is None else f", {len(groups.unique())} groups"
         lines.append(text)
     if data.counted:
         known = [*data.train_given, *(["session"] if data.sessions[0] is not None else [])]

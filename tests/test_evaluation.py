@@ -137,6 +137,17 @@ def test_ssim_is_torchmetrics_of_the_reconstructions():
     x, same = to_floats(images), model.observation(torch.ones(7, 8)).mean.detach()
     expected = structural_similarity_index_measure(same, x, data_range=1.0)
     assert held_out(model, guide, images).ssim == pytest.approx(float(expected), rel=1e-4)
+    # of other floats the range is that of all, in any order, or the one that is given
+    x = torch.randn(600, 1, 8, 8).mul(torch.linspace(0.1, 3, 600)[:, None, None, None]).clamp(-4, 4)
+    model.initialize(x)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+    same = model.observation(torch.ones(600, 8)).mean.detach()
+    for given, span in ((None, float(x.max() - x.min())), ((-2.0, 3.0), 5.0)):
+        expected = float(structural_similarity_index_measure(same, x, data_range=span))
+        for order in (x, x.flip(0)):
+            assert held_out(model, guide, order, limits=given).ssim == pytest.approx(expected, rel=1e-4)
 
 
 def test_metrics_of_a_run_are_what_they_say(tmp_path, monkeypatch):

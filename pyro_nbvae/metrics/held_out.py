@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nbvae.batching import Observations, RandomSubset, is_image_shape, value_kind, value_range
+from pyro_nbvae.batching import Observations, RandomSubset, Recording, is_image_shape, value_kind, value_range
 from pyro_nbvae.distributions.elementwise import double
 from pyro_nbvae.distributions.relaxed import RelaxedCount
 from pyro_nbvae.distributions.tilted import Tilted
@@ -219,13 +219,13 @@ class _Values:
         return float(mean), standard_error(values, per, groups)
 
 
-def _similarity(x: Tensor) -> StructuralSimilarityIndexMeasure | None:
-    """Return SSIM for the value range of the first batch; None if it holds counts, small images or no images."""
+def _similarity(x: Tensor, limits: tuple[float, float]) -> StructuralSimilarityIndexMeasure | None:
+    """Return SSIM for values between these limits; None for counts, small images or no images."""
     if not is_image_shape(tuple(x.shape[1:])) or min(x.shape[2:]) <= SSIM_MARGIN or value_kind(x) == "counts":
         return None
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-    low, high = value_range(x)
+    low, high = limits
     return StructuralSimilarityIndexMeasure(data_range=high - low, sync_on_compute=False).to(x.device)
 
 
@@ -236,6 +236,7 @@ def held_out(
     *,
     units: bool = True,
     groups: Tensor | None = None,
+    limits: tuple[float, float] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> HeldOut:
@@ -249,6 +250,8 @@ def held_out(
         units: whether to compute the information and the posterior moments of the units, which may take seconds.
         groups: the group of each observation, (N,), such as its trial: standard errors are those over groups. Default:
             over observations.
+        limits: the values of black and white, whose difference is the range of SSIM. Default: 0 and 1, or the smallest
+            and the largest value of data that exceed them (of a loader, of its first 500 observations).
         seed: random seed.
         progress: show a progress bar.
 
@@ -275,7 +278,8 @@ def held_out(
     with evaluating(model, guide, seed):
         for batch in model.input_batches(data, "data", progress):
             if not number:
-                similarity = None if batch.mask is not None else _similarity(batch.x)
+                seen = data.x if isinstance(data, Recording) else data if isinstance(data, Tensor) else batch.x
+                similarity = None if batch.mask is not None else _similarity(batch.x, limits or value_range(seen))
             number += len(batch)
             compared.add(batch)
             q = guide.posterior(batch.x, **batch.given)

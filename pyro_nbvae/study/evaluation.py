@@ -156,8 +156,15 @@ class Evaluation:
     @cached_property
     def held_out(self) -> HeldOut:
         """Results of one pass over the held-out data."""
-        groups = self.data.groups[1]
-        return held_out(self.model, self.guide, self.test, groups=groups, seed=self.seed, progress=self.progress)
+        return held_out(
+            self.model,
+            self.guide,
+            self.test,
+            groups=self.data.groups[1],
+            limits=self.data.limits,
+            seed=self.seed,
+            progress=self.progress,
+        )
 
     @cached_property
     def bounds(self) -> Tensor:

@@ -506,7 +506,9 @@ class Trainer:
                 z = posterior_samples(self.model, self.guide, self.test_set, LOGGED)
                 used = prior.responsibilities(z).argmax(-1).unique().numel()
         with self.finite(epoch):
-            found = held_out(self.model, self.guide, self.test_set, units=False, seed=self.config.seed)
+            found = held_out(
+                self.model, self.guide, self.test_set, units=False, limits=self.data.limits, seed=self.config.seed
+            )
             values = {f"test_{name}": getattr(found, name) for name in _HELD_OUT}
             values["test_fano"] = None if fano is None else float(fano.mean())
             values["test_active_units"] = float((informed >= COLLAPSED_NATS).sum())

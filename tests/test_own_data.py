@@ -476,6 +476,12 @@ def test_whole_data_need_no_groups(name, tmp_path):
     assert len(load(str(tmp_path / name), reading=Reading(group="mouse", whole=True)).train) == 40
 
 
+def test_a_name_with_line_breaks_ends_with_one_line():
+    with pytest.raises(InputError, match=r"^--labels 'a.x1e.r' is not used: .*; leave it out$") as error:
+        load("digits", reading=Reading(labels="a\x1e\r"))
+    assert len(str(error.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["t.csv", "one.npz"])
 def test_columns_that_options_name_are_labels_and_groups(name, tmp_path):
     """Rows of a group stay together, and neither column is data."""

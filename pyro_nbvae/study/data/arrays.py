@@ -76,7 +76,8 @@ def check_read(what: str, reading: Reading, *used: str) -> None:
     for name in ("labels", "group", "folds", "fold", "split"):
         given = getattr(reading, name)
         if name not in used and given != getattr(DEFAULT_READING, name) and not reading.whole:
-            raise InputError(f"--{name} {given} is not used: {what}; leave it out")
+            shown = given if str(given).isprintable() else repr(given)
+            raise InputError(f"--{name} {shown} is not used: {what}; leave it out")
 
 
 def column_of(path: Path, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
